@@ -1,0 +1,76 @@
+/* See log.h. */
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/plat.h"
+
+static enum log_level level = LOG_INFO;
+
+void log_set_level(enum log_level l) { level = l; }
+
+static void log_line(const char *head, const char *fmt, va_list ap)
+{
+    char line[2000];
+    vsnprintf(line, sizeof line, fmt, ap);
+    fprintf(stderr, "llava: %s%s\n", head, line); /* one call: lines of several threads do not mix */
+}
+
+#define LOG_FN(name, min, head)              \
+    void name(const char *fmt, ...)          \
+    {                                        \
+        if (level < (min)) return;           \
+        va_list ap;                          \
+        va_start(ap, fmt);                   \
+        log_line(head, fmt, ap);             \
+        va_end(ap);                          \
+    }
+LOG_FN(log_debug, LOG_DEBUG, "")
+LOG_FN(log_info, LOG_INFO, "")
+LOG_FN(log_warn, LOG_QUIET, "warning: ")
+
+void progress_begin(struct progress *p, const char *what, const char *unit, int64_t total)
+{
+    double now = plat_now_s();
+    *p = (struct progress){ what, unit, 0, total, now, now, isatty(STDERR_FILENO) != 0, false };
+}
+
+static void progress_draw(struct progress *p, double now)
+{
+    bool bytes = !strcmp(p->unit, "B");
+    double k = bytes ? 1e-6 : 1, rate = (double)p->done * k / (now - p->start_s + 1e-9);
+    const char *unit = bytes ? "MB" : p->unit;
+    char bar[31] = "", left[40] = "";
+    if (p->total > 0) {
+        int n = (int)(30 * p->done / p->total);
+        memset(bar, '#', (size_t)n);
+        memset(bar + n, '.', (size_t)(30 - n));
+        if (rate > 0) snprintf(left, sizeof left, ", %.0f s left", (double)(p->total - p->done) * k / rate);
+    }
+    if (p->tty) fprintf(stderr, "\r\033[K%s [%s] ", p->what, bar);
+    else fprintf(stderr, "llava: %s ", p->what);
+    if (p->total > 0) fprintf(stderr, "%.0f/%.0f %s", (double)p->done * k, (double)p->total * k, unit);
+    else fprintf(stderr, "%.0f %s", (double)p->done * k, unit);
+    fprintf(stderr, " %.1f %s/s%s%s", rate, unit, p->done == p->total ? "" : left, p->tty ? "" : "\n");
+    fflush(stderr);
+    p->shown = true;
+    p->last_s = now;
+}
+
+void progress_step(struct progress *p, int64_t done)
+{
+    if (p->total > 0 && done > p->total) done = p->total;
+    p->done = done;
+    double now = plat_now_s();
+    if (level > LOG_QUIET && now - p->last_s > (p->tty ? 0.1 : 10)) progress_draw(p, now);
+}
+
+void progress_end(struct progress *p)
+{
+    if (!p->shown) return;
+    progress_draw(p, plat_now_s());
+    if (p->tty) fputc('\n', stderr);
+}

@@ -1,0 +1,101 @@
+/* See plat.h. */
+#define _GNU_SOURCE
+#include "base/plat.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+double plat_now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *env_get(enum env_name name)
+{
+    static const char *const names[] = {
+#define XX(name, text) #name,
+        ENV_MAP(XX)
+#undef XX
+    };
+    const char *v = getenv(names[name]);
+    return v && *v ? v : NULL;
+}
+
+bool env_flag(enum env_name name)
+{
+    const char *v = env_get(name);
+    return v && (!strcmp(v, "1") || !strcasecmp(v, "true") || !strcasecmp(v, "yes") || !strcasecmp(v, "on"));
+}
+
+/* Cores that a cgroup v2 quota allows, rounded up; `most` where there is none. */
+static int quota_cores(int most)
+{
+    long quota = 0, period = 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (!f) return most;
+    int got = fscanf(f, "%ld %ld", &quota, &period);
+    fclose(f);
+    if (got != 2 || period <= 0) return most;
+    long n = (quota + period - 1) / period;
+    return n < 1 ? 1 : n < most ? (int)n : most;
+}
+
+static void *wait_on(void *gate)
+{
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* RLIMIT_NPROC counts threads of all of a user's processes, so the only way to know is to try. */
+static int startable_threads(int want)
+{
+    enum { MOST = 256 };
+    if (want > MOST) want = MOST;
+    pthread_t t[MOST];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&gate);
+    int n = 1;
+    while (n < want && !pthread_create(&t[n], NULL, wait_on, &gate)) n++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 1; i < n; i++) pthread_join(t[i], NULL);
+    return n == want ? n : n > 2 ? n / 2 : 1; /* cut short: leave the rest of the limit to others */
+}
+
+int plat_threads(void)
+{
+    static int cached;
+    if (cached) return cached;
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    n = quota_cores(n);
+    const char *omp = env_get(ENV_OMP_NUM_THREADS);
+    if (omp && atoi(omp) > 0 && atoi(omp) < n) n = atoi(omp);
+    return cached = startable_threads(n);
+}
+
+size_t plat_memory_total(void)
+{
+    size_t ram = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    unsigned long long limit;
+    FILE *f = fopen("/sys/fs/cgroup/memory.max", "r");
+    if (!f) return ram;
+    if (fscanf(f, "%llu", &limit) == 1 && limit < ram) ram = (size_t)limit;
+    fclose(f);
+    return ram;
+}
+
+size_t plat_memory_peak(void)
+{
+    struct rusage u;
+    return getrusage(RUSAGE_SELF, &u) == 0 ? (size_t)u.ru_maxrss * 1024 : 0;
+}

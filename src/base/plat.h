@@ -1,0 +1,32 @@
+/* The machine: clock, cores, memory, environment. The only file that reads the environment. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+double plat_now_s(void); /* monotonic, seconds */
+
+/* Threads that kernels should use: the cores this process may run on, less where a container's CPU quota or the limit
+ * on processes (RLIMIT_NPROC, 64 on some clusters) leaves fewer, or where OMP_NUM_THREADS asks for fewer. At least 1. */
+int plat_threads(void);
+
+size_t plat_memory_total(void); /* bytes of RAM, or the container's limit where that is smaller */
+size_t plat_memory_peak(void);  /* high-water resident bytes of this process */
+
+/* The environment names that mean something to this program; `llava env` prints them. */
+#define ENV_MAP(XX)                                                                        \
+    XX(HF_HOME, "folder of the Hugging Face cache (default ~/.cache/huggingface)")         \
+    XX(HF_ENDPOINT, "address of the hub or of a mirror (default https://huggingface.co)")  \
+    XX(HF_TOKEN, "access token for gated models")                                          \
+    XX(HF_HUB_OFFLINE, "1: never touch the network")                                       \
+    XX(OMP_NUM_THREADS, "most threads that kernels use")                                   \
+    XX(LLAVA_CPU, "best instruction set that kernels may use: ref, avx2 or avx512")        \
+    XX(HOME, "where ~ is")
+enum env_name {
+#define XX(name, text) ENV_##name,
+    ENV_MAP(XX)
+#undef XX
+    N_ENV
+};
+const char *env_get(enum env_name name); /* NULL when not set or empty; valid for the life of the process */
+bool env_flag(enum env_name name);       /* 1, true, yes, on */
