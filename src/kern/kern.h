@@ -1,0 +1,127 @@
+/* THE KERNEL TABLE: every computation of the program, one pointer and one contract each.
+ *
+ * `ref` (plain C, any float type, sums in `real`) is complete and is the contract; a backend starts from its copy and
+ * overrides what it does faster. Model and op code never see a backend; only `run` and `train` choose one.
+ *
+ * Letters: T tokens (rows), C width, I,O in and out of a linear, H heads, K key/value heads, D head size, F feed-forward
+ * width, V vocabulary, S rows of a key/value store. All tensors are row-major and contiguous; [.., C] may be seen as
+ * rows of C (tensor_rows, tensor_cols).
+ *
+ * For every kernel:
+ *  - activations (x, y, dx, dy, ...) are all of one type, "act": F32; `ref` also takes F64, BF16 and F16;
+ *  - weights w are any float type and may differ from act; norms' w and biases too; gradients of weights are act or F32;
+ *  - indices and positions are I32, statistics (rstd, mean, lse, loss) are act or F32;
+ *  - gradients accumulate (+=); a gradient with p == NULL is not wanted. No exceptions;
+ *  - it allocates nothing (scratch comes from kctx and is given back), keeps no state, and gives the same bits for the
+ *    same input and the same number of threads;
+ *  - shapes are checked by the op that calls it, so a wrong one here is a bug.
+ */
+#pragma once
+#include "base/arena.h"
+#include "tensor/tensor.h"
+
+/* What a kernel may use besides its arguments. */
+struct kctx {
+    struct arena *scratch; /* rewound by the kernel that takes from it */
+    int n_threads;
+    enum dtype product;    /* F32: matrix products are exact to f32. BF16: with bf16 weights, the other input may be
+                              rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does */
+};
+
+struct kern {
+    const char *name; /* "ref", "avx2", "avx512" */
+
+    /* ---- matrix products. w[O,I] is a weight as checkpoints store it: rows are outputs. */
+
+    /* y = x w^T + b + res.  x[T,I], y,res[T,O], b[O]; b, res may be absent; res may be y itself. Any T >= 1. */
+    void (*matmul)(struct kctx *, struct tensor y, struct tensor x, struct tensor w, struct tensor b, struct tensor res);
+    /* dx[T,I] += dy[T,O] w[O,I] */
+    void (*matmul_dx)(struct kctx *, struct tensor dx, struct tensor dy, struct tensor w);
+    /* dw[O,I] += dy[T,O]^T x[T,I];  db[O] += column sums of dy.  dw or db may be absent. */
+    void (*matmul_dw)(struct kctx *, struct tensor dw, struct tensor db, struct tensor dy, struct tensor x);
+
+    /* ---- norms over the last dimension, statistics in real; C <= 16384. y may equal x. */
+
+    /* y = w * x * rstd, rstd[T] = 1/sqrt(mean(x^2) + eps).  x,y[T,C], w[C].  arXiv:1910.07467 eq. 4 */
+    void (*rmsnorm_fwd)(struct kctx *, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w, float eps);
+    void (*rmsnorm_bwd)(struct kctx *, struct tensor dx, struct tensor dw, struct tensor dy, struct tensor x,
+                        struct tensor w, struct tensor rstd);
+    /* y = w * (x - mean) * rstd + b.  mean,rstd[T], variance without Bessel's correction.  arXiv:1607.06450 eq. 4 */
+    void (*layernorm_fwd)(struct kctx *, struct tensor y, struct tensor mean, struct tensor rstd, struct tensor x,
+                          struct tensor w, struct tensor b, float eps);
+    void (*layernorm_bwd)(struct kctx *, struct tensor dx, struct tensor dw, struct tensor db, struct tensor dy,
+                          struct tensor x, struct tensor w, struct tensor mean, struct tensor rstd);
+
+    /* ---- attention */
+
+    /* Rotates, in place, each head of x[T,H*D] by its token's position: with c = table[pos][i], s = table[pos][D/2+i],
+     * (x_i, x_{i+D/2}) becomes (x_i c - x_{i+D/2} s*dir, x_{i+D/2} c + x_i s*dir) for i < D/2.
+     * pos[T] I32; table[P,D] F32 = cos | sin; dir +1 forward, -1 undoes it (and is its own backward).
+     * arXiv:2104.09864 eq. 34 in the half-split layout of transformers' rotate_half. */
+    void (*rope)(struct kctx *, struct tensor x, struct tensor pos, struct tensor table, int dir);
+    /* y[t] = softmax(scale * q[t] k[from..to)^T) v[from..to) for every head, [from,to) = range[t].
+     * q,y[T,H*D]; k,v[S,K*D] act, F16 or BF16 (a cache); head h reads key/value head h / (H/K); range[T,2] I32 with
+     * 0 <= from < to <= S; lse[T,H] = log of the sum of exponentials, or absent. Causal, bidirectional, packed and
+     * cached attention are all just ranges. arXiv:1706.03762 eq. 1; softmax with running maximum. */
+    void (*attn_fwd)(struct kctx *, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
+                     struct tensor v, struct tensor range, int heads, float scale);
+    /* dq, dk, dv from dy. k,v are act here. */
+    void (*attn_bwd)(struct kctx *, struct tensor dq, struct tensor dk, struct tensor dv, struct tensor dy,
+                     struct tensor y, struct tensor lse, struct tensor q, struct tensor k, struct tensor v,
+                     struct tensor range, int heads, float scale);
+
+    /* ---- element by element; y may equal the (first) input in forward kernels */
+
+    /* y = silu(g) * u, silu(x) = x / (1 + e^-x).  all [T,F].  arXiv:2002.05202 eq. 6 */
+    void (*swiglu_fwd)(struct kctx *, struct tensor y, struct tensor g, struct tensor u);
+    void (*swiglu_bwd)(struct kctx *, struct tensor dg, struct tensor du, struct tensor dy, struct tensor g,
+                       struct tensor u);
+    /* y = x * Phi(x), exact (erf).  arXiv:1606.08415 */
+    void (*gelu_fwd)(struct kctx *, struct tensor y, struct tensor x);
+    void (*gelu_bwd)(struct kctx *, struct tensor dx, struct tensor dy, struct tensor x);
+    /* y = x * sigmoid(1.702 x): CLIP's "quick_gelu" */
+    void (*quick_gelu_fwd)(struct kctx *, struct tensor y, struct tensor x);
+    void (*quick_gelu_bwd)(struct kctx *, struct tensor dx, struct tensor dy, struct tensor x);
+    /* y = a + b */
+    void (*add)(struct kctx *, struct tensor y, struct tensor a, struct tensor b);
+    /* y += a * x */
+    void (*axpy)(struct kctx *, struct tensor y, struct tensor x, float a);
+    /* y = x in y's type; both float types. Same type: a copy. */
+    void (*cast)(struct kctx *, struct tensor y, struct tensor x);
+    void (*zero)(struct kctx *, struct tensor y);
+
+    /* ---- rows by index. idx[n] I32. Embedding, splicing pictures into text, key/value stores and their backwards. */
+
+    /* y[i] = x[idx[i]]; zeros where idx[i] < 0.  y[n,C] act, x[m,C] any float type */
+    void (*rows_get)(struct kctx *, struct tensor y, struct tensor x, struct tensor idx);
+    /* y[idx[i]] = x[i]; skipped where idx[i] < 0. Indices are distinct.  y[m,C] any float type, x[n,C] act */
+    void (*rows_put)(struct kctx *, struct tensor y, struct tensor idx, struct tensor x);
+    /* y[i] += x[idx[i]], nothing where idx[i] < 0 */
+    void (*rows_get_add)(struct kctx *, struct tensor y, struct tensor x, struct tensor idx);
+    /* y[idx[i]] += x[i], skipped where idx[i] < 0; indices may repeat and are added in order of i */
+    void (*rows_put_add)(struct kctx *, struct tensor y, struct tensor idx, struct tensor x);
+
+    /* ---- pictures */
+
+    /* y[n*P + r*g + c] = the p x p square at row r, column c of picture n, channels outermost: a convolution with stride
+     * = kernel = p is then a matmul with w[O, 3*p*p].  x[N,3,S,S], y[N*g*g, 3*p*p], g = S/p (a rest is dropped). */
+    void (*patchify_fwd)(struct kctx *, struct tensor y, struct tensor x, int p);
+    void (*patchify_bwd)(struct kctx *, struct tensor dx, struct tensor dy, int p);
+
+    /* ---- loss */
+
+    /* loss[t] = logsumexp(logits[t]) - logits[t, target[t]]; 0 where target[t] < 0 (ignored).
+     * logits[T,V], target[T] I32, loss[T], lse[T] kept for the backward. */
+    void (*xent_fwd)(struct kctx *, struct tensor loss, struct tensor lse, struct tensor logits, struct tensor target);
+    /* dlogits[t,v] += (softmax(logits[t])_v - [v == target[t]]) * dloss[t]; ignored rows add nothing */
+    void (*xent_bwd)(struct kctx *, struct tensor dlogits, struct tensor dloss, struct tensor logits, struct tensor lse,
+                     struct tensor target);
+};
+
+/* Complete, slow, exact; the oracle of every other backend. Compiled once with real = float and, for the gradient tests,
+ * once more with real = double. */
+extern const struct kern kern_ref;
+
+/* Fills *k for the processor this runs on: kern_ref overridden with AVX2 or AVX-512 kernels, oneDNN for large products.
+ * `isa` NULL: the best there is; "ref", "avx2", "avx512": at most that. Returns k->name. */
+const char *kern_init_cpu(struct kern *k, const char *isa);
