@@ -1,0 +1,57 @@
+/* Rotary positions and attention. */
+#include <math.h>
+
+#include "op/op.h"
+
+static void rope_bwd(struct op_ctx *o, const struct rec *r)
+{
+    OP_RUN(o, rope, tape_grad(o, r->y), r->saved[0], r->saved[1], -1);
+}
+
+/* In place, so input and output share the gradient slot: the way back turns that gradient back by the same angle. */
+struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos, struct tensor table)
+{
+    OP_CHECK(tensor_count(pos) == tensor_rows(x), x, pos);
+    OP_CHECK(tensor_cols(x) % tensor_cols(table) == 0, x, table);
+    OP_RUN(o, rope, x, pos, table, 1);
+    struct rec *r = op_record(o, rope_bwd, x);
+    if (r) {
+        r->saved[0] = pos;
+        r->saved[1] = table;
+    }
+    return x;
+}
+
+static void attention_bwd(struct op_ctx *o, const struct rec *r)
+{
+    struct tensor q = r->x[0], k = r->x[1], v = r->x[2];
+    OP_RUN(o, attn_bwd, tape_grad(o, q), tape_grad(o, k), tape_grad(o, v), tape_grad(o, r->y), r->y, r->saved[0], q, k,
+           v, r->saved[1], r->i, r->f);
+}
+
+struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v, struct tensor range,
+                           int heads)
+{
+    OP_CHECK(tensor_cols(q) % heads == 0 && tensor_same_shape(k, v), q, k);
+    OP_CHECK(tensor_rows(range) == tensor_rows(q) && tensor_cols(range) == 2, q, range);
+    int64_t head_size = tensor_cols(q) / heads;
+    OP_CHECK(tensor_cols(k) % head_size == 0 && heads % (tensor_cols(k) / head_size) == 0, q, k);
+    float scale = (float)(1 / sqrt((double)head_size));
+    bool want = q.id || k.id || v.id;
+    struct tensor y = op_new(o, want, tensor_rows(q), tensor_cols(q)), lse = { 0 };
+    if (y.id) {
+        lse = op_new(o, false, tensor_rows(q), heads);
+    }
+    OP_RUN(o, attn_fwd, y, lse, q, k, v, range, heads, scale);
+    struct rec *r = op_record(o, attention_bwd, y);
+    if (r) {
+        r->x[0] = q;
+        r->x[1] = k;
+        r->x[2] = v;
+        r->saved[0] = lse;
+        r->saved[1] = range;
+        r->i = heads;
+        r->f = scale;
+    }
+    return y;
+}

@@ -1,0 +1,69 @@
+/* linear: y = x W^T + b (+ res) (+ scale * (x A^T) B^T), forward and backward. */
+#include "op/op.h"
+
+/* dB, dA and the part of dx that goes through the adapter; u = x A^T was kept. */
+static void lora_bwd(struct op_ctx *o, const struct lora *l, struct tensor x, struct tensor u, struct tensor dy)
+{
+    struct tensor none = { 0 }, dx = tape_grad(o, x);
+    size_t mark = arena_mark(o->act);
+    struct tensor sdy = op_new(o, false, tensor_rows(dy), tensor_cols(dy));
+    struct tensor du = op_new(o, false, tensor_rows(u), tensor_cols(u));
+    OP_RUN(o, zero, sdy);
+    OP_RUN(o, axpy, sdy, dy, l->scale);
+    OP_RUN(o, zero, du);
+    OP_RUN(o, matmul_dx, du, sdy, l->b.w);
+    if (param_trains(&l->b)) OP_RUN(o, matmul_dw, l->b.g, none, sdy, u);
+    if (param_trains(&l->a)) OP_RUN(o, matmul_dw, l->a.g, none, du, x);
+    if (dx.p) OP_RUN(o, matmul_dx, dx, du, l->a.w);
+    arena_rewind(o->act, mark);
+}
+
+static void linear_bwd(struct op_ctx *o, const struct rec *r)
+{
+    const struct linear *l = r->arg;
+    struct tensor x = r->x[0], dy = tape_grad(o, r->y), dx = tape_grad(o, x), dres = tape_grad(o, r->x[1]);
+    struct tensor dw = param_grad(&l->w), db = param_grad(&l->b);
+    if (dres.p) OP_RUN(o, axpy, dres, dy, 1);
+    if (dx.p) OP_RUN(o, matmul_dx, dx, dy, l->w.w);
+    if (dw.p || db.p) OP_RUN(o, matmul_dw, dw, db, dy, x);
+    if (l->lora) lora_bwd(o, l->lora, x, r->saved[0], dy);
+}
+
+static bool linear_trains(const struct linear *l)
+{
+    return param_trains(&l->w) || param_trains(&l->b) ||
+           (l->lora && (param_trains(&l->lora->a) || param_trains(&l->lora->b)));
+}
+
+struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res)
+{
+    struct tensor w = l->w.w, none = { 0 }, u = { 0 };
+    int64_t rows = tensor_rows(x);
+    OP_CHECK(w.nd == 2 && tensor_cols(x) == w.n[1], x, w);
+    OP_CHECK(!res.p || (tensor_rows(res) == rows && tensor_cols(res) == w.n[0]), res, w);
+    struct tensor y = op_new(o, x.id || res.id || linear_trains(l), rows, w.n[0]);
+    OP_RUN(o, matmul, y, x, w, l->b.w, res);
+    if (l->lora) { /* y += B (scale * A x): the scale goes onto the small tensor, u stays as A x for the way back */
+        u = op_new(o, false, rows, l->lora->a.w.n[0]);
+        size_t mark = arena_mark(o->act);
+        struct tensor su = op_new(o, false, rows, tensor_cols(u));
+        OP_RUN(o, matmul, u, x, l->lora->a.w, none, none);
+        OP_RUN(o, zero, su);
+        OP_RUN(o, axpy, su, u, l->lora->scale);
+        OP_RUN(o, matmul, y, su, l->lora->b.w, none, y);
+        arena_rewind(o->act, mark);
+    }
+    struct rec *r = op_record(o, linear_bwd, y);
+    if (r) {
+        r->x[0] = x;
+        r->x[1] = res;
+        r->saved[0] = u;
+        r->arg = l;
+    }
+    return y;
+}
+
+struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l)
+{
+    return op_linear_add(o, x, l, (struct tensor){ 0 });
+}

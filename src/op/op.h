@@ -1,0 +1,143 @@
+/* Ops: what models are written in.
+ *
+ * An op checks shapes, takes memory for its output from the activation arena, calls one kernel and, when a tape is
+ * attached, records how to go back. Without a tape this is inference; with one it is training; nothing else changes.
+ *
+ *   struct op_ctx o = { .k = &kernels, .kc = &kc, .act = &arena, .type = DT_F32, .tape = NULL or &tape };
+ *   x = op_linear_add(&o, op_swiglu(&o, op_linear(&o, h, &gate), op_linear(&o, h, &up)), &down, x);
+ *   dloss = tape_grad(&o, loss); ... ; tape_back(&o);
+ *
+ * Rules: gradients accumulate; a parameter without PARAM_TRAIN is frozen; a tensor whose gradient nobody wants has id 0
+ * and is not walked. A wrong shape is a bug (BUG), never an error. Outputs live until the arena is rewound.
+ * A dry context (o.dry) takes memory and calls no kernel: with a counting arena it measures what a step needs.
+ */
+#pragma once
+#include <stdbool.h>
+
+#include "kern/kern.h"
+
+/* ---- parameters */
+
+enum {
+    PARAM_TRAIN = 1,  /* has a gradient g that the optimiser will use */
+    PARAM_DECAY = 2,  /* takes weight decay: matrices, not norms and biases */
+};
+struct param {
+    struct tensor w;
+    struct tensor g; /* same shape; p NULL unless PARAM_TRAIN */
+    unsigned flags;
+};
+/* W + scale * B A, kept apart from W.  a[R,I], b[O,R].  arXiv:2106.09685 eq. 3 */
+struct lora {
+    struct param a, b;
+    float scale; /* alpha / r */
+};
+struct linear {
+    struct param w, b; /* w[O,I]; b[O] or absent */
+    struct lora *lora; /* NULL: none */
+};
+struct layernorm {
+    struct param w, b; /* [C] */
+};
+
+/* ---- tape */
+
+struct op_ctx;
+typedef struct tensor (*op_block_fn)(struct op_ctx *o, const void *arg, struct tensor x);
+
+/* One step of the way back. Which fields mean what is private to the op that recorded it. */
+struct rec {
+    void (*bwd)(struct op_ctx *, const struct rec *);
+    struct tensor x[3], y, saved[3];
+    const void *arg;  /* parameters, or a checkpointed block's argument */
+    op_block_fn fn;   /* checkpoint only */
+    float f;
+    int i;
+};
+
+struct tape {
+    struct rec *rec;
+    struct tensor *g; /* gradient of the tensor with id i; p NULL until touched */
+    int n, n_max, n_id, id_max;
+    struct tape *inner; /* for op_checkpoint; made when first needed */
+};
+struct tape *tape_new(void);
+void tape_free(struct tape *t);
+void tape_reset(struct tape *t);
+
+struct op_ctx {
+    const struct kern *k;
+    struct kctx *kc;
+    struct arena *act;
+    struct tape *tape;
+    enum dtype type; /* of activations: F32; F64 in gradient tests */
+    bool dry;
+};
+
+/* Gradient of x: a buffer of x's shape in the activation arena, zeroed when first asked for; p NULL if x has id 0. */
+struct tensor tape_grad(struct op_ctx *o, struct tensor x);
+/* Walks all records backwards and empties the tape. Seed it first: write into tape_grad(o, loss). */
+void tape_back(struct op_ctx *o);
+/* Marks an input (pixels, embeddings made elsewhere) as one whose gradient is wanted. */
+struct tensor tape_want(struct op_ctx *o, struct tensor x);
+
+/* ---- ops. x is [T,C] unless said; results are new [T,..] tensors of o->type. */
+
+struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l);                        /* [T,I] -> [T,O] */
+struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res); /* + res[T,O] */
+struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps);
+struct tensor op_layernorm(struct op_ctx *o, struct tensor x, const struct layernorm *n, float eps);
+struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos, struct tensor table);          /* in place */
+/* k,v: this call's own rows, or a cache (then no tape). range[T,2]. scale: 1/sqrt(D). See kern.h attn_fwd. */
+struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v, struct tensor range, int heads);
+struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u);
+struct tensor op_gelu(struct op_ctx *o, struct tensor x);
+struct tensor op_quick_gelu(struct op_ctx *o, struct tensor x);
+struct tensor op_add(struct op_ctx *o, struct tensor a, struct tensor b);
+/* Table lookup in a parameter: idx[n] -> [n,C]; zeros where idx < 0. */
+struct tensor op_embed(struct op_ctx *o, const struct param *w, struct tensor idx);
+/* Rows of an activation: idx[n] -> [n,C]; zeros where idx < 0. */
+struct tensor op_gather(struct op_ctx *o, struct tensor x, struct tensor idx);
+/* A copy of y with rows idx replaced by x's: how picture features go into a text. Indices are distinct. */
+struct tensor op_splice(struct op_ctx *o, struct tensor y, struct tensor x, struct tensor idx);
+/* Rows of x into a cache, in place; never on a tape. */
+void op_store(struct op_ctx *o, struct tensor cache, struct tensor idx, struct tensor x);
+struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch);                                   /* [N,3,S,S] -> [N*g*g,3*p*p] */
+/* Loss of each row, 0 where target < 0: logits[T,V], target[T] I32 -> [T]. */
+struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor target);
+
+/* Runs fn(o, arg, x) keeping only x and the result; on the way back runs it again with a tape of its own. Same bits as
+ * without. arg must live until tape_back.  arXiv:1604.06174 */
+struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x);
+
+/* ---- composites: default bodies made of the ops above; a backend may later override one with a single kernel. */
+
+/* Norm, then one projection each. q, k, v out. */
+struct op_qkv { struct tensor q, k, v; };
+struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
+                          const struct linear *q, const struct linear *k, const struct linear *v);
+/* down(silu(gate(norm(x))) * up(norm(x))) + x */
+struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
+                              const struct linear *gate, const struct linear *up, const struct linear *down);
+
+/* ---- for op files only */
+
+struct tensor op_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols); /* want: give it a gradient slot */
+struct tensor op_new_1d(struct op_ctx *o, enum dtype t, int64_t n);            /* statistics; no slot */
+/* A record to fill, or NULL when y has no slot (no tape, or nobody wants it). */
+struct rec *op_record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct rec *), struct tensor y);
+static inline bool param_trains(const struct param *p) { return p && (p->flags & PARAM_TRAIN) != 0; }
+static inline struct tensor param_grad(const struct param *p)
+{
+    return param_trains(p) ? p->g : (struct tensor){ 0 };
+}
+#define OP_RUN(o, kernel, ...)                                        \
+    do {                                                              \
+        if (!(o)->dry) (o)->k->kernel((o)->kc, __VA_ARGS__);          \
+    } while (0)
+/* A wrong shape is our bug: say which op and which shapes. */
+void op_check_failed(const char *op, const char *what, struct tensor a, struct tensor b);
+#define OP_CHECK(cond, a, b)                                          \
+    do {                                                              \
+        if (!(cond)) op_check_failed(__func__, #cond, a, b);          \
+    } while (0)

@@ -1,0 +1,142 @@
+/* The tape: gradient slots, records, the way back, and recomputation. See op.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "op/op.h"
+
+struct tape *tape_new(void)
+{
+    struct tape *t = calloc(1, sizeof *t);
+    if (!t) BUG("no memory for a tape");
+    return t;
+}
+
+void tape_free(struct tape *t)
+{
+    if (!t) return;
+    tape_free(t->inner);
+    free(t->rec);
+    free(t->g);
+    free(t);
+}
+
+void tape_reset(struct tape *t)
+{
+    t->n = 0;
+    t->n_id = 0;
+}
+
+/* Tapes grow while the first step is recorded and stay that size. */
+static void *grown(void *p, int *max, size_t size)
+{
+    *max = *max ? *max * 2 : 256;
+    p = realloc(p, (size_t)*max * size);
+    if (!p) BUG("no memory for a tape of %d", *max);
+    return p;
+}
+
+static int slot_new(struct tape *t, struct tensor g)
+{
+    if (t->n_id + 1 >= t->id_max) t->g = grown(t->g, &t->id_max, sizeof *t->g);
+    t->g[++t->n_id] = g;
+    return t->n_id;
+}
+
+void op_check_failed(const char *op, const char *what, struct tensor a, struct tensor b)
+{
+    char sa[TENSOR_SHAPE_MAX], sb[TENSOR_SHAPE_MAX];
+    BUG("%s: not (%s) with %s and %s", op, what, tensor_shape(a, sa), tensor_shape(b, sb));
+}
+
+struct tensor op_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols)
+{
+    struct tensor t = tensor_2d(NULL, o->type, rows, cols);
+    t.p = arena_take(o->act, tensor_bytes(t));
+    if (o->tape && want) t.id = slot_new(o->tape, (struct tensor){ 0 });
+    return t;
+}
+
+struct tensor op_new_1d(struct op_ctx *o, enum dtype type, int64_t n)
+{
+    struct tensor t = tensor_1d(NULL, type, n);
+    t.p = arena_take(o->act, tensor_bytes(t));
+    return t;
+}
+
+struct rec *op_record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct rec *), struct tensor y)
+{
+    struct tape *t = o->tape;
+    if (!t || !y.id) return NULL;
+    if (t->n == t->n_max) t->rec = grown(t->rec, &t->n_max, sizeof *t->rec);
+    struct rec *r = &t->rec[t->n++];
+    *r = (struct rec){ .bwd = bwd, .y = y };
+    return r;
+}
+
+struct tensor tape_want(struct op_ctx *o, struct tensor x)
+{
+    if (o->tape && !x.id) x.id = slot_new(o->tape, (struct tensor){ 0 });
+    return x;
+}
+
+struct tensor tape_grad(struct op_ctx *o, struct tensor x)
+{
+    if (!o->tape || !x.id) return (struct tensor){ 0 };
+    struct tensor *g = &o->tape->g[x.id];
+    if (!g->p) {
+        *g = x;
+        g->type = (int8_t)o->type;
+        g->id = 0;
+        g->p = arena_take(o->act, tensor_bytes(*g));
+        OP_RUN(o, zero, *g);
+    }
+    return *g;
+}
+
+void tape_back(struct op_ctx *o)
+{
+    struct tape *t = o->tape;
+    while (t->n > 0) {
+        struct rec r = t->rec[--t->n]; /* a copy: recomputation may grow the tape */
+        if (t->g[r.y.id].p) r.bwd(o, &r); /* untouched: nothing after it wanted it */
+    }
+}
+
+/* Recomputes the block on a tape of its own whose slots for input and output are the outer gradients themselves. */
+static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
+{
+    struct tape *outer = o->tape;
+    struct tensor x = r->x[0], dx = tape_grad(o, x), dy = tape_grad(o, r->y);
+    if (!outer->inner) outer->inner = tape_new();
+    struct tape *inner = outer->inner;
+    size_t mark = arena_mark(o->act);
+    tape_reset(inner);
+    o->tape = inner;
+    x.id = dx.p ? slot_new(inner, dx) : 0;
+    struct tensor y = r->fn(o, r->arg, x);
+    if (y.id) {
+        inner->g[y.id] = dy;
+        tape_back(o);
+    }
+    o->tape = outer;
+    arena_rewind(o->act, mark);
+}
+
+struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
+{
+    struct tape *t = o->tape;
+    if (!t) return fn(o, arg, x);
+    struct tensor y = op_new(o, true, tensor_rows(x), tensor_cols(x));
+    size_t mark = arena_mark(o->act);
+    o->tape = NULL;
+    struct tensor z = fn(o, arg, x);
+    o->tape = t;
+    OP_CHECK(tensor_same_shape(y, z), y, z);
+    OP_RUN(o, cast, y, z);
+    arena_rewind(o->act, mark);
+    struct rec *r = op_record(o, checkpoint_bwd, y);
+    r->x[0] = x;
+    r->arg = arg;
+    r->fn = fn;
+    return y;
+}
