@@ -13,7 +13,8 @@ int json_text_load(json_t **ret, const void *p, size_t n, const char *file, stru
     if (!v && json_error_code(&at) == json_error_out_of_memory)
         return err_set(e, ERR_NOMEM, "no memory to parse '%s'", file);
     if (!v) {
-        return err_set(e, ERR_FORMAT, "cannot parse '%s': line %d column %d: %s", file, at.line, at.column, at.text);
+        return err_set(e, ERR_FORMAT, "cannot parse '%s': line %d column %d: %s", file, at.line, at.column,
+                       at.text);
     }
     *ret = v;
     return 0;
@@ -44,8 +45,9 @@ int json_file_save(const char *path, const json_t *v, struct err *e)
 const char *json_kind(const json_t *v)
 {
     static const char *const kinds[] = {
-        [JSON_OBJECT] = "an object", [JSON_ARRAY] = "an array", [JSON_STRING] = "a string", [JSON_INTEGER] = "an integer",
-        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",      [JSON_FALSE] = "false",     [JSON_NULL] = "null",
+        [JSON_OBJECT] = "an object",   [JSON_ARRAY] = "an array", [JSON_STRING] = "a string",
+        [JSON_INTEGER] = "an integer", [JSON_REAL] = "a number",  [JSON_TRUE] = "true",
+        [JSON_FALSE] = "false",        [JSON_NULL] = "null",
     };
     return kinds[json_typeof(v)];
 }

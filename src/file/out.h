@@ -1,4 +1,5 @@
-/* A file being written under a temporary name: it appears under its own name whole and synced, or not at all. */
+/* A file being written under a temporary name: it appears under its own name whole and synced, or not at all.
+ */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

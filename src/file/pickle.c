@@ -1,5 +1,5 @@
-/* See pickle.h. A stack machine over growing arrays: one function for each opcode, in a table. Every opcode makes at most
- * one value and moves each value off the stack once, so memory is bounded by the bytes read. */
+/* See pickle.h. A stack machine over growing arrays: one function for each opcode, in a table. Every opcode
+ * makes at most one value and moves each value off the stack once, so memory is bounded by the bytes read. */
 #include "file/pickle.h"
 
 #include <stdbool.h>
@@ -36,7 +36,8 @@ static int room(struct machine *m, void *p, size_t *cap, size_t need, size_t siz
     char *at;
     if (need <= *cap) return 0;
     if (need > PICKLE_VALUES_MAX)
-        return err_set(m->e, ERR_LIMIT, "'%s': its pickle holds more than %d values", m->file, PICKLE_VALUES_MAX);
+        return err_set(m->e, ERR_LIMIT, "'%s': its pickle holds more than %d values", m->file,
+                       PICKLE_VALUES_MAX);
     size_t want = *cap ? *cap * 2 : 256;
     while (want < need) want *= 2;
     memcpy(&at, p, sizeof at);
@@ -131,7 +132,10 @@ static int gather(struct machine *m, enum pickle_kind kind, size_t from)
 }
 
 static int op_none(struct machine *m) { return push_new(m, (struct pickle_value){ .kind = PICKLE_NONE }); }
-static int op_true(struct machine *m) { return push_new(m, (struct pickle_value){ .kind = PICKLE_BOOL, .i = 1 }); }
+static int op_true(struct machine *m)
+{
+    return push_new(m, (struct pickle_value){ .kind = PICKLE_BOOL, .i = 1 });
+}
 static int op_false(struct machine *m) { return push_new(m, (struct pickle_value){ .kind = PICKLE_BOOL }); }
 static int op_list(struct machine *m) { return push_new(m, (struct pickle_value){ .kind = PICKLE_LIST }); }
 static int op_dict(struct machine *m) { return push_new(m, (struct pickle_value){ .kind = PICKLE_DICT }); }
@@ -151,7 +155,8 @@ static int op_long(struct machine *m)
     uint64_t n, v;
     int rc = eat_uint(m, 1, &n);
     if (rc < 0) return rc;
-    if (n > 8) return err_set(m->e, ERR_LIMIT, "'%s': its pickle holds an integer of more than 64 bits", m->file);
+    if (n > 8)
+        return err_set(m->e, ERR_LIMIT, "'%s': its pickle holds an integer of more than 64 bits", m->file);
     if ((rc = eat_uint(m, (int)n, &v)) < 0) return rc;
     if (n && n < 8 && v >> (8 * n - 1)) v |= UINT64_MAX << (8 * n);
     return push_new(m, (struct pickle_value){ .kind = PICKLE_INT, .i = (int64_t)v });
@@ -160,7 +165,10 @@ static int op_long(struct machine *m)
 static int op_real(struct machine *m)
 {
     const unsigned char *p = eat(m, 8);
-    union { uint64_t u; double f; } v = { 0 };
+    union {
+        uint64_t u;
+        double f;
+    } v = { 0 };
     for (int i = 0; p && i < 8; i++) v.u = v.u << 8 | p[i]; /* the one big-endian field of the format */
     return p ? push_new(m, (struct pickle_value){ .kind = PICKLE_REAL, .f = v.f }) : ERR_FORMAT;
 }
@@ -248,7 +256,8 @@ static int op_get(struct machine *m)
 }
 
 /* A function or type by its module and name: only those of the table, and torch's storages. */
-static int push_global(struct machine *m, const char *module, size_t n_module, const char *name, size_t n_name)
+static int push_global(struct machine *m, const char *module, size_t n_module, const char *name,
+                       size_t n_name)
 {
     static const struct {
         const char *module, *name;
@@ -269,7 +278,8 @@ static int push_global(struct machine *m, const char *module, size_t n_module, c
     if (!strcmp(a, "torch") && !dtype_find_torch(b, &type))
         return push_new(m, (struct pickle_value){ .kind = PICKLE_TYPE, .i = type });
     if (!strcmp(a, "torch") && n_name > 7 && n_name < 99 && !strcmp(b + n_name - 7, "Storage"))
-        return err_set(m->e, ERR_UNSUPPORTED, "'%s' holds tensors of type 'torch.%s', which is not handled", m->file, b);
+        return err_set(m->e, ERR_UNSUPPORTED, "'%s' holds tensors of type 'torch.%s', which is not handled",
+                       m->file, b);
     return err_set(m->e, ERR_UNSUPPORTED, "'%s' is not only tensors: refuses to call '%s.%s'", m->file, a, b);
 }
 
@@ -304,7 +314,8 @@ static int op_reduce(struct machine *m)
     int rc;
     if ((rc = pop(m, &args)) < 0 || (rc = pop(m, &f)) < 0) return rc;
     struct pickle_value a = m->t->value[args];
-    if (m->t->value[f].kind != PICKLE_CALL || a.kind != PICKLE_TUPLE) return bad(m, "a call of something uncallable");
+    if (m->t->value[f].kind != PICKLE_CALL || a.kind != PICKLE_TUPLE)
+        return bad(m, "a call of something uncallable");
     switch ((enum call)m->t->value[f].i) {
     case CALL_DICT: return a.n ? bad(m, "OrderedDict() with arguments") : op_dict(m);
     case CALL_TENSOR:
@@ -342,7 +353,8 @@ static int op_skip(struct machine *m) /* PROTO: one byte; FRAME: eight */
     const unsigned char *p = eat(m, m->op == 0x80 ? 1 : 8);
     if (!p) return ERR_FORMAT;
     if (m->op == 0x80 && (*p < 2 || *p > 5))
-        return err_set(m->e, ERR_UNSUPPORTED, "'%s' is a pickle of protocol %d, 2 to 5 are handled", m->file, *p);
+        return err_set(m->e, ERR_UNSUPPORTED, "'%s' is a pickle of protocol %d, 2 to 5 are handled", m->file,
+                       *p);
     return 0;
 }
 
@@ -353,20 +365,23 @@ static int op_stop(struct machine *m)
 }
 
 static opcode_fn *const opcodes[256] = {
-    [0x80] = op_skip,    [0x95] = op_skip,    ['.'] = op_stop,     ['('] = op_mark,     ['N'] = op_none,
-    [0x88] = op_true,    [0x89] = op_false,   ['J'] = op_int,      ['K'] = op_int,      ['M'] = op_int,
-    [0x8a] = op_long,    ['G'] = op_real,     ['X'] = op_str,      [0x8c] = op_str,     [0x8d] = op_str,
-    ['U'] = op_str,      ['T'] = op_str,      [')'] = op_tuple0,   ['t'] = op_tuple,    [0x85] = op_tuple_n,
-    [0x86] = op_tuple_n, [0x87] = op_tuple_n, [']'] = op_list,     ['a'] = op_fill,     ['e'] = op_fill,
-    ['}'] = op_dict,     ['s'] = op_fill,     ['u'] = op_fill,     ['q'] = op_put,      ['r'] = op_put,
-    [0x94] = op_put,     ['h'] = op_get,      ['j'] = op_get,      ['c'] = op_global,   [0x93] = op_stack_global,
-    ['R'] = op_reduce,   ['b'] = op_build,    ['Q'] = op_persistent,
+    [0x80] = op_skip,    [0x95] = op_skip,      ['.'] = op_stop,          ['('] = op_mark,
+    ['N'] = op_none,     [0x88] = op_true,      [0x89] = op_false,        ['J'] = op_int,
+    ['K'] = op_int,      ['M'] = op_int,        [0x8a] = op_long,         ['G'] = op_real,
+    ['X'] = op_str,      [0x8c] = op_str,       [0x8d] = op_str,          ['U'] = op_str,
+    ['T'] = op_str,      [')'] = op_tuple0,     ['t'] = op_tuple,         [0x85] = op_tuple_n,
+    [0x86] = op_tuple_n, [0x87] = op_tuple_n,   [']'] = op_list,          ['a'] = op_fill,
+    ['e'] = op_fill,     ['}'] = op_dict,       ['s'] = op_fill,          ['u'] = op_fill,
+    ['q'] = op_put,      ['r'] = op_put,        [0x94] = op_put,          ['h'] = op_get,
+    ['j'] = op_get,      ['c'] = op_global,     [0x93] = op_stack_global, ['R'] = op_reduce,
+    ['b'] = op_build,    ['Q'] = op_persistent,
 };
 
 int pickle_open(struct pickle *t, const void *p, size_t n, const char *file, struct err *e)
 {
     *t = (struct pickle){ 0 };
-    if (n > PICKLE_MAX) return err_set(e, ERR_LIMIT, "'%s': its pickle has more than %d bytes", file, PICKLE_MAX);
+    if (n > PICKLE_MAX)
+        return err_set(e, ERR_LIMIT, "'%s': its pickle has more than %d bytes", file, PICKLE_MAX);
     struct machine m = { .t = t, .p = p, .n = n, .file = file, .e = e };
     int rc = push_new(&m, (struct pickle_value){ 0 }); /* value 0, so that 0 can mean none */
     m.n_stack = 0;
@@ -375,8 +390,10 @@ int pickle_open(struct pickle *t, const void *p, size_t n, const char *file, str
         m.op = op ? *op : 0;
         if (!op) rc = ERR_FORMAT;
         else if (opcodes[m.op]) rc = opcodes[m.op](&m);
-        else rc = err_set(e, ERR_UNSUPPORTED, "'%s': pickle opcode 0x%02x at byte %zu is not one that tensors need", file,
-                          (unsigned)m.op, m.at - 1);
+        else
+            rc = err_set(e, ERR_UNSUPPORTED,
+                         "'%s': pickle opcode 0x%02x at byte %zu is not one that tensors need", file,
+                         (unsigned)m.op, m.at - 1);
     }
     if (rc >= 0) t->root = m.stack[0];
     else pickle_close(t);

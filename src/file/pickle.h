@@ -1,9 +1,10 @@
 /* The part of Python's pickle format that torch.save uses for tensors in dicts, read into a tree of values.
  *
- * Nothing is executed. A pickle is a program that may call any Python function; here the only names it may mention are
- * collections.OrderedDict, torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter, torch.Size and
- * torch.*Storage, and "calling" them makes a node of this tree. Any other name is an error that quotes it. Protocols 2 to 5.
- * Source: the comments of CPython's Lib/pickletools.py, which define the opcodes.
+ * Nothing is executed. A pickle is a program that may call any Python function; here the only names it may
+ * mention are collections.OrderedDict, torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter,
+ * torch.Size and torch.*Storage, and "calling" them makes a node of this tree. Any other name is an error
+ * that quotes it. Protocols 2 to 5. Source: the comments of CPython's Lib/pickletools.py, which define the
+ * opcodes.
  */
 #pragma once
 #include <stddef.h>
@@ -39,11 +40,13 @@ struct pickle_value {
     };
 };
 
+struct pickle_link {
+    uint32_t value, next; /* index of a value; index of the next link, 0 at the end */
+};
+
 struct pickle {
-    struct pickle_value *value; /* values[0] is not used */
-    struct pickle_link {
-        uint32_t value, next;
-    } *link;
+    struct pickle_value *value; /* value[0] is not used */
+    struct pickle_link *link;
     uint32_t root; /* index of the whole */
     size_t n_value, cap_value, n_link, cap_link;
 };

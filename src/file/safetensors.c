@@ -34,15 +34,16 @@ static int shape_read(struct tensor *t, uint64_t *count, const json_t *v, const 
     if (!json_is_array(v)) return bad(e, file, name, "'shape' is not an array");
     size_t nd = json_array_size(v);
     if (nd > TENSOR_DIMS)
-        return err_set(e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' has %zu dimensions, at most %d are handled", file, name,
-                       nd, TENSOR_DIMS);
+        return err_set(e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' has %zu dimensions, at most %d are handled",
+                       file, name, nd, TENSOR_DIMS);
     *t = tensor_1d(NULL, DT_F32, 1);
     t->nd = nd ? (int8_t)nd : 1;
     *count = 1;
     for (size_t i = 0; i < nd; i++) {
         const json_t *d = json_array_get(v, i);
         int64_t n = json_integer_value(d);
-        if (!json_is_integer(d) || n < 0) return bad(e, file, name, "'shape' holds something that is not a size");
+        if (!json_is_integer(d) || n < 0)
+            return bad(e, file, name, "'shape' holds something that is not a size");
         if (__builtin_mul_overflow(*count, (uint64_t)n, count) || *count > INT64_MAX / 16)
             return bad(e, file, name, "'shape' is larger than any file");
         t->n[i] = n;
@@ -58,8 +59,10 @@ static int offsets_read(struct span *s, const json_t *v, uint64_t data_bytes, co
     json_int_t begin = json_integer_value(a), end = json_integer_value(b);
     if (begin < 0 || end < begin) return bad(e, file, s->name, "'data_offsets' run backwards");
     if ((uint64_t)end > data_bytes)
-        return err_set(e, ERR_FORMAT, "'%s': tensor '%.200s' ends at byte %lld of the data, the file has %" PRIu64
-                       " (truncated?)", file, s->name, (long long)end, data_bytes);
+        return err_set(e, ERR_FORMAT,
+                       "'%s': tensor '%.200s' ends at byte %lld of the data, the file has %" PRIu64
+                       " (truncated?)",
+                       file, s->name, (long long)end, data_bytes);
     s->begin = (uint64_t)begin;
     s->end = (uint64_t)end;
     return 0;
@@ -77,15 +80,16 @@ static int entry_read(struct weight_list *list, struct span *s, const json_t *v,
     const char *dtype = json_string_value(json_object_get(v, "dtype"));
     if (!dtype) return bad(e, file, s->name, "'dtype' is missing or not a string");
     if (dtype_find(dtype, &type) < 0 || strcmp(dtype_name(type), dtype) != 0)
-        return err_set(e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' has type '%.40s', which is not handled", file, s->name,
-                       dtype);
+        return err_set(e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' has type '%.40s', which is not handled",
+                       file, s->name, dtype);
     if ((rc = shape_read(&t, &count, json_object_get(v, "shape"), file, s->name, e)) < 0) return rc;
     if ((rc = offsets_read(s, json_object_get(v, "data_offsets"), data_bytes, file, e)) < 0) return rc;
     t.type = (int8_t)type;
     if (count * dtype_bytes(type) != s->end - s->begin) {
         char shape[TENSOR_SHAPE_MAX];
-        return err_set(e, ERR_FORMAT, "'%s': tensor '%.200s' has %" PRIu64 " bytes, %s of %s wants %" PRIu64, file,
-                       s->name, s->end - s->begin, tensor_shape(t, shape), dtype, count * dtype_bytes(type));
+        return err_set(e, ERR_FORMAT, "'%s': tensor '%.200s' has %" PRIu64 " bytes, %s of %s wants %" PRIu64,
+                       file, s->name, s->end - s->begin, tensor_shape(t, shape), dtype,
+                       count * dtype_bytes(type));
     }
     t.p = (void *)(data + s->begin);
     return weight_list_add(list, s->name, strlen(s->name), t, file, e);
@@ -105,11 +109,13 @@ static int spans_check(struct span *s, size_t n, uint64_t data_bytes, const char
     if (n) qsort(s, n, sizeof *s, span_compare);
     for (size_t i = 0; i < n; at = s[i++].end) {
         if (s[i].begin < at)
-            return err_set(e, ERR_FORMAT, "'%s': tensors '%.200s' and '%.200s' overlap", file, s[i - 1].name, s[i].name);
+            return err_set(e, ERR_FORMAT, "'%s': tensors '%.200s' and '%.200s' overlap", file, s[i - 1].name,
+                           s[i].name);
         if (s[i].begin > at) return bad(e, file, s[i].name, "there is a hole before its data");
     }
     if (at != data_bytes)
-        return err_set(e, ERR_FORMAT, "'%s': %" PRIu64 " bytes at the end belong to no tensor", file, data_bytes - at);
+        return err_set(e, ERR_FORMAT, "'%s': %" PRIu64 " bytes at the end belong to no tensor", file,
+                       data_bytes - at);
     return 0;
 }
 
@@ -133,10 +139,12 @@ int safetensors_parse(struct weight_list *list, const void *bytes, size_t n, con
     if (n < 8) return err_set(e, ERR_FORMAT, "'%s' has %zu bytes, too short for a safetensors file", file, n);
     uint64_t n_head = u64_le(p);
     if (n_head > SAFETENSORS_HEADER_MAX)
-        return err_set(e, ERR_FORMAT, "'%s' is not a safetensors file: its header would have %" PRIu64 " bytes", file,
+        return err_set(e, ERR_FORMAT,
+                       "'%s' is not a safetensors file: its header would have %" PRIu64 " bytes", file,
                        n_head);
     if (n_head > n - 8)
-        return err_set(e, ERR_FORMAT, "'%s' is cut short: header of %" PRIu64 " bytes in a file of %zu", file, n_head, n);
+        return err_set(e, ERR_FORMAT, "'%s' is cut short: header of %" PRIu64 " bytes in a file of %zu", file,
+                       n_head, n);
     TRY(json_text_load(&head, p + 8, (size_t)n_head, file, e));
     if (!json_is_object(head)) {
         rc = err_set(e, ERR_FORMAT, "'%s': the header is not a JSON object", file);
@@ -180,8 +188,8 @@ static json_t *entry_make(struct tensor t, uint64_t begin)
 {
     json_t *shape = json_array();
     for (int i = 0; i < t.nd; i++) json_array_append_new(shape, json_integer(t.n[i]));
-    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name((enum dtype)t.type), "shape", shape, "data_offsets",
-                     (json_int_t)begin, (json_int_t)(begin + tensor_bytes(t)));
+    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name((enum dtype)t.type), "shape", shape,
+                     "data_offsets", (json_int_t)begin, (json_int_t)(begin + tensor_bytes(t)));
 }
 
 /* The header as text, padded so that the data starts at a multiple of 8. */

@@ -12,8 +12,8 @@
 #include "file/zip.h"
 
 enum {
-    ROOT_MAX = 500,     /* bytes in the archive's folder name */
-    DEPTH_MAX = 16,     /* dicts in dicts */
+    ROOT_MAX = 500,      /* bytes in the archive's folder name */
+    DEPTH_MAX = 16,      /* dicts in dicts */
     VISITS_MAX = 1 << 22 /* a small pickle can name the same dict very often */
 };
 
@@ -47,26 +47,32 @@ static int storage_find(const struct reader *r, struct storage *s, const struct 
     const struct pickle_value *tag = pickle_member(t, v, 0), *type = pickle_member(t, v, 1),
                               *key = pickle_member(t, v, 2), *count = pickle_member(t, v, 4);
     char path[ROOT_MAX + 80];
-    if (v->kind != PICKLE_STORAGE || tag->kind != PICKLE_STR || tag->n != 7 || memcmp(tag->s, "storage", 7) != 0 ||
-        type->kind != PICKLE_TYPE || key->kind != PICKLE_STR || key->n > 40 || count->kind != PICKLE_INT)
+    if (v->kind != PICKLE_STORAGE || tag->kind != PICKLE_STR || tag->n != 7 ||
+        memcmp(tag->s, "storage", 7) != 0 || type->kind != PICKLE_TYPE || key->kind != PICKLE_STR ||
+        key->n > 40 || count->kind != PICKLE_INT)
         return bad(r, "its storage is not described as torch.save does");
     snprintf(path, sizeof path, "%s/data/%.*s", r->root, (int)key->n, key->s);
     const struct zip_entry *f = zip_find(&r->zip, path);
-    if (!f) return err_set(r->e, ERR_FORMAT, "'%s': tensor '%.200s': the archive has no '%s'", r->file, r->name, path);
+    if (!f)
+        return err_set(r->e, ERR_FORMAT, "'%s': tensor '%.200s': the archive has no '%s'", r->file, r->name,
+                       path);
     *s = (struct storage){ f->p, (enum dtype)type->i, count->i };
     if (s->count < 0 || (uint64_t)s->count > f->n / dtype_bytes(s->type))
-        return err_set(r->e, ERR_FORMAT, "'%s': tensor '%.200s': '%s' has %" PRIu64 " bytes, too few for %lld of %s",
-                       r->file, r->name, path, f->n, (long long)s->count, dtype_name(s->type));
+        return err_set(r->e, ERR_FORMAT,
+                       "'%s': tensor '%.200s': '%s' has %" PRIu64 " bytes, too few for %lld of %s", r->file,
+                       r->name, path, f->n, (long long)s->count, dtype_name(s->type));
     return 0;
 }
 
 /* A tuple of at most TENSOR_DIMS integers >= 0 into n[]; returns how many. */
 static int dims_read(const struct reader *r, int64_t *n, const struct pickle_value *v)
 {
-    if (!v || (v->kind != PICKLE_TUPLE && v->kind != PICKLE_LIST)) return bad(r, "its shape or strides are not a tuple");
+    if (!v || (v->kind != PICKLE_TUPLE && v->kind != PICKLE_LIST))
+        return bad(r, "its shape or strides are not a tuple");
     if (v->n > TENSOR_DIMS)
-        return err_set(r->e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' has %u dimensions, at most %d are handled", r->file,
-                       r->name, v->n, TENSOR_DIMS);
+        return err_set(r->e, ERR_UNSUPPORTED,
+                       "'%s': tensor '%.200s' has %u dimensions, at most %d are handled", r->file, r->name,
+                       v->n, TENSOR_DIMS);
     for (uint32_t i = 0; i < v->n; i++) {
         const struct pickle_value *d = pickle_member(&r->pickle, v, i);
         if (d->kind != PICKLE_INT || d->i < 0) return bad(r, "its shape or strides are not sizes");
@@ -76,18 +82,20 @@ static int dims_read(const struct reader *r, int64_t *n, const struct pickle_val
 }
 
 /* Copies a tensor with strides (in elements) into row-major order. */
-static void copy_strided(char *dst, const unsigned char *src, size_t bytes, const int64_t n[4], const int64_t step[4])
+static void copy_strided(char *dst, const unsigned char *src, size_t bytes, const int64_t n[4],
+                         const int64_t step[4])
 {
     for (int64_t a = 0; a < n[0]; a++)
         for (int64_t b = 0; b < n[1]; b++)
             for (int64_t c = 0; c < n[2]; c++)
                 for (int64_t d = 0; d < n[3]; d++, dst += bytes)
-                    memcpy(dst, src + (size_t)(a * step[0] + b * step[1] + c * step[2] + d * step[3]) * bytes, bytes);
+                    memcpy(dst, src + (size_t)(a * step[0] + b * step[1] + c * step[2] + d * step[3]) * bytes,
+                           bytes);
 }
 
 /* Places shape and strides into a storage: everything a tensor touches must lie inside. */
-static int view_make(const struct reader *r, struct tensor *t, const struct storage *s, int64_t offset, int nd,
-                     const int64_t *step)
+static int view_make(const struct reader *r, struct tensor *t, const struct storage *s, int64_t offset,
+                     int nd, const int64_t *step)
 {
     uint64_t count = 1, last = 0; /* elements; the highest one touched, counted from offset */
     bool plain = true, huge = false;
@@ -95,7 +103,8 @@ static int view_make(const struct reader *r, struct tensor *t, const struct stor
         uint64_t reach = 0;
         plain = plain && (t->n[i] == 1 || (uint64_t)step[i] == count);
         huge = __builtin_mul_overflow(count, (uint64_t)t->n[i], &count) || huge;
-        if (t->n[i] > 1) huge = __builtin_mul_overflow((uint64_t)t->n[i] - 1, (uint64_t)step[i], &reach) || huge;
+        if (t->n[i] > 1)
+            huge = __builtin_mul_overflow((uint64_t)t->n[i] - 1, (uint64_t)step[i], &reach) || huge;
         huge = __builtin_add_overflow(last, reach, &last) || huge;
     }
     if (offset < 0 || offset > s->count || (count && (huge || last >= (uint64_t)(s->count - offset))))
@@ -103,8 +112,8 @@ static int view_make(const struct reader *r, struct tensor *t, const struct stor
     t->p = (void *)(s->p + (size_t)offset * dtype_bytes(s->type));
     if (plain || !count) return 0;
     if (count > (uint64_t)s->count)
-        return err_set(r->e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' is an expanded view of a smaller one", r->file,
-                       r->name);
+        return err_set(r->e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' is an expanded view of a smaller one",
+                       r->file, r->name);
     char *copy = weight_list_alloc(r->list, (size_t)count * dtype_bytes(s->type));
     if (!copy) return err_set(r->e, ERR_NOMEM, "'%s': no memory for tensor '%.200s'", r->file, r->name);
     copy_strided(copy, t->p, dtype_bytes(s->type), t->n, step);
@@ -161,7 +170,8 @@ static int visit(struct reader *r, const struct pickle_value *v, int depth)
             l = r->pickle.link[l].next;
             i++;
         }
-        snprintf(number, sizeof number, "%lld", key && key->kind == PICKLE_INT ? (long long)key->i : (long long)i);
+        snprintf(number, sizeof number, "%lld",
+                 key && key->kind == PICKLE_INT ? (long long)key->i : (long long)i);
         if (!key || key->kind == PICKLE_INT) rc = name_add(r, number, strlen(number));
         else if (key->kind == PICKLE_STR) rc = name_add(r, key->s, key->n);
         else rc = bad(r, "a dict in it has a key that is not a string");
@@ -187,7 +197,9 @@ static int root_find(struct reader *r, const struct zip_entry **pkl)
         memcpy(r->root, t->name, n);
         *pkl = t;
     }
-    if (!*pkl) return err_set(r->e, ERR_FORMAT, "'%s' is a zip archive, but not of torch.save: no data.pkl", r->file);
+    if (!*pkl)
+        return err_set(r->e, ERR_FORMAT, "'%s' is a zip archive, but not of torch.save: no data.pkl",
+                       r->file);
     snprintf(path, sizeof path, "%s/byteorder", r->root);
     const struct zip_entry *order = zip_find(&r->zip, path);
     if (order && (order->n < 6 || memcmp(order->p, "little", 6) != 0))
@@ -199,9 +211,13 @@ int torchbin_parse(struct weight_list *list, const void *p, size_t n, const char
 {
     const unsigned char *b = p;
     if (n > 2 && b[0] == 0x80 && b[1] >= 2 && b[1] <= 5)
-        return err_set(e, ERR_UNSUPPORTED, "'%s' has PyTorch's format from before 1.6; convert it once with: python3 -c "
-                       "\"import sys, torch; torch.save(torch.load(sys.argv[1], 'cpu'), sys.argv[2])\" OLD NEW", file);
-    if (n < 4 || memcmp(b, "PK\3\4", 4) != 0) return err_set(e, ERR_FORMAT, "'%s' is not a file of torch.save", file);
+        return err_set(
+            e, ERR_UNSUPPORTED,
+            "'%s' has PyTorch's format from before 1.6; convert it once with: python3 -c "
+            "\"import sys, torch; torch.save(torch.load(sys.argv[1], 'cpu'), sys.argv[2])\" OLD NEW",
+            file);
+    if (n < 4 || memcmp(b, "PK\3\4", 4) != 0)
+        return err_set(e, ERR_FORMAT, "'%s' is not a file of torch.save", file);
     struct reader *r = calloc(1, sizeof *r);
     if (!r) return err_set(e, ERR_NOMEM, "no memory to read '%s'", file);
     int rc;
@@ -275,17 +291,20 @@ static void put_tensor(struct buf *b, const struct weight *w, size_t i)
         for (int k = d + 1; k < w->t.nd; k++) step *= w->t.n[k];
         put_int(b, step);
     }
-    buf_str(b, "t\x89" "ccollections\nOrderedDict\n)RtR");
+    buf_str(b, "t\x89"
+               "ccollections\nOrderedDict\n)RtR");
 }
 
-int torchbin_write(const char *path, const struct weight *w, size_t n, weight_fetch_fn *fetch, void *ctx, struct err *e)
+int torchbin_write(const char *path, const struct weight *w, size_t n, weight_fetch_fn *fetch, void *ctx,
+                   struct err *e)
 {
     static const char version[] = "3\n";
     int rc;
     struct out o = { .fd = -1 };
     struct zip_out z = { .o = &o };
     struct buf b = buf_make(PICKLE_MAX);
-    buf_str(&b, "\x80\x02" "ccollections\nOrderedDict\n)R(");
+    buf_str(&b, "\x80\x02"
+                "ccollections\nOrderedDict\n)R(");
     for (size_t i = 0; i < n; i++) put_tensor(&b, &w[i], i);
     buf_str(&b, "u.");
     TRY(buf_check(&b, path, e));

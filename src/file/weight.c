@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The array at p with room for one more element of `size` bytes; NULL without memory, then the array is as it was. */
+/* The array at p with room for one more element of `size` bytes; NULL without memory, then the array is as it
+ * was. */
 static void *room(void *p, size_t n, size_t *cap, size_t size)
 {
     if (n < *cap) return p;
@@ -28,7 +29,8 @@ int weight_list_add(struct weight_list *l, const char *name, size_t n_name, stru
 {
     if (n_name > WEIGHT_NAME_MAX || memchr(name, 0, n_name))
         return err_set(e, ERR_FORMAT, "'%s': a tensor's name is too long or holds a NUL", file);
-    if (l->n >= WEIGHTS_MAX) return err_set(e, ERR_LIMIT, "'%s' holds more than %d tensors", file, WEIGHTS_MAX);
+    if (l->n >= WEIGHTS_MAX)
+        return err_set(e, ERR_LIMIT, "'%s' holds more than %d tensors", file, WEIGHTS_MAX);
     char *copy = weight_list_alloc(l, n_name + 1);
     struct weight *at = room(l->at, l->n, &l->cap, sizeof *l->at);
     if (at) l->at = at;

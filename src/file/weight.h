@@ -1,5 +1,5 @@
-/* A named tensor in a file, and a list of them: what the parsers of safetensors and torch files fill, and what the
- * writers of both take. */
+/* A named tensor in a file, and a list of them: what the parsers of safetensors and torch files fill, and
+ * what the writers of both take. */
 #pragma once
 #include <stddef.h>
 
@@ -28,6 +28,6 @@ int weight_list_add(struct weight_list *l, const char *name, size_t n_name, stru
 void *weight_list_alloc(struct weight_list *l, size_t bytes);
 void weight_list_fini(struct weight_list *l); /* accepts a zeroed list */
 
-/* How a writer gets a tensor's bytes: the address on the host, valid until the next call (a device copy, a conversion);
- * < 0 stops the writer with that error. A writer that is given no function reads w->t.p. */
+/* How a writer gets a tensor's bytes: the address on the host, valid until the next call (a device copy, a
+ * conversion); < 0 stops the writer with that error. A writer that is given no function reads w->t.p. */
 typedef int weight_fetch_fn(const void **ret, void *ctx, const struct weight *w, struct err *e);

@@ -58,14 +58,12 @@ static int shard_open(struct shard **ret, const char *dir, const char *name, str
     snprintf(s->path, n, "%s%s%s", dir, *dir ? "/" : "", name);
     int rc = map_open(&s->map, s->path, e);
     const struct map *m = &s->map;
-    if (rc < 0)
-        ;
-    else if (m->n >= sizeof lfs - 1 && !memcmp(m->p, lfs, sizeof lfs - 1))
-        rc = err_set(e, ERR_FORMAT, "'%s' is a Git LFS pointer and not the file itself: run 'git lfs pull' there", s->path);
-    else if (ends_with(name, ".safetensors"))
+    if (rc >= 0 && m->n >= sizeof lfs - 1 && !memcmp(m->p, lfs, sizeof lfs - 1))
+        rc = err_set(e, ERR_FORMAT,
+                     "'%s' is a Git LFS pointer and not the file itself: run 'git lfs pull' there", s->path);
+    else if (rc >= 0 && ends_with(name, ".safetensors"))
         rc = safetensors_parse(&s->list, m->p, m->n, s->path, e);
-    else
-        rc = torchbin_parse(&s->list, m->p, m->n, s->path, e);
+    else if (rc >= 0) rc = torchbin_parse(&s->list, m->p, m->n, s->path, e);
     if (rc < 0) shards_free(s);
     else *ret = s;
     return rc;
@@ -95,8 +93,8 @@ static int row_compare(const void *a, const void *b)
 }
 
 /* Opens every shard that the map names, into *ret; want[i] says what the i-th tensor's is. */
-static int index_shards(struct shard **ret, struct want *want, json_t *map, const char *dir, const char *index,
-                        struct err *e)
+static int index_shards(struct shard **ret, struct want *want, json_t *map, const char *dir,
+                        const char *index, struct err *e)
 {
     const char *name;
     json_t *v;
@@ -104,7 +102,8 @@ static int index_shards(struct shard **ret, struct want *want, json_t *map, cons
     json_object_foreach(map, name, v) {
         const char *file = json_string_value(v);
         if (!file || !*file || *file == '.' || strchr(file, '/') || strlen(file) > 255)
-            return err_set(e, ERR_FORMAT, "'%s/%s': the file of '%.200s' is not a plain file name", dir, index, name);
+            return err_set(e, ERR_FORMAT, "'%s/%s': the file of '%.200s' is not a plain file name", dir,
+                           index, name);
         struct shard *s = shard_find(*ret, dir, file);
         if (!s) {
             if (++n_shard > SHARDS_MAX)
@@ -122,7 +121,8 @@ static int index_shards(struct shard **ret, struct want *want, json_t *map, cons
 }
 
 /* Every wanted tensor is in its shard. */
-static int index_check(struct want *want, size_t n, const struct shard *shards, const char *index, struct err *e)
+static int index_check(struct want *want, size_t n, const struct shard *shards, const char *index,
+                       struct err *e)
 {
     size_t found = 0;
     bool *seen = calloc(n + 1, sizeof *seen);
@@ -130,7 +130,8 @@ static int index_check(struct want *want, size_t n, const struct shard *shards, 
     qsort(want, n, sizeof *want, want_compare);
     for (const struct shard *s = shards; s; s = s->next)
         for (size_t i = 0; i < s->list.n; i++) {
-            const struct want *w = bsearch(&(struct want){ s->list.at[i].name, NULL }, want, n, sizeof *want, want_compare);
+            const struct want *w = bsearch(&(struct want){ s->list.at[i].name, NULL }, want, n, sizeof *want,
+                                           want_compare);
             if (!w || w->shard != s || seen[w - want]) continue;
             seen[w - want] = true;
             found++;
@@ -138,8 +139,9 @@ static int index_check(struct want *want, size_t n, const struct shard *shards, 
     size_t i = 0;
     while (i < n && seen[i]) i++;
     free(seen);
-    return found == n ? 0 : err_set(e, ERR_FORMAT, "'%s' lacks tensor '%.200s', which '%s' says it holds",
-                                    want[i].shard->path, want[i].name, index);
+    return found == n ? 0
+                      : err_set(e, ERR_FORMAT, "'%s' lacks tensor '%.200s', which '%s' says it holds",
+                                want[i].shard->path, want[i].name, index);
 }
 
 static int index_open(struct shard **ret, const char *dir, const char *index, struct err *e)
@@ -179,10 +181,9 @@ static int lone_find(char **ret, const char *dir, struct err *e)
     while ((d = readdir(f)) && rc >= 0) {
         if (fnmatch("*.safetensors", d->d_name, FNM_PERIOD) != 0) continue;
         if (*ret)
-            rc = err_set(e, ERR_FORMAT, "'%s' holds several .safetensors files ('%s', '%s') and no index", dir, *ret,
-                         d->d_name);
-        else if (!(*ret = strdup(d->d_name)))
-            rc = err_set(e, ERR_NOMEM, "no memory for a path");
+            rc = err_set(e, ERR_FORMAT, "'%s' holds several .safetensors files ('%s', '%s') and no index",
+                         dir, *ret, d->d_name);
+        else if (!(*ret = strdup(d->d_name))) rc = err_set(e, ERR_NOMEM, "no memory for a path");
     }
     closedir(f);
     if (rc < 0) {
@@ -194,8 +195,8 @@ static int lone_find(char **ret, const char *dir, struct err *e)
 
 static int folder_open(struct shard **ret, const char *dir, struct err *e)
 {
-    static const char *const names[] = { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                                         "pytorch_model.bin.index.json" };
+    static const char *const names[] = { "model.safetensors", "model.safetensors.index.json",
+                                         "pytorch_model.bin", "pytorch_model.bin.index.json" };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char *path;
         if (asprintf(&path, "%s/%s", dir, names[i]) < 0) return err_set(e, ERR_NOMEM, "no memory for a path");
@@ -203,15 +204,17 @@ static int folder_open(struct shard **ret, const char *dir, struct err *e)
         int there = stat(path, &st);
         free(path);
         if (there < 0) continue;
-        return ends_with(names[i], ".json") ? index_open(ret, dir, names[i], e) : shard_open(ret, dir, names[i], e);
+        return ends_with(names[i], ".json") ? index_open(ret, dir, names[i], e)
+                                            : shard_open(ret, dir, names[i], e);
     }
     char *lone;
     int rc = lone_find(&lone, dir, e);
     if (rc >= 0 && !lone)
-        rc = err_set(e, ERR_MISSING, "'%s' holds no weights: neither model.safetensors nor pytorch_model.bin, nor an "
-                     "index of either", dir);
-    else if (rc >= 0)
-        rc = shard_open(ret, dir, lone, e);
+        rc = err_set(e, ERR_MISSING,
+                     "'%s' holds no weights: neither model.safetensors nor pytorch_model.bin, nor an "
+                     "index of either",
+                     dir);
+    else if (rc >= 0) rc = shard_open(ret, dir, lone, e);
     free(lone);
     return rc;
 }
@@ -229,8 +232,8 @@ static int rows_make(struct weight **ret, size_t *ret_n, const struct shard *sha
     qsort(at, n, sizeof *at, row_compare);
     for (size_t i = 1; i < n; i++)
         if (!strcmp(at[i - 1].name, at[i].name)) {
-            int rc = err_set(e, ERR_FORMAT, "tensor '%.200s' is twice in '%s' and '%s'", at[i].name, at[i - 1].file,
-                             at[i].file);
+            int rc = err_set(e, ERR_FORMAT, "tensor '%.200s' is twice in '%s' and '%s'", at[i].name,
+                             at[i - 1].file, at[i].file);
             free(at);
             return rc;
         }
@@ -240,7 +243,8 @@ static int rows_make(struct weight **ret, size_t *ret_n, const struct shard *sha
 }
 
 /* Merges two sorted tables; of equal names the one of b stays. */
-static size_t rows_merge(struct weight *to, const struct weight *a, size_t n_a, const struct weight *b, size_t n_b)
+static size_t rows_merge(struct weight *to, const struct weight *a, size_t n_a, const struct weight *b,
+                         size_t n_b)
 {
     size_t n = 0, i = 0, k = 0;
     while (i < n_a || k < n_b) {

@@ -19,8 +19,8 @@ enum {
     EXTRA_ZIP64 = 1,
     ALIGN = 64
 };
-static const char sig_local[4] = "PK\3\4", sig_central[4] = "PK\1\2", sig_end[4] = "PK\5\6", sig_end64[4] = "PK\6\6",
-                  sig_locator[4] = "PK\6\7";
+static const char sig_local[4] = "PK\3\4", sig_central[4] = "PK\1\2", sig_end[4] = "PK\5\6",
+                  sig_end64[4] = "PK\6\6", sig_locator[4] = "PK\6\7";
 
 static uint64_t get_le(const unsigned char *p, int n)
 {
@@ -51,9 +51,11 @@ static int bad(const struct reader *r, const char *what)
 
 static int end64_read(const struct reader *r, struct dir *d, size_t end)
 {
-    if (end < LOCATOR_BYTES || memcmp(r->p + end - LOCATOR_BYTES, sig_locator, 4) != 0) return 0; /* plain zip */
+    if (end < LOCATOR_BYTES || memcmp(r->p + end - LOCATOR_BYTES, sig_locator, 4) != 0)
+        return 0; /* plain zip */
     uint64_t at = get_le(r->p + end - LOCATOR_BYTES + 8, 8);
-    if (at > end - LOCATOR_BYTES || end - LOCATOR_BYTES - at < END64_BYTES || memcmp(r->p + at, sig_end64, 4) != 0)
+    if (at > end - LOCATOR_BYTES || end - LOCATOR_BYTES - at < END64_BYTES ||
+        memcmp(r->p + at, sig_end64, 4) != 0)
         return bad(r, "its zip64 end record is not where the locator says");
     *d = (struct dir){ get_le(r->p + at + 48, 8), get_le(r->p + at + 40, 8), get_le(r->p + at + 32, 8), at };
     return 0;
@@ -62,7 +64,8 @@ static int end64_read(const struct reader *r, struct dir *d, size_t end)
 static int dir_find(const struct reader *r, struct dir *d)
 {
     if (r->n < END_BYTES) return bad(r, "too short");
-    size_t lowest = r->n - END_BYTES > COMMENT_MAX ? r->n - END_BYTES - COMMENT_MAX : 0, end = r->n - END_BYTES;
+    size_t lowest = r->n - END_BYTES > COMMENT_MAX ? r->n - END_BYTES - COMMENT_MAX : 0,
+           end = r->n - END_BYTES;
     while (memcmp(r->p + end, sig_end, 4) != 0 || get16(r->p + end + 20) != r->n - END_BYTES - end)
         if (end-- == lowest) return bad(r, "no end record (is the file cut short?)");
     *d = (struct dir){ get32(r->p + end + 16), get32(r->p + end + 12), get16(r->p + end + 10), end };
@@ -75,7 +78,8 @@ static int dir_find(const struct reader *r, struct dir *d)
     return 0;
 }
 
-/* Replaces those of the three 32-bit values that are all ones by what the zip64 field holds, in this order. */
+/* Replaces those of the three 32-bit values that are all ones by what the zip64 field holds, in this order.
+ */
 static int zip64_read(const struct reader *r, const unsigned char *x, size_t n, uint64_t *const value[3])
 {
     const unsigned char *field = NULL;
@@ -96,7 +100,8 @@ static int zip64_read(const struct reader *r, const unsigned char *x, size_t n, 
     return 0;
 }
 
-/* The local header must say what the directory says; sets the place of the data. `size` as the directory has it. */
+/* The local header must say what the directory says; sets the place of the data. `size` as the directory has
+ * it. */
 static int local_check(const struct reader *r, struct zip_entry *t, uint64_t limit, uint16_t flags)
 {
     int shown = t->n_name < 200 ? (int)t->n_name : 200;
@@ -105,19 +110,20 @@ static int local_check(const struct reader *r, struct zip_entry *t, uint64_t lim
     const unsigned char *h = r->p + t->head;
     uint64_t skip = LOCAL_BYTES + (uint64_t)get16(h + 26) + get16(h + 28), size = get32(h + 18);
     if (skip > limit - t->head || t->n > limit - t->head - skip)
-        return err_set(r->e, ERR_FORMAT, "'%s': entry '%.*s' of %" PRIu64 " bytes ends outside the file", r->file, shown,
-                       t->name, t->n);
+        return err_set(r->e, ERR_FORMAT, "'%s': entry '%.*s' of %" PRIu64 " bytes ends outside the file",
+                       r->file, shown, t->name, t->n);
     bool sized = !((flags | get16(h + 6)) & FLAG_SIZES_FOLLOW) && size != UINT32_MAX;
     if (get16(h + 26) != t->n_name || memcmp(h + LOCAL_BYTES, t->name, t->n_name) != 0 || get16(h + 8) != 0 ||
         (get16(h + 6) & FLAG_ENCRYPTED) || (sized && size != t->n))
-        return err_set(r->e, ERR_FORMAT, "'%s': local header and directory disagree about entry '%.*s'", r->file, shown,
-                       t->name);
+        return err_set(r->e, ERR_FORMAT, "'%s': local header and directory disagree about entry '%.*s'",
+                       r->file, shown, t->name);
     t->p = h + skip;
     return 0;
 }
 
 /* One record of the directory at d[0..n); returns its length, or < 0. */
-static int64_t entry_read(const struct reader *r, struct zip_entry *t, const unsigned char *d, uint64_t n, uint64_t limit)
+static int64_t entry_read(const struct reader *r, struct zip_entry *t, const unsigned char *d, uint64_t n,
+                          uint64_t limit)
 {
     if (n < CENTRAL_BYTES || memcmp(d, sig_central, 4) != 0) return bad(r, "its directory is damaged");
     size_t n_name = get16(d + 28), n_extra = get16(d + 30), n_note = get16(d + 32);
@@ -128,8 +134,10 @@ static int64_t entry_read(const struct reader *r, struct zip_entry *t, const uns
     *t = (struct zip_entry){ (const char *)d + CENTRAL_BYTES, n_name, NULL, size, head };
     int shown = n_name < 200 ? (int)n_name : 200;
     if (get16(d + 10) != 0 || packed != size || (get16(d + 8) & FLAG_ENCRYPTED))
-        return err_set(r->e, ERR_UNSUPPORTED, "'%s': entry '%.*s' is compressed or encrypted; only stored entries, as "
-                       "torch.save writes them, can be read", r->file, shown, t->name);
+        return err_set(r->e, ERR_UNSUPPORTED,
+                       "'%s': entry '%.*s' is compressed or encrypted; only stored entries, as "
+                       "torch.save writes them, can be read",
+                       r->file, shown, t->name);
     if ((rc = local_check(r, t, limit, get16(d + 8))) < 0) return rc;
     return (int64_t)(CENTRAL_BYTES + n_name + n_extra + n_note);
 }
@@ -153,8 +161,8 @@ static int overlap_check(const struct reader *r, const struct zip *z)
         const struct zip_entry *a = &z->at[i - 1], *b = &z->at[i];
         if ((uint64_t)(a->p - r->p) + a->n > b->head)
             return err_set(r->e, ERR_FORMAT, "'%s': entries '%.*s' and '%.*s' overlap", r->file,
-                           a->n_name < 200 ? (int)a->n_name : 200, a->name, b->n_name < 200 ? (int)b->n_name : 200,
-                           b->name);
+                           a->n_name < 200 ? (int)a->n_name : 200, a->name,
+                           b->n_name < 200 ? (int)b->n_name : 200, b->name);
     }
     return 0;
 }
@@ -208,7 +216,8 @@ static unsigned char *put_sig(unsigned char *p, const char sig[4])
     return p + 4;
 }
 
-/* The fields that both headers share: version 4.5, no flags, stored, 1980-01-01, CRC; sizes are in the zip64 field. */
+/* The fields that both headers share: version 4.5, no flags, stored, 1980-01-01, CRC; sizes are in the zip64
+ * field. */
 static unsigned char *put_common(unsigned char *p, uint32_t crc, size_t n_name, size_t n_extra)
 {
     p = put(p, 45, 2);
@@ -264,7 +273,8 @@ int zip_out_end(struct zip_out *z, struct err *e)
         size_t n_name = strlen(m->name);
         unsigned char h[CENTRAL_BYTES + 1000 + 28] = { 0 }, *p = put(put_sig(h, sig_central), 45, 2);
         p = put_common(p, m->crc, n_name, 28);
-        p = put(put(put(p, 0, 8), 0, 2), UINT32_MAX, 4); /* no comment, disk 0, no attributes; the offset is in the zip64 field */
+        p = put(put(put(p, 0, 8), 0, 2), UINT32_MAX,
+                4); /* no comment, disk 0, no attributes; the offset is in the zip64 field */
         memcpy(p, m->name, n_name);
         p = put(put(p + n_name, EXTRA_ZIP64, 2), 24, 2);
         p = put(put(put(p, m->n, 8), m->n, 8), m->head, 8);
