@@ -1,0 +1,130 @@
+/* See json.h. */
+#include "file/json.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+
+int json_text_load(json_t **ret, const void *p, size_t n, const char *file, struct err *e)
+{
+    json_error_t at;
+    json_t *v = json_loadb(p, n, JSON_REJECT_DUPLICATES, &at);
+    if (!v && json_error_code(&at) == json_error_out_of_memory)
+        return err_set(e, ERR_NOMEM, "no memory to parse '%s'", file);
+    if (!v) {
+        return err_set(e, ERR_FORMAT, "cannot parse '%s': line %d column %d: %s", file, at.line, at.column,
+                       at.text);
+    }
+    *ret = v;
+    return 0;
+}
+
+int json_file_load(json_t **ret, const char *path, struct err *e)
+{
+    char *text;
+    size_t n;
+    int rc = file_read(&text, &n, path, JSON_FILE_MAX, e);
+    if (rc < 0) return rc;
+    rc = json_text_load(ret, text, n, path, e);
+    free(text);
+    return rc;
+}
+
+int json_file_save(const char *path, const json_t *v, struct err *e)
+{
+    char *text = json_dumps(v, JSON_INDENT(2) | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(17));
+    if (!text) return err_set(e, ERR_NOMEM, "no memory to write '%s'", path);
+    size_t n = strlen(text);
+    text[n] = '\n'; /* in the place of the NUL */
+    int rc = file_write(path, text, n + 1, e);
+    free(text);
+    return rc;
+}
+
+const char *json_kind(const json_t *v)
+{
+    static const char *const kinds[] = {
+        [JSON_OBJECT] = "an object",   [JSON_ARRAY] = "an array", [JSON_STRING] = "a string",
+        [JSON_INTEGER] = "an integer", [JSON_REAL] = "a number",  [JSON_TRUE] = "true",
+        [JSON_FALSE] = "false",        [JSON_NULL] = "null",
+    };
+    return kinds[json_typeof(v)];
+}
+
+/* The member, or NULL with *rc 0 when there is none. */
+static json_t *member(const json_t *o, const char *key, int *rc, struct err *e)
+{
+    *rc = 0;
+    if (!json_is_object(o)) {
+        *rc = err_set(e, ERR_FORMAT, "cannot read '%s': it should be a member of an object", key);
+        return NULL;
+    }
+    json_t *v = json_object_get(o, key);
+    return json_is_null(v) ? NULL : v;
+}
+
+static int wrong(const json_t *v, const char *key, const char *want, struct err *e)
+{
+    return err_set(e, ERR_FORMAT, "'%s' is %s, want %s", key, json_kind(v), want);
+}
+
+int json_get_int(const json_t *o, const char *key, int64_t *ret, struct err *e)
+{
+    int rc;
+    json_t *v = member(o, key, &rc, e);
+    if (!v) return rc;
+    if (!json_is_integer(v)) return wrong(v, key, "an integer", e);
+    *ret = json_integer_value(v);
+    return 1;
+}
+
+int json_get_real(const json_t *o, const char *key, double *ret, struct err *e)
+{
+    int rc;
+    json_t *v = member(o, key, &rc, e);
+    if (!v) return rc;
+    if (!json_is_number(v)) return wrong(v, key, "a number", e);
+    *ret = json_number_value(v);
+    return 1;
+}
+
+int json_get_bool(const json_t *o, const char *key, bool *ret, struct err *e)
+{
+    int rc;
+    json_t *v = member(o, key, &rc, e);
+    if (!v) return rc;
+    if (!json_is_boolean(v)) return wrong(v, key, "true or false", e);
+    *ret = json_is_true(v);
+    return 1;
+}
+
+int json_get_str(const json_t *o, const char *key, const char **ret, struct err *e)
+{
+    int rc;
+    json_t *v = member(o, key, &rc, e);
+    if (!v) return rc;
+    if (!json_is_string(v)) return wrong(v, key, "a string", e);
+    *ret = json_string_value(v);
+    return 1;
+}
+
+int json_get_object(const json_t *o, const char *key, json_t **ret, struct err *e)
+{
+    int rc;
+    json_t *v = member(o, key, &rc, e);
+    if (!v) return rc;
+    if (!json_is_object(v)) return wrong(v, key, "an object", e);
+    *ret = v;
+    return 1;
+}
+
+int json_get_array(const json_t *o, const char *key, json_t **ret, struct err *e)
+{
+    int rc;
+    json_t *v = member(o, key, &rc, e);
+    if (!v) return rc;
+    if (!json_is_array(v)) return wrong(v, key, "an array", e);
+    *ret = v;
+    return 1;
+}

@@ -1,0 +1,98 @@
+/* See out.h. */
+#include "file/out.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int out_open(struct out *o, const char *path, struct err *e)
+{
+    *o = (struct out){ .fd = -1 };
+    size_t n = strlen(path);
+    o->path = strdup(path);
+    o->tmp = malloc(n + sizeof ".tmp");
+    if (!o->path || !o->tmp) {
+        out_drop(o);
+        return err_set(e, ERR_NOMEM, "no memory for a path");
+    }
+    memcpy(o->tmp, path, n);
+    memcpy(o->tmp + n, ".tmp", sizeof ".tmp");
+    o->fd = open(o->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (o->fd >= 0) return 0;
+    int rc = err_errno(e, "create", o->tmp);
+    out_drop(o);
+    return rc;
+}
+
+int out_write(struct out *o, const void *p, size_t n, struct err *e)
+{
+    for (size_t done = 0; done < n;) {
+        size_t want = n - done < (size_t)1 << 30 ? n - done : (size_t)1 << 30;
+        ssize_t k = write(o->fd, (const char *)p + done, want);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return err_errno(e, "write", o->tmp);
+        done += (size_t)k;
+        o->at += (uint64_t)k;
+    }
+    return 0;
+}
+
+int out_patch(struct out *o, uint64_t at, const void *p, size_t n, struct err *e)
+{
+    ASSERT(at + n <= o->at);
+    for (size_t done = 0; done < n;) {
+        ssize_t k = pwrite(o->fd, (const char *)p + done, n - done, (off_t)(at + done));
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return err_errno(e, "write", o->tmp);
+        done += (size_t)k;
+    }
+    return 0;
+}
+
+int out_sync_dir(const char *dir, struct err *e)
+{
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return err_errno(e, "open", dir);
+    /* some network file systems cannot sync a folder; the rename itself was in order */
+    int rc = fsync(fd) < 0 && errno != EINVAL && errno != EROFS ? err_errno(e, "sync", dir) : 0;
+    close(fd);
+    return rc;
+}
+
+static int sync_parent(const char *path, struct err *e)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash) return out_sync_dir(".", e);
+    char *dir = strndup(path, slash == path ? 1 : (size_t)(slash - path));
+    if (!dir) return err_set(e, ERR_NOMEM, "no memory for a path");
+    int rc = out_sync_dir(dir, e);
+    free(dir);
+    return rc;
+}
+
+int out_commit(struct out *o, struct err *e)
+{
+    int rc = 0;
+    if (fsync(o->fd) < 0) rc = err_errno(e, "sync", o->tmp);
+    if (close(o->fd) < 0 && rc >= 0) rc = err_errno(e, "close", o->tmp);
+    o->fd = -1;
+    if (rc >= 0 && rename(o->tmp, o->path) < 0) rc = err_errno(e, "rename to", o->path);
+    if (rc < 0) unlink(o->tmp);
+    else rc = sync_parent(o->path, e);
+    out_drop(o);
+    return rc;
+}
+
+void out_drop(struct out *o)
+{
+    if (o->path && o->fd >= 0) {
+        close(o->fd);
+        unlink(o->tmp);
+    }
+    free(o->path);
+    free(o->tmp);
+    *o = (struct out){ .fd = -1 };
+}

@@ -1,0 +1,184 @@
+/* See resize.h. Both passes work on eight lanes at once: for columns the lanes are two neighbouring RGB pixels (and two
+ * idle ones), for rows they are eight neighbouring bytes. Sums are exact in 32 bits, so the order does not matter. */
+#include "image/resize.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined __x86_64__ && !defined __SANITIZE_ADDRESS__ && !defined __clang__
+#define EVERY_CPU __attribute__((target_clones("avx2", "default")))
+#else
+#define EVERY_CPU
+#endif
+
+enum { BITS = 22, HALF = 1 << (BITS - 1), LANES = 8 };
+typedef int32_t lanes __attribute__((vector_size(LANES * 4)));
+typedef uint8_t bytes __attribute__((vector_size(LANES)));
+
+/* Weights for outputs [first, first + n) of an axis: output i is the sum over t < taps[i] of
+ * k[i * stride + t] * input[from[i] + t]. */
+struct axis {
+    int n, stride;
+    int *from, *taps;
+    int32_t *k;
+};
+
+static double cubic(double x)
+{
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+static void axis_fini(struct axis *a)
+{
+    free(a->from);
+    free(a->taps);
+    free(a->k);
+}
+
+/* `row`: room for stride doubles. */
+static void axis_weights(struct axis *a, int i, int in, double scale, double center, double *row)
+{
+    double wide = scale < 1 ? 1 : scale, support = 2 * wide, sum = 0, step = 1 / wide;
+    int from = (int)(center - support + 0.5), to = (int)(center + support + 0.5);
+    if (from < 0) from = 0;
+    if (to > in) to = in;
+    for (int t = 0; t < to - from; t++) sum += row[t] = cubic((t + from - center + 0.5) * step);
+    for (int t = 0; t < to - from; t++) {
+        double w = sum != 0 ? row[t] / sum : row[t];
+        a->k[(size_t)i * (size_t)a->stride + (size_t)t] = (int32_t)((w < 0 ? -0.5 : 0.5) + w * (1 << BITS));
+    }
+    a->from[i] = from;
+    a->taps[i] = to - from;
+}
+
+static int axis_init(struct axis *a, int in, int out, int first, int n, struct err *e)
+{
+    double scale = (double)in / out, wide = scale < 1 ? 1 : scale;
+    /* One weight more than Pillow keeps makes the number even: columns are taken in pairs. */
+    *a = (struct axis){ .n = n, .stride = (int)ceil(2 * wide) * 2 + 2 };
+    a->from = malloc((size_t)n * sizeof *a->from);
+    a->taps = malloc((size_t)n * sizeof *a->taps);
+    a->k = calloc((size_t)n * (size_t)a->stride, sizeof *a->k);
+    double *row = malloc((size_t)a->stride * sizeof *row);
+    int rc = 0;
+    if (!a->from || !a->taps || !a->k || !row) rc = err_set(e, ERR_NOMEM, "no memory to resize a picture");
+    else
+        for (int i = 0; i < n; i++) axis_weights(a, i, in, scale, (first + i + 0.5) * scale, row);
+    free(row);
+    return rc;
+}
+
+static inline uint8_t clip8(int32_t v)
+{
+    v >>= BITS;
+    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+}
+
+/* One row of columns. Reads up to 5 bytes after the last pixel it weighs: within the picture or its slack. */
+EVERY_CPU static void columns_row(uint8_t *to, const uint8_t *from, const struct axis *a)
+{
+    for (int i = 0; i < a->n; i++) {
+        const int32_t *k = a->k + (size_t)i * (size_t)a->stride;
+        const uint8_t *p = from + (size_t)a->from[i] * 3;
+        lanes sum = { 0 };
+        for (int t = 0; t < a->taps[i]; t += 2, p += 6) {
+            bytes b;
+            memcpy(&b, p, sizeof b);
+            sum += __builtin_convertvector(b, lanes) *
+                   (lanes){ k[t], k[t], k[t], k[t + 1], k[t + 1], k[t + 1], 0, 0 };
+        }
+        for (int c = 0; c < 3; c++) to[3 * i + c] = clip8(HALF + sum[c] + sum[3 + c]);
+    }
+}
+
+/* One output row of `n` bytes from `taps` input rows that lie `pitch` bytes apart. */
+EVERY_CPU static void rows_row(uint8_t *to, const uint8_t *from, size_t pitch, size_t n, const int32_t *k, int taps)
+{
+    size_t x = 0;
+    for (; x + LANES <= n; x += LANES) {
+        const uint8_t *p = from + x;
+        lanes sum = { HALF, HALF, HALF, HALF, HALF, HALF, HALF, HALF };
+        for (int t = 0; t < taps; t++, p += pitch) {
+            bytes b;
+            memcpy(&b, p, sizeof b);
+            sum += __builtin_convertvector(b, lanes) * k[t];
+        }
+        sum >>= BITS;
+        lanes over = sum > 255; /* all ones where true */
+        sum = ((sum & ~over) | (over & 255)) & (sum >= 0);
+        bytes b = __builtin_convertvector(sum, bytes);
+        memcpy(to + x, &b, sizeof b);
+    }
+    for (; x < n; x++) {
+        int32_t sum = HALF;
+        for (int t = 0; t < taps; t++) sum += from[x + (size_t)t * pitch] * k[t];
+        to[x] = clip8(sum);
+    }
+}
+
+/* Columns win.x.. of rows [y0, y0 + n) of src, resized to width w: a picture of win.w x n. */
+static int columns(struct picture *dst, const struct picture *src, int w, struct window win, int y0, int n,
+                   struct err *e)
+{
+    struct axis a = { 0 };
+    int rc = picture_new(dst, win.w, n, "resized", e);
+    if (rc >= 0 && w != src->w) rc = axis_init(&a, src->w, w, win.x, win.w, e);
+    for (int y = 0; rc >= 0 && y < n; y++) {
+        if (a.n) columns_row(picture_row(dst, y), picture_row(src, y0 + y), &a);
+        else memcpy(picture_row(dst, y), picture_row(src, y0 + y) + (size_t)win.x * 3, (size_t)win.w * 3);
+    }
+    axis_fini(&a);
+    if (rc < 0) picture_free(dst);
+    return rc;
+}
+
+/* The window clipped to the resized picture, written into *dst at (win.x - full.x, win.y - full.y). */
+static int resize_inside(struct picture *dst, struct window full, const struct picture *src, int w, int h,
+                         struct window win, struct err *e)
+{
+    struct axis a = { 0 };
+    struct picture mid = { 0 };
+    int rc = 0, y0 = win.y, y1 = win.y + win.h;
+    if (h != src->h) {
+        TRY(axis_init(&a, src->h, h, win.y, win.h, e));
+        y0 = a.from[0];
+        y1 = a.from[win.h - 1] + a.taps[win.h - 1];
+    }
+    TRY(columns(&mid, src, w, win, y0, y1 - y0, e));
+    size_t pitch = (size_t)win.w * 3;
+    for (int y = 0; y < win.h; y++) {
+        uint8_t *to = picture_row(dst, y + win.y - full.y) + 3 * (win.x - full.x);
+        if (a.n) rows_row(to, picture_row(&mid, a.from[y] - y0), pitch, pitch, a.k + (size_t)y * (size_t)a.stride,
+                          a.taps[y]);
+        else memcpy(to, picture_row(&mid, y), pitch);
+    }
+out:
+    axis_fini(&a);
+    picture_free(&mid);
+    return rc;
+}
+
+int picture_resize_window(struct picture *dst, const struct picture *src, int w, int h, struct window win,
+                          struct err *e)
+{
+    int rc = picture_new(dst, win.w, win.h, "resized", e);
+    if (rc < 0) return rc;
+    int x0 = win.x < 0 ? 0 : win.x, y0 = win.y < 0 ? 0 : win.y;
+    int64_t x1 = (int64_t)win.x + win.w, y1 = (int64_t)win.y + win.h;
+    if (x1 > w) x1 = w;
+    if (y1 > h) y1 = h;
+    if (x1 <= x0 || y1 <= y0) return 0;
+    struct window in = { x0, y0, (int)(x1 - x0), (int)(y1 - y0) };
+    rc = resize_inside(dst, win, src, w, h, in, e);
+    if (rc < 0) picture_free(dst);
+    return rc;
+}
+
+int picture_resize(struct picture *dst, const struct picture *src, int w, int h, struct err *e)
+{
+    return picture_resize_window(dst, src, w, h, (struct window){ 0, 0, w, h }, e);
+}
