@@ -1,0 +1,85 @@
+/* See llama.h. */
+#include "model/llama.h"
+
+#include <math.h>
+
+/* What a layer needs besides its input; lives on the stack of llama_forward, so it must outlive tape_back: see there. */
+struct layer_arg {
+    const struct llama *m;
+    const struct llama_layer *l;
+    const struct llama_seq *seq;
+    const struct llama_cache *cache;
+};
+
+static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, struct tensor x)
+{
+    const struct layer_arg *a = arg;
+    const struct llama_config *c = &a->m->cfg;
+    const struct llama_layer *l = a->l;
+    struct op_qkv h = op_norm_qkv(o, x, &l->ln1, c->eps, &l->q, &l->k, &l->v);
+    h.q = op_rope(o, h.q, a->seq->pos, a->m->rope);
+    h.k = op_rope(o, h.k, a->seq->pos, a->m->rope);
+    if (a->cache) {
+        op_store(o, a->cache->k, a->seq->row, h.k);
+        op_store(o, a->cache->v, a->seq->row, h.v);
+        h.k = a->cache->k;
+        h.v = a->cache->v;
+    }
+    x = op_linear_add(o, op_attention(o, h.q, h.k, h.v, a->seq->range, c->H), &l->o, x);
+    return op_norm_glu_add(o, x, &l->ln2, c->eps, &l->gate, &l->up, &l->down);
+}
+
+struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
+                            const struct llama_cache *cache, bool checkpoint)
+{
+    for (int i = 0; i < m->cfg.L; i++) {
+        /* On a tape the argument must outlive this call, so it lives in the arena with the activations. */
+        struct layer_arg here, *a = o->tape && !o->dry ? arena_take(o->act, sizeof *a) : &here;
+        *a = (struct layer_arg){ m, &m->layer[i], seq, cache ? &cache[i] : NULL };
+        size_t mark = arena_mark(o->act);
+        if (o->tape && checkpoint) {
+            x = op_checkpoint(o, llama_layer_forward, a, x);
+        } else {
+            struct tensor y = llama_layer_forward(o, a, x);
+            if (o->tape) x = y;
+            else { /* nothing of the layer is needed but its output: keep that in the input's place */
+                OP_RUN(o, cast, x, y);
+                arena_rewind(o->act, mark);
+            }
+        }
+    }
+    return op_rmsnorm(o, x, &m->norm, m->cfg.eps);
+}
+
+struct tensor llama_logits(struct op_ctx *o, const struct llama *m, struct tensor h)
+{
+    return op_linear(o, h, &m->head);
+}
+
+/* Frequencies as transformers' ROPE_INIT_FUNCTIONS compute them, in float32 where it does. */
+static float inv_freq(const struct llama_config *c, int i)
+{
+    float f = 1.0f / (float)pow(c->rope_theta, (double)((float)(2 * i) / (float)c->D));
+    if (c->rope_scaling == ROPE_LINEAR) return f / (float)c->rope_factor;
+    if (c->rope_scaling != ROPE_LLAMA3) return f;
+    double wave = 2 * 3.14159265358979323846 / f;
+    if (wave < c->rope_original / c->rope_high) return f;
+    if (wave > c->rope_original / c->rope_low) return f / (float)c->rope_factor;
+    double smooth = (c->rope_original / wave - c->rope_low) / (c->rope_high - c->rope_low);
+    return (float)((1 - smooth) * f / c->rope_factor + smooth * f);
+}
+
+void llama_rope_table(const struct llama_config *c, struct tensor table)
+{
+    ASSERT(table.n[1] == c->D && table.type == DT_F32);
+    float *t = table.p;
+    int half = c->D / 2;
+    for (int i = 0; i < half; i++) {
+        float f = inv_freq(c, i);
+        for (int64_t p = 0; p < table.n[0]; p++) {
+            float angle = (float)p * f; /* the product is rounded to float32 there too */
+            t[p * c->D + i] = cosf(angle);
+            t[p * c->D + half + i] = sinf(angle);
+        }
+    }
+}

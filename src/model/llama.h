@@ -1,0 +1,42 @@
+/* Llama (and Mistral, Vicuna): a decoder-only transformer. Maths as transformers' LlamaForCausalLM.
+ *
+ * The maths of a layer is written once, in llama.c; inference, training and recomputation run the same lines.
+ */
+#pragma once
+#include "model/config.h"
+#include "op/op.h"
+
+struct llama_layer {
+    struct param ln1, ln2;                      /* [C] input_layernorm, post_attention_layernorm */
+    struct linear q, k, v, o;                   /* [H*D,C] [K*D,C] [K*D,C] [C,H*D] */
+    struct linear gate, up, down;               /* [F,C] [F,C] [C,F] */
+};
+
+struct llama {
+    struct llama_config cfg;
+    struct param embed;                         /* [V,C] */
+    struct llama_layer *layer;                  /* [L] */
+    struct param norm;                          /* [C] */
+    struct linear head;                         /* [V,C] */
+    struct tensor rope;                         /* [max_pos,D] F32: cos | sin */
+};
+
+/* Which tokens a call runs on. All I32, on the device of the kernels. */
+struct llama_seq {
+    struct tensor pos;   /* [T] position of each token: its angle in RoPE */
+    struct tensor range; /* [T,2] rows of k and v that each token sees: [from, to) */
+    struct tensor row;   /* [T] cache row where each token's k and v are put; p NULL: no cache, they are this call's own */
+};
+struct llama_cache {
+    struct tensor k, v; /* [S,K*D] of one layer */
+};
+
+/* Fills table[max_pos,D] with cos | sin of pos * theta^(-2i/D), scaled as cfg says.  arXiv:2104.09864 */
+void llama_rope_table(const struct llama_config *c, struct tensor table);
+
+/* x[T,C] embeddings -> [T,C] hidden states after the last norm. cache: one per layer, or NULL. With a tape each layer is
+ * checkpointed when `checkpoint` says so. */
+struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
+                            const struct llama_cache *cache, bool checkpoint);
+/* h[T,C] -> logits [T,V] */
+struct tensor llama_logits(struct op_ctx *o, const struct llama *m, struct tensor h);

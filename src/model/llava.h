@@ -1,0 +1,83 @@
+/* LLaVA: a vision tower, a projector and a language model; its parameters as rows of a table; loading and merging.
+ *
+ * Reading order: config.h (what kind of model), this header, bind.c (which tensor goes where), llama.c and clip.c (the
+ * maths), load.c (folders, names, adapters).
+ */
+#pragma once
+#include "file/weights.h"
+#include "model/clip.h"
+#include "model/llama.h"
+
+struct llava_model {
+    struct llava_config cfg;
+    struct llama llama;
+    struct clip clip;                         /* valid if cfg.has_vision */
+    struct linear projector[PROJECTOR_MAX];   /* cfg.n_projector linears with exact gelu between them */
+    struct param newline;                     /* [1,C] image_newline of 1.6, or absent */
+    struct weights *weights;                  /* the mapped files that parameters view */
+    struct arena own;                         /* converted, merged and random parameters, and tables */
+    struct arena own_more;                    /* what had to be made while merging adapters */
+    char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
+};
+
+/* ---- parameters as rows */
+
+enum {
+    BIND_DECAY = 1,    /* a matrix: takes weight decay, may be quantised */
+    BIND_OPTIONAL = 2, /* may be absent */
+    BIND_LINEAR = 4,   /* a linear of the language model: LoRA's targets */
+};
+enum part { PART_LLAMA, PART_CLIP, PART_PROJECTOR };
+
+/* One tensor of a model, as LLaVA names it. shape is what a file holds; the view that kernels see may be flattened. */
+struct bind_row {
+    const char *name;     /* "model.layers.7.self_attn.q_proj.weight"; valid during the call */
+    struct param *param;
+    struct linear *linear; /* whose weight this is, or NULL */
+    enum part part;
+    unsigned flags;
+    int nd;
+    int64_t shape[4];
+};
+/* Calls fn for every tensor that this config has, in the order in which checkpoints list them; stops at the first
+ * result < 0 and returns it. */
+typedef int (*bind_fn)(void *ctx, const struct bind_row *row, struct err *e);
+int llava_each(struct llava_model *m, bind_fn fn, void *ctx, struct err *e);
+
+/* ---- names. LLaVA's own names are the canonical ones. */
+
+enum naming { NAMING_LLAVA, NAMING_HF, NAMING_HF5 };
+/* Canonical name of a tensor named as any known writer names it, into out; -1: a tensor that inference ignores
+ * (inv_freq, position_ids, CLIP's text half). */
+int name_canonical(char *out, size_t size, const char *name);
+/* Canonical name -> the name that a scheme writes. */
+void name_in(enum naming to, char *out, size_t size, const char *canonical);
+enum { NAME_MAX_BYTES = 256 };
+
+/* ---- opening */
+
+struct llava_source {
+    const char *path;      /* a folder: whole model, projector only, or LoRA adapter */
+    const char *base;      /* base model's folder for the latter two, else NULL */
+    const char *clip_path; /* overrides the tower that config.json names; NULL: as it says */
+    /* How an org/name (a tower's) becomes a folder: the hub's function, or NULL to allow folders only. */
+    int (*locate)(char **dir, const char *name, struct err *e);
+    bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
+    enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
+    bool text_only;        /* don't load the tower */
+};
+/* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
+int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);
+/* Random parameters of the given shapes, in memory; reproducible. */
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e);
+void llava_model_close(struct llava_model *m); /* accepts a zeroed one */
+/* cos|sin for positions [0, n). Must be called once before forward; takes its memory from m->own_more. */
+int llava_model_context(struct llava_model *m, int n, struct err *e);
+
+/* ---- forward */
+
+/* pixels[N,3,S,S] -> features [N*P,C] in the language model's width */
+struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, struct tensor pixels);
+/* Rows of encode's result for one picture tile. */
+int llava_tile_rows(const struct llava_model *m);
+struct tensor projector_forward(struct op_ctx *o, const struct llava_model *m, struct tensor x);

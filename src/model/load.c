@@ -1,0 +1,378 @@
+/* Opening a model: which folder is what, the index of canonical names, binding, conversion. See llava.h.
+ *
+ * Parameters view the mapped files wherever the wanted type allows it; what must be converted or merged is counted
+ * first and then made in one arena. Adapters are merged in lora.c.
+ */
+#define _GNU_SOURCE
+#include "model/load.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/rng.h"
+
+/* ---- index */
+
+static int entry_order(const void *a, const void *b)
+{
+    const struct entry *x = a, *y = b;
+    int c = strcmp(x->name, y->name);
+    return c ? c : x->rank - y->rank;
+}
+
+/* Canonical names of weights from..end, added to the index; of two with one name the later file wins. */
+static int index_add(struct index *ix, const struct weights *w, size_t from, struct err *e)
+{
+    size_t n = weights_count(w);
+    struct entry *at = realloc(ix->at, (ix->n + n - from + 1) * sizeof *at);
+    if (!at) return err_set(e, ERR_NOMEM, "no memory for %zu names", n);
+    ix->at = at;
+    for (size_t i = from; i < n; i++) {
+        const struct weight *one = weights_at(w, i);
+        const char *name = one->name;
+        if (!strncmp(name, "base_model.", 11)) { /* non_lora_trainables: PEFT's wrapper around the model */
+            name += 11;
+            if (!strncmp(name, "model.", 6)) name += 6;
+        }
+        struct entry *en = &ix->at[ix->n];
+        if (name_canonical(en->name, sizeof en->name, name) < 0) continue;
+        en->w = one;
+        en->rank = ix->rank;
+        ix->n++;
+    }
+    ix->rank++;
+    qsort(ix->at, ix->n, sizeof *ix->at, entry_order);
+    size_t k = 0;
+    for (size_t i = 0; i < ix->n; i++)
+        if (i + 1 == ix->n || strcmp(ix->at[i].name, ix->at[i + 1].name) != 0) ix->at[k++] = ix->at[i];
+    ix->n = k;
+    return 0;
+}
+
+const struct weight *index_find(const struct index *ix, const char *name)
+{
+    size_t lo = 0, hi = ix->n;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        int c = strcmp(name, ix->at[mid].name);
+        if (!c) return ix->at[mid].w;
+        if (c < 0) hi = mid;
+        else lo = mid + 1;
+    }
+    return NULL;
+}
+
+/* ---- binding */
+
+struct binder {
+    struct llava_model *m;
+    const struct llava_source *s;
+    const struct index *ix;
+    struct lora_set *lora; /* NULL: none */
+    size_t bytes;          /* to own: counted in the first pass */
+    bool count;
+};
+
+/* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
+static enum dtype kept_type(const struct llava_source *s, const struct bind_row *r, enum dtype file)
+{
+    if (s->keep_dtype || !(r->flags & BIND_DECAY)) return file == DT_F64 && !s->keep_dtype ? DT_F32 : file;
+    if (s->dtype == DT_F32) return file == DT_F64 ? DT_F32 : file;
+    return s->dtype;
+}
+
+static int check_shape(const struct bind_row *r, const struct weight *w, struct err *e)
+{
+    struct tensor want = { .nd = (int8_t)r->nd };
+    memcpy(want.n, r->shape, sizeof want.n);
+    struct tensor flat = w->t;
+    if (r->nd == 1 && flat.nd == 2 && flat.n[0] == 1) flat = tensor_1d(flat.p, (enum dtype)flat.type, flat.n[1]);
+    char a[TENSOR_SHAPE_MAX], b[TENSOR_SHAPE_MAX];
+    if (!tensor_same_shape(want, flat))
+        return err_set(e, ERR_SHAPE, "cannot bind '%s' of '%s': file has %s, model wants %s", w->name, w->file,
+                       tensor_shape(w->t, a), tensor_shape(want, b));
+    if (!dtype_is_float((enum dtype)w->t.type))
+        return err_set(e, ERR_SHAPE, "cannot bind '%s' of '%s': type %s is not a float type", w->name, w->file,
+                       dtype_name((enum dtype)w->t.type));
+    return 0;
+}
+
+/* Kernels see matrices as [rows, cols]: a convolution's [C,3,p,p] as [C,3*p*p], one-row tables as [1,C]. */
+static struct tensor as_seen(const struct bind_row *r, void *p, enum dtype t)
+{
+    bool one_row = strstr(r->name, "class_embedding") || strstr(r->name, "image_newline");
+    if (r->nd == 1) return one_row ? tensor_2d(p, t, 1, r->shape[0]) : tensor_1d(p, t, r->shape[0]);
+    int64_t cols = 1;
+    for (int i = 1; i < r->nd; i++) cols *= r->shape[i];
+    return tensor_2d(p, t, r->shape[0], cols);
+}
+
+static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct binder *b = ctx;
+    const struct weight *w = index_find(b->ix, r->name);
+    if (!w) {
+        if (r->flags & BIND_OPTIONAL) return 0;
+        return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, b->s->path);
+    }
+    int rc = check_shape(r, w, e);
+    if (rc < 0) return rc;
+    enum dtype file = (enum dtype)w->t.type, keep = kept_type(b->s, r, file);
+    struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
+    struct tensor t = as_seen(r, w->t.p, file);
+    if (keep != file || pair) {
+        size_t bytes = (size_t)tensor_count(t) * dtype_bytes(keep);
+        b->bytes += bytes + ARENA_ALIGN;
+        if (b->count) return 0;
+        void *p = arena_take(&b->m->own, bytes);
+        if (pair) rc = lora_merge(b->lora, pair, as_seen(r, p, keep), t, e);
+        else dtype_convert(p, keep, t.p, file, tensor_count(t));
+        t = as_seen(r, p, keep);
+    }
+    r->param->w = t;
+    r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
+    return rc;
+}
+
+static int bind_all(struct llava_model *m, const struct llava_source *s, const struct index *ix, struct lora_set *lora,
+                    struct err *e)
+{
+    struct binder b = { .m = m, .s = s, .ix = ix, .lora = lora, .count = true };
+    int rc = llava_each(m, bind_one, &b, e);
+    if (rc >= 0) rc = arena_init(&m->own, b.bytes, e);
+    b.count = false;
+    if (rc >= 0) rc = llava_each(m, bind_one, &b, e);
+    if (rc >= 0 && m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
+    return rc;
+}
+
+/* ---- folders */
+
+static bool exists(const char *dir, const char *name)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return access(path, F_OK) == 0;
+}
+
+static int add_file(struct llava_model *m, struct index *ix, const char *dir, const char *name, struct err *e)
+{
+    char path[4096];
+    snprintf(path, sizeof path, name ? "%s/%s" : "%s", dir, name);
+    size_t from = m->weights ? weights_count(m->weights) : 0;
+    int rc = m->weights ? weights_add(m->weights, path, e) : weights_open(&m->weights, path, e);
+    return rc < 0 ? rc : index_add(ix, m->weights, from, e);
+}
+
+/* The tower's folder: as given, beside the model, or through the hub. */
+static int find_tower(struct llava_model *m, const struct llava_source *s, struct err *e)
+{
+    const char *name = s->clip_path ? s->clip_path : m->cfg.tower;
+    char beside[4096];
+    snprintf(beside, sizeof beside, "%s/%s", s->path, name);
+    const char *found = exists(name, "config.json") ? name : exists(beside, "config.json") ? beside : NULL;
+    if (found) return (m->clip_dir = strdup(found)) ? 0 : err_set(e, ERR_NOMEM, "no memory for a path");
+    if (s->locate && name[0] != '.' && name[0] != '/') {
+        int rc = s->locate(&m->clip_dir, name, e);
+        return rc < 0 ? err_prefix(e, "the vision tower '%s'", name), rc : 0;
+    }
+    return err_set(e, ERR_MISSING, "no vision tower '%s' (config.json of '%s' names it; --vision-tower sets another)",
+                   name, s->path);
+}
+
+/* A tower saved with the model, whose own config.json is out of reach: its shapes tell all but the head size, which is
+ * 64 in every CLIP. */
+static int clip_from_shapes(struct llava_config *c, const struct index *ix, struct err *e)
+{
+    const struct weight *patch = index_find(ix, "vision_model.embeddings.patch_embedding.weight");
+    const struct weight *pos = index_find(ix, "vision_model.embeddings.position_embedding.weight");
+    const struct weight *fc1 = index_find(ix, "vision_model.encoder.layers.0.mlp.fc1.weight");
+    if (!patch || !pos || !fc1 || patch->t.nd != 4 || pos->t.nd != 2 || fc1->t.nd != 2 || pos->t.n[0] < 2)
+        return err_set(e, ERR_MISSING, "the checkpoint's vision tower is not whole and '%s' is not there", c->tower);
+    int layers = 0;
+    for (char name[NAME_MAX_BYTES];; layers++) {
+        snprintf(name, sizeof name, "vision_model.encoder.layers.%d.mlp.fc1.weight", layers);
+        if (!index_find(ix, name)) break;
+    }
+    int side = (int)lround(sqrt((double)(pos->t.n[0] - 1))), p = (int)patch->t.n[2], width = (int)patch->t.n[0];
+    c->clip = (struct clip_config){ width, (int)fc1->t.n[0], layers, width >= 64 ? width / 64 : 1, side * p, p, 1e-5f,
+                                    true };
+    return 0;
+}
+
+static int open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
+{
+    bool inside = index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
+    int rc = 0;
+    if (!m->cfg.has_clip) {
+        struct err why = { 0 };
+        rc = find_tower(m, s, &why);
+        if (rc >= 0) rc = clip_config_load(&m->cfg.clip, m->clip_dir, e);
+        else if (inside) rc = clip_from_shapes(&m->cfg, ix, e);
+        else if (e) *e = why;
+        if (rc >= 0 && !inside) rc = add_file(m, ix, m->clip_dir, NULL, e);
+        m->cfg.has_clip = rc >= 0;
+    }
+    return rc;
+}
+
+static int check_vision(struct llava_model *m, const char *path, struct err *e)
+{
+    struct llava_config *c = &m->cfg;
+    if (clip_layers_used(&c->clip, c->select_layer) < 0)
+        return err_set(e, ERR_SHAPE, "'%s': the vision tower has %d layers, no hidden state %d", path, c->clip.L,
+                       c->select_layer);
+    if (!c->mm_hidden) c->mm_hidden = c->clip.C;
+    if (c->mm_hidden != c->clip.C)
+        return err_set(e, ERR_SHAPE, "'%s': mm_hidden_size is %d, the vision tower's width %d", path, c->mm_hidden,
+                       c->clip.C);
+    if (!c->n_projector && c->clip.C != c->llama.C)
+        return err_set(e, ERR_SHAPE, "'%s': an identity projector cannot turn width %d into %d", path, c->clip.C,
+                       c->llama.C);
+    return 0;
+}
+
+static int make_layers(struct llava_model *m, struct err *e)
+{
+    m->llama.cfg = m->cfg.llama;
+    m->clip.cfg = m->cfg.clip;
+    m->llama.layer = calloc((size_t)m->cfg.llama.L, sizeof *m->llama.layer);
+    m->clip.layer = m->cfg.has_clip ? calloc((size_t)m->cfg.clip.L, sizeof *m->clip.layer) : NULL;
+    if (!m->llama.layer || (m->cfg.has_clip && !m->clip.layer)) return err_set(e, ERR_NOMEM, "no memory for the model");
+    return 0;
+}
+
+/* What kind of folder: the files in it say. */
+static int open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
+                      struct err *e)
+{
+    bool adapter = exists(s->path, "adapter_config.json");
+    bool projector = !adapter && (s->base || !weights_present(s->path)) && exists(s->path, "mm_projector.bin");
+    int rc = 0;
+    if ((adapter || projector) && !s->base) {
+        char name[512] = "its base model";
+        if (adapter) lora_base_name(s->path, name, sizeof name);
+        return err_set(e, ERR_USAGE, "'%s' holds only %s: give the base model with --model-base (%s)", s->path,
+                       adapter ? "a LoRA adapter" : "a projector", name);
+    }
+    if (!adapter && !projector && s->base)
+        return err_set(e, ERR_USAGE, "'%s' is neither an adapter nor a projector, so --model-base '%s' has no use",
+                       s->path, s->base);
+    TRY(llava_config_load(&m->cfg, exists(s->path, "config.json") || !s->base ? s->path : s->base, e));
+    TRY(add_file(m, ix, s->base ? s->base : s->path, NULL, e));
+    if (projector) TRY(add_file(m, ix, s->path, "mm_projector.bin", e));
+    if (adapter) {
+        static const char *const extra[] = { "non_lora_trainables.bin", "non_lora_trainables.safetensors" };
+        for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
+            if (exists(s->path, extra[i])) TRY(add_file(m, ix, s->path, extra[i], e));
+        TRY(lora_open(lora, s->path, e));
+    }
+out:
+    return rc;
+}
+
+int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e)
+{
+    *m = (struct llava_model){ 0 };
+    struct index ix = { 0 };
+    struct lora_set lora = { 0 };
+    int rc;
+    TRY(open_files(m, s, &ix, &lora, e));
+    if (s->text_only) m->cfg.has_vision = m->cfg.has_clip = false;
+    if (m->cfg.has_vision) {
+        TRY(open_tower(m, s, &ix, e));
+        TRY(check_vision(m, s->path, e));
+    }
+    TRY(make_layers(m, e));
+    TRY(bind_all(m, s, &ix, &lora, e));
+    TRY(lora_check_used(&lora, s->path, e));
+out:
+    lora_close(&lora);
+    free(ix.at);
+    if (rc < 0) llava_model_close(m);
+    return rc;
+}
+
+void llava_model_close(struct llava_model *m)
+{
+    free(m->llama.layer);
+    free(m->clip.layer);
+    free(m->clip_dir);
+    weights_close(m->weights);
+    arena_fini(&m->own);
+    arena_fini(&m->own_more);
+    *m = (struct llava_model){ 0 };
+}
+
+int llava_model_context(struct llava_model *m, int n, struct err *e)
+{
+    arena_fini(&m->own_more);
+    struct tensor t = tensor_2d(NULL, DT_F32, n, m->cfg.llama.D);
+    int rc = arena_init(&m->own_more, tensor_bytes(t) + ARENA_ALIGN, e);
+    if (rc < 0) return rc;
+    t.p = arena_take(&m->own_more, tensor_bytes(t));
+    llama_rope_table(&m->cfg.llama, t);
+    m->llama.rope = t;
+    return 0;
+}
+
+/* ---- random models */
+
+enum { NOISE = 1048573 }; /* a prime: rows of a matrix never start at the same place of the block */
+
+struct randomiser {
+    struct llava_model *m;
+    enum dtype dtype;
+    const float *noise;
+    bool count;
+    size_t bytes;
+};
+
+/* Normal(0, 0.02) matrices, norms 1, biases 0: tiles of one block of noise, made at the memory's speed. */
+static int random_one(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct randomiser *z = ctx;
+    (void)e;
+    bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
+    enum dtype type = matrix ? z->dtype : DT_F32;
+    struct tensor t = as_seen(r, NULL, type);
+    z->bytes += tensor_bytes(t) + ARENA_ALIGN;
+    if (z->count) return 0;
+    t.p = arena_take(&z->m->own, tensor_bytes(t));
+    int64_t n = tensor_count(t);
+    bool ones = !matrix && strstr(r->name, "norm") && strstr(r->name, ".weight");
+    if (!matrix) {
+        for (int64_t i = 0; i < n; i++) ((float *)t.p)[i] = ones;
+    } else {
+#pragma omp parallel for schedule(static)
+        for (int64_t at = 0; at < n; at += NOISE)
+            dtype_convert((char *)t.p + (size_t)at * dtype_bytes(type), type, z->noise, DT_F32, n - at < NOISE ? n - at : NOISE);
+    }
+    r->param->w = t;
+    return 0;
+}
+
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e)
+{
+    *m = (struct llava_model){ .cfg = *cfg };
+    float *noise = malloc(NOISE * sizeof *noise);
+    if (!noise) return err_set(e, ERR_NOMEM, "no memory for noise");
+    struct rng rng;
+    rng_seed(&rng, seed);
+    for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
+    struct randomiser z = { .m = m, .dtype = dtype, .noise = noise, .count = true };
+    int rc;
+    TRY(make_layers(m, e));
+    TRY(llava_each(m, random_one, &z, e));
+    TRY(arena_init(&m->own, z.bytes, e));
+    z.count = false;
+    TRY(llava_each(m, random_one, &z, e));
+    if (cfg->llama.tied) m->llama.head.w = m->llama.embed;
+out:
+    free(noise);
+    if (rc < 0) llava_model_close(m);
+    return rc;
+}

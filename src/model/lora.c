@@ -1,0 +1,196 @@
+/* LoRA adapters in PEFT's folders: reading and merging. W' = W + scale * B A.  arXiv:2106.09685 eq. 3 */
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "file/json.h"
+#include "model/load.h"
+
+struct adapter_config {
+    double alpha;
+    int64_t rank;
+    bool rslora;
+    json_t *json; /* owns what the patterns borrow */
+    json_t *rank_pattern, *alpha_pattern;
+};
+
+static int config_load(struct adapter_config *c, const char *dir, struct err *e)
+{
+    *c = (struct adapter_config){ .alpha = 8, .rank = 8 };
+    char path[4096];
+    bool dora = false, fan = false;
+    const char *type = "LORA";
+    int rc;
+    snprintf(path, sizeof path, "%s/adapter_config.json", dir);
+    TRY(json_file_load(&c->json, path, e));
+    TRY(json_get_str(c->json, "peft_type", &type, e));
+    TRY(json_get_int(c->json, "r", &c->rank, e));
+    TRY(json_get_real(c->json, "lora_alpha", &c->alpha, e));
+    TRY(json_get_bool(c->json, "use_rslora", &c->rslora, e));
+    TRY(json_get_bool(c->json, "use_dora", &dora, e));
+    TRY(json_get_bool(c->json, "fan_in_fan_out", &fan, e));
+    TRY(json_get_object(c->json, "rank_pattern", &c->rank_pattern, e));
+    TRY(json_get_object(c->json, "alpha_pattern", &c->alpha_pattern, e));
+    if (strcmp(type, "LORA") != 0 || dora || fan)
+        rc = err_set(e, ERR_UNSUPPORTED, "adapter of kind %s%s%s is not supported", type, dora ? " with DoRA" : "",
+                     fan ? " with fan_in_fan_out" : "");
+    else if (c->rank < 1) rc = err_set(e, ERR_FORMAT, "rank %lld is not positive", (long long)c->rank);
+out:
+    return rc < 0 ? err_prefix(e, "'%s'", path), rc : 0;
+}
+
+/* PEFT's patterns are module suffixes (used as regular expressions there; plain names in practice). */
+static double pattern(const json_t *o, const char *module, double otherwise)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)o, key, v)
+    {
+        size_t n = strlen(module), k = strlen(key);
+        if (k <= n && !strcmp(module + n - k, key) && (k == n || module[n - k - 1] == '.') && json_is_number(v))
+            return json_number_value(v);
+    }
+    return otherwise;
+}
+
+/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> canonical weight name, 'A' or 'B'; 0: no */
+static char adapter_key(char *out, size_t size, const char *name)
+{
+    if (!strncmp(name, "base_model.model.", 17)) name += 17;
+    const char *at = strstr(name, ".lora_");
+    if (!at || (at[6] != 'A' && at[6] != 'B')) return 0;
+    const char *tail = at + 7;
+    if (strcmp(tail, ".weight") != 0 && strcmp(tail, ".default.weight") != 0) return 0;
+    char plain[NAME_MAX_BYTES];
+    snprintf(plain, sizeof plain, "%.*s.weight", (int)(at - name), name);
+    return name_canonical(out, size, plain) < 0 ? 0 : at[6];
+}
+
+static int pair_order(const void *a, const void *b)
+{
+    return strcmp(((const struct lora_pair *)a)->name, ((const struct lora_pair *)b)->name);
+}
+
+static int pair_add(struct lora_set *set, const struct weight *w, const struct adapter_config *c, struct err *e)
+{
+    char name[NAME_MAX_BYTES];
+    char which = adapter_key(name, sizeof name, w->name);
+    if (!which) return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name, w->file);
+    size_t i = 0;
+    while (i < set->n && strcmp(set->pair[i].name, name) != 0) i++;
+    if (i == set->n) {
+        struct lora_pair *p = realloc(set->pair, (set->n + 1) * sizeof *p);
+        if (!p) return err_set(e, ERR_NOMEM, "no memory for an adapter");
+        set->pair = p;
+        set->pair[set->n++] = (struct lora_pair){ 0 };
+        snprintf(set->pair[i].name, sizeof set->pair[i].name, "%s", name);
+        char module[NAME_MAX_BYTES];
+        snprintf(module, sizeof module, "%.*s", (int)(strlen(name) - 7), name);
+        double r = pattern(c->rank_pattern, module, (double)c->rank), alpha = pattern(c->alpha_pattern, module, c->alpha);
+        set->pair[i].scale = alpha / (c->rslora ? sqrt(r) : r);
+    }
+    if (which == 'A') set->pair[i].a = w;
+    else set->pair[i].b = w;
+    return 0;
+}
+
+int lora_open(struct lora_set *set, const char *dir, struct err *e)
+{
+    static const char *const files[] = { "adapter_model.safetensors", "adapter_model.bin" };
+    struct adapter_config c = { 0 };
+    char path[4096];
+    int rc;
+    TRY(config_load(&c, dir, e));
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        if (access(path, F_OK) == 0) break;
+        if (i == 1) TRY(err_set(e, ERR_MISSING, "no adapter_model.safetensors or adapter_model.bin in '%s'", dir));
+    }
+    TRY(weights_open(&set->weights, path, e));
+    for (size_t i = 0; i < weights_count(set->weights); i++) TRY(pair_add(set, weights_at(set->weights, i), &c, e));
+    for (size_t i = 0; i < set->n; i++) {
+        const struct lora_pair *p = &set->pair[i];
+        if (!p->a || !p->b || p->a->t.nd != 2 || p->b->t.nd != 2 || p->a->t.n[0] != p->b->t.n[1] ||
+            !dtype_is_float((enum dtype)p->a->t.type) || !dtype_is_float((enum dtype)p->b->t.type))
+            TRY(err_set(e, ERR_SHAPE, "'%s': the two matrices of '%s' do not fit", path, p->name));
+    }
+    qsort(set->pair, set->n, sizeof *set->pair, pair_order);
+out:
+    json_decref(c.json);
+    return rc;
+}
+
+void lora_close(struct lora_set *set)
+{
+    weights_close(set->weights);
+    free(set->pair);
+    *set = (struct lora_set){ 0 };
+}
+
+struct lora_pair *lora_find(struct lora_set *set, const char *name)
+{
+    struct lora_pair key;
+    snprintf(key.name, sizeof key.name, "%s", name);
+    return set->n ? bsearch(&key, set->pair, set->n, sizeof key, pair_order) : NULL;
+}
+
+/* Rows are independent: each thread makes whole rows in f32 and rounds them once. */
+int lora_merge(struct lora_set *set, struct lora_pair *p, struct tensor out, struct tensor w, struct err *e)
+{
+    (void)set;
+    int64_t O = w.n[0], I = w.n[1], R = p->a->t.n[0];
+    if (p->a->t.n[1] != I || p->b->t.n[0] != O)
+        return err_set(e, ERR_SHAPE, "adapter of '%s' is for [%lld, %lld], the base has [%lld, %lld]", p->name,
+                       (long long)p->b->t.n[0], (long long)p->a->t.n[1], (long long)O, (long long)I);
+    float *a = malloc((size_t)(R * I) * sizeof *a), *b = malloc((size_t)(O * R) * sizeof *b);
+    bool failed = !a || !b;
+    if (!failed) {
+        dtype_convert(a, DT_F32, p->a->t.p, (enum dtype)p->a->t.type, R * I);
+        dtype_convert(b, DT_F32, p->b->t.p, (enum dtype)p->b->t.type, O * R);
+    }
+#pragma omp parallel if (!failed)
+    {
+        float *sum = malloc((size_t)I * sizeof *sum), *row = malloc((size_t)I * sizeof *row);
+        if (!sum || !row) failed = true; /* every writer writes the same value */
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < O; o++) {
+            if (failed) continue;
+            memset(sum, 0, (size_t)I * sizeof *sum);
+            for (int64_t r = 0; r < R; r++)
+                for (int64_t i = 0; i < I; i++) sum[i] += b[o * R + r] * a[r * I + i];
+            dtype_convert(row, DT_F32, (char *)w.p + (size_t)(o * I) * dtype_bytes((enum dtype)w.type), (enum dtype)w.type, I);
+            for (int64_t i = 0; i < I; i++) row[i] += (float)p->scale * sum[i];
+            dtype_convert((char *)out.p + (size_t)(o * I) * dtype_bytes((enum dtype)out.type), (enum dtype)out.type, row, DT_F32, I);
+        }
+        free(sum);
+        free(row);
+    }
+    free(a);
+    free(b);
+    p->used = true;
+    return failed ? err_set(e, ERR_NOMEM, "no memory to merge '%s'", p->name) : 0;
+}
+
+int lora_check_used(const struct lora_set *set, const char *dir, struct err *e)
+{
+    for (size_t i = 0; i < set->n; i++)
+        if (!set->pair[i].used)
+            return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir, set->pair[i].name);
+    return 0;
+}
+
+void lora_base_name(const char *dir, char *name, size_t size)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/adapter_config.json", dir);
+    json_t *o = NULL;
+    const char *base = NULL;
+    struct err ignore;
+    if (json_file_load(&o, path, &ignore) >= 0 && json_get_str(o, "base_model_name_or_path", &base, &ignore) > 0)
+        snprintf(name, size, "it was trained on '%s'", base);
+    json_decref(o);
+}
