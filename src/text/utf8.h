@@ -1,0 +1,29 @@
+/* UTF-8: validity, one character at a time, and white space as Python's str.strip() understands it. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+enum utf8_kind { UTF8_OK, UTF8_BAD, UTF8_SHORT };
+
+/* Looks at the character at p[0..n), n > 0. UTF8_OK: *cp and *len (1..4) are set. UTF8_SHORT: the bytes are the start
+ * of a character that needs more bytes than n. UTF8_BAD: the first byte starts no character here (overlong forms,
+ * surrogates and values above U+10FFFF are bad). */
+enum utf8_kind utf8_next(const char *p, size_t n, uint32_t *cp, size_t *len);
+
+/* 0, or ERR_FORMAT with `what` and the offset of the first bad byte. */
+int text_check_utf8(const char *p, size_t n, const char *what, struct err *e);
+
+bool utf8_is_space(uint32_t cp); /* str.isspace() */
+bool utf8_is_cjk(uint32_t cp);   /* the ranges of transformers' TextStreamer (generation/streamers.py) */
+
+/* A piece of text that someone else owns. */
+struct span { const char *p; size_t n; };
+struct span span_of(const char *s);
+struct span span_lstrip(struct span s); /* str.lstrip(); bad bytes are no white space */
+struct span span_rstrip(struct span s);
+struct span span_strip(struct span s);
+/* The offset of `what` in s at or after `from`; s.n where it is not there. what.n > 0. */
+size_t span_find(struct span s, size_t from, struct span what);
