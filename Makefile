@@ -14,7 +14,7 @@ VERSION := 0.1.0
 variant := $(if $(SAN),san,$(if $(findstring clang,$(CC)),clang,$(if $(FUZZ),fuzz,main)))
 B       := build/$(variant)
 PKGS    := jansson libcurl libjpeg libpng libwebp sentencepiece zlib
-WARN    := -Wall -Wextra -Wshadow -Wvla -Wpointer-arith -Werror
+WARN    := -Wall -Wextra -Wshadow -Wvla -Wpointer-arith -Wno-format-truncation -Werror
 OPT     ?= -O2 -g
 SANFLAG := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 CPPFLAGS += -Iinclude -Isrc -D_POSIX_C_SOURCE=200809L -DLLAVA_VERSION='"$(VERSION)"' -MMD -MP
@@ -47,16 +47,19 @@ $(B)/libllava.so: $(LIBOBJ)
 	$(CC) -shared -Wl,-soname,libllava.so.0 $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/obj/%.o: src/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+	@echo '  CC  $<'
+	@$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $(B)/obj/%.o: src/%.cc
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+	@echo '  CXX $<'
+	@$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
 
 # Tests: every tests/FOLDER/NAME.c is a program of its own (cmocka), linked with the library.
 TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/check/*.c tests/golden/*.c))
 $(B)/tests/%: tests/%.c $(B)/libllava.a
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -o $@ $< $(B)/libllava.a $(LDLIBS) -lcmocka
+	@echo '  CC  $<'
+	@$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -o $@ $< $(B)/libllava.a $(LDLIBS) -lcmocka
 .PHONY: tests
 tests: $(TESTS)
 

@@ -158,6 +158,15 @@ static bool exists(const char *dir, const char *name)
     return access(path, F_OK) == 0;
 }
 
+static bool weights_present(const char *dir)
+{
+    static const char *const names[] = { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                         "pytorch_model.bin.index.json" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (exists(dir, names[i])) return true;
+    return false;
+}
+
 static int add_file(struct llava_model *m, struct index *ix, const char *dir, const char *name, struct err *e)
 {
     char path[4096];

@@ -1,0 +1,156 @@
+/* llava.h - look at pictures and answer questions.
+ *
+ *   struct llava_options o = llava_options_default();
+ *   o.model_path = "models/demo";
+ *   struct llava_engine *engine;  struct llava_session *session;  struct llava_image *image;  struct llava_error e;
+ *   if (llava_open(&engine, &o, &e) < 0) ...e.message...
+ *   llava_image_open(&image, engine, "cat.png", &e);
+ *   llava_session_open(&session, engine, &e);
+ *   llava_session_prompt(session, "USER: <image>\nWhat is this? ASSISTANT:", &image, 1, &e);
+ *   llava_session_generate(session, &sampling, on_text, NULL, &result, &e);
+ *
+ * Every function that can fail returns 0 or more when done and a negative code (enum llava_code) otherwise, with one line
+ * in *e (which may be NULL). Objects are made by *_open and released by *_close, which accepts NULL. Strings are UTF-8.
+ *
+ * Threads: an engine is used by one call at a time (sessions of one engine too); different engines are independent.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LLAVA_API __attribute__((visibility("default")))
+
+enum llava_code {
+    LLAVA_OK = 0,
+    LLAVA_IO = -1,          /* reading or writing failed */
+    LLAVA_FORMAT = -2,      /* the bytes are not what the format says */
+    LLAVA_LIMIT = -3,       /* larger than accepted: a picture, a prompt over the context */
+    LLAVA_MISSING = -4,     /* a file or a tensor is not there */
+    LLAVA_SHAPE = -5,       /* shapes or types do not fit */
+    LLAVA_UNSUPPORTED = -6, /* well formed, but not handled */
+    LLAVA_NOMEM = -7,
+    LLAVA_CANCELLED = -8,   /* a callback said so */
+    LLAVA_USAGE = -9        /* a value given by the caller is wrong */
+};
+struct llava_error {
+    int code;
+    char message[1000]; /* one line, no full stop */
+};
+
+LLAVA_API const char *llava_version(void); /* "0.1.0" */
+
+/* ---- engine: a model that is open */
+
+struct llava_options {
+    const char *model_path;   /* folder, or org/name on the hub; a whole model, a projector or a LoRA adapter */
+    const char *model_base;   /* base model for the latter two, or NULL */
+    const char *model_name;   /* how it is called and which conversation suits it; NULL: from the folder */
+    const char *vision_tower; /* overrides the one that config.json names, or NULL */
+    const char *device;       /* "auto", "cpu" */
+    const char *dtype;        /* "auto", "f32", "bf16", "f16". auto: f32 for models under 256 MB, else as stored */
+    int context;              /* positions that a session holds; 0: all that the model has */
+    int threads;              /* 0: as many as the machine gives */
+    bool quiet;               /* no progress, no notices */
+};
+LLAVA_API struct llava_options llava_options_default(void);
+
+struct llava_engine;
+LLAVA_API int llava_open(struct llava_engine **ret, const struct llava_options *o, struct llava_error *e);
+LLAVA_API void llava_close(struct llava_engine *engine);
+
+struct llava_info {
+    const char *name, *model_type, *dtype, *device, *kernels; /* valid while the engine is open */
+    const char *conversation;                                 /* template that suits the model: "llava_v1" */
+    bool multimodal;
+    int context, vocab, width, layers;
+    int64_t weight_bytes, cache_bytes_per_position;
+    int image_positions; /* of a picture that is one tile */
+};
+LLAVA_API void llava_info(const struct llava_engine *engine, struct llava_info *info);
+
+/* ---- pictures: JPEG, PNG, WebP, GIF, BMP */
+
+struct llava_image;
+/* Decoded and preprocessed at once; run through the vision tower when first used, and kept. Usable in many sessions. */
+LLAVA_API int llava_image_open(struct llava_image **ret, struct llava_engine *engine, const char *path, struct llava_error *e);
+/* The same from memory; name is for messages. */
+LLAVA_API int llava_image_decode(struct llava_image **ret, struct llava_engine *engine, const void *bytes, size_t n,
+                                 const char *name, struct llava_error *e);
+LLAVA_API void llava_image_close(struct llava_image *image);
+
+/* ---- conversations: turns of text to the prompt that a template makes of them */
+
+struct llava_conversation;
+/* name: a template ("vicuna_v1", "llava_v1", "mistral_instruct", ...), or NULL for the one that suits the model. */
+LLAVA_API int llava_conversation_open(struct llava_conversation **ret, const struct llava_engine *engine, const char *name,
+                                      struct llava_error *e);
+LLAVA_API void llava_conversation_close(struct llava_conversation *c);
+/* Adds a question. n_images > 0 puts that many "<image>\n" before it, unless it already says where they go. */
+LLAVA_API int llava_conversation_ask(struct llava_conversation *c, const char *text, int n_images, struct llava_error *e);
+LLAVA_API int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e);
+/* The prompt up to where the model answers; valid until the next call with c. NULL: no memory. */
+LLAVA_API const char *llava_conversation_prompt(struct llava_conversation *c);
+/* What ends an answer, for llava_sampling.stop. */
+LLAVA_API const char *llava_conversation_stop(const struct llava_conversation *c);
+/* The i-th template's name, NULL past the last. */
+LLAVA_API const char *llava_conversation_name(int i);
+
+/* ---- sessions: one conversation's memory */
+
+struct llava_session;
+LLAVA_API int llava_session_open(struct llava_session **ret, struct llava_engine *engine, struct llava_error *e);
+LLAVA_API void llava_session_close(struct llava_session *s);
+
+/* Reads a whole prompt, with one "<image>" for each of the n pictures. What it has in common with what the session holds
+ * (text and pictures of earlier turns) is kept and costs nothing. */
+LLAVA_API int llava_session_prompt(struct llava_session *s, const char *prompt, struct llava_image *const *images, int n,
+                                   struct llava_error *e);
+
+struct llava_sampling {
+    float temperature;       /* 0: always the likeliest token */
+    int top_k;               /* 50, as transformers has by default; 0: off */
+    float top_p;             /* 1: off */
+    uint64_t seed;
+    int max_new_tokens;
+    const char *const *stop; /* strings that end the answer and are not part of it */
+    int n_stop;
+};
+LLAVA_API struct llava_sampling llava_sampling_default(void); /* temperature 0.2, top_k 50, top_p 1, 512 tokens */
+
+enum llava_finish { LLAVA_FINISH_END, LLAVA_FINISH_STOP, LLAVA_FINISH_LENGTH, LLAVA_FINISH_CANCELLED };
+struct llava_result {
+    enum llava_finish finish;
+    int n_prompt, n_cached, n_new; /* positions of the prompt, of them not computed again, tokens generated */
+    double image_s, prompt_s, first_s, generate_s; /* tower; prompt without it; prompt begin to first token; the rest */
+    double bytes_per_s;            /* weights and cache read while generating */
+};
+/* A piece of the answer, as soon as it is certain. Return false to stop. */
+typedef bool (*llava_text_fn)(void *ctx, const char *text, size_t n);
+LLAVA_API int llava_session_generate(struct llava_session *s, const struct llava_sampling *p, llava_text_fn on_text, void *ctx,
+                                     struct llava_result *r, struct llava_error *e);
+
+/* ---- the numbers themselves, for those who compare */
+
+struct llava_forward {
+    int32_t *ids;          /* [n_ids], -200 for a picture */
+    int n_ids;
+    float *pixels;         /* [n_tiles,3,side,side] of all pictures */
+    int n_tiles, side;
+    float *features;       /* [n_features,width] of all pictures, as they enter the language model */
+    int n_features, width;
+    float *logits;         /* [n_positions,vocab] */
+    int n_positions, vocab;
+};
+/* Runs a prompt and gives everything; release with llava_forward_free. */
+LLAVA_API int llava_forward(struct llava_forward *ret, struct llava_engine *engine, const char *prompt,
+                            struct llava_image *const *images, int n, struct llava_error *e);
+LLAVA_API void llava_forward_free(struct llava_forward *f);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,361 @@
+/* See engine.h. Opening, planning memory, and the step. */
+#define _GNU_SOURCE
+#include "run/engine.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/plat.h"
+#include "file/hub.h"
+#include "text/conv.h"
+
+enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep matrix products busy */
+enum { SMALL_MODEL = 256 << 20 }; /* bytes under which exact f32 products cost nothing that anyone notices */
+
+static const size_t SCRATCH = (size_t)8 << 30; /* address space; pages are taken when a kernel touches them */
+
+/* ---- running */
+
+static struct op_ctx context_of(struct engine *g)
+{
+    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = DT_F32 };
+}
+
+static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, int cols)
+{
+    struct tensor t = cols == 1 ? tensor_1d(NULL, DT_I32, rows) : tensor_2d(NULL, DT_I32, rows, cols);
+    t.p = arena_take(o->act, tensor_bytes(t));
+    if (!o->dry) memcpy(t.p, host, tensor_bytes(t));
+    return t;
+}
+
+/* Token embeddings with feature rows put where the token is -1. */
+static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const struct step *s)
+{
+    struct tensor x = op_embed(o, &g->model.llama.embed, index_of(o, s->token, s->n, 1));
+    if (!s->features.p) return x;
+    struct tensor at = index_of(o, s->feature, s->n, 1);
+    if (!o->dry)
+        for (int i = 0; i < s->n; i++) ((int32_t *)at.p)[i] = s->token[i] < 0 ? s->feature[i] : -1;
+    return op_add(o, x, op_gather(o, s->features, at)); /* one of the two is zero in every row */
+}
+
+static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
+{
+    struct llama_seq seq = { .pos = index_of(o, s->pos, s->n, 1), .range = index_of(o, s->range, s->n, 2),
+                             .row = index_of(o, s->row, s->n, 1) };
+    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer, false);
+    if (!s->all_logits) {
+        int32_t last = s->n - 1;
+        h = op_gather(o, h, index_of(o, s->want ? s->want : &last, s->want ? s->n_want : 1, 1));
+    }
+    return llama_logits(o, &g->model.llama, h);
+}
+
+struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s)
+{
+    ASSERT(s->n > 0 && s->n <= g->chunk);
+    arena_rewind(&g->act, 0);
+    struct op_ctx o = context_of(g);
+    return step_run(&o, g, c, s);
+}
+
+void engine_encode(struct engine *g, const float *pixels, int n, float *out)
+{
+    int side = g->model.cfg.clip.image;
+    for (int i = 0; i < n; i++) {
+        arena_rewind(&g->act, 0);
+        struct op_ctx o = context_of(g);
+        struct tensor x = { (void *)(pixels + (size_t)i * 3 * (size_t)(side * side)), DT_F32, 4, 0, { 1, 3, side, side } };
+        struct tensor y = llava_encode(&o, &g->model, x);
+        memcpy(out + (size_t)i * (size_t)tensor_count(y), y.p, tensor_bytes(y));
+    }
+}
+
+/* ---- memory */
+
+int cache_init(struct cache *c, const struct engine *g, int rows, struct err *e)
+{
+    const struct llama_config *l = &g->model.cfg.llama;
+    *c = (struct cache){ .rows = rows };
+    struct tensor t = tensor_2d(NULL, g->kv_type, rows, (int64_t)l->K * l->D);
+    int rc = arena_init(&c->mem, 2 * (size_t)l->L * (tensor_bytes(t) + ARENA_ALIGN), e);
+    if (rc < 0) return rc;
+    c->layer = calloc((size_t)l->L, sizeof *c->layer);
+    if (!c->layer) return err_set(e, ERR_NOMEM, "no memory for a cache");
+    for (int i = 0; i < l->L; i++) {
+        c->layer[i].k = c->layer[i].v = t;
+        c->layer[i].k.p = arena_take(&c->mem, tensor_bytes(t));
+        c->layer[i].v.p = arena_take(&c->mem, tensor_bytes(t));
+    }
+    return 0;
+}
+
+void cache_fini(struct cache *c)
+{
+    free(c->layer);
+    arena_fini(&c->mem);
+    *c = (struct cache){ 0 };
+}
+
+/* Runs the largest step and a tile through the tower against a counting arena: what the real one must hold. */
+static int plan(struct engine *g, struct err *e)
+{
+    struct arena count;
+    arena_init_counting(&count);
+    struct op_ctx o = context_of(g);
+    o.act = &count;
+    o.dry = true;
+    const struct llama_config *l = &g->model.cfg.llama;
+    struct tensor kv = tensor_2d(&count, g->kv_type, g->context, (int64_t)l->K * l->D);
+    struct llama_cache *layers = malloc((size_t)l->L * sizeof *layers);
+    if (!layers) return err_set(e, ERR_NOMEM, "no memory for a plan");
+    for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
+    struct cache c = { .layer = layers };
+    struct step s = { .n = g->chunk, .all_logits = true, .features = tensor_2d(&count, DT_F32, 1, l->C) };
+    step_run(&o, g, &c, &s);
+    free(layers);
+    if (g->model.cfg.has_vision) {
+        arena_rewind(&count, 0);
+        int side = g->model.cfg.clip.image;
+        llava_encode(&o, &g->model, (struct tensor){ &count, DT_F32, 4, 0, { 1, 3, side, side } });
+    }
+    return arena_init(&g->act, count.high, e);
+}
+
+static int64_t part_bytes(const struct engine *g, bool llama_only);
+
+int64_t engine_weight_bytes(const struct engine *g) { return part_bytes(g, true); }
+
+int64_t engine_cache_bytes(const struct engine *g)
+{
+    const struct llama_config *l = &g->model.cfg.llama;
+    return 2 * (int64_t)l->L * l->K * l->D * (int64_t)dtype_bytes(g->kv_type);
+}
+
+struct sum {
+    int64_t bytes;
+    bool decode_only; /* what a decode step reads: matrices but the embedding, of which it reads a row */
+};
+
+static int add_bytes(void *ctx, const struct bind_row *r, struct err *e)
+{
+    (void)e;
+    struct sum *s = ctx;
+    if (s->decode_only && (r->part != PART_LLAMA || !strcmp(r->name, "model.embed_tokens.weight"))) return 0;
+    if (r->param->w.p) s->bytes += (int64_t)tensor_bytes(r->param->w);
+    return 0;
+}
+
+static int64_t part_bytes(const struct engine *g, bool decode_only)
+{
+    struct sum s = { 0, decode_only };
+    struct llava_model *m = (struct llava_model *)&g->model; /* the walk hands out pointers; this one only reads */
+    llava_each(m, add_bytes, &s, NULL);
+    if (decode_only && m->cfg.llama.tied) s.bytes += (int64_t)tensor_bytes(m->llama.embed.w);
+    return s.bytes;
+}
+
+/* ---- faults in weights */
+
+static int find_nan(void *ctx, const struct bind_row *r, struct err *e)
+{
+    const struct engine *g = ctx;
+    struct tensor t = r->param->w;
+    float row[1024];
+    int64_t n = t.p ? tensor_count(t) : 0;
+    for (int64_t at = 0; at < n; at += 1024) {
+        int64_t k = n - at < 1024 ? n - at : 1024;
+        dtype_convert(row, DT_F32, (char *)t.p + (size_t)at * dtype_bytes((enum dtype)t.type), (enum dtype)t.type, k);
+        for (int64_t i = 0; i < k; i++)
+            if (!isfinite(row[i]))
+                return err_set(e, ERR_FORMAT, "tensor '%s' of '%s' holds %s at element %lld", r->name, g->name,
+                               isnan(row[i]) ? "NaN" : "infinity", (long long)(at + i));
+    }
+    return 0;
+}
+
+int engine_blame(struct engine *g, struct err *e)
+{
+    int rc = llava_each(&g->model, find_nan, g, e);
+    return rc < 0 ? rc : err_set(e, ERR_FORMAT, "the model '%s' gives numbers that are not finite", g->name);
+}
+
+/* ---- opening */
+
+/* "auto": f32 where the model is so small that it costs nothing, else what the weights are stored in. */
+static int choose_dtype(enum dtype *ret, const char *name, enum dtype stored, int64_t bytes, struct err *e)
+{
+    if (name && strcmp(name, "auto") != 0) {
+        if (dtype_find(name, ret) >= 0 && (*ret == DT_F32 || *ret == DT_F16 || *ret == DT_BF16)) return 0;
+        return err_set(e, ERR_USAGE, "dtype '%s' is not one of auto, f32, bf16, f16", name);
+    }
+    *ret = bytes < SMALL_MODEL || stored == DT_F64 ? DT_F32 : stored;
+    return 0;
+}
+
+static int engine_new(struct engine **ret, struct err *e)
+{
+    *ret = calloc(1, sizeof **ret);
+    return *ret ? 0 : err_set(e, ERR_NOMEM, "no memory for an engine");
+}
+
+/* Kernels, and everything whose size follows from the model. */
+static int engine_finish(struct engine *g, int context, int threads, struct err *e)
+{
+    int most = g->model.cfg.llama.max_pos, rc;
+    if (context > most)
+        return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", context, most, g->name);
+    g->context = context > 0 ? context : most;
+    g->chunk = g->context < CHUNK ? g->context : CHUNK;
+    g->kv_type = g->dtype;
+    kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
+    g->kc = (struct kctx){ &g->scratch, threads > 0 ? threads : plat_threads(), g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
+    TRY(arena_init(&g->scratch, SCRATCH, e));
+    TRY(llava_model_context(&g->model, g->context, e));
+    TRY(plan(g, e));
+out:
+    return rc;
+}
+
+static int locate_tower(char **dir, const char *name, struct err *e) { return hub_find(dir, name, NULL, e); }
+
+/* The picture processor of the model's folder, or of the tower's. */
+static int load_processor(struct engine *g, struct err *e)
+{
+    const struct llava_config *c = &g->model.cfg;
+    static const char *const files[] = { "preprocessor_config.json", "processor_config.json" };
+    const char *dirs[] = { g->dir, g->model.clip_dir };
+    clip_processor_default(&g->proc, c->clip.image);
+    for (int d = 0; d < 2; d++)
+        for (int f = 0; f < 2 && dirs[d]; f++) {
+            char path[4096];
+            snprintf(path, sizeof path, "%s/%s", dirs[d], files[f]);
+            int rc = clip_processor_load(&g->proc, path, e);
+            if (rc < 0) return rc;
+            if (rc > 0) continue;
+            if (g->proc.crop_w != c->clip.image || g->proc.crop_h != c->clip.image)
+                return err_set(e, ERR_SHAPE, "'%s' makes pictures of %dx%d, the vision tower reads %dx%d", path,
+                               g->proc.crop_w, g->proc.crop_h, c->clip.image, c->clip.image);
+            return 0;
+        }
+    clip_processor_default(&g->proc, c->clip.image);
+    return 0;
+}
+
+/* Name of a folder as the reference takes it: its last part, with the parent for checkpoint-N. */
+static char *name_of(const char *path)
+{
+    char *copy = strdup(path), *out = NULL;
+    if (!copy) return NULL;
+    size_t n = strlen(copy);
+    while (n > 1 && copy[n - 1] == '/') copy[--n] = 0;
+    char *last = strrchr(copy, '/');
+    if (last && !strncmp(last + 1, "checkpoint-", 11)) {
+        *last = 0;
+        char *parent = strrchr(copy, '/');
+        if (asprintf(&out, "%s_%s", parent ? parent + 1 : copy, last + 1) < 0) out = NULL;
+    } else {
+        out = strdup(last ? last + 1 : copy);
+    }
+    free(copy);
+    return out;
+}
+
+/* Adds the tokens that LLaVA's builder adds when the config asks for them. */
+static int add_image_tokens(struct engine *g, struct err *e)
+{
+    const struct llava_config *c = &g->model.cfg;
+    if (!c->has_vision || c->hf_layout) return 0;
+    static const char *const names[] = { "<im_patch>", "<im_start>", "<im_end>" };
+    for (int i = 0; i < 3; i++)
+        if (i ? c->im_start_end : c->im_patch) {
+            int32_t id = tokenizer_add(g->tok, names[i], true, e);
+            if (id < 0) return id;
+        }
+    return 0;
+}
+
+static int load_text(struct engine *g, const char *base_dir, struct err *e)
+{
+    struct err first = { 0 };
+    int rc = tokenizer_open(&g->tok, g->dir, &first);
+    if (rc == ERR_MISSING && base_dir) rc = tokenizer_open(&g->tok, base_dir, e);
+    else if (rc < 0 && e) *e = first;
+    if (rc >= 0) rc = add_image_tokens(g, e);
+    if (rc < 0) return rc;
+    const struct conv_template *t = conv_pick(g->name, CONV_CLI);
+    if (g->model.cfg.mistral && !strstr(g->name, "istral")) t = conv_find("mistral_instruct");
+    else if (!strcasestr(g->name, "v0") && t == conv_find("llava_v0")) t = conv_find("llava_v1");
+    g->conversation = t->name;
+    return 0;
+}
+
+int engine_open(struct engine **ret, const struct engine_options *o, struct err *e)
+{
+    struct engine *g = NULL;
+    char *base = NULL;
+    int rc;
+    TRY(engine_new(&g, e));
+    TRY(hub_find(&g->dir, o->path, NULL, e));
+    if (o->base) TRY(hub_find(&base, o->base, NULL, e));
+    g->name = o->name ? strdup(o->name) : name_of(o->path);
+    if (!g->name) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
+    struct llava_config cfg;
+    struct weights *w = NULL;
+    struct err ignore;
+    int64_t bytes = INT64_MAX; /* only needed for "auto" */
+    enum dtype stored = DT_F32;
+    if (llava_config_load(&cfg, base ? base : g->dir, &ignore) >= 0) stored = cfg.dtype;
+    if (weights_open(&w, base ? base : g->dir, &ignore) >= 0) {
+        bytes = (int64_t)weights_bytes(w);
+        if (weights_count(w) && dtype_is_float((enum dtype)weights_at(w, 0)->t.type)) stored = (enum dtype)weights_at(w, 0)->t.type;
+    }
+    weights_close(w);
+    TRY(choose_dtype(&g->dtype, o->dtype, stored, bytes, e));
+    struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower, .dtype = g->dtype };
+    TRY(llava_model_open(&g->model, &s, e));
+    if (g->model.cfg.has_vision) TRY(load_processor(g, e));
+    TRY(load_text(g, base, e));
+    TRY(engine_finish(g, o->context, o->threads, e));
+    *ret = g;
+    g = NULL;
+out:
+    free(base);
+    engine_close(g);
+    return rc;
+}
+
+int engine_random(struct engine **ret, const char *preset, const char *dtype, int context, int threads, struct err *e)
+{
+    struct engine *g = NULL;
+    struct llava_config cfg;
+    int rc;
+    TRY(engine_new(&g, e));
+    TRY(llava_config_preset(&cfg, preset, e));
+    TRY(choose_dtype(&g->dtype, dtype, DT_BF16, INT64_MAX, e));
+    if (!(g->name = strdup(preset))) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
+    TRY(llava_model_random(&g->model, &cfg, g->dtype, 1, e));
+    clip_processor_default(&g->proc, cfg.clip.image);
+    TRY(engine_finish(g, context, threads, e));
+    *ret = g;
+    g = NULL;
+out:
+    engine_close(g);
+    return rc;
+}
+
+void engine_close(struct engine *g)
+{
+    if (!g) return;
+    llava_model_close(&g->model);
+    tokenizer_close(g->tok);
+    arena_fini(&g->act);
+    arena_fini(&g->scratch);
+    free(g->dir);
+    free(g->name);
+    free(g);
+}

@@ -1,0 +1,68 @@
+/* The engine: an open model with its tokenizer, its picture processor, kernels and activation memory.
+ *
+ * Public functions are in include/llava.h (api.c); `bench` uses this header directly.
+ */
+#pragma once
+#include "image/preprocess.h"
+#include "model/llava.h"
+#include "text/tokenizer.h"
+
+struct engine {
+    struct llava_model model;
+    struct tokenizer *tok;        /* NULL for a random model */
+    struct clip_processor proc;
+    struct kern kern;
+    struct kctx kc;
+    struct arena act, scratch;    /* activations of one step; kernels' own */
+    enum dtype dtype, kv_type;
+    int context;                  /* positions of a session */
+    int chunk;                    /* most tokens of one step */
+    char *dir, *name;             /* folder; name of the model */
+    const char *conversation;     /* template that suits it */
+};
+
+struct engine_options {
+    const char *path, *base, *name, *tower, *dtype;
+    int context, threads;
+};
+int engine_open(struct engine **ret, const struct engine_options *o, struct err *e);
+/* Random weights of a preset's shapes (llava_config_preset), no tokenizer. */
+int engine_random(struct engine **ret, const char *preset, const char *dtype, int context, int threads, struct err *e);
+void engine_close(struct engine *g);
+
+/* Bytes that one decode step reads: the language model's weights, and the cache of one position. */
+int64_t engine_weight_bytes(const struct engine *g);
+int64_t engine_cache_bytes(const struct engine *g);
+
+/* ---- caches and steps */
+
+/* Keys and values of some rows; a session has one, a batch shares one. */
+struct cache {
+    struct arena mem;
+    struct llama_cache *layer; /* [L] */
+    int rows;
+};
+int cache_init(struct cache *c, const struct engine *g, int rows, struct err *e);
+void cache_fini(struct cache *c);
+
+/* One step: n tokens, at most engine.chunk. Arrays of n; borrowed during the call. */
+struct step {
+    int n;
+    const int32_t *token;   /* id, or -1: a row of features */
+    const int32_t *feature; /* row of `features` where token is -1 */
+    struct tensor features; /* [M,C] F32, or p NULL */
+    const int32_t *pos;     /* position */
+    const int32_t *range;   /* [n,2] cache rows seen */
+    const int32_t *row;     /* cache row to fill */
+    bool all_logits;        /* logits of every row, else of the rows that `want` lists */
+    const int32_t *want;    /* [n_want] rows whose logits are wanted; NULL: the last one */
+    int n_want;
+};
+/* Logits [rows wanted, V] F32; valid until the next step. */
+struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s);
+
+/* pixels [n,3,S,S] F32 -> out [n * rows of a tile, C] F32, one tile at a time. */
+void engine_encode(struct engine *g, const float *pixels, int n, float *out);
+
+/* NaN or infinity in logits: looks through the weights and names the tensor that holds one. Always < 0. */
+int engine_blame(struct engine *g, struct err *e);
