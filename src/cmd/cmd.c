@@ -1,0 +1,128 @@
+/* What commands share. See cmd.h. */
+#include "cmd/cmd.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+int cmd_fail(int code, const char *message)
+{
+    fprintf(stderr, "llava: %s\n", message);
+    return code == LLAVA_USAGE ? 2 : 1;
+}
+
+int cmd_parse(const struct argp *argp, int argc, char **argv, void *input)
+{
+    argp_err_exit_status = 2;
+    return argp_parse(argp, argc, argv, 0, NULL, input) ? 2 : 0;
+}
+
+long cmd_int(struct argp_state *state, const char *option, const char *arg, long min, long max)
+{
+    char *end;
+    errno = 0;
+    long v = strtol(arg, &end, 10);
+    if (end == arg || *end || errno || v < min || v > max)
+        argp_error(state, "--%s wants a whole number from %ld to %ld, not '%s'", option, min, max, arg);
+    return v;
+}
+
+double cmd_real(struct argp_state *state, const char *option, const char *arg, double min, double max)
+{
+    char *end;
+    double v = strtod(arg, &end);
+    if (end == arg || *end || !(v >= min && v <= max))
+        argp_error(state, "--%s wants a number from %g to %g, not '%s'", option, min, max, arg);
+    return v;
+}
+
+bool cmd_bool(struct argp_state *state, const char *option, const char *arg)
+{
+    static const char *const words[] = { "true", "yes", "t", "y", "1", "false", "no", "f", "n", "0" };
+    if (!arg) return true;
+    for (int i = 0; i < 10; i++)
+        if (!strcasecmp(arg, words[i])) return i < 5;
+    argp_error(state, "--%s wants True or False, not '%s'", option, arg);
+    return false;
+}
+
+enum { K_PATH = CMD_MODEL_KEY, K_BASE, K_NAME, K_TOWER, K_DEVICE, K_DTYPE, K_CONTEXT, K_THREADS, K_QUIET, K_8BIT, K_4BIT, K_FLASH };
+
+static const struct argp_option model_options[] = {
+    { NULL, 0, NULL, 0, "Model:", 0 },
+    { "model-path", K_PATH, "DIR|ORG/NAME", 0,
+      "Folder of the model, or its name on the hub (downloaded once into the Hugging Face cache). A whole model, a LoRA "
+      "adapter or a projector", 0 },
+    { "model-base", K_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
+    { "model-name", K_NAME, "NAME", 0, "What the model is called; chooses the conversation template", 0 },
+    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 },
+    { "device", K_DEVICE, "auto|cpu", 0, "Where to compute (auto: the best there is)", 0 },
+    { "dtype", K_DTYPE, "auto|f32|bf16|f16", 0,
+      "Precision. auto: f32 for models under 256 MB, else as the weights are stored", 0 },
+    { "context", K_CONTEXT, "N", 0, "Positions that a conversation may take (default: all that the model knows)", 0 },
+    { "threads", K_THREADS, "N", 0, "Threads (default: as many as the machine gives)", 0 },
+    { "quiet", K_QUIET, NULL, 0, "No progress and no statistics", 0 },
+    { "load-8bit", K_8BIT, NULL, 0, "Quantise to 8 bits while loading (needs a build that has it)", 0 },
+    { "load-4bit", K_4BIT, NULL, 0, "Quantise to 4 bits while loading (needs a build that has it)", 0 },
+    { "use-flash-attn", K_FLASH, NULL, OPTION_HIDDEN, "Accepted; attention is always computed blockwise", 0 },
+    { 0 },
+};
+
+static error_t model_option(int key, char *arg, struct argp_state *state)
+{
+    struct llava_options *o = state->input;
+    switch (key) {
+    case K_PATH: o->model_path = arg; break;
+    case K_BASE: o->model_base = arg; break;
+    case K_NAME: o->model_name = arg; break;
+    case K_TOWER: o->vision_tower = arg; break;
+    case K_DEVICE: o->device = arg; break;
+    case K_DTYPE: o->dtype = arg; break;
+    case K_CONTEXT: o->context = (int)cmd_int(state, "context", arg, 1, 1 << 20); break;
+    case K_THREADS: o->threads = (int)cmd_int(state, "threads", arg, 1, 1024); break;
+    case K_QUIET: o->quiet = true; break;
+    case K_8BIT: case K_4BIT:
+        argp_error(state, "--load-%s is not in this version: weights are used as they are stored", key == K_8BIT ? "8bit" : "4bit");
+        break;
+    case K_FLASH: break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+const struct argp cmd_model_argp = { model_options, model_option, NULL, NULL, NULL, NULL, NULL };
+
+enum { K_TEMP = CMD_SAMPLING_KEY, K_TOP_P, K_TOP_K, K_SEED, K_NEW, K_BEAMS };
+
+static const struct argp_option sampling_options[] = {
+    { NULL, 0, NULL, 0, "Generation:", 0 },
+    { "temperature", K_TEMP, "T", 0, "0: always the likeliest token (default 0.2)", 0 },
+    { "top-p", K_TOP_P, "P", 0, "Draw from the likeliest tokens that together have probability P (default 1)", 0 },
+    { "top-k", K_TOP_K, "K", 0, "Draw from the K likeliest tokens, 0: from all (default 50)", 0 },
+    { "seed", K_SEED, "N", 0, "Seed of the draws; the same seed gives the same answer (default 0)", 0 },
+    { "max-new-tokens", K_NEW, "N", 0, "Longest answer (default 512)", 0 },
+    { "num-beams", K_BEAMS, "N", 0, "Only 1: beam search is not supported", 0 },
+    { 0 },
+};
+
+static error_t sampling_option(int key, char *arg, struct argp_state *state)
+{
+    struct llava_sampling *s = state->input;
+    switch (key) {
+    case K_TEMP: s->temperature = (float)cmd_real(state, "temperature", arg, 0, 100); break;
+    case K_TOP_P:
+        s->top_p = strcasecmp(arg, "none") ? (float)cmd_real(state, "top-p", arg, 1e-6, 1) : 1;
+        break;
+    case K_TOP_K: s->top_k = (int)cmd_int(state, "top-k", arg, 0, 1 << 30); break;
+    case K_SEED: s->seed = (uint64_t)cmd_int(state, "seed", arg, 0, __LONG_MAX__); break;
+    case K_NEW: s->max_new_tokens = (int)cmd_int(state, "max-new-tokens", arg, 1, 1 << 20); break;
+    case K_BEAMS:
+        if (cmd_int(state, "num-beams", arg, 1, 1000) != 1)
+            argp_error(state, "--num-beams %s: beam search is not supported, only 1", arg);
+        break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+const struct argp cmd_sampling_argp = { sampling_options, sampling_option, NULL, NULL, NULL, NULL, NULL };

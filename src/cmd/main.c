@@ -1,0 +1,95 @@
+/* llava: one program, one command each job. See cmd.h. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+
+static const struct command {
+    const char *name, *summary;
+    int (*run)(int, char **);
+} commands[] = {
+    { "run", "answer one question about one or more pictures", cmd_run },
+    { "chat", "talk about a picture on the terminal", cmd_chat },
+    { "forward", "write ids, pixels, features and logits of one prompt to a file", cmd_forward },
+    { "inspect", "what is in a checkpoint, what it binds to, the memory it takes", cmd_inspect },
+    { "convert", "between naming schemes, to safetensors; extract the projector", cmd_convert },
+    { "merge", "merge a LoRA adapter into its base model", cmd_merge },
+    { "bench", "measure speed and memory, one JSON object a line", cmd_bench },
+    { "env", "what this machine has and what the environment says", cmd_env },
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void usage(FILE *f)
+{
+    fprintf(f, "Usage: llava COMMAND [OPTION...]\n\n"
+               "LLaVA in one program: look at pictures and answer questions about them.\n\nCommands:\n");
+    for (int i = 0; i < N_COMMANDS; i++) fprintf(f, "  %-9s %s\n", commands[i].name, commands[i].summary);
+    fprintf(f, "\n`llava COMMAND --help` explains each. Try:\n"
+               "  llava run --model-path models/demo --image-file cat.png --query \"What is this?\"\n\n" CMD_EXIT_STATUS "\n");
+}
+
+/* Edits needed to turn one word into another; small words only. */
+static int distance(const char *a, const char *b)
+{
+    int row[32], n = (int)strlen(b);
+    if (n > 30) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int change = diagonal + (a[i - 1] != b[j - 1]), add = row[j - 1] + 1, drop = row[j] + 1;
+            diagonal = row[j];
+            row[j] = change < add ? (change < drop ? change : drop) : add < drop ? add : drop;
+        }
+    }
+    return row[n];
+}
+
+static int unknown(const char *name)
+{
+    int best = 0;
+    for (int i = 1; i < N_COMMANDS; i++)
+        if (distance(name, commands[i].name) < distance(name, commands[best].name)) best = i;
+    fprintf(stderr, "llava: no command '%s'", name);
+    if (distance(name, commands[best].name) <= 3) fprintf(stderr, ", did you mean '%s'?", commands[best].name);
+    fprintf(stderr, "\n");
+    return 2;
+}
+
+/* --max_new_tokens=5 -> --max-new-tokens=5: the tutorial's scripts use both spellings. */
+static void dashes(char *arg)
+{
+    if (strncmp(arg, "--", 2) != 0) return;
+    for (char *p = arg + 2; *p && *p != '='; p++)
+        if (*p == '_') *p = '-';
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return 2;
+    }
+    const char *name = argv[1];
+    if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
+        usage(stdout);
+        return 0;
+    }
+    if (!strcmp(name, "--version") || !strcmp(name, "-V") || !strcmp(name, "version")) {
+        printf("llava %s\n", llava_version());
+        return 0;
+    }
+    for (int i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(name, commands[i].name) != 0) continue;
+        static char full[64];
+        snprintf(full, sizeof full, "llava %s", name);
+        argv[1] = full;
+        for (int k = 2; k < argc && strcmp(argv[k], "--") != 0; k++) dashes(argv[k]);
+        int rc = commands[i].run(argc - 1, argv + 1);
+        if (fflush(stdout) != 0 && rc == 0) return cmd_fail(LLAVA_IO, "cannot write to standard output");
+        return rc;
+    }
+    return unknown(name);
+}

@@ -1,0 +1,318 @@
+/* The public functions of include/llava.h, over engine.h and session.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "llava.h"
+#include "run/session.h"
+#include "text/conv.h"
+
+struct llava_engine { struct engine *g; };
+struct llava_image { struct image *im; struct engine *g; };
+struct llava_session { struct session *s; };
+struct llava_conversation {
+    struct conv conv;
+    const struct engine *g;
+    struct buf prompt;
+};
+
+_Static_assert(sizeof((struct err *)0)->msg == sizeof((struct llava_error *)0)->message, "messages have one size");
+
+/* Every public function ends with this: the inner error becomes the caller's. */
+static int done(int rc, const struct err *from, struct llava_error *e)
+{
+    if (rc < 0 && e) {
+        e->code = from->code;
+        memcpy(e->message, from->msg, sizeof e->message);
+    }
+    return rc;
+}
+
+/* An object of n zeroed bytes; NULL and an error when there is no memory. */
+static void *object(size_t n, struct err *e)
+{
+    void *p = calloc(1, n);
+    if (!p) err_set(e, ERR_NOMEM, "no memory");
+    return p;
+}
+
+const char *llava_version(void) { return LLAVA_VERSION; }
+
+/* ---- engine */
+
+struct llava_options llava_options_default(void)
+{
+    return (struct llava_options){ .device = "auto", .dtype = "auto" };
+}
+
+int llava_open(struct llava_engine **ret, const struct llava_options *o, struct llava_error *e)
+{
+    struct err err = { 0 };
+    *ret = NULL;
+    if (!o->model_path || !*o->model_path) return done(err_set(&err, ERR_USAGE, "no model path"), &err, e);
+    if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
+        return done(err_set(&err, ERR_USAGE, "no device '%s' in this build (there are auto, cpu)", o->device), &err, e);
+    log_set_level(o->quiet ? LOG_QUIET : LOG_INFO);
+    struct llava_engine *x = object(sizeof *x, &err);
+    if (!x) return done(ERR_NOMEM, &err, e);
+    struct engine_options eo = { .path = o->model_path, .base = o->model_base, .name = o->model_name, .dtype = o->dtype,
+                                 .tower = o->vision_tower, .context = o->context, .threads = o->threads };
+    int rc = engine_open(&x->g, &eo, &err);
+    if (rc < 0) free(x);
+    else *ret = x;
+    return done(rc, &err, e);
+}
+
+void llava_close(struct llava_engine *x)
+{
+    if (!x) return;
+    engine_close(x->g);
+    free(x);
+}
+
+void llava_info(const struct llava_engine *x, struct llava_info *i)
+{
+    const struct engine *g = x->g;
+    *i = (struct llava_info){
+        .name = g->name, .model_type = g->model.cfg.model_type, .dtype = dtype_name(g->dtype), .device = "cpu",
+        .kernels = g->kern.name, .conversation = g->conversation, .multimodal = g->model.cfg.has_vision,
+        .context = g->context, .vocab = g->model.cfg.llama.V, .width = g->model.cfg.llama.C, .layers = g->model.cfg.llama.L,
+        .weight_bytes = engine_weight_bytes(g), .cache_bytes_per_position = engine_cache_bytes(g),
+        .image_positions = g->model.cfg.has_vision ? llava_tile_rows(&g->model) : 0,
+    };
+}
+
+/* ---- pictures */
+
+static int image_make(struct llava_image **ret, struct llava_engine *x, struct picture *pic, int rc, struct err *err,
+                      struct llava_error *e)
+{
+    *ret = NULL;
+    struct llava_image *im = rc < 0 ? NULL : object(sizeof *im, err);
+    if (rc >= 0) rc = im ? image_new(&im->im, x->g, pic, err) : ERR_NOMEM;
+    picture_free(pic);
+    if (rc < 0) free(im);
+    else {
+        im->g = x->g;
+        *ret = im;
+    }
+    return done(rc, err, e);
+}
+
+int llava_image_open(struct llava_image **ret, struct llava_engine *x, const char *path, struct llava_error *e)
+{
+    struct err err = { 0 };
+    struct picture pic = { 0 };
+    int rc = picture_open(&pic, path, &err);
+    return image_make(ret, x, &pic, rc, &err, e);
+}
+
+int llava_image_decode(struct llava_image **ret, struct llava_engine *x, const void *bytes, size_t n, const char *name,
+                       struct llava_error *e)
+{
+    struct err err = { 0 };
+    struct picture pic = { 0 };
+    int rc = picture_decode(&pic, bytes, n, name, &err);
+    return image_make(ret, x, &pic, rc, &err, e);
+}
+
+void llava_image_close(struct llava_image *im)
+{
+    if (!im) return;
+    image_free(im->im);
+    free(im);
+}
+
+/* ---- conversations */
+
+int llava_conversation_open(struct llava_conversation **ret, const struct llava_engine *x, const char *name,
+                            struct llava_error *e)
+{
+    struct err err = { 0 };
+    *ret = NULL;
+    const struct conv_template *t = conv_find(name ? name : x->g->conversation);
+    if (!t) {
+        struct buf names = buf_make(4096);
+        for (size_t i = 0; conv_key(i); i++) buf_fmt(&names, "%s%s", i ? ", " : "", conv_key(i));
+        err_set(&err, ERR_USAGE, "no conversation template '%s' (there are %s)", name, names.p);
+        buf_free(&names);
+        return done(ERR_USAGE, &err, e);
+    }
+    struct llava_conversation *c = object(sizeof *c, &err);
+    if (!c) return done(ERR_NOMEM, &err, e);
+    c->g = x->g;
+    c->prompt = buf_make(1 << 26);
+    int rc = conv_init(&c->conv, t, &err);
+    if (rc < 0) free(c);
+    else *ret = c;
+    return done(rc, &err, e);
+}
+
+void llava_conversation_close(struct llava_conversation *c)
+{
+    if (!c) return;
+    conv_fini(&c->conv);
+    buf_free(&c->prompt);
+    free(c);
+}
+
+/* text with every "<image-placeholder>" replaced, as run_llava does; pictures that it does not place go before it. */
+static void place_images(struct buf *out, const char *text, int n_images, bool marks)
+{
+    static const char holder[] = "<image-placeholder>";
+    const char *mark = marks ? "<im_start><image><im_end>" : "<image>";
+    bool placed = strstr(text, holder) || strstr(text, "<image>");
+    for (int i = 0; i < n_images && !placed; i++) buf_fmt(out, "%s\n", mark);
+    for (const char *at; (at = strstr(text, holder)); text = at + sizeof holder - 1) {
+        buf_add(out, text, (size_t)(at - text));
+        buf_str(out, mark);
+    }
+    buf_str(out, text);
+}
+
+int llava_conversation_ask(struct llava_conversation *c, const char *text, int n_images, struct llava_error *e)
+{
+    struct err err = { 0 };
+    struct buf b = buf_make(1 << 26);
+    place_images(&b, text, n_images, c->g->model.cfg.im_start_end);
+    int rc = buf_check(&b, "the question", &err);
+    if (rc >= 0) rc = conv_add(&c->conv, CONV_USER, b.p ? b.p : "", b.n, false, &err);
+    if (rc >= 0) rc = conv_add(&c->conv, CONV_ASSISTANT, NULL, 0, false, &err);
+    buf_free(&b);
+    return done(rc, &err, e);
+}
+
+int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e)
+{
+    struct err err = { 0 };
+    return done(conv_set_last(&c->conv, text, strlen(text), &err), &err, e);
+}
+
+const char *llava_conversation_prompt(struct llava_conversation *c)
+{
+    struct err err;
+    buf_reset(&c->prompt);
+    return conv_prompt(&c->conv, &c->prompt, NULL, &err) < 0 || c->prompt.failed ? NULL : c->prompt.p;
+}
+
+const char *llava_conversation_stop(const struct llava_conversation *c) { return conv_stop(c->conv.tpl); }
+const char *llava_conversation_name(int i) { return i < 0 ? NULL : conv_key((size_t)i); }
+
+/* ---- sessions */
+
+int llava_session_open(struct llava_session **ret, struct llava_engine *x, struct llava_error *e)
+{
+    struct err err = { 0 };
+    *ret = NULL;
+    struct llava_session *s = object(sizeof *s, &err);
+    int rc = s ? session_open(&s->s, x->g, &err) : ERR_NOMEM;
+    if (rc < 0) free(s);
+    else *ret = s;
+    return done(rc, &err, e);
+}
+
+void llava_session_close(struct llava_session *s)
+{
+    if (!s) return;
+    session_close(s->s);
+    free(s);
+}
+
+/* The inner pictures of an array of outer ones; the caller frees it. */
+static int inner_images(struct image ***ret, struct llava_image *const *images, int n, struct err *err)
+{
+    *ret = object(((size_t)n + 1) * sizeof **ret, err);
+    for (int i = 0; i < n && *ret; i++) (*ret)[i] = images[i]->im;
+    return *ret ? 0 : ERR_NOMEM;
+}
+
+int llava_session_prompt(struct llava_session *s, const char *prompt, struct llava_image *const *images, int n,
+                         struct llava_error *e)
+{
+    struct err err = { 0 };
+    struct prompt p = { 0 };
+    struct image **inner = NULL;
+    int rc;
+    TRY(inner_images(&inner, images, n, &err));
+    s->s->image_s = 0;
+    TRY(prompt_make(&p, s->s->g, prompt, inner, n, &s->s->image_s, &err));
+    TRY(session_read(s->s, &p, inner, NULL, &err));
+out:
+    prompt_fini(&p);
+    free(inner);
+    return done(rc, &err, e);
+}
+
+struct llava_sampling llava_sampling_default(void)
+{
+    return (struct llava_sampling){ .temperature = 0.2f, .top_k = 50, .top_p = 1, .max_new_tokens = 512 };
+}
+
+int llava_session_generate(struct llava_session *s, const struct llava_sampling *p, llava_text_fn on_text, void *ctx,
+                           struct llava_result *r, struct llava_error *e)
+{
+    struct err err = { 0 };
+    struct llava_result mine;
+    return done(session_generate(s->s, p, on_text, ctx, r ? r : &mine, &err), &err, e);
+}
+
+/* ---- forward */
+
+static int forward_pictures(struct llava_forward *f, struct engine *g, struct image *const *images, int n, struct err *err)
+{
+    f->width = g->model.cfg.llama.C;
+    for (int i = 0; i < n; i++) {
+        f->n_tiles += images[i]->pixels.n;
+        f->n_features += images[i]->n_rows;
+        f->side = images[i]->pixels.w;
+    }
+    size_t tile = 3 * (size_t)f->side * (size_t)f->side, width = (size_t)f->width, tiles = 0, rows = 0;
+    f->pixels = object((size_t)f->n_tiles * tile * sizeof(float) + 1, err);
+    f->features = object((size_t)f->n_features * width * sizeof(float) + 1, err);
+    if (!f->pixels || !f->features) return ERR_NOMEM;
+    for (int i = 0; i < n; i++) {
+        const struct image *im = images[i];
+        memcpy(f->pixels + tiles * tile, im->pixels.data, (size_t)im->pixels.n * tile * sizeof(float));
+        memcpy(f->features + rows * width, im->features, (size_t)im->n_rows * width * sizeof(float));
+        tiles += (size_t)im->pixels.n;
+        rows += (size_t)im->n_rows;
+    }
+    return 0;
+}
+
+int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *prompt, struct llava_image *const *images, int n,
+                  struct llava_error *e)
+{
+    struct err err = { 0 };
+    struct prompt p = { 0 };
+    struct image **inner = NULL;
+    struct session *s = NULL;
+    int rc;
+    *f = (struct llava_forward){ .vocab = x->g->model.cfg.llama.V };
+    TRY(inner_images(&inner, images, n, &err));
+    TRY(prompt_make(&p, x->g, prompt, inner, n, NULL, &err));
+    TRY(forward_pictures(f, x->g, inner, n, &err));
+    f->n_ids = (int)p.ids.n;
+    f->n_positions = p.n;
+    f->ids = object(p.ids.n * sizeof *f->ids, &err);
+    f->logits = object((size_t)p.n * (size_t)f->vocab * sizeof *f->logits, &err);
+    if (!f->ids || !f->logits) TRY(ERR_NOMEM);
+    memcpy(f->ids, p.ids.p, p.ids.n * sizeof *f->ids);
+    TRY(session_open(&s, x->g, &err));
+    TRY(session_read(s, &p, inner, f->logits, &err));
+out:
+    session_close(s);
+    prompt_fini(&p);
+    free(inner);
+    if (rc < 0) llava_forward_free(f);
+    return done(rc, &err, e);
+}
+
+void llava_forward_free(struct llava_forward *f)
+{
+    free(f->ids);
+    free(f->pixels);
+    free(f->features);
+    free(f->logits);
+    *f = (struct llava_forward){ 0 };
+}
