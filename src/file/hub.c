@@ -24,6 +24,7 @@
 #include "base/plat.h"
 #include "file/http.h"
 #include "file/json.h"
+#include "file/out.h"
 
 enum { API_MAX = 32 << 20, FILES_MAX = 10000, SHORT_TRIES = 4 };
 
@@ -141,23 +142,6 @@ static bool revision_valid(const char *s)
 }
 
 static bool is_hex(const char *s, size_t n) { return strlen(s) == n && strspn(s, "0123456789abcdef") == n; }
-
-static int dirs_make(const char *path, struct err *e)
-{
-    int rc = 0;
-    char *p = strdup(path);
-    if (!p) return err_set(e, ERR_NOMEM, "no memory for a path");
-    for (char *s = p + 1; rc >= 0; s++) {
-        char c = *s;
-        if (c && c != '/') continue;
-        *s = 0;
-        if (mkdir(p, 0777) < 0 && errno != EEXIST) rc = err_errno(e, "create", p);
-        *s = c;
-        if (!c) break;
-    }
-    free(p);
-    return rc;
-}
 
 /* HF_TOKEN, or what `huggingface-cli login` left. */
 static int token_find(struct hub *h, struct err *e)
@@ -474,7 +458,7 @@ static int ref_make(const struct hub *h, const char *commit, struct err *e)
     if (rc < 0) return rc;
     char *slash = strrchr(path, '/');
     *slash = 0;
-    rc = dirs_make(path, e);
+    rc = out_make_dirs(path, e);
     *slash = '/';
     if (rc >= 0) rc = file_write(path, commit, strlen(commit), e);
     free(path);
@@ -501,10 +485,10 @@ static int model_fetch(char **dir, struct hub *h, struct err *e)
     }
     TRY(path_make(&path, e, "%s/snapshots/%s", h->root, commit));
     TRY(path_make(&blobs, e, "%s/blobs", h->root));
-    TRY(dirs_make(blobs, e));
-    TRY(dirs_make(h->locks, e));
+    TRY(out_make_dirs(blobs, e));
+    TRY(out_make_dirs(h->locks, e));
     for (size_t i = 0; i < n; i++) TRY(blob_fetch(h, &b[i], commit, e));
-    TRY(dirs_make(path, e));
+    TRY(out_make_dirs(path, e));
     for (size_t i = 0; i < n; i++) TRY(link_make(path, &b[i], e));
     TRY(ref_make(h, commit, e));
     *dir = path;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int out_open(struct out *o, const char *path, struct err *e)
@@ -62,7 +63,7 @@ int out_sync_dir(const char *dir, struct err *e)
     return rc;
 }
 
-static int sync_parent(const char *path, struct err *e)
+int out_sync_parent(const char *path, struct err *e)
 {
     const char *slash = strrchr(path, '/');
     if (!slash) return out_sync_dir(".", e);
@@ -81,7 +82,7 @@ int out_commit(struct out *o, struct err *e)
     o->fd = -1;
     if (rc >= 0 && rename(o->tmp, o->path) < 0) rc = err_errno(e, "rename to", o->path);
     if (rc < 0) unlink(o->tmp);
-    else rc = sync_parent(o->path, e);
+    else rc = out_sync_parent(o->path, e);
     out_drop(o);
     return rc;
 }
@@ -95,4 +96,21 @@ void out_drop(struct out *o)
     free(o->path);
     free(o->tmp);
     *o = (struct out){ .fd = -1 };
+}
+
+int out_make_dirs(const char *path, struct err *e)
+{
+    int rc = 0;
+    char *p = strdup(path);
+    if (!p) return err_set(e, ERR_NOMEM, "no memory for a path");
+    for (char *s = p + 1; rc >= 0; s++) {
+        char c = *s;
+        if (c && c != '/') continue;
+        *s = 0;
+        if (mkdir(p, 0777) < 0 && errno != EEXIST) rc = err_errno(e, "create", p);
+        *s = c;
+        if (!c) break;
+    }
+    free(p);
+    return rc;
 }

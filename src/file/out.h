@@ -22,3 +22,7 @@ void out_drop(struct out *o); /* closes and removes the temporary file; nothing 
 
 /* fsync of a folder, so that the names in it survive a power cut. */
 int out_sync_dir(const char *dir, struct err *e);
+int out_sync_parent(const char *path, struct err *e); /* of the folder that a path is in */
+
+/* mkdir -p. */
+int out_make_dirs(const char *path, struct err *e);

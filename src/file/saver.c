@@ -109,7 +109,7 @@ int saver_open(struct saver **ret, const char *dir, struct err *e)
         rc = err_set(e, ERR_NOMEM, "no memory to save '%s'", dir);
     } else {
         dir_remove(s->tmp);
-        if (mkdir(s->tmp, 0777) < 0) rc = err_errno(e, "create", s->tmp);
+        rc = out_make_dirs(s->tmp, e);
     }
     if (rc < 0) saver_close(s);
     else *ret = s;
@@ -264,11 +264,12 @@ int saver_commit(struct saver *s, struct err *e)
     size_t n;
     int rc = out_sync_dir(s->tmp, e);
     if (rc < 0) return rc;
-    if (s->fresh) return rename(s->tmp, s->dir) < 0 ? err_errno(e, "rename to", s->dir) : 0;
+    if (s->fresh)
+        return rename(s->tmp, s->dir) < 0 ? err_errno(e, "rename to", s->dir) : out_sync_parent(s->dir, e);
     if ((rc = names_read(&names, &n, s->tmp, e)) < 0) return rc;
-    for (int last = 0; last <= 1 && rc >= 0; last++)
+    for (int last = 0; last <= 1; last++)
         for (size_t i = 0; i < n && rc >= 0; i++)
-            if (!strcmp(names[i], index_name) == last) rc = file_place(s, names[i], e);
+            if ((strcmp(names[i], index_name) == 0) == last) rc = file_place(s, names[i], e);
     if (rc >= 0 && s->weights) rc = stale_remove(s, names, n, e);
     if (rc >= 0) rc = out_sync_dir(s->dir, e);
     names_free(names, n);
