@@ -48,7 +48,7 @@ static int codes_take(struct codes *c, int bits)
 {
     for (; c->n < bits; c->n += 8, c->left--) {
         if (!c->left && c->at < c->s->n) c->left = c->s->p[c->at++];
-        if (!c->left || c->at >= c->s->n) return NO_CODE;
+        if (!c->left || c->left > c->s->n - c->at) return NO_CODE; /* as Pillow: a block is whole or not there */
         c->acc |= (uint32_t)c->s->p[c->at++] << c->n;
     }
     int v = (int)(c->acc & ((1u << bits) - 1));
