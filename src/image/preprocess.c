@@ -36,8 +36,10 @@ int picture_pad(struct picture *dst, const struct picture *src, const uint8_t co
 {
     int side = src->w > src->h ? src->w : src->h, rc = picture_new(dst, side, side, "padded", e);
     if (rc < 0) return rc;
-    if (src->w != src->h)
-        for (size_t i = 0; i < (size_t)side * (size_t)side; i++) memcpy(dst->rgb + 3 * i, colour, 3);
+    if (src->w != src->h) {
+        for (int x = 0; x < side; x++) memcpy(dst->rgb + 3 * x, colour, 3);
+        for (int y = 1; y < side; y++) memcpy(picture_row(dst, y), dst->rgb, (size_t)side * 3);
+    }
     paste(dst, src, (side - src->w) / 2, (side - src->h) / 2);
     return 0;
 }
