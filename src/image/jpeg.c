@@ -11,7 +11,7 @@
 /* A progressive file may repeat scans over the whole picture; real encoders write about ten. */
 enum { JPEG_SCANS_MAX = 400 };
 
-/* Everything that has to survive a longjmp is in here, so no local needs to be volatile. */
+/* Everything that has to survive a longjmp. */
 struct job {
     struct jpeg_decompress_struct c;
     struct jpeg_error_mgr error;
@@ -111,6 +111,14 @@ static void read_picture(struct job *j)
     read_rows(j);
 }
 
+/* Apart from jpeg_decode, because what setjmp's own function keeps in locals is lost. */
+static void read_guarded(struct job *j)
+{
+    if (setjmp(j->out)) return;
+    job_begin(j);
+    read_picture(j);
+}
+
 int jpeg_decode(struct picture *p, const struct source *s, struct err *e)
 {
     struct job j = { .p = p, .s = s, .e = e };
@@ -118,10 +126,7 @@ int jpeg_decode(struct picture *p, const struct source *s, struct err *e)
     j.c.client_data = &j;
     j.error.error_exit = on_error;
     j.error.emit_message = on_message;
-    if (!setjmp(j.out)) {
-        job_begin(&j);
-        read_picture(&j);
-    }
+    read_guarded(&j);
     jpeg_destroy_decompress(&j.c); /* also right when creating failed: the struct began zeroed */
     return j.rc;
 }

@@ -6,7 +6,7 @@
 
 #include "image/formats.h"
 
-/* Everything that has to survive a longjmp is in here, so no local needs to be volatile. */
+/* Everything that has to survive a longjmp. */
 struct job {
     png_structp png;
     png_infop info;
@@ -92,6 +92,14 @@ static void read_picture(struct job *j)
     expand(j, depth, type);
 }
 
+/* Apart from png_decode, because what setjmp's own function keeps in locals is lost. */
+static void read_guarded(struct job *j)
+{
+    if (setjmp(png_jmpbuf(j->png))) return;
+    png_set_read_fn(j->png, j, on_read);
+    read_picture(j);
+}
+
 int png_decode(struct picture *p, const struct source *s, struct err *e)
 {
     struct job j = { .p = p, .s = s, .e = e };
@@ -101,10 +109,7 @@ int png_decode(struct picture *p, const struct source *s, struct err *e)
         png_destroy_read_struct(&j.png, NULL, NULL);
         return err_set(e, ERR_NOMEM, "no memory to read picture '%s'", s->name);
     }
-    if (!setjmp(png_jmpbuf(j.png))) {
-        png_set_read_fn(j.png, &j, on_read);
-        read_picture(&j);
-    }
+    read_guarded(&j);
     png_destroy_read_struct(&j.png, &j.info, NULL);
     return j.rc;
 }

@@ -45,7 +45,7 @@ class Dump:
     """The C program under test."""
 
     def __init__(self, path):
-        self.p = subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.p = subprocess.Popen([path, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, *fields):
         self.p.stdin.write(("\t".join(map(str, fields)) + "\n").encode())
