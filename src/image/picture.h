@@ -3,7 +3,8 @@
  * Read: JPEG (baseline, progressive, grey, CMYK, YCCK), PNG (every type), WebP (lossy, lossless, animated: first
  * frame), GIF (first frame) and BMP (uncompressed). The format is taken from the first bytes, never from the name.
  * As in Pillow: transparency is dropped, not blended; the EXIF orientation is not applied; colour profiles and gamma
- * are not applied; 16-bit grey is clipped at 255 and not scaled, other 16-bit channels lose their low byte.
+ * are not applied; 16-bit grey is clipped at 255 and not scaled (as Pillow 9.4), other 16-bit channels lose their low
+ * byte. Stricter than Pillow in one thing: a PNG whose pixels fail their checksum is an error.
  */
 #pragma once
 #include <stddef.h>

@@ -129,6 +129,9 @@ static int put_tiles(struct pixels *px, const struct picture *pic, const struct 
     if (w % side || h % side)
         return err_set(e, ERR_UNSUPPORTED, "image_grid_pinpoints has %dx%d, no multiple of the tile's side %d", w, h,
                        side);
+    if (w / side * (h / side) > TILES_MAX)
+        return err_set(e, ERR_LIMIT, "image_grid_pinpoints has %dx%d, more than %d tiles of side %d", w, h, TILES_MAX,
+                       side);
     px->n = 1 + w / side * (h / side);
     TRY(picture_resize(&whole, pic, p->size_w, p->size_h, e));
     TRY(put_tile(px, t++, &whole, p, e));

@@ -10,7 +10,7 @@
 #include "image/anyres.h"
 #include "image/picture.h"
 
-enum { CLIP_SIDE_MAX = 4096 };
+enum { CLIP_SIDE_MAX = 4096, TILES_MAX = 1024 };
 
 /* preprocessor_config.json. */
 struct clip_processor {
@@ -52,7 +52,8 @@ struct pixels {
  *   PAD     first put in the middle of a square of the background colour: one tile
  *   ANYRES  tile 0: the whole picture squeezed to a square; then the picture, fitted into its best pinpoint on black,
  *           cut into tiles of crop_h pixels a side, row by row. Needs pp, else NULL will do.
- * ERR_LIMIT, ERR_NOMEM; ERR_UNSUPPORTED: a pinpoint that is no multiple of the tile. On failure *px is empty. */
+ * ERR_LIMIT (more than TILES_MAX tiles, or a step too large for picture_new), ERR_NOMEM; ERR_MISSING: ANYRES without pp;
+ * ERR_UNSUPPORTED: a pinpoint that is no multiple of the tile. Errors do not name the picture. On failure *px is empty. */
 int pixels_new(struct pixels *px, const struct picture *pic, const struct clip_processor *p, enum aspect a,
                const struct pinpoints *pp, struct err *e);
 void pixels_free(struct pixels *px); /* accepts a zeroed one */

@@ -256,6 +256,8 @@ static void anyres_needs(void **state)
     assert_int_equal(pixels_new(&px, &p, &clip, ASPECT_ANYRES, &pp, &e), 0);
     assert_int_equal(px.n, 1 + 6);
     pixels_free(&px);
+    pp.at[0].w = pp.at[0].h = 4 * 33;
+    assert_int_equal(pixels_new(&px, &p, &clip, ASPECT_ANYRES, &pp, &e), ERR_LIMIT);
     picture_free(&p);
 }
 
