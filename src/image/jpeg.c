@@ -1,6 +1,6 @@
-/* JPEG through libjpeg-turbo, set as Pillow sets it: accurate integer DCT, smooth chroma upsampling, and a source that
- * stops (rather than invents an end) when the bytes run out, so that a file cut short is an error. Warnings about
- * damaged data inside a whole file are ignored, as Pillow does. */
+/* JPEG through libjpeg-turbo, set as Pillow sets it: accurate integer DCT, smooth chroma upsampling, and a
+ * source that stops (rather than invents an end) when the bytes run out, so that a file cut short is an
+ * error. Warnings about damaged data inside a whole file are ignored, as Pillow does. */
 #include <setjmp.h>
 #include <stdio.h>
 
@@ -70,8 +70,8 @@ static void job_begin(struct job *j)
     j->c.progress = &j->progress;
 }
 
-/* CMYK to RGB as Pillow's convert: k scales the others, with the 8-bit division by 255 that rounds. Adobe programs
- * store the four inverted, and Pillow takes every file for one of theirs. */
+/* CMYK to RGB as Pillow's convert: k scales the others, with the 8-bit division by 255 that rounds. Adobe
+ * programs store the four inverted, and Pillow takes every file for one of theirs. */
 static void cmyk_row(uint8_t *to, const uint8_t *from, int w)
 {
     for (int i = 0; i < 3 * w; i++) {
@@ -85,7 +85,8 @@ static void read_rows(struct job *j)
     struct jpeg_decompress_struct *c = &j->c;
     const int w = j->p->w;
     JSAMPARRAY line = NULL;
-    if (c->num_components == 4) line = c->mem->alloc_sarray((j_common_ptr)c, JPOOL_IMAGE, (JDIMENSION)w * 4, 1);
+    if (c->num_components == 4)
+        line = c->mem->alloc_sarray((j_common_ptr)c, JPOOL_IMAGE, (JDIMENSION)w * 4, 1);
     while (c->output_scanline < c->output_height) {
         uint8_t *row = picture_row(j->p, (int)c->output_scanline);
         if (jpeg_read_scanlines(c, line ? line : &row, 1) != 1) leave(j, picture_truncated(j->s, j->e));

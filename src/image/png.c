@@ -1,5 +1,6 @@
-/* PNG through libpng, with the conversions that Pillow does and no others: no gamma, no background, tRNS ignored,
- * low byte of 16 dropped except for grey, which is clipped (Pillow reads it into 32-bit integers first). */
+/* PNG through libpng, with the conversions that Pillow does and no others: no gamma, no background, tRNS
+ * ignored, low byte of 16 dropped except for grey, which is clipped (Pillow reads it into 32-bit integers
+ * first). */
 #include <string.h>
 
 #include <png.h>
@@ -86,7 +87,8 @@ static void read_picture(struct job *j)
     int passes = png_set_interlace_handling(j->png);
     png_read_update_info(j->png, j->info);
     if (png_get_rowbytes(j->png, j->info) > (size_t)w * 3)
-        leave(j, err_set(j->e, ERR_UNSUPPORTED, "picture '%s' is PNG of type %d with %d bits", j->s->name, type, depth));
+        leave(j, err_set(j->e, ERR_UNSUPPORTED, "picture '%s' is PNG of type %d with %d bits", j->s->name,
+                         type, depth));
     for (; passes > 0; passes--)
         for (int y = 0; y < j->p->h; y++) png_read_row(j->png, picture_row(j->p, y), NULL);
     expand(j, depth, type);

@@ -1,4 +1,4 @@
-/* See resize.h. Two passes, each in plain C and in AVX2; sums are exact in 32 bits, so their order does not matter. */
+/* See resize.h. Two passes, each in plain C and in AVX2; sums in 32 bits are exact, in any order. */
 #include "image/resize.h"
 
 #include <math.h>
@@ -110,8 +110,8 @@ AVX2 static inline __m128i pack8(__m256i sum)
     return _mm_packus_epi16(v, v);
 }
 
-/* The lanes are two neighbouring RGB pixels and two idle ones, so up to 5 bytes after the last weighted pixel are read:
- * within the picture or its slack. An odd last weight has a zero after it. */
+/* The lanes are two neighbouring RGB pixels and two idle ones, so up to 5 bytes after the last weighted pixel
+ * are read: within the picture or its slack. An odd last weight has a zero after it. */
 AVX2 static void columns_row_avx2(uint8_t *to, const uint8_t *from, const struct axis *a)
 {
     const __m256i spread = _mm256_setr_epi32(0, 0, 0, 1, 1, 1, 0, 0);
@@ -131,7 +131,8 @@ AVX2 static void columns_row_avx2(uint8_t *to, const uint8_t *from, const struct
     }
 }
 
-AVX2 static void rows_row_avx2(uint8_t *to, const uint8_t *from, size_t pitch, size_t n, const int32_t *k, int taps)
+AVX2 static void rows_row_avx2(uint8_t *to, const uint8_t *from, size_t pitch, size_t n, const int32_t *k,
+                               int taps)
 {
     size_t x = 0;
     for (; x + LANES <= n; x += LANES) {
@@ -195,8 +196,9 @@ static int resize_inside(struct picture *dst, struct window full, const struct p
     size_t pitch = (size_t)win.w * 3;
     for (int y = 0; y < win.h; y++) {
         uint8_t *to = picture_row(dst, y + win.y - full.y) + 3 * (win.x - full.x);
-        if (a.n) pass.rows(to, picture_row(&mid, a.from[y] - y0), pitch, pitch, a.k + (size_t)y * (size_t)a.stride,
-                           a.taps[y]);
+        if (a.n)
+            pass.rows(to, picture_row(&mid, a.from[y] - y0), pitch, pitch, a.k + (size_t)y * (size_t)a.stride,
+                      a.taps[y]);
         else memcpy(to, picture_row(&mid, y), pitch);
     }
 out:

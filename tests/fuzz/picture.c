@@ -1,4 +1,5 @@
-/* Fuzz target: picture_decode with any bytes. What is decoded is also brought to tiles, which reads every pixel. */
+/* Fuzz target: picture_decode with any bytes. What is decoded is also brought to tiles, which reads every
+ * pixel. */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -1,4 +1,5 @@
-/* Fuzz target: any bytes as image_grid_pinpoints; what is read chooses a grid and the order of its features. */
+/* Fuzz target: any bytes as image_grid_pinpoints; what is read chooses a grid and the order of its features.
+ */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>

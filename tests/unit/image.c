@@ -1,5 +1,5 @@
-/* src/image without Pillow: limits, bad input and its messages, configs, small cases that can be worked out by hand.
- * What pictures decode to, and what they become, image_pil.py compares with Pillow. */
+/* src/image without Pillow: limits, bad input and its messages, configs, small cases that can be worked out
+ * by hand. What pictures decode to, and what they become, image_pil.py compares with Pillow. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,8 +16,9 @@
 #include "image/preprocess.h"
 #include "image/resize.h"
 
-static const char bmp_2x1[] = "BM\x3e\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\2\0\0\0\1\0\0\0\1\0\x18\0\0\0\0\0\0\0\0\0\0\0\0\0"
-                              "\0\0\0\0\0\0\0\0\0\0\0\0\1\2\3\4\5\6\0\0";
+static const char bmp_2x1[] =
+    "BM\x3e\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\2\0\0\0\1\0\0\0\1\0\x18\0\0\0\0\0\0\0\0\0\0\0\0\0"
+    "\0\0\0\0\0\0\0\0\0\0\0\0\1\2\3\4\5\6\0\0";
 static const char gif_1x1[] = "GIF89a\1\0\1\0\x80\0\0\xff\0\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2\x44\1\0;";
 
 /* Decoding n bytes fails with this code, and the message has this text. Nothing is left in the picture. */
@@ -51,7 +52,8 @@ static void every_cut_is_an_error(void **state)
 {
     (void)state;
     for (size_t n = 6; n < sizeof bmp_2x1 - 1; n++) expect_bad(bmp_2x1, n, ERR_FORMAT, "truncated after");
-    for (size_t n = 6; n < sizeof gif_1x1 - 3; n++) expect_bad(gif_1x1, n, ERR_FORMAT, "'it' is truncated after");
+    for (size_t n = 6; n < sizeof gif_1x1 - 3; n++)
+        expect_bad(gif_1x1, n, ERR_FORMAT, "'it' is truncated after");
 }
 
 static void unknown_formats(void **state)
@@ -132,7 +134,9 @@ static void windows(void **state)
             for (int x = 0; x < win.w; x++) {
                 const uint8_t *got = picture_row(&part, y) + 3 * x;
                 bool in = x + win.x >= 0 && x + win.x < w && y + win.y < h;
-                assert_memory_equal(got, in ? picture_row(&all, y + win.y) + 3 * (x + win.x) : (uint8_t *)"\0\0", 3);
+                const uint8_t *want = (const uint8_t *)"\0\0";
+                if (in) want = picture_row(&all, y + win.y) + 3 * (x + win.x);
+                assert_memory_equal(got, want, 3);
             }
         picture_free(&all);
         picture_free(&part);
@@ -177,11 +181,13 @@ static void configs(void **state)
     assert_int_equal(p.crop_w, 336);
     assert_int_equal(parse(&p, "{}", &e), 0);
     assert_int_equal(p.shortest, 336);
-    assert_int_equal(parse(&p, "{\"size\": 224, \"crop_size\": {\"height\": 5, \"width\": 6}, \"resample\": 3}", &e), 0);
+    assert_int_equal(
+        parse(&p, "{\"size\": 224, \"crop_size\": {\"height\": 5, \"width\": 6}, \"resample\": 3}", &e), 0);
     assert_int_equal(p.shortest, 224);
     assert_int_equal(p.crop_h, 5);
     assert_int_equal(p.crop_w, 6);
-    assert_int_equal(parse(&p, "{\"size\": {\"height\": 7, \"width\": 8}, \"do_center_crop\": false}", &e), 0);
+    assert_int_equal(parse(&p, "{\"size\": {\"height\": 7, \"width\": 8}, \"do_center_crop\": false}", &e),
+                     0);
     assert_int_equal(p.shortest, 0);
     assert_int_equal(p.size_w, 8);
     assert_false(p.do_center_crop);
@@ -300,9 +306,10 @@ static void pinpoints(void **state)
     (void)state;
     static const char *const good[] = { "[[336, 672], [672,336]]", "[(336, 672), (672, 336)]",
                                         " ( (336,672) , [ 672 , 336 ] , ) ", "[[336,\n672],[672,336],]" };
-    static const char *const bad[] = { "", "[]", "[", "[[336,672]", "[[336,672)]", "[[336]]", "[[0,3]]", "[[-1,3]]",
-                                       "[[336,672]] x", "[[336,99999999999]]", "[336,672]", "[[336,672][1,2]]",
-                                       "[[3.5,2]]", "[(1,2,3)]", "null" };
+    static const char *const bad[] = {
+        "", "[]", "[", "[[336,672]", "[[336,672)]", "[[336]]", "[[0,3]]", "[[-1,3]]", "[[336,672]] x",
+        "[[336,99999999999]]", "[336,672]", "[[336,672][1,2]]", "[[3.5,2]]", "[(1,2,3)]", "null",
+    };
     struct pinpoints p;
     struct err e;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
@@ -319,8 +326,9 @@ static void pinpoints(void **state)
     assert_int_equal(pinpoints_parse(&p, many, strlen(many), false, &e), ERR_LIMIT);
 }
 
-/* Two tiles side by side of 2 x 2 patches. A picture of 4 x 1 leaves one of the 2 rows to padding, and half of it,
- * rounded down, is cut at either end: nothing. One of 1 x 1 fills 2 of the 4 columns: one is cut at either end. */
+/* Two tiles side by side of 2 x 2 patches. A picture of 4 x 1 leaves one of the 2 rows to padding, and half
+ * of it, rounded down, is cut at either end: nothing. One of 1 x 1 fills 2 of the 4 columns: one is cut at
+ * either end. */
 static void merge_by_hand(void **state)
 {
     (void)state;
@@ -346,11 +354,14 @@ static void merge_by_hand(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decodes), cmocka_unit_test(every_cut_is_an_error), cmocka_unit_test(unknown_formats),
-        cmocka_unit_test(limits_come_before_memory), cmocka_unit_test(missing_file), cmocka_unit_test(windows),
-        cmocka_unit_test(flat_stays_flat), cmocka_unit_test(configs), cmocka_unit_test(bad_configs),
-        cmocka_unit_test(values), cmocka_unit_test(anyres_needs), cmocka_unit_test(extreme_shapes),
-        cmocka_unit_test(names), cmocka_unit_test(pinpoints), cmocka_unit_test(merge_by_hand),
+        cmocka_unit_test(decodes),         cmocka_unit_test(every_cut_is_an_error),
+        cmocka_unit_test(unknown_formats), cmocka_unit_test(limits_come_before_memory),
+        cmocka_unit_test(missing_file),    cmocka_unit_test(windows),
+        cmocka_unit_test(flat_stays_flat), cmocka_unit_test(configs),
+        cmocka_unit_test(bad_configs),     cmocka_unit_test(values),
+        cmocka_unit_test(anyres_needs),    cmocka_unit_test(extreme_shapes),
+        cmocka_unit_test(names),           cmocka_unit_test(pinpoints),
+        cmocka_unit_test(merge_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
-/* A filter that lets other programs see what src/image makes of a picture. With the argument "-" it takes commands from
- * stdin, one a line, fields parted by tabs, and answers each with "ok A B C BYTES" and that many bytes, or with "error
- * CODE MESSAGE". image_pil.py compares the bytes with Pillow's. Without an argument it is a test program, and decodes
- * a picture of one pixel.
+/* A filter that lets other programs see what src/image makes of a picture. With the argument "-" it takes
+ * commands from stdin, one a line, fields parted by tabs, and answers each with "ok A B C BYTES" and that
+ * many bytes, or with "error CODE MESSAGE". image_pil.py compares the bytes with Pillow's. Without an
+ * argument it is a test program, and decodes a picture of one pixel.
  *
  *   decode FILE                       A, B: width, height; RGB bytes
  *   resize FILE W H                   the same of the resized picture
@@ -94,8 +94,8 @@ static int self_check(void)
     static const uint8_t gif[] = "GIF89a\1\0\1\0\x80\0\0\xff\0\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2\x44\1\0;";
     struct picture p;
     struct err e;
-    bool good = picture_decode(&p, gif, sizeof gif - 1, "gif", &e) == 0 && p.w == 1 && p.h == 1 && p.rgb[0] == 255 &&
-                p.rgb[1] == 0;
+    bool good = picture_decode(&p, gif, sizeof gif - 1, "gif", &e) == 0 && p.w == 1 && p.h == 1 &&
+                p.rgb[0] == 255 && p.rgb[1] == 0;
     printf("%s 1 - a picture of one pixel\n1..1\n", good ? "ok" : "not ok");
     picture_free(&p);
     return good ? 0 : 1;

@@ -3,8 +3,8 @@
     image_pil.py [IMAGE_DUMP [FOLDER_OR_FILE...]]
 
 Pictures are made here in every format and kind that is read; those of Debian's tuxpaint-stamps-default and
-python3-skimage and of the folders given (or LLAVA_TEST_DATA) are added where they are found. Needs python3-pil and
-python3-numpy. Prints TAP; the last lines say how many pictures and how many bytes differed.
+python3-skimage and of the folders given (or LLAVA_TEST_DATA) are added where they are found. Needs
+python3-pil and python3-numpy. Prints TAP; the last lines say how many pictures and how many bytes differed.
 """
 import glob
 import io
@@ -75,7 +75,7 @@ def bytes_differ(ours, want):
     return n
 
 
-# Pictures -----------------------------------------------------------------------------------------------------------
+# Pictures
 
 def noise(w, h, n=3, smooth=True):
     """Smooth colours with noise, so that both codecs and filters have something to do."""
@@ -103,6 +103,9 @@ def png_pack(samples, depth):
     return out
 
 
+ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+
+
 def png_bytes(kind, depth, interlaced, w, h, colours=None, trns=None):
     """A PNG of any colour type and depth, random samples."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
@@ -112,14 +115,14 @@ def png_bytes(kind, depth, interlaced, w, h, colours=None, trns=None):
         s[: h // 2] = s[: h // 2] % 300  # both sides of the clip
     if interlaced:
         data = b""
-        for x0, y0, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
-                               (0, 1, 1, 2)):
+        for x0, y0, dx, dy in ADAM7:
             part = s[y0::dy, x0::dx]
             if part.size:
                 data += png_pack(part.reshape(part.shape[0], -1), depth)
     else:
         data = png_pack(s.reshape(h, -1), depth)
-    out = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, depth, kind, 0, 0, interlaced))
+    head = struct.pack(">IIBBBBB", w, h, depth, kind, 0, 0, interlaced)
+    out = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head)
     if kind == 3:
         out += png_chunk(b"PLTE", npr.integers(0, 256, 3 * (colours or 1 << depth), np.uint8).tobytes())
     else:  # neither may change anything
@@ -143,7 +146,8 @@ def make_png(put):
         b = png_bytes(3, 8, i, 40, 30, colours=256)
         at = b.index(b"PLTE")
         n = struct.unpack(">I", b[at - 4:at])[0]
-        put("png", "index-beyond", b[: at - 4] + png_chunk(b"PLTE", b[at + 4: at + 4 + n // 2]) + b[at + 8 + n:])
+        half = png_chunk(b"PLTE", b[at + 4: at + 4 + n // 2])
+        put("png", "index-beyond", b[: at - 4] + half + b[at + 8 + n:])
     put("png", "trns3", png_bytes(3, 4, 0, 30, 30, trns=bytes(range(0, 160, 10))))
     put("png", "trns0", png_bytes(0, 8, 0, 30, 30, trns=b"\0\x40"))
     put("png", "trns2", png_bytes(2, 8, 1, 30, 30, trns=b"\0\x40\0\x10\0\x20"))
@@ -158,7 +162,8 @@ def make_png(put):
     Image.fromarray(noise(64, 48)).quantize(50).save(b, "PNG")
     put("png", "pil-P", b.getvalue())
     b = io.BytesIO()
-    Image.fromarray(noise(64, 48)).save(b, "PNG", save_all=True, append_images=[Image.new("RGB", (64, 48), "red")])
+    red = Image.new("RGB", (64, 48), "red")
+    Image.fromarray(noise(64, 48)).save(b, "PNG", save_all=True, append_images=[red])
     put("png", "apng", b.getvalue())
     info = PngImagePlugin.PngInfo()
     info.add_text("x", "y" * 5000, zip=True)
@@ -173,8 +178,9 @@ def make_jpeg(put):
         for sub in (0, 1, 2):
             for progressive in (False, True):
                 b = io.BytesIO()
-                Image.fromarray(noise(w, h)).save(b, "JPEG", quality=rnd.choice((10, 50, 75, 95, 100)), subsampling=sub,
-                                                  progressive=progressive, optimize=rnd.random() < 0.5)
+                quality, optimize = rnd.choice((10, 50, 75, 95, 100)), rnd.random() < 0.5
+                Image.fromarray(noise(w, h)).save(b, "JPEG", quality=quality, subsampling=sub,
+                                                  progressive=progressive, optimize=optimize)
                 put("jpg", f"s{sub}p{int(progressive)}", b.getvalue())
         for mode, n in (("L", 1), ("CMYK", 4)):
             b = io.BytesIO()
@@ -203,8 +209,8 @@ def make_webp(put):
     for w, h in ((1, 1), (3, 50), (50, 3), (64, 64), (201, 133)):
         for n, mode in ((3, "RGB"), (4, "RGBA")):
             im = Image.fromarray(noise(w, h, n), mode)
-            for kw in ({"quality": 20}, {"quality": 90}, {"lossless": True}, {"lossless": True, "exact": True},
-                       {"quality": 50, "exact": True, "alpha_quality": 30}):
+            for kw in ({"quality": 20}, {"quality": 90}, {"lossless": True},
+                       {"lossless": True, "exact": True}, {"quality": 50, "exact": True, "alpha_quality": 30}):
                 b = io.BytesIO()
                 im.save(b, "WEBP", **kw)
                 put("webp", mode, b.getvalue())
@@ -245,8 +251,7 @@ def make_gif_bmp(put):
 
 def real_pictures(extra):
     """As many as are installed, 400 at most."""
-    roots = ["/usr/share/tuxpaint/stamps", "/usr/lib/python3/dist-packages/skimage/data", "/usr/share/scikit-image",
-             *extra]
+    roots = ["/usr/share/tuxpaint/stamps", "/usr/lib/python3/dist-packages/skimage/data", *extra]
     found = []
     for r in roots:
         found += [r] if os.path.isfile(r) else sorted(glob.glob(r + "/**/*.*", recursive=True))
@@ -256,7 +261,7 @@ def real_pictures(extra):
     return found[:400]
 
 
-# Tests --------------------------------------------------------------------------------------------------------------
+# Tests
 
 def test_decode(dump, name, files):
     bad = []
@@ -305,7 +310,8 @@ def test_truncated(dump, files, folder):
                     bad.append(f"{f} cut at {cut} of {n_bytes}: {ours[0]}")
             elif want is not None and bytes_differ(ours, want):
                 bad.append(f"{f} cut at {cut} of {n_bytes}: differs")
-    ok(not bad, f"truncated files: {n}, of them {strict} cut in their last {STRICT} bytes are errors here only", "\n".join(bad))
+    ok(not bad, f"truncated files: {n}; {strict}, cut in their last {STRICT} bytes, are errors here only",
+       "\n".join(bad))
 
 
 def test_resize(dump, files):
@@ -412,7 +418,8 @@ def compare_pixels(dump, bad, f, want, *fields):
 
 def test_pixels(dump, files, folder):
     configs = [
-        {}, {"size": 224, "crop_size": 224}, {"size": {"shortest_edge": 100}, "crop_size": {"height": 141, "width": 90}},
+        {}, {"size": 224, "crop_size": 224},
+        {"size": {"shortest_edge": 100}, "crop_size": {"height": 141, "width": 90}},
         {"size": {"height": 120, "width": 77}, "do_center_crop": False},
         {"do_resize": False, "crop_size": 65}, {"do_normalize": False}, {"do_rescale": False},
         {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.1], "rescale_factor": 0.00392156862745098},
@@ -456,16 +463,18 @@ def merge_reference(kind, size, grid, side):
 def test_merge(dump):
     bad, n = [], 0
     for i in range(400):
-        size = (rnd.randint(1, 3000), rnd.randint(1, 3000)) if i % 4 else (rnd.randint(1, 9), rnd.randint(1, 5000))
-        pins = GRID if i % 3 else [(336 * rnd.randint(1, 6), 336 * rnd.randint(1, 6)) for _ in range(rnd.randint(1, 9))]
+        size = rnd.randint(1, 3000 if i % 4 else 9), rnd.randint(1, 3000)
+        made = [(336 * rnd.randint(1, 6), 336 * rnd.randint(1, 6)) for _ in range(rnd.randint(1, 9))]
+        pins = GRID if i % 3 else made
         text = str(pins) if i % 2 else json.dumps(pins)
         W, H = best_resolution(size, pins)
         for kind in ("flat", "spatial", "spatial_unpad"):
             got, data = dump.ask("merge", kind, *size, text, 336, 24)
             want = merge_reference(kind, size, (W // 336, H // 336), 24)
             n += 1
-            if data is None or got[1:] != (W // 336, H // 336) or not np.array_equal(np.frombuffer(data, np.int32), want):
-                bad.append(f"{kind} {size} {pins}: {got}, want {len(want)} rows of grid {W // 336}x{H // 336}")
+            same = data is not None and np.array_equal(np.frombuffer(data, np.int32), want)
+            if not same or got[1:] != (W // 336, H // 336):
+                bad.append(f"{kind} {size} {pins}: {got}, want {len(want)} of grid {W // 336}x{H // 336}")
     ok(not bad, f"merge order: {n}", "\n".join(bad))
 
 
@@ -510,7 +519,9 @@ def main():
         print("1..0 # SKIP no image_dump: make tests")
         return 0
     print("# seed", SEED)
-    extra = sys.argv[2:] + ([os.environ["LLAVA_TEST_DATA"] + "/images"] if "LLAVA_TEST_DATA" in os.environ else [])
+    extra = sys.argv[2:]
+    if "LLAVA_TEST_DATA" in os.environ:
+        extra.append(os.environ["LLAVA_TEST_DATA"] + "/images")
     with tempfile.TemporaryDirectory() as folder:
         made = {}
 
@@ -532,7 +543,8 @@ def main():
         mixed = [f for f in mixed if "no-EOI" not in f and not f.endswith(".gif")] + real[:15]
         test_resize(dump, mixed)
         shapes = []
-        for i, (w, h) in enumerate(((1, 1), (2, 700), (700, 2), (336, 336), (337, 336), (335, 900), (1500, 200), (1000, 667))):
+        sizes = ((1, 1), (2, 700), (700, 2), (336, 336), (337, 336), (335, 900), (1500, 200), (1000, 667))
+        for i, (w, h) in enumerate(sizes):
             Image.fromarray(noise(w, h)).save(f"{folder}/shape{i}.bmp")
             shapes.append(f"{folder}/shape{i}.bmp")
         test_pixels(dump, shapes + real[:10] + mixed[:10], folder)
