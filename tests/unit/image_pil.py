@@ -210,7 +210,8 @@ def make_webp(put):
         for n, mode in ((3, "RGB"), (4, "RGBA")):
             im = Image.fromarray(noise(w, h, n), mode)
             for kw in ({"quality": 20}, {"quality": 90}, {"lossless": True},
-                       {"lossless": True, "exact": True}, {"quality": 50, "exact": True, "alpha_quality": 30}):
+                       {"lossless": True, "exact": True},
+                       {"quality": 50, "exact": True, "alpha_quality": 30}):
                 b = io.BytesIO()
                 im.save(b, "WEBP", **kw)
                 put("webp", mode, b.getvalue())
