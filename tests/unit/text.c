@@ -630,6 +630,9 @@ static void bad_configs(void **state)
     open_folder(NULL, NULL, NULL, "kind WordPiece");
     put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}}}");
     open_folder(NULL, NULL, NULL, "without byte fallback");
+    put_file("tokenizer.json", "{\"normalizer\": {\"type\": \"NFKC\"}, \"model\": {\"type\": \"BPE\", "
+                               "\"byte_fallback\": true, \"vocab\": {\"a\": 0}}}");
+    open_folder(NULL, NULL, NULL, "changes text");
     put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 7}}}");
     open_folder(NULL, NULL, NULL, "the id of piece 'a'");
     put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 0}, "
