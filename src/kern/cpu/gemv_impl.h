@@ -1,95 +1,117 @@
 /* Matrix products with few tokens (decode), and the choice between these and gemm_impl.h.
  *
- * The weight is read once, from where it is mapped, at the speed of memory: ROWS rows at a time, each with all (at most
- * TOKENS) tokens before the next. The next rows are prefetched. A sum's order depends on I only, not on T.
+ * The weight is read once, from where it is mapped, at the speed of memory: a thread's rows as ROWS streams, each going
+ * on from row to row, so that both the processor's prefetching and ours see long runs. x is copied first, padded with
+ * zeros and in the order in which elements of w come out of a load. A sum's order depends on I, and on whether T is
+ * more than 2, and on nothing else.
  */
 #include "kern/cpu/isa.h"
 
 enum {
-    ROWS = 4,
+    ROWS = 2,
     TOKENS = 4,
     GEMV_TOKENS = 16, /* most tokens for which this file is faster than gemm_impl.h */
+    AHEAD = 4096,     /* bytes from a load to what is prefetched */
 };
 
 /* How a weight is multiplied: its type as f32, or bf16 as it is with x in bf16. */
 enum how { AS_F32, AS_F16, AS_BF16, AS_PAIR };
 
-INLINE vf w_load(const char *p, enum how how)
+INLINE int64_t step_of(enum how how) { return how == AS_PAIR ? 4 * VW : 2 * VW; } /* elements in two vectors */
+
+/* Two vectors of w from p. */
+INLINE void w_load(vf v[2], const char *p, enum how how)
 {
-    if (how == AS_PAIR) return vf_pair_load((const uint16_t *)p);
-    return vf_load_as(p, how == AS_F32 ? DT_F32 : how == AS_F16 ? DT_F16 : DT_BF16);
+    const uint16_t *h = (const uint16_t *)p;
+    if (how == AS_BF16) {
+        vf pair = vf_pair_load(h);
+        v[0] = vf_pair_even(pair);
+        v[1] = vf_pair_odd(pair);
+        return;
+    }
+    for (int i = 0; i < 2; i++)
+        v[i] = how == AS_F32 ? vf_load((const float *)(const void *)p + i * VW)
+               : how == AS_F16 ? vf_load_f16(h + i * VW) : vf_pair_load(h + i * 2 * VW);
 }
-INLINE vf w_load_n(const char *p, enum how how, int64_t n)
+
+/* The same for the last n < step_of(how) elements of a row; zeros after them. */
+INLINE void w_load_n(vf v[2], const char *p, enum how how, int64_t n)
 {
-    if (how == AS_PAIR) return vf_pair_load_n((const uint16_t *)p, n);
-    return vf_load_as_n(p, how == AS_F32 ? DT_F32 : how == AS_F16 ? DT_F16 : DT_BF16, n);
+    char rest[4 * VW * sizeof(uint16_t)] __attribute__((aligned(64))) = { 0 };
+    memcpy(rest, p, (size_t)n * (how == AS_F32 ? 4 : 2));
+    w_load(v, rest, how);
 }
 
 struct gemv {
     const char *w;
-    const char *x; /* [T] rows of x_bytes: f32, or bf16 where how is AS_PAIR */
+    const char *x; /* [T] rows of x_bytes, as copy_x makes them */
     float *y;
     const float *bias, *res; /* or NULL */
     int64_t tokens, in, out, x_bytes;
     enum how how;
 };
 
-/* y[t][o] for `rows` outputs from o and `tokens` tokens from t; both counts and `how` are constants. */
-INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t t)
+INLINE void fma2(vf acc[2], const vf a[2], const vf b[2], int chains, bool pair)
 {
-    const int64_t size = how == AS_F32 ? 4 : 2, xsize = how == AS_PAIR ? 2 : 4, step = how == AS_PAIR ? 2 * VW : VW;
-    const int64_t w_bytes = g->in * size;
+    for (int h = 0; h < 2; h++) {
+        vf *c = acc + h % chains;
+        *c = pair ? vf_pair_fma(a[h], b[h], *c) : vf_fma(a[h], b[h], *c);
+    }
+}
+
+/* y[t][o] for `rows` outputs from o, `apart` outputs apart, and `tokens` tokens from t; both counts and `how` are
+ * constants. */
+INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t apart,
+                 int64_t t)
+{
+    const int chains = tokens <= 2 ? 2 : 1; /* few sums would wait for each other */
+    const int64_t size = how == AS_F32 ? 4 : 2, step = step_of(how), w_bytes = g->in * size;
     const char *w = g->w + o * w_bytes, *x = g->x + t * g->x_bytes;
-    vf acc[ROWS][TOKENS];
+    vf acc[ROWS][TOKENS][2];
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < tokens; j++) acc[r][j] = vf_zero();
-    int64_t i = 0;
-    for (; i + step <= g->in; i += step) {
-        vf a[ROWS];
+        for (int j = 0; j < tokens; j++)
+            for (int h = 0; h < chains; h++) acc[r][j][h] = vf_zero();
+    for (int64_t i = 0; i < g->in; i += step, x += 2 * sizeof(vf)) {
+        vf a[ROWS][2], b[2];
         for (int r = 0; r < rows; r++) {
-            a[r] = w_load(w + r * w_bytes + i * size, how);
-            _mm_prefetch(w + (rows + r) * w_bytes + i * size, _MM_HINT_T0);
+            const char *p = w + r * apart * w_bytes + i * size;
+            if (i + step <= g->in) w_load(a[r], p, how);
+            else w_load_n(a[r], p, how, g->in - i);
+            for (int64_t q = 0; q < step * size; q += 64) _mm_prefetch(p + AHEAD + q, _MM_HINT_T1);
         }
         for (int j = 0; j < tokens; j++) {
-            vf b = vf_load((const float *)(const void *)(x + j * g->x_bytes + i * xsize));
-            for (int r = 0; r < rows; r++)
-                acc[r][j] = how == AS_PAIR ? vf_pair_fma(a[r], b, acc[r][j]) : vf_fma(a[r], b, acc[r][j]);
+            const float *p = (const float *)(const void *)(x + j * g->x_bytes);
+            b[0] = vf_load(p);
+            b[1] = vf_load(p + VW);
+            for (int r = 0; r < rows; r++) fma2(acc[r][j], a[r], b, chains, how == AS_PAIR);
         }
     }
-    if (i < g->in)
-        for (int j = 0; j < tokens; j++) {
-            const char *p = x + j * g->x_bytes + i * xsize;
-            vf b = w_load_n(p, how == AS_PAIR ? AS_PAIR : AS_F32, g->in - i);
-            for (int r = 0; r < rows; r++) {
-                vf a = w_load_n(w + r * w_bytes + i * size, how, g->in - i);
-                acc[r][j] = how == AS_PAIR ? vf_pair_fma(a, b, acc[r][j]) : vf_fma(a, b, acc[r][j]);
-            }
-        }
     for (int j = 0; j < tokens; j++)
         for (int r = 0; r < rows; r++) {
-            int64_t at = (t + j) * g->out + o + r;
-            float v = vf_sum(acc[r][j]);
-            if (g->bias) v += g->bias[o + r];
+            int64_t at = (t + j) * g->out + o + r * apart;
+            float v = vf_sum(chains == 2 ? vf_add(acc[r][j][0], acc[r][j][1]) : acc[r][j][0]);
+            if (g->bias) v += g->bias[o + r * apart];
             g->y[at] = g->res ? v + g->res[at] : v;
         }
 }
 
-INLINE void all_tokens(const struct gemv *g, enum how how, int rows, int64_t o)
+INLINE void all_tokens(const struct gemv *g, enum how how, int rows, int64_t o, int64_t apart)
 {
     int64_t t = 0;
-    for (; t + TOKENS <= g->tokens; t += TOKENS) dots(g, how, rows, TOKENS, o, t);
+    for (; t + TOKENS <= g->tokens; t += TOKENS) dots(g, how, rows, TOKENS, o, apart, t);
     switch (g->tokens - t) {
-    case 1: dots(g, how, rows, 1, o, t); break;
-    case 2: dots(g, how, rows, 2, o, t); break;
-    case 3: dots(g, how, rows, 3, o, t); break;
+    case 1: dots(g, how, rows, 1, o, apart, t); break;
+    case 2: dots(g, how, rows, 2, o, apart, t); break;
+    case 3: dots(g, how, rows, 3, o, apart, t); break;
     }
 }
 
 INLINE void outputs(const struct gemv *g, enum how how, int64_t from, int64_t to)
 {
+    const int64_t n = (to - from) / ROWS;
     int64_t o = from;
-    for (; o + ROWS <= to; o += ROWS) all_tokens(g, how, ROWS, o);
-    for (; o < to; o++) all_tokens(g, how, 1, o);
+    for (; o < from + n; o++) all_tokens(g, how, ROWS, o, n);
+    for (o = from + ROWS * n; o < to; o++) all_tokens(g, how, 1, o, 1);
 }
 
 static void gemv_run(const struct gemv *g, int n_threads)
@@ -110,19 +132,23 @@ static void gemv_run(const struct gemv *g, int n_threads)
     }
 }
 
-/* x[T,I] as bf16 in rows of a whole number of vectors. */
-static const char *x_to_bf16(struct kctx *kc, struct tensor x, int64_t *row_bytes)
+/* x[T,I] for dots: rows of whole steps. AS_BF16 wants the even elements of a step before the odd ones. */
+static void copy_x(struct kctx *kc, struct gemv *g, const float *x)
 {
-    int64_t rows = tensor_rows(x), in = tensor_cols(x), ld = (in + 2 * VW - 1) / (2 * VW) * (2 * VW);
-    uint16_t *h = arena_take(kc->scratch, (size_t)(rows * ld) * sizeof *h);
-    for (int64_t t = 0; t < rows; t++) {
-        const float *p = (const float *)x.p + t * in;
-        int64_t i = 0;
-        for (; i + VW <= in; i += VW) vf_store_bf16(h + t * ld + i, vf_load(p + i));
-        if (i < in) vf_store_bf16(h + t * ld + i, vf_load_n(p + i, in - i));
-    }
-    *row_bytes = ld * 2;
-    return (const char *)h;
+    int64_t step = step_of(g->how), steps = (g->in + step - 1) / step;
+    g->x_bytes = steps * 2 * (int64_t)sizeof(vf);
+    char *to = arena_take(kc->scratch, (size_t)(g->tokens * g->x_bytes));
+    g->x = to;
+    for (int64_t t = 0; t < g->tokens; t++, x += g->in)
+        for (int64_t i = 0; i < g->in; i += step, to += 2 * sizeof(vf)) {
+            float in[4 * VW] = { 0 }, *f = (float *)(void *)to;
+            memcpy(in, x + i, (size_t)(g->in - i < step ? g->in - i : step) * sizeof *x);
+            if (g->how == AS_PAIR)
+                for (int j = 0; j < 4; j++) vf_store_bf16((uint16_t *)(void *)to + j * VW, vf_load(in + j * VW));
+            else if (g->how == AS_BF16)
+                for (int j = 0; j < 2 * VW; j++) f[j % 2 * VW + j / 2] = in[j];
+            else memcpy(f, in, 2 * sizeof(vf));
+        }
 }
 
 /* A bias of any float type as f32; NULL where there is none. */
@@ -152,9 +178,9 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
                               y.p, bias, res.p, pair };
         ISA(cpu_gemm)(kc, &g);
     } else {
-        struct gemv g = { w.p, x.p, y.p, bias, res.p, tokens, in, out, in * 4,
+        struct gemv g = { w.p, NULL, y.p, bias, res.p, tokens, in, out, 0,
                           pair ? AS_PAIR : w.type == DT_F32 ? AS_F32 : w.type == DT_F16 ? AS_F16 : AS_BF16 };
-        if (pair) g.x = x_to_bf16(kc, x, &g.x_bytes);
+        copy_x(kc, &g, x.p);
         gemv_run(&g, cpu_threads(kc, in * out / 4 * tokens));
     }
     arena_rewind(kc->scratch, mark);

@@ -92,6 +92,11 @@ INLINE vf vf_pair_load_n(const uint16_t *p, int64_t n) /* n < 2 VW bf16 */
 {
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p));
 }
+INLINE vf vf_pair_even(vf a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
+INLINE vf vf_pair_odd(vf a)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)0xffff0000u)));
+}
 INLINE vf vf_pair_join(vf even, vf odd) /* lane i: (even_i, odd_i) */
 {
     __m512i lo = _mm512_cvtepu16_epi32(vf_to_bf16(even));
@@ -214,11 +219,19 @@ INLINE void vf_store_bf16(uint16_t *p, vf a)
     _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
 }
 
+INLINE vf vf_pair_load(const uint16_t *p) { return vf_load((const float *)(const void *)p); }
+INLINE vf vf_pair_load_n(const uint16_t *p, int64_t n)
+{
+    uint16_t t[16] = { 0 };
+    memcpy(t, p, (size_t)n * sizeof *t);
+    return vf_pair_load(t);
+}
+INLINE vf vf_pair_even(vf a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16)); }
+INLINE vf vf_pair_odd(vf a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u))); }
+
 /* No instruction multiplies pairs here: HAS_PAIRS guards every call, and these only let the shared bodies compile. */
 enum { HAS_PAIRS = 0 };
 INLINE vf vf_pair_fma(vf a, vf b, vf c) { return vf_fma(a, b, c); }
-INLINE vf vf_pair_load(const uint16_t *p) { return vf_load_bf16(p); }
-INLINE vf vf_pair_load_n(const uint16_t *p, int64_t n) { return vf_load_bf16_n(p, n); }
 INLINE vf vf_pair_join(vf even, vf odd) { return vf_add(even, odd); }
 INLINE vf vf_pair_from(vf first, vf second) { return vf_add(first, second); }
 
