@@ -3,8 +3,8 @@
 
 usage: eval.py MODEL_DIR PICTURES.npz OUT_DIR [--device cuda]
 The bf16 weights are computed with in fp32, eager attention, the vicuna_v1 system text. Writes OUT_DIR/expected.tsv
-(twemoji, four kinds of question), expected-hard.tsv (openmoji, the name only) and pictures.tsv (SHA-256 of each
-picture's RGB bytes, row by row); prints the accuracies.
+(twemoji, four kinds of question), expected-hard.tsv (openmoji, the name only) and pictures.tsv (the first 16 hex
+digits of the SHA-256 of each picture's RGB bytes, row by row); prints the accuracies.
 """
 import argparse
 import hashlib
@@ -58,12 +58,12 @@ def answer_all(net, tokens, pixels, asked, batch=1024):
 
 
 def write(path, facts, asked, said):
-    """One line a question; 'right' is empty when the answer is right, 'lead' when it is no near tie (0.05 or more)."""
+    """One line a question: kind by its first letter; 'right' empty when the answer is right, 'lead' when 0.05 or more."""
     with open(path, "w") as f:
         f.write("picture\tkind\tquestion\tanswer\tright\tlead\n")
         for (i, kind, q, want), (got, lead) in zip(asked, said):
             code = os.path.basename(facts[i]["image"])[:-4]
-            f.write(f"{code}\t{kind}\t{q}\t{got}\t{'' if got == want else want}\t{f'{lead:.4f}' if lead < 0.05 else ''}\n")
+            f.write(f"{code}\t{kind[0]}\t{q}\t{got}\t{'' if got == want else want}\t{f'{lead:.4f}' if lead < 0.05 else ''}\n")
 
 
 def main():
@@ -104,11 +104,11 @@ def main():
         for i, fact in enumerate(facts):
             if fact["split"] != "train":
                 digest = hashlib.sha256(pixels[i].permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
-                f.write(f"{fact['image']}\t{digest}\n")
-    things_said = [("What emoji is this?", "1f34e"), ("Describe the picture.", "1f34e"), ("Describe the picture.", "1f680"),
-                   ("Is this a dog?", "1f436"), ("What is in the image?", "2602")]
+                f.write(f"{fact['image']}\t{digest[:16]}\n")
+    samples = [("What emoji is this?", "1f34e"), ("Describe the picture.", "1f34e"), ("Describe the picture.", "1f680"),
+                   ("Is this a dog?", "1f415"), ("What is in the image?", "2602-fe0f")]
     code = {f["image"]: i for i, f in enumerate(facts)}
-    asked = [(code.get(f"twemoji/{c}.png", 0), "", q, "") for q, c in things_said]
+    asked = [(code.get(f"twemoji/{c}.png", 0), "", q, "") for q, c in samples]
     for (i, _, q, _), (got, lead) in zip(asked, answer_all(net, tokens, pixels, asked)):
         print(f"{facts[i]['image']} {q} -> {got} ({lead:.2f})")
 

@@ -19,20 +19,26 @@ from train import VOCAB
 SPECIAL = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def write_json(facts, path):
+    with open(path, "w") as f:
+        json.dump(facts, f, indent=2)
+        f.write("\n")
+
+
 def tokenizer_folder(model_file, out):
-    """tokenizer.model, and the files transformers makes of it, <image> added. Returns the loaded tokenizer."""
+    """tokenizer.model, and the files transformers makes of it, <image> added. Returns (tokenizer, its settings)."""
     from transformers import AddedToken, AutoTokenizer
     os.makedirs(out, exist_ok=True)
     shutil.copy(model_file, os.path.join(out, "tokenizer.model"))
     settings = dict(tokenizer_class="LlamaTokenizer", legacy=True, add_bos_token=True, add_eos_token=False,
                     clean_up_tokenization_spaces=False, model_max_length=1024, pad_token="</s>", **SPECIAL)
-    json.dump(settings, open(os.path.join(out, "tokenizer_config.json"), "w"), indent=2)
+    path = os.path.join(out, "tokenizer_config.json")
+    write_json(settings, path)
     tok = AutoTokenizer.from_pretrained(out)
     tok.add_tokens(AddedToken("<image>", normalized=False, special=True), special_tokens=True)
     tok.save_pretrained(out)
-    settings = {**json.load(open(os.path.join(out, "tokenizer_config.json"))), **settings}
-    json.dump(settings, open(os.path.join(out, "tokenizer_config.json"), "w"), indent=2, ensure_ascii=False)
-    return AutoTokenizer.from_pretrained(out)
+    write_json(settings, path)
+    return AutoTokenizer.from_pretrained(out), settings
 
 
 def check_tokenizer(tok, tokens, things, count=3000):
@@ -87,10 +93,10 @@ def model_folder(weights, image, out):
     path = os.path.join(out, "config.json")
     facts = json.load(open(path))
     facts["image_aspect_ratio"] = "square"
-    json.dump(facts, open(path, "w"), indent=2)
+    write_json(facts, path)
 
 
-def processor_files(tok, out):
+def processor_files(tok, settings, out):
     """preprocessor_config.json as CLIP's, and the processor that AutoProcessor opens."""
     from transformers import CLIPImageProcessor, LlavaProcessor
     size = M.SIDE
@@ -102,7 +108,8 @@ def processor_files(tok, out):
                  do_rescale=True, do_normalize=True, size={"shortest_edge": size},
                  crop_size={"height": size, "width": size}, resample=3, rescale_factor=1 / 255,
                  image_mean=pictures.MEAN, image_std=pictures.STD)
-    json.dump(plain, open(os.path.join(out, "preprocessor_config.json"), "w"), indent=2)
+    write_json(plain, os.path.join(out, "preprocessor_config.json"))
+    write_json({**settings, "processor_class": "LlavaProcessor"}, os.path.join(out, "tokenizer_config.json"))
 
 
 @torch.no_grad()
@@ -125,12 +132,12 @@ def compare(weights, out, tokens):
 def main():
     weights, model_file, packed, out = sys.argv[1:5]
     weights, tokens = torch.load(weights), words.Tokens(model_file)
-    tok = tokenizer_folder(model_file, out)
+    tok, settings = tokenizer_folder(model_file, out)
     print("tokenizer:", type(tok).__name__, len(tok), "<image> =", tok.convert_tokens_to_ids("<image>"))
     things, _ = words.load_things(pictures.load_facts(packed))
     print(check_tokenizer(tok, tokens, things), "of 3000 conversations tokenized differently")
     model_folder(weights, tokens.image, out)
-    processor_files(tok, out)
+    processor_files(tok, settings, out)
     difference, scale = compare(weights, out, tokens)
     print(f"largest logit difference {difference:.2e} of {scale:.1f}")
     if difference > 1e-3 * max(1, scale):

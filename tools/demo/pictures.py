@@ -131,7 +131,7 @@ class Bank:
         s, levels = part(n, 0.12), int(torch.randint(3, 9, ()))
         x[s] = (x[s] * levels).round() / levels
         s = part(n, 0.1)
-        x[s] = x[s] + torch.randn_like(x[s]) * rand(0, 0.12)[s]
+        x[s] = x[s] + torch.randn_like(x[s]) * rand(0, 0.08)[s]
 
         # Holes.
         s = part(n, 0.35)

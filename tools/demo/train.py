@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the demo model: a LLaVA of 11 M parameters that names emoji pictures. One GPU, under ten minutes.
 
-usage: train.py PICTURES.npz TOKENIZER.model OUT_DIR [--look 170] [--talk 250]
+usage: train.py PICTURES.npz TOKENIZER.model OUT_DIR [--look 200] [--talk 240]
 PICTURES.npz comes from make_data.py --pack, TOKENIZER.model from train.py --tokenizer (words.py has its settings).
 
 Stage "look" (seconds): the vision tower learns to tell the things apart, with a classifier on its mean feature.
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import model as M
 import pictures
 import words
+from muon import Muon
 
 NAME_LEN, ANY_LEN, ANY_COUNT = 31, 50, 2       # branch lengths: one naming round and two of any kind
 VOCAB = 1536                                   # the tokenizer's 1,472, <image>, and room up to a multiple of 64
@@ -76,14 +77,14 @@ class Talk:
 
 
 def cut_mix(x, y):
-    """Half the batch: a rectangle from, or a blend with, another row. (pictures, other things, share of the first)."""
+    """A third of the batch: a rectangle from, or a blend with, another row. (pictures, other things, share of the first)."""
     n = len(x)
     other = x.roll(1, 0)
     share = torch.ones(n, device=x.device)
-    s = slice(0, n // 3)
+    s = slice(0, n // 6)
     hole = pictures.box(x[s], 0.25, 0.75)
     share[s] = 1 - hole.float().mean((1, 2, 3))
-    t = slice(n // 3, n // 2)
+    t = slice(n // 6, n // 3)
     share[t] = torch.distributions.Beta(0.4, 0.4).sample((t.stop - t.start,)).to(x.device)
     a = share[t].view(-1, 1, 1, 1)
     x = torch.cat([torch.where(hole, other[s], x[s]), x[t] * a + other[t] * (1 - a), x[t.stop:]])
@@ -116,11 +117,11 @@ class Trainer:
             guess = self.net.classify(features.float().mean(1)).float()
             out = self.net.logits(features, head, ids, self.places, self.mask.to(torch.bfloat16)[None, None])
         tell = F.cross_entropy(out[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return tell + 0.3 * F.cross_entropy(guess, y, label_smoothing=0.1)
+        return tell + 0.5 * F.cross_entropy(guess, y, label_smoothing=0.1)
 
     def look_step(self, loss):
         x, y = self.bank.draw(self.a.look_batch)
-        keep = torch.randperm(M.TOKENS, device=self.device)[:M.TOKENS * 2 // 3]
+        keep = torch.randperm(M.TOKENS, device=self.device)[:M.TOKENS * 11 // 20]
         return loss(*((cut := cut_mix(x, y))[0], y, *cut[1:]), keep)
 
     def talk_step(self, loss):
@@ -128,39 +129,40 @@ class Trainer:
         head = self.heads[torch.randint(len(self.heads), y.shape, device=self.device)]
         return loss(x, y, head, *self.talk.draw(y))
 
-    def stage(self, name, seconds, step, loss, lr):
+    def stage(self, name, seconds, step, loss, lr, parts):
+        """Train the parameters whose names begin with parts for so many seconds."""
         net, mean = self.net, self.mean
         net.train()
-        params = [p for p in net.parameters()]
-        group = lambda want: [p for n, p in net.named_parameters() if (p.dim() > 1 and "embed" not in n) == want]
-        opt = torch.optim.AdamW([dict(params=group(True), weight_decay=0.1), dict(params=group(False), weight_decay=0.0)],
-                                lr=lr, betas=(0.9, 0.97), **({"fused": True} if self.device == "cuda" else {}))
+        unused = f"layers.{M.VISION_LAYERS - 1}.", "post_layernorm"         # select layer -2 never reaches these
+        named = {n: p for n, p in net.named_parameters()
+                 if n.startswith(parts) and not (n.startswith("vision") and any(u in n for u in unused))}
+        matrix = lambda n, p: p.dim() == 2 and ("layers." in n or "projector" in n)
+        params, mean = list(named.values()), [dict(mean.named_parameters())[n] for n in named]
+        opt = Muon([p for n, p in named.items() if matrix(n, p)], [p for n, p in named.items() if not matrix(n, p)], lr)
         run = torch.compile(loss) if self.a.compile else loss
         start, n, shown, total = None, 0, 0, 0.0
         while True:
             spent = 0 if start is None else (time.time() - start) / seconds
             if spent >= 1 or (self.a.steps and n >= self.a.steps):
                 break
-            for g in opt.param_groups:
-                g["lr"] = lr * min(1, n / 150, 1e-3 + 0.5 * (1 + math.cos(math.pi * spent)))
             value = step(run)
             value.backward()
             nn.utils.clip_grad_norm_(params, 1.0)
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+            opt.step(lr * min(1, n / 150, 1e-3 + 0.5 * (1 + math.cos(math.pi * spent))))
+            net.zero_grad(set_to_none=True)
             with torch.no_grad():
                 keep = 1 - min(0.998, (1 + n) / (10 + n))
-                torch._foreach_lerp_(list(mean.parameters()), params, keep)
+                torch._foreach_lerp_(mean, params, keep)
             n += 1
             if n % 20 == 0 or n == 3:
-                total = float(value)               # waits for the device: keeps the clock honest
+                total = value.item()                # waits for the device: keeps the clock honest
                 if start is None:
                     start = time.time()            # compiling is over
                 elif spent > shown / 6:
                     shown += 1
                     self.report(name, n, time.time() - start, total)
         self.report(name, n, seconds, total)
-        net.load_state_dict(mean.state_dict())
+        net.load_state_dict(self.mean.state_dict())
 
     @torch.no_grad()
     def report(self, name, n, spent, loss):
@@ -186,10 +188,10 @@ class Trainer:
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("pictures"); ap.add_argument("tokenizer"); ap.add_argument("out")
-    ap.add_argument("--look", type=float, default=170, help="seconds of the first stage")
-    ap.add_argument("--talk", type=float, default=250, help="seconds of the second stage")
+    ap.add_argument("--look", type=float, default=200, help="seconds of the first stage")
+    ap.add_argument("--talk", type=float, default=240, help="seconds of the second stage")
     ap.add_argument("--look-batch", type=int, default=1024); ap.add_argument("--talk-batch", type=int, default=512)
-    ap.add_argument("--look-lr", type=float, default=1.5e-3); ap.add_argument("--talk-lr", type=float, default=1e-3)
+    ap.add_argument("--look-lr", type=float, default=2e-3); ap.add_argument("--talk-lr", type=float, default=1.5e-3)
     ap.add_argument("--branches", type=int, default=160, help="ready-made question branches of each thing")
     ap.add_argument("--steps", type=int, default=0, help="stop each stage after this many steps (0: by the clock)")
     ap.add_argument("--limit", type=int, default=0, help="only so many pictures, for a trial")
@@ -213,8 +215,8 @@ def main():
         t.checks[s] = pixels[rows].to(a.device), torch.tensor([labels[i] for i in rows], device=a.device)
     print(f"{sum(p.numel() for n, p in t.net.named_parameters() if 'classify' not in n):,} parameters, "
           f"{len(bank.y)} pictures, ready after {time.time() - began:.0f} s", flush=True)
-    t.stage("look", a.look, t.look_step, t.look_loss, a.look_lr)
-    t.stage("talk", a.talk, t.talk_step, t.talk_loss, a.talk_lr)
+    t.stage("look", a.look, t.look_step, t.look_loss, a.look_lr, ("vision_tower", "classify"))
+    t.stage("talk", a.talk, t.talk_step, t.talk_loss, a.talk_lr, ("",))
     os.makedirs(a.out, exist_ok=True)
     torch.save({n: p.detach().cpu().to(torch.bfloat16) for n, p in t.mean.named_parameters() if "classify" not in n},
                os.path.join(a.out, "weights.pt"))
