@@ -182,7 +182,8 @@ static int shards_write(struct saver *s, const struct weight *w, size_t n, size_
             if (json_object_get(map, w[j].name))
                 rc = err_set(e, ERR_USAGE, "cannot save '%s': two tensors are named '%.200s'", s->dir,
                              w[j].name);
-            json_object_set_new(map, w[j].name, json_string(file));
+            else if (json_object_set_new(map, w[j].name, json_string(file)) < 0)
+                rc = err_set(e, ERR_NOMEM, "no memory for an index");
         }
         if (rc >= 0) rc = saver_tensors(s, file, w + from, k, fetch, ctx, e);
         from += k;
