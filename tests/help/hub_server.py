@@ -47,7 +47,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.startswith("/api/models/"):
             org, name, rest = self.path[len("/api/models/"):].split("/", 2)
             return self.api(f"{org}/{name}", rest, count)
-        org, name, _, commit, file = self.path[1:].split("/", 4)
+        org, name, _, commit, file = self.path[1:].split("?")[0].split("/", 4)
         self.file(f"{org}/{name}", commit, file, count)
 
     do_GET = do_HEAD = handle_any
@@ -86,8 +86,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.reply(200, body, ETag=f'W/"{etag}"', X_Repo_Commit=COMMIT)
         body = LARGE[file]
         where = f"http://127.0.0.1:{cdn.server_port}/{repo}/{file}"
-        if repo == "org/local-redirect" and not self.path.endswith("?x"):
-            where = self.path + "?x"
+        if repo == "org/detour" and not self.path.endswith("?x"):  # first to another place of the hub itself
+            return self.reply(307, Location=self.path + "?x")
         self.reply(302, b"Found", Location=where, ETag='"0000"', X_Linked_Etag=f'"{hashlib.sha256(body).hexdigest()}"',
                    X_Linked_Size=str(len(body)), X_Repo_Commit=COMMIT)
 

@@ -283,6 +283,9 @@ static void keeps_the_token(void **state)
     fputs("secret\n", f);
     fclose(f);
     free(found("org/private", NULL));
+    free(found("org/detour", NULL)); /* redirects within the hub are followed by HEAD as well */
+    assert_int_equal(count("hub HEAD /org/detour/resolve/" COMMIT "/model.safetensors?x - Bearer secret"), 1);
+    assert_int_equal(count("hub GET /org/detour/resolve/" COMMIT "/model.safetensors?x - Bearer secret"), 1);
     free(found("org/moved", NULL)); /* a renamed model: the API redirects */
 }
 
