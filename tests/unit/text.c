@@ -306,6 +306,42 @@ static void prompts_llama(void **state)
     }
 }
 
+/* chatml with a tokenizer that knows <|im_end|>: each answer and its <|im_end|> are learned. */
+static void labels_chatml(void **state)
+{
+    (void)state;
+    for (int mode = 0; mode < 3; mode++) {
+        struct tokenizer *t = open_small();
+        struct turn turns[] = { turn_of("gpt", "left out"), turn_of("human", "<image>\nHi"), turn_of("gpt", "Hello there."),
+                                turn_of("human", "Again?"), turn_of("gpt", "Yes.") };
+        struct ids ids = ids_make(4096), labels = ids_make(4096), kept = ids_make(4096), want = ids_make(4096);
+        struct err e = { 0 };
+        struct supervise s = { .tokenizer = t, .tpl = conv_find("chatml_direct") };
+        tokenizer_set_mode(t, (enum tokenizer_mode)mode);
+        int32_t end = tokenizer_add(t, "<|im_end|>", true, &e);
+        assert_int_equal(supervise(&s, turns, 5, true, &ids, &labels, &e), 0);
+        for (size_t i = 0; i < labels.n; i++)
+            if (labels.p[i] != IDS_IGNORE) ids_add(&kept, labels.p[i]);
+        /* "assistant\n" in front keeps the answer from getting a space of its own. */
+        for (int k = 0; k < 2; k++) {
+            struct ids all = ids_make(4096), head = ids_make(4096);
+            const char *text = k ? "assistant\nYes." : "assistant\nHello there.";
+            assert_int_equal(tokenizer_encode_text(t, text, strlen(text), &all, &e), 0);
+            assert_int_equal(tokenizer_encode_text(t, "assistant\n", 10, &head, &e), 0);
+            ids_add_n(&want, all.p + head.n, all.n - head.n);
+            ids_add(&want, end);
+            ids_free(&all);
+            ids_free(&head);
+        }
+        check_ids(&kept, want.p, want.n, "chatml");
+        ids_free(&ids);
+        ids_free(&labels);
+        ids_free(&kept);
+        ids_free(&want);
+        tokenizer_close(t);
+    }
+}
+
 static void sample_refusals(void **state)
 {
     (void)state;
@@ -653,7 +689,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prompts), cmocka_unit_test(example_round), cmocka_unit_test(prompt_refusals),
         cmocka_unit_test(conversation_life), cmocka_unit_test(names_of_models), cmocka_unit_test(picture_in_turn),
-        cmocka_unit_test(sample_refusals), cmocka_unit_test(labels_llama), cmocka_unit_test(plain_llama),
+        cmocka_unit_test(sample_refusals), cmocka_unit_test(labels_chatml),
+        cmocka_unit_test(labels_llama), cmocka_unit_test(plain_llama),
         cmocka_unit_test(prompts_llama), cmocka_unit_test(streams), cmocka_unit_test(stop_strings),
         cmocka_unit_test(keywords), cmocka_unit_test(utf8), cmocka_unit_test(limits),
         cmocka_unit_test_setup_teardown(configs, make_folder, NULL),
