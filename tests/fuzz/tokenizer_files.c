@@ -1,5 +1,5 @@
-/* The JSON files beside a model. The first byte says which file the rest is; a small model stands next to it, but for
- * tokenizer.json. What opens must encode and decode. */
+/* The JSON files beside a model. The first byte says which file the rest is; a small model stands next to it,
+ * but for tokenizer.json. What opens must encode and decode. */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
@@ -43,8 +43,8 @@ static void try_tokenizer(struct tokenizer *t)
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 {
-    static const char *const names[] = { "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                                         "tokenizer.json" };
+    static const char *const names[] = { "tokenizer_config.json", "special_tokens_map.json",
+                                         "added_tokens.json", "tokenizer.json" };
     struct tokenizer *t = NULL;
     struct err e;
     char *model;

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Token ids and decoded text against python3-sentencepiece and a restatement of transformers' slow LlamaTokenizer rules.
+"""Token ids and text against python3-sentencepiece and a restatement of transformers' slow LlamaTokenizer.
 
 Runs build/main/tests/unit/text_lines (or the program named by TEXT_LINES) on generated strings. Models: tok512.model,
 one trained here, and with LLAVA_TEST_DATA the LLaMA tokenizer and llama.cpp's vectors for it.
@@ -51,7 +51,7 @@ def compare(name, requests, got, want):
            f'wanted {want[bad[0]]!r}')
 
 
-# ---- Strings ---------------------------------------------------------------------------------------------------------
+# ---- Strings -----------------------------------------------------------------------------------------
 
 RANGES = [(0x20, 0x7e)] * 6 + [(0xa0, 0x24f), (0x370, 0x52f), (0x590, 0x6ff), (0x900, 0x97f), (0xe00, 0xe7f),
           (0x1100, 0x11ff), (0x2000, 0x206f), (0x2190, 0x27bf), (0x3000, 0x30ff), (0x4e00, 0x9fff), (0xac00, 0xd7a3),
@@ -79,7 +79,7 @@ def string(rng):
     return ''.join(c for c in ''.join(parts) if not 0xd800 <= ord(c) < 0xe000)
 
 
-# ---- transformers' slow tokenizer, restated ------------------------------------------------------------------------
+# ---- transformers' slow tokenizer, restated ----------------------------------------------------------
 
 class Slow:
     def __init__(self, path, mode, added=()):
@@ -168,7 +168,7 @@ class Slow:
         return ' '.join(parts)
 
 
-# ---- Tests -----------------------------------------------------------------------------------------------------------
+# ---- Tests -------------------------------------------------------------------------------------------
 
 def hexed(text):
     return text.encode().hex()
@@ -278,7 +278,7 @@ def test_fast(name, path, strings):
             compare(f'{name}: tokenizer.json, legacy {legacy}', strings, got, [slow.encode(s) for s in strings])
 
 
-# ---- LLaVA's labels, restated (llava/train/train.py) -----------------------------------------------------------------
+# ---- LLaVA's labels, restated (llava/train/train.py) -------------------------------------------------
 
 SYSTEM = {'llava_v1': "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
           "detailed, and polite answers to the human's questions.",
