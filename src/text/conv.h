@@ -4,8 +4,8 @@
  * reference's get_prompt, whose styles are:
  *   SINGLE   system sep, then "role: text" sep           TWO      the same, with sep and sep2 by turns
  *   MPT      system sep, then "role" "text" sep          PLAIN    system, then text and sep, sep2 by turns
- *   LLAMA_2  sep "[INST] " text " [/INST]", then " " text " " sep2, by turns; the system inside the first text;
- *            bytes of sep at the very start are dropped
+ *   LLAMA_2  sep "[INST] " text " [/INST]", then " " text " " sep2, by turns; the system inside the first
+ *            text; bytes of sep at the very start are dropped
  * A message that is empty or not there yet writes only its role: that ends a prompt.
  */
 #pragma once

@@ -29,7 +29,7 @@
 enum tokenizer_mode {
     TOKENIZER_LEGACY, /* _US ER :  legacy true, or not said: every part of the text gets a space in front */
     TOKENIZER_NEW,    /* USER :    legacy false: only the very start of the text does */
-    TOKENIZER_431,    /* US ER :   legacy false in transformers 4.31: encoded with the space, which is then cut */
+    TOKENIZER_431,    /* US ER :   legacy false in transformers 4.31: encoded with the space, then cut */
 };
 
 struct tokenizer_info {
