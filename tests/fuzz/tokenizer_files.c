@@ -5,12 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
 #include "text/tokenizer.h"
 
-static char folder[] = "/tmp/llava-fuzz-XXXXXX";
+static char folder[] = "build/fuzz-XXXXXX";
 
 static void put(const char *name, const void *p, size_t n)
 {
@@ -50,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     char *model;
     size_t model_n;
     static int ready;
-    if (!ready++ && !mkdtemp(folder)) abort();
+    if (!ready++ && (mkdir("build", 0777), !mkdtemp(folder))) abort();
     if (n == 0) return 0;
     const char *name = names[p[0] % 4];
     put(name, p + 1, n - 1);
