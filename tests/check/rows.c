@@ -151,7 +151,7 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define ELEM_BENCH "T640 F5632"
 #define ROWS "N1 M1 C1; N3 M7 C7; N7 M33 C33; N33 M40 C577; N130 M200 C64"
 #define XENTS "T1 V1; T1 V7; T7 V33; T33 V577; T3 V32000"
-#define ROWS_BENCH "N1000 M2000 C4096"
+#define ROWS_BENCH "N2000 M2000 C4096"
 
 #define EXACT NULL
 #define ROW(kernel) .name = #kernel, .slot = offsetof(struct kern, kernel), .call = call_##kernel
@@ -542,13 +542,18 @@ static int judge_all(const struct test *c, struct kctx *kc, const struct tensor 
     return rc;
 }
 
-/* Once more: the same bits. */
-static int run_again(const struct test *c, const struct kern *k, struct kctx *kc, const struct tensor *first)
+/* Once more: the same bits, and nothing written beyond `high`, where the scratch of the first run ended. */
+static int run_again(const struct test *c, const struct kern *k, struct kctx *kc, const struct tensor *first,
+                     size_t high)
 {
+    enum { BEYOND = 1 << 14 };
     struct tensor got[ARGS] = { 0 };
     int rc = 0;
+    char *beyond = memset(kc->scratch->base + high, 0x5a, BEYOND);
     args_new(c, got);
     c->row->call(k, kc, got, &c->d);
+    for (int i = 0; i < BEYOND && rc == 0; i++)
+        if (beyond[i] != 0x5a) rc = complain(c, "more scratch was used than taken");
     for (int i = 0; i < c->n_args && rc == 0; i++)
         if (got[i].p && memcmp(got[i].p, first[i].p, tensor_bytes(got[i])))
             rc = complain(c, "two equal runs differ");
@@ -579,10 +584,12 @@ static int run_test(const struct test *c, const struct kern *k, struct kctx *kc,
     struct tensor got[ARGS] = { 0 };
     const size_t mark = arena_mark(kc->scratch);
     args_new(c, got);
+    kc->scratch->high = mark;
     c->row->call(k, kc, got, &c->d);
+    const size_t high = kc->scratch->high;
     int rc = arena_mark(kc->scratch) == mark ? 0 : complain(c, "scratch was not given back");
     if (rc == 0) rc = judge_all(c, kc, got, worst);
-    if (rc == 0) rc = run_again(c, k, kc, got);
+    if (rc == 0) rc = run_again(c, k, kc, got, high);
     if (rc == 0) rc = run_shared(c, k, kc, worst);
     args_free(c, got);
     return rc;
