@@ -47,8 +47,8 @@ INLINE vf silu_times(vf g, vf u, vf c)
 /* d(silu(g) u)/dg = u s (1 + g (1 - s)) */
 INLINE vf silu_slope(vf dy, vf g, vf u)
 {
-    vf s = vf_sigmoid(g), t = vf_fma(g, vf_sub(vf_set(1), s), vf_set(1));
-    return vf_mul(vf_mul(dy, u), vf_mul(s, t));
+    vf rest, s = vf_sigmoid_and(g, &rest);
+    return vf_mul(vf_mul(dy, u), vf_mul(s, vf_fma(g, rest, vf_set(1))));
 }
 INLINE vf gelu(vf x, vf b, vf c)
 {
@@ -69,9 +69,9 @@ INLINE vf quick_gelu(vf x, vf b, vf c)
 }
 INLINE vf quick_gelu_slope(vf dy, vf x, vf c)
 {
-    vf z = vf_mul(vf_set(1.702f), x), s = vf_sigmoid(z);
+    vf z = vf_mul(vf_set(1.702f), x), rest, s = vf_sigmoid_and(z, &rest);
     (void)c;
-    return vf_mul(dy, vf_mul(s, vf_fma(z, vf_sub(vf_set(1), s), vf_set(1))));
+    return vf_mul(dy, vf_mul(s, vf_fma(z, rest, vf_set(1))));
 }
 INLINE vf sum(vf a, vf b, vf c)
 {

@@ -19,11 +19,19 @@ INLINE vf vf_exp(vf x)
     return vf_scale2(p, n);
 }
 
-/* 1 / (1 + e^-x), without overflow and with full relative precision on both sides. */
+/* s(x) = 1 / (1 + e^-x), and 1 - s(x) in *rest: both without overflow and with full relative precision. */
+INLINE vf vf_sigmoid_and(vf x, vf *rest)
+{
+    vf e = vf_exp(vf_sub(vf_zero(), vf_abs(x))), r = vf_div(vf_set(1), vf_add(e, vf_set(1)));
+    vm negative = vf_lt(x, vf_zero());
+    e = vf_mul(e, r);
+    *rest = vf_select(negative, r, e);
+    return vf_select(negative, e, r);
+}
 INLINE vf vf_sigmoid(vf x)
 {
-    vf e = vf_exp(vf_sub(vf_zero(), vf_abs(x)));
-    return vf_div(vf_select(vf_lt(x, vf_zero()), e, vf_set(1)), vf_add(e, vf_set(1)));
+    vf rest;
+    return vf_sigmoid_and(x, &rest);
 }
 
 /* The normal distribution: Phi(x), and its density in *pdf.
