@@ -22,6 +22,7 @@ enum {
     DV = 2,           /* vectors of D in a tile of registers */
     FEW = 6,          /* most rows for which dot products are faster */
     PART = 256,
+    AHEAD = 16,       /* keys between a read and what is prefetched */
 };
 static const float LOW = -1e30f; /* below every score; finite, so that differences are numbers */
 
@@ -47,6 +48,8 @@ static int64_t row_start(const struct attn *a, int64_t kv, int64_t r)
 }
 static int64_t row_from(const struct attn *a, int64_t r) { return a->range[2 * (r / a->group)]; }
 static int64_t row_to(const struct attn *a, int64_t r) { return a->range[2 * (r / a->group) + 1]; }
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE vf some_as(const char *p, enum dtype t, int64_t left)
 {
@@ -95,46 +98,69 @@ static void lanes_begin(const struct attn *a, struct room *m, int64_t kv, int64_
     memset(m->o, 0, (size_t)(LANES * a->dim_pad) * sizeof *m->o);
 }
 
-/* Keys or values [s0, s0+n) of a head; zeros for the rest of KEYS, so that no NaN of old memory meets a zero weight. */
-static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t n)
+static const char *kv_at(const struct attn *a, struct tensor x, int64_t kv, int64_t s)
 {
-    enum dtype t = (enum dtype)x.type;
-    size_t size = dtype_bytes(t);
-    for (int64_t s = 0; s < KEYS; s++, to += a->dim_pad) {
-        const char *p = (const char *)x.p + (size_t)(((s0 + s) * a->kv_heads + kv) * a->dim) * size;
-        for (int64_t d = 0; d < a->dim_pad; d += VW)
-            vf_store(to + d, s < n && d < a->dim ? some_as(p + (size_t)d * size, t, a->dim - d) : vf_zero());
-    }
+    return (const char *)x.p + (size_t)((s * a->kv_heads + kv) * a->dim) * dtype_bytes((enum dtype)x.type);
 }
 
-/* p[key][row] = k . q */
-static void scores(const struct attn *a, struct room *m)
+/* Keys or values [s0, s0+n) of a head, and zeros up to `keys`, so that no NaN of old memory meets a zero weight. Asks for
+ * those of the next block: they lie too far apart for the processor to guess. */
+static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t n, int64_t keys)
 {
-    for (int64_t s = 0; s < KEYS; s += KT) {
-        vf acc[KT][QV];
-        for (int i = 0; i < KT; i++)
-            for (int j = 0; j < QV; j++) acc[i][j] = vf_zero();
-        const float *k = m->k + s * a->dim_pad, *q = m->q;
-        for (int64_t d = 0; d < a->dim; d++, k++, q += LANES) {
-            vf x[QV];
-            for (int j = 0; j < QV; j++) x[j] = vf_load(q + j * VW);
-            for (int i = 0; i < KT; i++) {
-                vf b = vf_set(k[i * a->dim_pad]);
-                for (int j = 0; j < QV; j++) acc[i][j] = vf_fma(b, x[j], acc[i][j]);
+    enum dtype t = (enum dtype)x.type;
+    size_t size = dtype_bytes(t), bytes = (size_t)a->dim * size;
+    for (int64_t s = 0; s < n; s++, to += a->dim_pad) {
+        const char *p = kv_at(a, x, kv, s0 + s), *next = p + (size_t)(KEYS * a->kv_heads) * bytes;
+        for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+        for (int64_t d = 0; d < a->dim; d += VW) vf_store(to + d, some_as(p + (size_t)d * size, t, a->dim - d));
+    }
+    memset(to, 0, (size_t)((keys - n) * a->dim_pad) * sizeof *to);
+}
+
+/* p[key][row] = k . q for `keys` keys and the first qv vectors of rows. Sums are put down every D_RUN elements: short
+ * sums round less. */
+INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv)
+{
+    enum { D_RUN = 32 };
+    for (int64_t d0 = 0; d0 < a->dim; d0 += D_RUN)
+        for (int64_t s = 0; s < keys; s += KT) {
+            vf acc[KT][QV];
+            for (int i = 0; i < KT; i++)
+                for (int j = 0; j < qv; j++) acc[i][j] = vf_zero();
+            const float *k = m->k + s * a->dim_pad + d0, *q = m->q + d0 * LANES;
+            const int64_t end = a->dim - d0 < D_RUN ? a->dim - d0 : D_RUN;
+            for (int64_t d = 0; d < end; d++, k++, q += LANES) {
+                vf x[QV];
+                for (int j = 0; j < qv; j++) x[j] = vf_load(q + j * VW);
+                for (int i = 0; i < KT; i++) {
+                    vf b = vf_set(k[i * a->dim_pad]);
+                    for (int j = 0; j < qv; j++) acc[i][j] = vf_fma(b, x[j], acc[i][j]);
+                }
             }
+            for (int i = 0; i < KT; i++)
+                for (int j = 0; j < qv; j++) {
+                    float *p = m->p + (s + i) * LANES + j * VW;
+                    vf_store(p, d0 ? vf_add(vf_load(p), acc[i][j]) : acc[i][j]);
+                }
         }
-        for (int i = 0; i < KT; i++)
-            for (int j = 0; j < QV; j++) vf_store(m->p + (s + i) * LANES + j * VW, acc[i][j]);
+}
+
+static void scores(const struct attn *a, struct room *m, int64_t keys, int qv)
+{
+    switch (qv) {
+    case 1: scores_of(a, m, keys, 1); break;
+    case 2: scores_of(a, m, keys, 2); break;
+    default: scores_of(a, m, keys, QV); break;
     }
 }
 
 /* Scores to exponentials; the new maximum, and by how much older sums fade. */
-static void soften(struct room *m, int64_t s0, bool masked)
+static void soften(struct room *m, int64_t s0, int64_t keys, int qv, bool masked)
 {
-    for (int j = 0; j < QV; j++) {
+    for (int j = 0; j < qv; j++) {
         float *p = m->p + j * VW;
         vf from = vf_load(m->from + j * VW), to = vf_load(m->to + j * VW), old = vf_load(m->top + j * VW), top = old;
-        for (int s = 0; s < KEYS; s++) {
+        for (int64_t s = 0; s < keys; s++) {
             vf x = vf_load(p + s * LANES);
             if (masked) {
                 vf at = vf_set((float)(s0 + s));
@@ -143,37 +169,39 @@ static void soften(struct room *m, int64_t s0, bool masked)
             }
             top = vf_max(x, top);
         }
-        vf fade = vf_exp(vf_sub(old, top)), sum = vf_mul(vf_load(m->sum + j * VW), fade);
-        for (int s = 0; s < KEYS; s++) {
+        vf fade = vf_exp(vf_sub(old, top)), sum[2] = { vf_zero(), vf_zero() };
+        for (int64_t s = 0; s < keys; s++) {
             vf e = vf_exp(vf_sub(vf_load(p + s * LANES), top));
             vf_store(p + s * LANES, e);
-            sum = vf_add(sum, e);
+            sum[s % 2] = vf_add(sum[s % 2], e);
         }
         vf_store(m->top + j * VW, top);
-        vf_store(m->sum + j * VW, sum);
+        vf_store(m->sum + j * VW, vf_fma(vf_load(m->sum + j * VW), fade, vf_add(sum[0], sum[1])));
         vf_store(m->fade + j * VW, fade);
     }
 }
 
 /* o[row] = o[row] * fade[row] + sum over keys of p[key][row] v[key] */
-static void weigh(const struct attn *a, struct room *m)
+static void weigh(const struct attn *a, struct room *m, int64_t keys, int64_t rows)
 {
     for (int64_t d = 0; d < a->dim; d += DV * VW)
-        for (int64_t r = 0; r < LANES; r += QT) {
+        for (int64_t r = 0; r < rows; r += QT) {
             vf acc[QT][DV];
             float *o = m->o + r * a->dim_pad + d;
             for (int i = 0; i < QT; i++)
-                for (int j = 0; j < DV; j++)
-                    acc[i][j] = vf_mul(vf_load(o + i * a->dim_pad + j * VW), vf_set(m->fade[r + i]));
+                for (int j = 0; j < DV; j++) acc[i][j] = vf_zero();
             const float *p = m->p + r, *v = m->v + d;
-            for (int s = 0; s < KEYS; s++, p += LANES, v += a->dim_pad) {
+            for (int64_t s = 0; s < keys; s++, p += LANES, v += a->dim_pad) {
                 vf x[DV];
                 for (int j = 0; j < DV; j++) x[j] = vf_load(v + j * VW);
                 for (int i = 0; i < QT; i++)
                     for (int j = 0; j < DV; j++) acc[i][j] = vf_fma(vf_set(p[i]), x[j], acc[i][j]);
             }
             for (int i = 0; i < QT; i++)
-                for (int j = 0; j < DV; j++) vf_store(o + i * a->dim_pad + j * VW, acc[i][j]);
+                for (int j = 0; j < DV; j++) {
+                    float *sum = o + i * a->dim_pad + j * VW;
+                    vf_store(sum, vf_fma(vf_load(sum), vf_set(m->fade[r + i]), acc[i][j]));
+                }
         }
 }
 
@@ -190,21 +218,24 @@ static void lanes_end(const struct attn *a, const struct room *m, int64_t kv, in
 
 static void lanes_run(const struct attn *a, struct room *m, int64_t kv, int64_t r0)
 {
+    const int64_t rows = least(a->tokens * a->group - r0, LANES), pad = a->dim_pad * KEYS;
+    const int qv = (int)((rows + VW - 1) / VW);
     lanes_begin(a, m, kv, r0);
     float first = m->from[0], last_from = m->from[0], first_to = m->to[0], end = m->to[0];
     for (int i = 1; i < LANES; i++) {
-        first = fminf(first, m->from[i]);
-        last_from = fmaxf(last_from, m->from[i]);
-        first_to = fminf(first_to, m->to[i]);
-        end = fmaxf(end, m->to[i]);
+        first = m->from[i] < first ? m->from[i] : first;
+        last_from = m->from[i] > last_from ? m->from[i] : last_from;
+        first_to = m->to[i] < first_to ? m->to[i] : first_to;
+        end = m->to[i] > end ? m->to[i] : end;
     }
+    memset(m->k, 0, (size_t)(2 * pad) * sizeof *m->k); /* what lies behind dim stays zero */
     for (int64_t s = (int64_t)first; s < (int64_t)end; s += KEYS) {
-        int64_t n = (int64_t)end - s < KEYS ? (int64_t)end - s : KEYS;
-        block_load(a, m->k, a->k, kv, s, n);
-        block_load(a, m->v, a->v, kv, s, n);
-        scores(a, m);
-        soften(m, s, (float)s < last_from || (float)(s + KEYS) > first_to);
-        weigh(a, m);
+        int64_t n = least((int64_t)end - s, KEYS), keys = (n + KT - 1) / KT * KT;
+        block_load(a, m->k, a->k, kv, s, n, keys);
+        block_load(a, m->v, a->v, kv, s, n, keys);
+        scores(a, m, keys, qv);
+        soften(m, s, keys, qv, (float)s < last_from || (float)(s + keys) > first_to);
+        weigh(a, m, keys, rows);
     }
     lanes_end(a, m, kv, r0);
 }
@@ -231,18 +262,32 @@ struct share {
     float *o;
 };
 
+/* Asks for a row that will be read AHEAD keys later. */
+INLINE void prefetch_row(const char *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+}
+
 /* p[s - from] = q . k[s], for s in [from, to); returns the maximum. */
 INLINE float dots(const struct attn *a, float *p, const float *q, int64_t kv, int64_t from, int64_t to, enum dtype t)
 {
-    size_t size = t == DT_F32 ? 4 : 2;
+    enum { TILE = 4 };
+    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size, step = (size_t)a->kv_heads * bytes;
+    const char *k = kv_at(a, a->k, kv, from);
     float top = LOW;
-    for (int64_t s = from; s < to; s++) {
-        const char *k = (const char *)a->k.p + (size_t)((s * a->kv_heads + kv) * a->dim) * size;
-        vf sum = vf_zero();
-        for (int64_t d = 0; d < a->dim; d += VW)
-            sum = vf_fma(vf_load(q + d), some_as(k + (size_t)d * size, t, a->dim - d), sum);
-        p[s - from] = vf_sum(sum);
-        top = fmaxf(top, p[s - from]);
+    for (int64_t s = from; s < to; s += TILE, k += TILE * step) {
+        vf sum[TILE];
+        for (int i = 0; i < TILE; i++) {
+            const char *row = k + (s + i < to ? (size_t)i : 0) * step;
+            sum[i] = vf_zero();
+            prefetch_row(row + AHEAD * step, bytes);
+            for (int64_t d = 0; d < a->dim; d += VW)
+                sum[i] = vf_fma(vf_load(q + d), some_as(row + (size_t)d * size, t, a->dim - d), sum[i]);
+        }
+        for (int i = 0; i < TILE && s + i < to; i++) {
+            float x = p[s + i - from] = vf_sum(sum[i]);
+            top = x > top ? x : top;
+        }
     }
     return top;
 }
@@ -252,14 +297,16 @@ INLINE void weigh_row(const struct attn *a, float *o, const float *p, int64_t kv
                       enum dtype t)
 {
     enum { WIDE = 4 };
-    size_t size = t == DT_F32 ? 4 : 2, step = (size_t)(a->kv_heads * a->dim) * size;
+    const size_t size = t == DT_F32 ? 4 : 2, step = (size_t)(a->kv_heads * a->dim) * size, line = WIDE * VW * size;
     for (int64_t d0 = 0; d0 < a->dim; d0 += WIDE * VW) {
-        const char *v = (const char *)a->v.p + (size_t)((from * a->kv_heads + kv) * a->dim + d0) * size;
+        const char *v = kv_at(a, a->v, kv, from) + (size_t)d0 * size;
         vf acc[WIDE] = { vf_zero(), vf_zero(), vf_zero(), vf_zero() };
         if (d0 + WIDE * VW <= a->dim) {
-            for (int64_t s = from; s < to; s++, v += step)
+            for (int64_t s = from; s < to; s++, v += step) {
+                prefetch_row(v + AHEAD * step, line);
                 for (int j = 0; j < WIDE; j++)
                     acc[j] = vf_fma(vf_set(p[s - from]), vf_load_as(v + (size_t)(j * VW) * size, t), acc[j]);
+            }
         } else {
             for (int64_t s = from; s < to; s++, v += step)
                 for (int j = 0; j < WIDE && d0 + j * VW < a->dim; j++)
