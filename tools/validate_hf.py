@@ -137,7 +137,7 @@ def reference(model, got):
         feats = model.model.get_image_features(pixel_values=px)
     feats = getattr(feats, "pooler_output", feats)
     feats = torch.cat(list(feats)) if isinstance(feats, (list, tuple)) else feats
-    return out.logits[0].float().cpu().numpy(), feats.reshape(-1, out.logits.shape[-1] * 0 + feats.shape[-1]).float().cpu().numpy()
+    return out.logits[0].float().cpu().numpy(), feats.reshape(-1, feats.shape[-1]).float().cpu().numpy()
 
 
 def error(a, b):
