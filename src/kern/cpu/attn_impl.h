@@ -1,4 +1,4 @@
-/* Attention forward: softmax with a running maximum over blocks of keys, after Dao et al., arXiv:2205.14135.
+/* Attention forward (the backward is attn_bwd_impl.h): softmax with a running maximum over blocks of keys, after Dao et al., arXiv:2205.14135.
  *
  * For one key/value head, "rows" are its queries: (token t, head g of the group), row t*G + g. With many rows, LANES of
  * them lie in the lanes of vectors: scores are kept as [key][row], so that maximum, exponential and sum need no work
@@ -67,7 +67,7 @@ struct room {
 };
 static size_t room_bytes(const struct attn *a)
 {
-    size_t floats = (size_t)a->dim_pad * (2 * LANES + 2 * KEYS) + KEYS * LANES;
+    size_t floats = (size_t)a->dim_pad * (2 * LANES + 2 * KEYS) + KEYS * LANES + QT;
     return (sizeof(struct room) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN + floats * sizeof(float);
 }
 static struct room *room_at(const struct attn *a, char *base)
@@ -116,9 +116,9 @@ static void block_load(const struct attn *a, float *to, struct tensor x, int64_t
     memset(to, 0, (size_t)((keys - n) * a->dim_pad) * sizeof *to);
 }
 
-/* p[key][row] = k . q for `keys` keys and the first qv vectors of rows. Sums are put down every D_RUN elements: short
+/* p[key][row] = k . q for `keys` keys k[][dim_pad] and the first qv vectors of rows q[][LANES]. Sums are put down every D_RUN elements: short
  * sums round less. */
-INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv)
+INLINE void scores_of(const struct attn *a, float *out, const float *kb, const float *qb, int64_t keys, int qv)
 {
     enum { D_RUN = 32 };
     for (int64_t d0 = 0; d0 < a->dim; d0 += D_RUN)
@@ -126,7 +126,7 @@ INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv
             vf acc[KT][QV];
             for (int i = 0; i < KT; i++)
                 for (int j = 0; j < qv; j++) acc[i][j] = vf_zero();
-            const float *k = m->k + s * a->dim_pad + d0, *q = m->q + d0 * LANES;
+            const float *k = kb + s * a->dim_pad + d0, *q = qb + d0 * LANES;
             const int64_t end = a->dim - d0 < D_RUN ? a->dim - d0 : D_RUN;
             for (int64_t d = 0; d < end; d++, k++, q += LANES) {
                 vf x[QV];
@@ -138,18 +138,18 @@ INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv
             }
             for (int i = 0; i < KT; i++)
                 for (int j = 0; j < qv; j++) {
-                    float *p = m->p + (s + i) * LANES + j * VW;
+                    float *p = out + (s + i) * LANES + j * VW;
                     vf_store(p, d0 ? vf_add(vf_load(p), acc[i][j]) : acc[i][j]);
                 }
         }
 }
 
-static void scores(const struct attn *a, struct room *m, int64_t keys, int qv)
+static void scores(const struct attn *a, float *p, const float *k, const float *q, int64_t keys, int qv)
 {
     switch (qv) {
-    case 1: scores_of(a, m, keys, 1); break;
-    case 2: scores_of(a, m, keys, 2); break;
-    default: scores_of(a, m, keys, QV); break;
+    case 1: scores_of(a, p, k, q, keys, 1); break;
+    case 2: scores_of(a, p, k, q, keys, 2); break;
+    default: scores_of(a, p, k, q, keys, QV); break;
     }
 }
 
@@ -180,26 +180,30 @@ static void soften(struct room *m, int64_t s0, int64_t keys, int qv, bool masked
     }
 }
 
-/* o[row] = o[row] * fade[row] + sum over keys of p[key][row] v[key] */
-static void weigh(const struct attn *a, struct room *m, int64_t keys, int64_t rows)
+/* out[i][..] = out[i][..] * fade[i] + sum over k < n of x[i*xi + k*xk] b[k][..], for i < rows. Rows of out and b are
+ * dim_pad long; x may be read (not used) up to the next whole QT rows. */
+INLINE void weigh(const struct attn *a, float *out, const float *fade, int64_t rows, const float *x, int64_t xi,
+                  int64_t xk, const float *b, int64_t n)
 {
     for (int64_t d = 0; d < a->dim; d += DV * VW)
         for (int64_t r = 0; r < rows; r += QT) {
             vf acc[QT][DV];
-            float *o = m->o + r * a->dim_pad + d;
             for (int i = 0; i < QT; i++)
                 for (int j = 0; j < DV; j++) acc[i][j] = vf_zero();
-            const float *p = m->p + r, *v = m->v + d;
-            for (int64_t s = 0; s < keys; s++, p += LANES, v += a->dim_pad) {
-                vf x[DV];
-                for (int j = 0; j < DV; j++) x[j] = vf_load(v + j * VW);
+            const float *c = x + r * xi, *v = b + d;
+            for (int64_t k = 0; k < n; k++, c += xk, v += a->dim_pad) {
+                vf w[DV];
+                for (int j = 0; j < DV; j++) w[j] = vf_load(v + j * VW);
                 for (int i = 0; i < QT; i++)
-                    for (int j = 0; j < DV; j++) acc[i][j] = vf_fma(vf_set(p[i]), x[j], acc[i][j]);
+                    for (int j = 0; j < DV; j++) acc[i][j] = vf_fma(vf_set(c[i * xi]), w[j], acc[i][j]);
             }
+            float t[QT][DV * VW];
             for (int i = 0; i < QT; i++)
+                for (int j = 0; j < DV; j++) vf_store(t[i] + j * VW, acc[i][j]);
+            for (int i = 0; i < QT && r + i < rows; i++)
                 for (int j = 0; j < DV; j++) {
-                    float *sum = o + i * a->dim_pad + j * VW;
-                    vf_store(sum, vf_fma(vf_load(sum), vf_set(m->fade[r + i]), acc[i][j]));
+                    float *o = out + (r + i) * a->dim_pad + d + j * VW;
+                    vf_store(o, vf_fma(vf_load(o), vf_set(fade ? fade[r + i] : 1), vf_load(t[i] + j * VW)));
                 }
         }
 }
@@ -232,9 +236,9 @@ static void lanes_run(const struct attn *a, struct room *m, int64_t kv, int64_t 
         int64_t n = least((int64_t)end - s, KEYS), keys = (n + KT - 1) / KT * KT;
         block_load(a, m->k, a->k, kv, s, n, keys);
         block_load(a, m->v, a->v, kv, s, n, keys);
-        scores(a, m, keys, qv);
+        scores(a, m->p, m->k, m->q, keys, qv);
         soften(m, s, keys, qv, (float)s < last_from || (float)(s + keys) > first_to);
-        weigh(a, m, keys, rows);
+        weigh(a, m->o, m->fade, rows, m->p, 1, LANES, m->v, keys);
     }
     lanes_end(a, m, kv, r0);
 }
@@ -448,9 +452,4 @@ static void attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct
         if (n * a.group <= FEW) few_rows(kc, &a, lo, hi);
         else many_rows(kc, &a);
     }
-}
-
-void ISA(cpu_fill_attn)(struct kern *k)
-{
-    k->attn_fwd = attn_fwd;
 }
