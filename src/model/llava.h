@@ -17,6 +17,7 @@ struct llava_model {
     struct weights *weights;                  /* the mapped files that parameters view */
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
+    struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
 
@@ -65,6 +66,7 @@ struct llava_source {
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
     enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
     bool text_only;        /* don't load the tower */
+    bool unmerged;         /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see save.h) */
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);

@@ -24,7 +24,7 @@ static int entry_order(const void *a, const void *b)
 }
 
 /* Canonical names of weights from..end, added to the index; of two with one name the later file wins. */
-static int index_add(struct index *ix, const struct weights *w, size_t from, struct err *e)
+int index_add(struct index *ix, const struct weights *w, size_t from, struct err *e)
 {
     size_t n = weights_count(w);
     struct entry *at = realloc(ix->at, (ix->n + n - from + 1) * sizeof *at);
@@ -84,7 +84,7 @@ static enum dtype kept_type(const struct llava_source *s, const struct bind_row 
     return s->dtype;
 }
 
-static int check_shape(const struct bind_row *r, const struct weight *w, struct err *e)
+int bind_check(const struct bind_row *r, const struct weight *w, struct err *e)
 {
     struct tensor want = { .nd = (int8_t)r->nd };
     memcpy(want.n, r->shape, sizeof want.n);
@@ -118,12 +118,15 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
         if (r->flags & BIND_OPTIONAL) return 0;
         return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, b->s->path);
     }
-    int rc = check_shape(r, w, e);
+    int rc = bind_check(r, w, e);
     if (rc < 0) return rc;
     enum dtype file = (enum dtype)w->t.type, keep = kept_type(b->s, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     struct tensor t = as_seen(r, w->t.p, file);
-    if (keep != file || pair) {
+    if (pair && b->s->unmerged) {
+        rc = lora_fits(pair, t, e);
+        pair->used = true;
+    } else if (keep != file || pair) {
         size_t bytes = (size_t)tensor_count(t) * dtype_bytes(keep);
         b->bytes += bytes + ARENA_ALIGN;
         if (b->count) return 0;
@@ -212,7 +215,7 @@ static int clip_from_shapes(struct llava_config *c, const struct index *ix, stru
     return 0;
 }
 
-static int open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
+int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
 {
     bool inside = index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
     int rc = 0;
@@ -244,7 +247,7 @@ static int check_vision(struct llava_model *m, const char *path, struct err *e)
     return 0;
 }
 
-static int make_layers(struct llava_model *m, struct err *e)
+int model_make_layers(struct llava_model *m, struct err *e)
 {
     m->llama.cfg = m->cfg.llama;
     m->clip.cfg = m->cfg.clip;
@@ -255,7 +258,7 @@ static int make_layers(struct llava_model *m, struct err *e)
 }
 
 /* What kind of folder: the files in it say. */
-static int open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
+int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
                       struct err *e)
 {
     bool adapter = exists(s->path, "adapter_config.json");
@@ -283,21 +286,32 @@ out:
     return rc;
 }
 
+/* Hands the adapters to the model, for whoever merges them one at a time. */
+static int keep_lora(struct llava_model *m, struct lora_set *lora, struct err *e)
+{
+    m->lora = malloc(sizeof *m->lora);
+    if (!m->lora) return err_set(e, ERR_NOMEM, "no memory for an adapter");
+    *m->lora = *lora;
+    *lora = (struct lora_set){ 0 };
+    return 0;
+}
+
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
     *m = (struct llava_model){ 0 };
     struct index ix = { 0 };
     struct lora_set lora = { 0 };
     int rc;
-    TRY(open_files(m, s, &ix, &lora, e));
+    TRY(model_open_files(m, s, &ix, &lora, e));
     if (s->text_only) m->cfg.has_vision = m->cfg.has_clip = false;
     if (m->cfg.has_vision) {
-        TRY(open_tower(m, s, &ix, e));
+        TRY(model_open_tower(m, s, &ix, e));
         TRY(check_vision(m, s->path, e));
     }
-    TRY(make_layers(m, e));
+    TRY(model_make_layers(m, e));
     TRY(bind_all(m, s, &ix, &lora, e));
     TRY(lora_check_used(&lora, s->path, e));
+    if (s->unmerged && lora.n) TRY(keep_lora(m, &lora, e));
 out:
     lora_close(&lora);
     free(ix.at);
@@ -310,6 +324,8 @@ void llava_model_close(struct llava_model *m)
     free(m->llama.layer);
     free(m->clip.layer);
     free(m->clip_dir);
+    if (m->lora) lora_close(m->lora);
+    free(m->lora);
     weights_close(m->weights);
     arena_fini(&m->own);
     arena_fini(&m->own_more);
@@ -374,7 +390,7 @@ int llava_model_random(struct llava_model *m, const struct llava_config *cfg, en
     for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
     struct randomiser z = { .m = m, .dtype = dtype, .noise = noise, .count = true };
     int rc;
-    TRY(make_layers(m, e));
+    TRY(model_make_layers(m, e));
     TRY(llava_each(m, random_one, &z, e));
     TRY(arena_init(&m->own, z.bytes, e));
     z.count = false;

@@ -137,14 +137,20 @@ struct lora_pair *lora_find(struct lora_set *set, const char *name)
     return set->n ? bsearch(&key, set->pair, set->n, sizeof key, pair_order) : NULL;
 }
 
+int lora_fits(const struct lora_pair *p, struct tensor w, struct err *e)
+{
+    if (w.nd == 2 && p->a->t.n[1] == w.n[1] && p->b->t.n[0] == w.n[0]) return 0;
+    return err_set(e, ERR_SHAPE, "adapter of '%s' is for [%lld, %lld], the base has [%lld, %lld]", p->name,
+                   (long long)p->b->t.n[0], (long long)p->a->t.n[1], (long long)w.n[0], (long long)w.n[1]);
+}
+
 /* Rows are independent: each thread makes whole rows in f32 and rounds them once. */
 int lora_merge(struct lora_set *set, struct lora_pair *p, struct tensor out, struct tensor w, struct err *e)
 {
     (void)set;
     int64_t O = w.n[0], I = w.n[1], R = p->a->t.n[0];
-    if (p->a->t.n[1] != I || p->b->t.n[0] != O)
-        return err_set(e, ERR_SHAPE, "adapter of '%s' is for [%lld, %lld], the base has [%lld, %lld]", p->name,
-                       (long long)p->b->t.n[0], (long long)p->a->t.n[1], (long long)O, (long long)I);
+    int rc = lora_fits(p, w, e);
+    if (rc < 0) return rc;
     float *a = malloc((size_t)(R * I) * sizeof *a), *b = malloc((size_t)(O * R) * sizeof *b);
     bool failed = !a || !b;
     if (!failed) {
