@@ -39,12 +39,12 @@ all: $(B)/llava $(B)/libllava.a $(B)/libllava.so
 	@ln -sfn $(variant)/llava build/llava
 
 $(B)/llava: $(CMDOBJ) $(B)/libllava.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/libllava.a: $(LIBOBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	@$(AR) rcs $@ $^
 $(B)/libllava.so: $(LIBOBJ)
-	$(CC) -shared -Wl,-soname,libllava.so.0 $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@$(CC) -shared -Wl,-soname,libllava.so.0 $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/obj/%.o: src/%.c
 	@mkdir -p $(@D)
 	@echo '  CC  $<'

@@ -8,13 +8,16 @@
 #include "model/clip.h"
 #include "model/llama.h"
 
+enum { WEIGHTS_SETS = 4 }; /* base, tower, projector or other trained parts */
+
 struct llava_model {
     struct llava_config cfg;
     struct llama llama;
     struct clip clip;                         /* valid if cfg.has_vision */
     struct linear projector[PROJECTOR_MAX];   /* cfg.n_projector linears with exact gelu between them */
     struct param newline;                     /* [1,C] image_newline of 1.6, or absent */
-    struct weights *weights;                  /* the mapped files that parameters view */
+    struct weights *weights[WEIGHTS_SETS];    /* the mapped files that parameters view: of two tensors with one name, */
+    int n_weights;                            /* the later set's is used */
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
     struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */

@@ -23,14 +23,14 @@ static int entry_order(const void *a, const void *b)
     return c ? c : x->rank - y->rank;
 }
 
-/* Canonical names of weights from..end, added to the index; of two with one name the later file wins. */
-int index_add(struct index *ix, const struct weights *w, size_t from, struct err *e)
+/* Canonical names of a set, added to the index; of two with one name the later set's wins. */
+int index_add(struct index *ix, const struct weights *w, struct err *e)
 {
     size_t n = weights_count(w);
-    struct entry *at = realloc(ix->at, (ix->n + n - from + 1) * sizeof *at);
+    struct entry *at = realloc(ix->at, (ix->n + n + 1) * sizeof *at);
     if (!at) return err_set(e, ERR_NOMEM, "no memory for %zu names", n);
     ix->at = at;
-    for (size_t i = from; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         const struct weight *one = weights_at(w, i);
         const char *name = one->name;
         if (!strncmp(name, "base_model.", 11)) { /* non_lora_trainables: PEFT's wrapper around the model */
@@ -174,19 +174,24 @@ static int add_file(struct llava_model *m, struct index *ix, const char *dir, co
 {
     char path[4096];
     snprintf(path, sizeof path, name ? "%s/%s" : "%s", dir, name);
-    size_t from = m->weights ? weights_count(m->weights) : 0;
-    int rc = m->weights ? weights_add(m->weights, path, e) : weights_open(&m->weights, path, e);
-    return rc < 0 ? rc : index_add(ix, m->weights, from, e);
+    ASSERT(m->n_weights < WEIGHTS_SETS);
+    int rc = weights_open(&m->weights[m->n_weights], path, e);
+    return rc < 0 ? rc : index_add(ix, m->weights[m->n_weights++], e);
 }
 
-/* The tower's folder: as given, beside the model, or through the hub. */
+/* The tower's folder: as given, in or beside the model's folder (by its whole or its last name), or through the hub. */
 static int find_tower(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
-    const char *name = s->clip_path ? s->clip_path : m->cfg.tower;
-    char beside[4096];
-    snprintf(beside, sizeof beside, "%s/%s", s->path, name);
-    const char *found = exists(name, "config.json") ? name : exists(beside, "config.json") ? beside : NULL;
-    if (found) return (m->clip_dir = strdup(found)) ? 0 : err_set(e, ERR_NOMEM, "no memory for a path");
+    const char *name = s->clip_path ? s->clip_path : m->cfg.tower, *slash = strrchr(name, '/');
+    const char *last = slash && slash[1] ? slash + 1 : name;
+    const char *parts[][3] = { { "", "", name }, { s->path, "/", name }, { s->path, "/../", name }, { s->path, "/", last },
+                               { s->path, "/../", last } };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s%s%s", parts[i][0], parts[i][1], parts[i][2]);
+        if (exists(path, "config.json"))
+            return (m->clip_dir = strdup(path)) ? 0 : err_set(e, ERR_NOMEM, "no memory for a path");
+    }
     if (s->locate && name[0] != '.' && name[0] != '/') {
         int rc = s->locate(&m->clip_dir, name, e);
         return rc < 0 ? err_prefix(e, "the vision tower '%s'", name), rc : 0;
@@ -326,7 +331,7 @@ void llava_model_close(struct llava_model *m)
     free(m->clip_dir);
     if (m->lora) lora_close(m->lora);
     free(m->lora);
-    weights_close(m->weights);
+    for (int i = 0; i < m->n_weights; i++) weights_close(m->weights[i]);
     arena_fini(&m->own);
     arena_fini(&m->own_more);
     *m = (struct llava_model){ 0 };

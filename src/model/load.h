@@ -12,8 +12,8 @@ struct index {
     size_t n;
     int rank;
 };
-/* Adds the canonical names of weights from.. of w; of two with one name the later call's wins. */
-int index_add(struct index *ix, const struct weights *w, size_t from, struct err *e);
+/* Adds the canonical names of a set; of two with one name the later set's wins. */
+int index_add(struct index *ix, const struct weights *w, struct err *e);
 const struct weight *index_find(const struct index *ix, const char *name); /* NULL: none */
 
 /* Does the tensor of a file fit the row? Error: names both shapes, or the type. */

@@ -1,0 +1,23 @@
+/* What run and chat share: opening pictures from files and addresses, printing answers as they come, statistics. */
+#pragma once
+#include <stdio.h>
+
+#include "cmd/cmd.h"
+
+/* A path, or an http(s) address that is fetched into memory. */
+int ask_image_open(struct llava_image **ret, struct llava_engine *engine, const char *where, struct llava_error *e);
+
+/* Prints an answer as it comes, without white space at its ends; keeps the whole of it. */
+struct ask_text {
+    FILE *to;
+    char *text; /* the answer so far, trimmed at the front; owned */
+    size_t n, cap;
+    size_t shown; /* bytes printed: white space at the end waits for what follows */
+};
+bool ask_on_text(void *ctx, const char *text, size_t n);
+/* Cuts white space at the end and ends the line. */
+void ask_end(struct ask_text *t);
+void ask_free(struct ask_text *t);
+
+/* "24 tokens at 45.1 tok/s, 20.3 GB/s (91% of what this machine reads), first after 0.31 s" on stderr. */
+void ask_statistics(const struct llava_engine *engine, const struct llava_result *r);

@@ -1,0 +1,240 @@
+/* llava bench: how fast, against what this machine could do. One JSON object a line on standard output. */
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/plat.h"
+#include "base/rng.h"
+#include "cmd/cmd.h"
+#include "kern/cpu/cpu.h"
+#include "run/engine.h"
+
+enum { K_RANDOM = CMD_KEY, K_PROMPT, K_GEN, K_BATCH, K_REPEAT, K_NO_IMAGE };
+
+struct bench {
+    struct llava_options model;
+    const char *random;
+    int prompt, gen, batch, repeat;
+    bool no_image;
+};
+
+static const struct argp_option options[] = {
+    { NULL, 0, NULL, 0, "Bench:", 0 },
+    { "random", K_RANDOM, "7b|13b|1b|tiny", 0, "Random weights of real shapes, made in memory, instead of --model-path", 0 },
+    { "prompt", K_PROMPT, "N", 0, "Positions of the prompt (default 640)", 0 },
+    { "gen", K_GEN, "N", 0, "Tokens to generate (default 32)", 0 },
+    { "batch", K_BATCH, "N", 0, "Sequences that are generated at once (default 1)", 0 },
+    { "repeat", K_REPEAT, "N", 0, "Times to measure each part; the median is given (default 3)", 0 },
+    { "no-image", K_NO_IMAGE, NULL, 0, "Leave the vision tower out", 0 },
+    { 0 },
+};
+
+static error_t option(int key, char *arg, struct argp_state *state)
+{
+    struct bench *b = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &b->model; break;
+    case K_RANDOM: b->random = arg; break;
+    case K_PROMPT: b->prompt = (int)cmd_int(state, "prompt", arg, 1, 1 << 17); break;
+    case K_GEN: b->gen = (int)cmd_int(state, "gen", arg, 1, 1 << 17); break;
+    case K_BATCH: b->batch = (int)cmd_int(state, "batch", arg, 1, 256); break;
+    case K_REPEAT: b->repeat = (int)cmd_int(state, "repeat", arg, 1, 100); break;
+    case K_NO_IMAGE: b->no_image = true; break;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
+    case ARGP_KEY_END:
+        if (!b->model.model_path == !b->random) argp_error(state, "one of --model-path and --random is needed");
+        break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+static const struct argp_child children[] = { { &cmd_model_argp, 0, "", 1 }, { 0 } };
+static const struct argp argp = {
+    options, option, NULL,
+    "Measures the vision tower, prefill and decode, and prints one JSON object: tokens per second, milliseconds to the first "
+    "token, bytes moved per second and their share of what this machine reads (measured in the same run), floating-point "
+    "operations per second, peak memory.\v"
+    "Example:\n  llava bench --random 1b --prompt 640 --gen 64 --dtype bf16\n\n" CMD_EXIT_STATUS,
+    children, NULL, NULL
+};
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *v, int n)
+{
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    return v[n / 2];
+}
+
+/* The arrays of a step of n tokens. */
+struct rows {
+    int32_t *token, *pos, *row, *range, *feature, *memory;
+};
+
+static struct rows rows_new(int n)
+{
+    int32_t *m = calloc((size_t)n * 6, sizeof *m);
+    if (!m) BUG("no memory for %d rows", n);
+    return (struct rows){ m, m + n, m + 2 * n, m + 3 * n, m + 5 * n, m };
+}
+
+/* Prompt positions from..to of sequence b, whose cache rows start at b * depth. */
+static void prefill(struct engine *g, struct cache *c, const struct rows *r, int b, int depth, int prompt)
+{
+    for (int from = 0; from < prompt;) {
+        int n = prompt - from < g->chunk ? prompt - from : g->chunk, base = b * depth;
+        for (int i = 0; i < n; i++) {
+            int p = from + i;
+            r->token[i] = (p * 7919 + b * 31 + 13) % g->model.cfg.llama.V;
+            r->pos[i] = p;
+            r->row[i] = base + p;
+            r->range[2 * i] = base;
+            r->range[2 * i + 1] = base + p + 1;
+        }
+        struct step s = { .n = n, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row };
+        engine_step(g, c, &s);
+        from += n;
+    }
+}
+
+/* One token of every sequence; the next token is the likeliest, as greedy decoding would have it. */
+static void decode(struct engine *g, struct cache *c, const struct rows *r, int batch, int depth, int pos)
+{
+    int V = g->model.cfg.llama.V;
+    for (int b = 0; b < batch; b++) {
+        r->pos[b] = pos;
+        r->row[b] = b * depth + pos;
+        r->range[2 * b] = b * depth;
+        r->range[2 * b + 1] = b * depth + pos + 1;
+    }
+    struct step s = { .n = batch, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row,
+                      .all_logits = true };
+    const float *logits = engine_step(g, c, &s).p;
+    for (int b = 0; b < batch; b++) {
+        int best = 0;
+        for (int v = 1; v < V; v++)
+            if (logits[(size_t)b * (size_t)V + (size_t)v] > logits[(size_t)b * (size_t)V + (size_t)best]) best = v;
+        r->token[b] = best;
+    }
+}
+
+/* Multiplications and additions of a prompt: the linears, the head once, causal attention. */
+static double prompt_flop(const struct engine *g, int n)
+{
+    const struct llama_config *l = &g->model.cfg.llama;
+    double lin = (double)l->L * (2.0 * l->C * l->H * l->D + 2.0 * l->C * l->K * l->D + 3.0 * l->C * l->F);
+    return 2 * lin * n + 2.0 * l->C * l->V + 2.0 * l->L * l->H * l->D * (double)n * n;
+}
+
+static double clip_flop(const struct engine *g)
+{
+    const struct clip_config *c = &g->model.cfg.clip;
+    double t = clip_patches(c) + 1, used = clip_layers_used(c, g->model.cfg.select_layer);
+    return used * (2 * t * (4.0 * c->C * c->C + 2.0 * c->C * c->F) + 4.0 * t * t * c->C);
+}
+
+static double time_clip(struct engine *g, int repeat)
+{
+    int side = g->model.cfg.clip.image;
+    size_t n = 3 * (size_t)side * (size_t)side, rows = (size_t)llava_tile_rows(&g->model);
+    float *px = malloc(n * sizeof *px), *out = malloc(rows * (size_t)g->model.cfg.llama.C * sizeof *out);
+    double *t = malloc((size_t)repeat * sizeof *t), result = 0;
+    if (px && out && t) {
+        struct rng rng;
+        rng_seed(&rng, 7);
+        for (size_t i = 0; i < n; i++) px[i] = (float)rng_normal(&rng);
+        engine_encode(g, px, 1, out); /* warms up */
+        for (int i = 0; i < repeat; i++) {
+            double from = plat_now_s();
+            engine_encode(g, px, 1, out);
+            t[i] = plat_now_s() - from;
+        }
+        result = median(t, repeat);
+    }
+    free(px), free(out), free(t);
+    return result;
+}
+
+static int measure(const struct bench *b, struct engine *g, struct err *e)
+{
+    int depth = b->prompt + b->gen;
+    struct cache c;
+    int rc = cache_init(&c, g, depth * b->batch, e);
+    if (rc < 0) return rc;
+    struct rows r = rows_new(g->chunk > b->batch ? g->chunk : b->batch);
+    double *t = malloc((size_t)(b->repeat + b->gen) * sizeof *t);
+    if (!t) BUG("no memory");
+    double image_s = g->model.cfg.has_vision && !b->no_image ? time_clip(g, b->repeat) : 0;
+    prefill(g, &c, &r, 0, depth, b->prompt < 64 ? b->prompt : 64); /* warms up */
+    for (int i = 0; i < b->repeat; i++) {
+        double from = plat_now_s();
+        prefill(g, &c, &r, 0, depth, b->prompt);
+        t[i] = plat_now_s() - from;
+    }
+    double prompt_s = median(t, b->repeat);
+    for (int s = 1; s < b->batch; s++) prefill(g, &c, &r, s, depth, b->prompt);
+    for (int i = 0; i < b->batch; i++) r.token[i] = i + 1;
+    for (int i = 0; i < b->gen; i++) {
+        double from = plat_now_s();
+        decode(g, &c, &r, b->batch, depth, b->prompt + i);
+        t[i] = plat_now_s() - from;
+    }
+    double step_s = median(t, b->gen), ceiling = cpu_read_ceiling(g->kc.n_threads);
+    double bytes = (double)engine_weight_bytes(g) + (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
+    double flop = prompt_flop(g, b->prompt);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name, "dtype",
+                          dtype_name(g->dtype), "kernels", g->kern.name, "threads", g->kc.n_threads, "prompt", b->prompt, "gen",
+                          b->gen, "batch", b->batch);
+    json_object_set_new(o, "prefill_tok_s", json_real(b->prompt / prompt_s));
+    json_object_set_new(o, "prefill_gflops", json_real(flop / prompt_s * 1e-9));
+    json_object_set_new(o, "decode_tok_s", json_real(b->batch / step_s));
+    json_object_set_new(o, "first_token_ms", json_real(1e3 * (image_s + prompt_s)));
+    if (image_s > 0) {
+        json_object_set_new(o, "clip_ms", json_real(1e3 * image_s));
+        json_object_set_new(o, "clip_gflops", json_real(clip_flop(g) / image_s * 1e-9));
+    }
+    json_object_set_new(o, "bytes_per_step", json_integer((json_int_t)bytes));
+    json_object_set_new(o, "gb_s", json_real(bytes / step_s * 1e-9));
+    json_object_set_new(o, "ceiling_gb_s", json_real(ceiling));
+    json_object_set_new(o, "share_of_ceiling", json_real(ceiling > 0 ? bytes / step_s * 1e-9 / ceiling : 0));
+    json_object_set_new(o, "peak_memory_bytes", json_integer((json_int_t)plat_memory_peak()));
+    char *line = json_dumps(o, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
+    if (line) puts(line);
+    free(line);
+    json_decref(o);
+    free(t);
+    free(r.memory);
+    cache_fini(&c);
+    return 0;
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    struct bench b = { .model = llava_options_default(), .prompt = 640, .gen = 32, .batch = 1, .repeat = 3 };
+    int rc = cmd_parse(&argp, argc, argv, &b);
+    if (rc) return rc;
+    struct err e = { 0 };
+    struct engine *g = NULL;
+    if (b.model.quiet) log_set_level(LOG_QUIET);
+    if (b.random) {
+        rc = engine_random(&g, b.random, b.model.dtype, b.model.context, b.model.threads, &e);
+    } else {
+        struct engine_options o = { .path = b.model.model_path, .base = b.model.model_base, .name = b.model.model_name,
+                                    .tower = b.model.vision_tower, .dtype = b.model.dtype, .context = b.model.context,
+                                    .threads = b.model.threads };
+        rc = engine_open(&g, &o, &e);
+    }
+    if (rc >= 0 && b.prompt + b.gen > g->context)
+        rc = err_set(&e, ERR_LIMIT, "%d + %d positions are more than the context of %d", b.prompt, b.gen, g->context);
+    if (rc >= 0 && b.batch > g->chunk) rc = err_set(&e, ERR_LIMIT, "a batch of %d is more than a step of %d", b.batch, g->chunk);
+    if (rc >= 0) rc = measure(&b, g, &e);
+    engine_close(g);
+    return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : 0;
+}

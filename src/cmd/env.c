@@ -1,0 +1,60 @@
+/* llava env: what the program found, to be pasted into a bug report. */
+#include <curl/curl.h>
+#include <dnnl.h>
+#include <jansson.h>
+#include <jpeglib.h>
+#include <png.h>
+#include <stdio.h>
+#include <string.h>
+#include <webp/decode.h>
+
+#include "base/plat.h"
+#include "cmd/cmd.h"
+#include "kern/cpu/cpu.h"
+
+static const struct argp argp = { NULL, NULL, NULL,
+                                  "Prints the version, the processor and what its memory reads, the libraries, and the "
+                                  "environment names that mean something.\v" CMD_EXIT_STATUS,
+                                  NULL, NULL, NULL };
+
+static void print_processor(void)
+{
+    char line[256];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (!strncmp(line, "model name", 10)) {
+            char *v = strchr(line, ':');
+            printf("processor     %s", v ? v + 2 : "?\n");
+            break;
+        }
+    if (f) fclose(f);
+}
+
+int cmd_env(int argc, char **argv)
+{
+    int rc = cmd_parse(&argp, argc, argv, NULL);
+    if (rc) return rc;
+    struct kern k;
+    const dnnl_version_t *d = dnnl_version();
+    int webp = WebPGetDecoderVersion();
+    printf("llava         %s\n", llava_version());
+    print_processor();
+    printf("kernels       %s\n", kern_init_cpu(&k, env_get(ENV_LLAVA_CPU)));
+    printf("threads       %d\n", plat_threads());
+    printf("memory        %.1f GB, reads %.1f GB/s\n", (double)plat_memory_total() * 1e-9, cpu_read_ceiling(plat_threads()));
+    printf("oneDNN        %d.%d.%d\n", d->major, d->minor, d->patch);
+    printf("libjpeg       %d\nlibpng        %s\nlibwebp       %d.%d.%d\n", JPEG_LIB_VERSION, png_get_libpng_ver(NULL), webp >> 16,
+           webp >> 8 & 255, webp & 255);
+    printf("libcurl       %s\njansson       %s\n\nenvironment\n", curl_version(), jansson_version_str());
+    static const struct { enum env_name name; const char *text, *help; } names[] = {
+#define XX(name, text) { ENV_##name, #name, text },
+        ENV_MAP(XX)
+#undef XX
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *v = env_get(names[i].name);
+        bool secret = names[i].name == ENV_HF_TOKEN;
+        printf("  %-16s %-12s %s\n", names[i].text, v ? (secret ? "(set)" : v) : "-", names[i].help);
+    }
+    return 0;
+}

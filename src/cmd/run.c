@@ -1,0 +1,132 @@
+/* llava run: one question about one or more pictures; replaces llava/eval/run_llava.py. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cmd/ask.h"
+
+enum { K_IMAGE = CMD_KEY, K_QUERY, K_CONV, K_SEP, K_PROMPT, IMAGES_MAX = 64 };
+
+struct run {
+    struct llava_options model;
+    struct llava_sampling sampling;
+    char *image_files[IMAGES_MAX];
+    int n_files;
+    const char *query, *prompt, *conv, *sep;
+};
+
+static const struct argp_option options[] = {
+    { NULL, 0, NULL, 0, "Question:", 0 },
+    { "image-file", K_IMAGE, "FILE[,FILE...]", 0,
+      "Picture: a file or an http(s) address. Several are split at --sep, or given by repeating the option", 0 },
+    { "query", K_QUERY, "TEXT", 0,
+      "The question. <image-placeholder> says where a picture goes; without one, pictures come first", 0 },
+    { "prompt", K_PROMPT, "TEXT", 0, "The whole prompt, with its <image>; no template is used", 0 },
+    { "conv-mode", K_CONV, "NAME", 0, "Conversation template (default: the one that suits the model)", 0 },
+    { "sep", K_SEP, "TEXT", 0, "What separates names in --image-file (default \",\")", 0 },
+    { 0 },
+};
+
+static error_t option(int key, char *arg, struct argp_state *state)
+{
+    struct run *r = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &r->model;
+        state->child_inputs[1] = &r->sampling;
+        break;
+    case K_IMAGE:
+        if (r->n_files == IMAGES_MAX) argp_error(state, "more than %d --image-file", IMAGES_MAX);
+        r->image_files[r->n_files++] = arg;
+        break;
+    case K_QUERY: r->query = arg; break;
+    case K_PROMPT: r->prompt = arg; break;
+    case K_CONV: r->conv = arg; break;
+    case K_SEP: r->sep = arg; break;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
+    case ARGP_KEY_END:
+        if (!r->model.model_path) argp_error(state, "--model-path is needed");
+        if (!r->query == !r->prompt) argp_error(state, "one of --query and --prompt is needed");
+        break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+static const struct argp_child children[] = { { &cmd_model_argp, 0, "", 1 }, { &cmd_sampling_argp, 0, "", 2 }, { 0 } };
+static const struct argp argp = {
+    options, option, NULL,
+    "Answers one question about one or more pictures, on standard output.\v"
+    "Examples:\n"
+    "  llava run --model-path models/demo --image-file cat.png --query \"What is this?\"\n"
+    "  llava run --model-path liuhaotian/llava-v1.5-7b --image-file a.jpg,b.jpg \\\n"
+    "      --query \"<image-placeholder> and <image-placeholder>: what differs?\" --temperature 0\n\n" CMD_EXIT_STATUS,
+    children, NULL, NULL
+};
+
+/* All pictures of all --image-file, split at sep. */
+static int open_images(struct run *r, struct llava_engine *engine, struct llava_image **images, int *n, struct llava_error *e)
+{
+    for (int i = 0; i < r->n_files; i++) {
+        for (char *at = r->image_files[i], *next; at; at = next) {
+            next = *r->sep ? strstr(at, r->sep) : NULL;
+            if (next) {
+                *next = 0;
+                next += strlen(r->sep);
+            }
+            if (*n == IMAGES_MAX) return snprintf(e->message, sizeof e->message, "more than %d pictures", IMAGES_MAX), LLAVA_LIMIT;
+            int rc = ask_image_open(&images[*n], engine, at, e);
+            if (rc < 0) return rc;
+            ++*n;
+        }
+    }
+    return 0;
+}
+
+static int answer(struct run *r, struct llava_engine *engine, struct llava_image *const *images, int n, struct llava_error *e)
+{
+    struct llava_conversation *conv = NULL;
+    struct llava_session *session = NULL;
+    struct llava_result result;
+    struct ask_text text = { .to = stdout };
+    const char *prompt = r->prompt, *stop = NULL;
+    int rc = llava_session_open(&session, engine, e);
+    if (rc >= 0 && !prompt) {
+        rc = llava_conversation_open(&conv, engine, r->conv, e);
+        if (rc >= 0) rc = llava_conversation_ask(conv, r->query, n, e);
+        if (rc >= 0) {
+            prompt = llava_conversation_prompt(conv);
+            stop = llava_conversation_stop(conv);
+        }
+    }
+    r->sampling.stop = &stop;
+    r->sampling.n_stop = stop != NULL;
+    if (rc >= 0) rc = llava_session_prompt(session, prompt, images, n, e);
+    if (rc >= 0) rc = llava_session_generate(session, &r->sampling, ask_on_text, &text, &result, e);
+    if (rc >= 0) {
+        ask_end(&text);
+        if (!r->model.quiet) ask_statistics(engine, &result);
+    } else if (text.n) {
+        ask_end(&text); /* what was printed ends its line before the message */
+    }
+    ask_free(&text);
+    llava_session_close(session);
+    llava_conversation_close(conv);
+    return rc;
+}
+
+int cmd_run(int argc, char **argv)
+{
+    struct run r = { .model = llava_options_default(), .sampling = llava_sampling_default(), .sep = "," };
+    int rc = cmd_parse(&argp, argc, argv, &r), n = 0;
+    if (rc) return rc;
+    struct llava_error e = { 0 };
+    struct llava_engine *engine = NULL;
+    struct llava_image *images[IMAGES_MAX] = { 0 };
+    rc = llava_open(&engine, &r.model, &e);
+    if (rc >= 0) rc = open_images(&r, engine, images, &n, &e);
+    if (rc >= 0) rc = answer(&r, engine, images, n, &e);
+    for (int i = 0; i < n; i++) llava_image_close(images[i]);
+    llava_close(engine);
+    return rc < 0 ? cmd_fail(LLAVA_IO, e.message) : 0;
+}
