@@ -21,6 +21,7 @@ struct llava_model {
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
     struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
+    bool tower_inside;                        /* the tower's weights are in the checkpoint */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
 
@@ -69,6 +70,7 @@ struct llava_source {
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
     enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
     bool text_only;        /* don't load the tower */
+    bool tower_by_name;    /* leave a tower closed that is neither in the checkpoint nor beside it (for saving) */
     bool unmerged;         /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see save.h) */
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */

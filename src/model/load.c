@@ -220,10 +220,29 @@ static int clip_from_shapes(struct llava_config *c, const struct index *ix, stru
     return 0;
 }
 
+static bool tower_inside(const struct index *ix)
+{
+    return index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
+}
+
+/* Must the tower be opened? Not when its name is enough: it is elsewhere, and nothing of it changes. */
+static bool tower_wanted(const struct llava_model *m, const struct llava_source *s, const struct index *ix,
+                         const struct lora_set *lora)
+{
+    const struct llava_config *c = &m->cfg;
+    if (!s->tower_by_name || c->has_clip || !c->mm_hidden || tower_inside(ix)) return true;
+    for (size_t i = 0; i < lora->n; i++)
+        if (!strncmp(lora->pair[i].name, "vision_model.", 13)) return true;
+    char beside[4096];
+    snprintf(beside, sizeof beside, "%s/%s", s->path, c->tower);
+    return !s->clip_path && *c->tower && *c->tower != '/' && exists(beside, "config.json");
+}
+
 int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
 {
-    bool inside = index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
+    bool inside = tower_inside(ix);
     int rc = 0;
+    m->tower_inside = inside;
     if (!m->cfg.has_clip) {
         struct err why = { 0 };
         rc = find_tower(m, s, &why);
@@ -309,7 +328,7 @@ int llava_model_open(struct llava_model *m, const struct llava_source *s, struct
     int rc;
     TRY(model_open_files(m, s, &ix, &lora, e));
     if (s->text_only) m->cfg.has_vision = m->cfg.has_clip = false;
-    if (m->cfg.has_vision) {
+    if (m->cfg.has_vision && tower_wanted(m, s, &ix, &lora)) {
         TRY(model_open_tower(m, s, &ix, e));
         TRY(check_vision(m, s->path, e));
     }
