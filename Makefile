@@ -60,6 +60,29 @@ $(B)/tests/%: tests/%.c $(B)/libllava.a
 	@mkdir -p $(@D)
 	@echo '  CC  $<'
 	@$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -o $@ $< $(B)/libllava.a $(LDLIBS) -lcmocka
+
+# The reference kernels once more with real = double. Gradient tests link them before the library, whose own are then
+# left out; kernel checks link them beside it, with all names hidden but kern_ref, which becomes kern_ref64.
+OBJ64   := $(patsubst src/%.c,$(B)/obj64/%.o,$(wildcard src/kern/ref/*.c))
+GRAD    := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/grad/*.c))
+TESTS   += $(GRAD)
+$(B)/obj64/%.o: src/%.c
+	@mkdir -p $(@D)
+	@echo '  CC  $@'
+	@$(CC) $(CPPFLAGS) -DREAL=double $(CFLAGS) -c -o $@ $<
+$(B)/obj64/kern_ref64.o: $(OBJ64)
+	@$(LD) -r -o $@ $^
+	@objcopy --redefine-sym kern_ref=kern_ref64 --keep-global-symbol=kern_ref64 $@
+$(B)/tests/grad/%: tests/grad/%.c $(OBJ64) $(B)/libllava.a
+	@mkdir -p $(@D)
+	@echo '  CC  $@'
+	@$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -o $@ $< $(OBJ64) $(B)/libllava.a $(LDLIBS) -lcmocka
+$(B)/tests/check/%: tests/check/%.c $(B)/obj64/kern_ref64.o $(B)/libllava.a
+	@mkdir -p $(@D)
+	@echo '  CC  $@'
+	@$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -o $@ $< $(B)/obj64/kern_ref64.o $(B)/libllava.a $(LDLIBS) -lcmocka
+-include $(OBJ64:.o=.d)
+
 .PHONY: tests
 tests: $(TESTS)
 

@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/buf.h"
 #include "base/log.h"
@@ -41,6 +42,40 @@ int ask_image_open(struct llava_image **ret, struct llava_engine *engine, const 
     }
     buf_free(&body);
     return rc;
+}
+
+void ask_images_option(struct ask_images *a, char *value, struct argp_state *state)
+{
+    if (a->n_values == ASK_IMAGES_MAX) argp_error(state, "more than %d --image-file", ASK_IMAGES_MAX);
+    a->value[a->n_values++] = value;
+}
+
+int ask_images_open(struct ask_images *a, struct llava_engine *engine, const char *sep, struct llava_error *e)
+{
+    for (int i = 0; i < a->n_values; i++) {
+        bool whole = !sep || !*sep || access(a->value[i], F_OK) == 0;
+        for (char *at = a->value[i], *next; at; at = next) {
+            next = whole ? NULL : strstr(at, sep);
+            if (next) {
+                *next = 0;
+                next += strlen(sep);
+            }
+            if (a->n == ASK_IMAGES_MAX) {
+                snprintf(e->message, sizeof e->message, "more than %d pictures", ASK_IMAGES_MAX);
+                return e->code = LLAVA_LIMIT;
+            }
+            int rc = ask_image_open(&a->image[a->n], engine, at, e);
+            if (rc < 0) return rc;
+            a->n++;
+        }
+    }
+    return 0;
+}
+
+void ask_images_close(struct ask_images *a)
+{
+    for (int i = 0; i < a->n; i++) llava_image_close(a->image[i]);
+    a->n = 0;
 }
 
 bool ask_on_text(void *ctx, const char *text, size_t n)

@@ -6,6 +6,18 @@
 
 /* A path, or an http(s) address that is fetched into memory. */
 int ask_image_open(struct llava_image **ret, struct llava_engine *engine, const char *where, struct llava_error *e);
+enum { ASK_IMAGES_MAX = 64 };
+/* The values of --image-file, each a picture or several with `sep` between them (NULL: none). A value that is the name of
+ * a file is not split. Opens them all in order. */
+struct ask_images {
+    char *value[ASK_IMAGES_MAX];
+    int n_values;
+    struct llava_image *image[ASK_IMAGES_MAX];
+    int n;
+};
+void ask_images_option(struct ask_images *a, char *value, struct argp_state *state);
+int ask_images_open(struct ask_images *a, struct llava_engine *engine, const char *sep, struct llava_error *e);
+void ask_images_close(struct ask_images *a);
 
 /* Prints an answer as it comes, without white space at its ends; keeps the whole of it. */
 struct ask_text {

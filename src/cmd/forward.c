@@ -5,17 +5,18 @@
 #include "cmd/ask.h"
 #include "file/safetensors.h"
 
-enum { K_IMAGE = CMD_KEY, K_PROMPT, K_OUT, IMAGES_MAX = 64 };
+enum { K_IMAGE = CMD_KEY, K_PROMPT, K_OUT };
 
 struct forward {
     struct llava_options model;
-    const char *images[IMAGES_MAX], *prompt, *out;
-    int n_images;
+    struct ask_images images;
+    const char *prompt, *out;
 };
 
 static const struct argp_option options[] = {
     { NULL, 0, NULL, 0, "Forward:", 0 },
-    { "image-file", K_IMAGE, "FILE", 0, "Picture; give the option once for each <image>", 0 },
+    { "image-file", K_IMAGE, "FILE[,FILE...]", 0,
+      "Picture; several are separated by commas, or given by repeating the option", 0 },
     { "prompt", K_PROMPT, "TEXT", 0, "The whole prompt, with its <image>", 0 },
     { "out", K_OUT, "FILE", 0, "The safetensors file to write", 0 },
     { 0 },
@@ -26,10 +27,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     struct forward *f = state->input;
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &f->model; break;
-    case K_IMAGE:
-        if (f->n_images == IMAGES_MAX) argp_error(state, "more than %d pictures", IMAGES_MAX);
-        f->images[f->n_images++] = arg;
-        break;
+    case K_IMAGE: ask_images_option(&f->images, arg, state); break;
     case K_PROMPT: f->prompt = arg; break;
     case K_OUT: f->out = arg; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
@@ -83,21 +81,17 @@ static int save(const char *path, const struct llava_forward *f, struct llava_er
 int cmd_forward(int argc, char **argv)
 {
     struct forward f = { .model = llava_options_default() };
-    int rc = cmd_parse(&argp, argc, argv, &f), n = 0;
+    int rc = cmd_parse(&argp, argc, argv, &f);
     if (rc) return rc;
     struct llava_error e = { 0 };
     struct llava_engine *engine = NULL;
-    struct llava_image *images[IMAGES_MAX] = { 0 };
     struct llava_forward out = { 0 };
     rc = llava_open(&engine, &f.model, &e);
-    for (; rc >= 0 && n < f.n_images; n++) {
-        rc = ask_image_open(&images[n], engine, f.images[n], &e);
-        if (rc < 0) break;
-    }
-    if (rc >= 0) rc = llava_forward(&out, engine, f.prompt, images, n, &e);
+    if (rc >= 0) rc = ask_images_open(&f.images, engine, ",", &e);
+    if (rc >= 0) rc = llava_forward(&out, engine, f.prompt, f.images.image, f.images.n, &e);
     if (rc >= 0) rc = save(f.out, &out, &e);
     llava_forward_free(&out);
-    for (int i = 0; i < n; i++) llava_image_close(images[i]);
+    ask_images_close(&f.images);
     llava_close(engine);
     return rc < 0 ? cmd_fail(LLAVA_IO, e.message) : 0;
 }

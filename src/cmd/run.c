@@ -5,13 +5,12 @@
 
 #include "cmd/ask.h"
 
-enum { K_IMAGE = CMD_KEY, K_QUERY, K_CONV, K_SEP, K_PROMPT, IMAGES_MAX = 64 };
+enum { K_IMAGE = CMD_KEY, K_QUERY, K_CONV, K_SEP, K_PROMPT };
 
 struct run {
     struct llava_options model;
     struct llava_sampling sampling;
-    char *image_files[IMAGES_MAX];
-    int n_files;
+    struct ask_images images;
     const char *query, *prompt, *conv, *sep;
 };
 
@@ -35,10 +34,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
         state->child_inputs[0] = &r->model;
         state->child_inputs[1] = &r->sampling;
         break;
-    case K_IMAGE:
-        if (r->n_files == IMAGES_MAX) argp_error(state, "more than %d --image-file", IMAGES_MAX);
-        r->image_files[r->n_files++] = arg;
-        break;
+    case K_IMAGE: ask_images_option(&r->images, arg, state); break;
     case K_QUERY: r->query = arg; break;
     case K_PROMPT: r->prompt = arg; break;
     case K_CONV: r->conv = arg; break;
@@ -64,27 +60,9 @@ static const struct argp argp = {
     children, NULL, NULL
 };
 
-/* All pictures of all --image-file, split at sep. */
-static int open_images(struct run *r, struct llava_engine *engine, struct llava_image **images, int *n, struct llava_error *e)
+static int answer(struct run *r, struct llava_engine *engine, struct llava_error *e)
 {
-    for (int i = 0; i < r->n_files; i++) {
-        for (char *at = r->image_files[i], *next; at; at = next) {
-            next = *r->sep ? strstr(at, r->sep) : NULL;
-            if (next) {
-                *next = 0;
-                next += strlen(r->sep);
-            }
-            if (*n == IMAGES_MAX) return snprintf(e->message, sizeof e->message, "more than %d pictures", IMAGES_MAX), LLAVA_LIMIT;
-            int rc = ask_image_open(&images[*n], engine, at, e);
-            if (rc < 0) return rc;
-            ++*n;
-        }
-    }
-    return 0;
-}
-
-static int answer(struct run *r, struct llava_engine *engine, struct llava_image *const *images, int n, struct llava_error *e)
-{
+    int n = r->images.n;
     struct llava_conversation *conv = NULL;
     struct llava_session *session = NULL;
     struct llava_result result;
@@ -101,7 +79,7 @@ static int answer(struct run *r, struct llava_engine *engine, struct llava_image
     }
     r->sampling.stop = &stop;
     r->sampling.n_stop = stop != NULL;
-    if (rc >= 0) rc = llava_session_prompt(session, prompt, images, n, e);
+    if (rc >= 0) rc = llava_session_prompt(session, prompt, r->images.image, n, e);
     if (rc >= 0) rc = llava_session_generate(session, &r->sampling, ask_on_text, &text, &result, e);
     if (rc >= 0) {
         ask_end(&text);
@@ -118,15 +96,14 @@ static int answer(struct run *r, struct llava_engine *engine, struct llava_image
 int cmd_run(int argc, char **argv)
 {
     struct run r = { .model = llava_options_default(), .sampling = llava_sampling_default(), .sep = "," };
-    int rc = cmd_parse(&argp, argc, argv, &r), n = 0;
+    int rc = cmd_parse(&argp, argc, argv, &r);
     if (rc) return rc;
     struct llava_error e = { 0 };
     struct llava_engine *engine = NULL;
-    struct llava_image *images[IMAGES_MAX] = { 0 };
     rc = llava_open(&engine, &r.model, &e);
-    if (rc >= 0) rc = open_images(&r, engine, images, &n, &e);
-    if (rc >= 0) rc = answer(&r, engine, images, n, &e);
-    for (int i = 0; i < n; i++) llava_image_close(images[i]);
+    if (rc >= 0) rc = ask_images_open(&r.images, engine, r.sep, &e);
+    if (rc >= 0) rc = answer(&r, engine, &e);
+    ask_images_close(&r.images);
     llava_close(engine);
     return rc < 0 ? cmd_fail(LLAVA_IO, e.message) : 0;
 }

@@ -62,7 +62,8 @@ int pinpoints_parse(struct pinpoints *p, const char *text, size_t n, bool height
         if (!scan_one(&s, ",")) break;
     }
     if (!p->n || !scan_one(&s, (char[2]){ close }) || scan_peek(&s))
-        return err_set(e, ERR_FORMAT, "image_grid_pinpoints is not a list of pairs of sizes from 1 to %d, at byte %zu",
+        return err_set(e, ERR_FORMAT,
+                       "image_grid_pinpoints is not a list of pairs of sizes from 1 to %d, at byte %zu",
                        PINPOINT_SIDE_MAX, (size_t)(s.p - text));
     return 0;
 }
@@ -105,8 +106,8 @@ struct span {
     int x0, x1, y0, y1;
 };
 
-/* The picture was centred in the grid; the smaller scale tells which axis has padding. Half of the padding, rounded
- * down, is cut from either end. */
+/* The picture was centred in the grid; the smaller scale tells which axis has padding. Half of the padding,
+ * rounded down, is cut from either end. */
 static struct span unpad(int cols, int rows, int w, int h)
 {
     struct span s = { 0, cols, 0, rows };

@@ -1,4 +1,4 @@
-/* BMP without compression: 1, 4, 8, 24 and 32 bits a pixel (32: the fourth byte is dropped, as Pillow's RGB does). */
+/* BMP without compression: 1, 4, 8, 24 and 32 bits a pixel; of 32 the fourth byte is dropped. */
 #include <string.h>
 
 #include "image/formats.h"
@@ -15,7 +15,7 @@ static int unsupported(const struct source *s, struct err *e, const char *what, 
     return err_set(e, ERR_UNSUPPORTED, "picture '%s' is BMP with %s %u", s->name, what, value);
 }
 
-/* The header is 12 bytes (OS/2, 16-bit sizes) or at least 40. Compression 3 only says where the channels are. */
+/* The header is 12 bytes (OS/2, 16-bit sizes) or at least 40. Compression 3 only says where channels are. */
 static int read_header(struct header *h, const struct source *s, struct err *e)
 {
     const uint8_t *p = s->p;

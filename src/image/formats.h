@@ -1,5 +1,6 @@
-/* The decoders behind picture_decode, one file each. They share its contract; `bytes` begin with their magic. Each
- * calls picture_new once, when the header is read; picture_decode frees what a failing decoder leaves in *p. */
+/* The decoders behind picture_decode, one file each. They share its contract; `bytes` begin with their magic.
+ * Each calls picture_new once, when the header is read; picture_decode frees what a failing decoder leaves in
+ * *p. */
 #pragma once
 #include "image/picture.h"
 

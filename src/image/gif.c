@@ -1,5 +1,6 @@
-/* GIF: the first frame, as Pillow shows it: on a canvas filled with the transparent index if the frame has one and with
- * index 0 if not; the canvas grows to hold the frame. No library: the format is LZW and three small headers. */
+/* GIF: the first frame, as Pillow shows it: on a canvas filled with the transparent index if the frame has
+ * one and with index 0 if not; the canvas grows to hold the frame. No library: the format is LZW and three
+ * small headers. */
 #include <string.h>
 
 #include "image/formats.h"
@@ -48,7 +49,8 @@ static int codes_take(struct codes *c, int bits)
 {
     for (; c->n < bits; c->n += 8, c->left--) {
         if (!c->left && c->at < c->s->n) c->left = c->s->p[c->at++];
-        if (!c->left || c->at >= c->s->n) return NO_CODE;
+        if (!c->left || c->left > c->s->n - c->at)
+            return NO_CODE; /* as Pillow: a block is whole or not there */
         c->acc |= (uint32_t)c->s->p[c->at++] << c->n;
     }
     int v = (int)(c->acc & ((1u << bits) - 1));
@@ -107,7 +109,7 @@ static int decode_frame(struct picture *p, const struct source *s, const struct 
     return 0;
 }
 
-/* A palette of 2 << (flags & 7) colours at `at`, if the flags say that there is one. Returns where it ends. */
+/* A palette of 2 << (flags & 7) colours at `at`, if the flags say there is one. Returns where it ends. */
 static size_t read_palette(struct frame *f, const struct source *s, size_t at, int flags)
 {
     size_t n = flags & 128 ? 3u * (2u << (flags & 7)) : 0;
@@ -129,7 +131,8 @@ static int read_headers(struct frame *f, const struct source *s, struct err *e)
     for (; at < s->n && s->p[at] != ','; at++) {
         if (s->p[at] == ';') break;
         if (s->p[at] != '!') continue;
-        if (at + 7 < s->n && s->p[at + 1] == 249 && s->p[at + 2] >= 4 && s->p[at + 3] & 1) f->fill = s->p[at + 6];
+        if (at + 7 < s->n && s->p[at + 1] == 249 && s->p[at + 2] >= 4 && s->p[at + 3] & 1)
+            f->fill = s->p[at + 6];
         for (at += 2; at < s->n && s->p[at];) at += 1u + s->p[at];
     }
     if (at + 11 > s->n || s->p[at] != ',') return picture_truncated(s, e);
@@ -153,7 +156,8 @@ int gif_decode(struct picture *p, const struct source *s, struct err *e)
     struct frame f = { 0 };
     int rc = read_headers(&f, s, e);
     if (rc < 0) return rc;
-    int w = f.x + f.w > f.canvas_w ? f.x + f.w : f.canvas_w, h = f.y + f.h > f.canvas_h ? f.y + f.h : f.canvas_h;
+    int w = f.x + f.w > f.canvas_w ? f.x + f.w : f.canvas_w,
+        h = f.y + f.h > f.canvas_h ? f.y + f.h : f.canvas_h;
     if ((rc = picture_new(p, w, h, s->name, e)) < 0) return rc;
     for (size_t i = 0; i < (size_t)w * (size_t)h; i++) memcpy(p->rgb + 3 * i, f.palette[f.fill], 3);
     return f.w && f.h ? decode_frame(p, s, &f, e) : 0;

@@ -1,6 +1,6 @@
-/* JPEG through libjpeg-turbo, set as Pillow sets it: accurate integer DCT, smooth chroma upsampling, and a source that
- * stops (rather than invents an end) when the bytes run out, so that a file cut short is an error. Warnings about
- * damaged data inside a whole file are ignored, as Pillow does. */
+/* JPEG through libjpeg-turbo, set as Pillow sets it: accurate integer DCT, smooth chroma upsampling, and a
+ * source that stops (rather than invents an end) when the bytes run out, so that a file cut short is an
+ * error. Warnings about damaged data inside a whole file are ignored, as Pillow does. */
 #include <setjmp.h>
 #include <stdio.h>
 
@@ -11,7 +11,7 @@
 /* A progressive file may repeat scans over the whole picture; real encoders write about ten. */
 enum { JPEG_SCANS_MAX = 400 };
 
-/* Everything that has to survive a longjmp is in here, so no local needs to be volatile. */
+/* Everything that has to survive a longjmp. */
 struct job {
     struct jpeg_decompress_struct c;
     struct jpeg_error_mgr error;
@@ -70,8 +70,8 @@ static void job_begin(struct job *j)
     j->c.progress = &j->progress;
 }
 
-/* CMYK to RGB as Pillow's convert: k scales the others, with the 8-bit division by 255 that rounds. Adobe programs
- * store the four inverted, and Pillow takes every file for one of theirs. */
+/* CMYK to RGB as Pillow's convert: k scales the others, with the 8-bit division by 255 that rounds. Adobe
+ * programs store the four inverted, and Pillow takes every file for one of theirs. */
 static void cmyk_row(uint8_t *to, const uint8_t *from, int w)
 {
     for (int i = 0; i < 3 * w; i++) {
@@ -85,7 +85,8 @@ static void read_rows(struct job *j)
     struct jpeg_decompress_struct *c = &j->c;
     const int w = j->p->w;
     JSAMPARRAY line = NULL;
-    if (c->num_components == 4) line = c->mem->alloc_sarray((j_common_ptr)c, JPOOL_IMAGE, (JDIMENSION)w * 4, 1);
+    if (c->num_components == 4)
+        line = c->mem->alloc_sarray((j_common_ptr)c, JPOOL_IMAGE, (JDIMENSION)w * 4, 1);
     while (c->output_scanline < c->output_height) {
         uint8_t *row = picture_row(j->p, (int)c->output_scanline);
         if (jpeg_read_scanlines(c, line ? line : &row, 1) != 1) leave(j, picture_truncated(j->s, j->e));
@@ -111,6 +112,14 @@ static void read_picture(struct job *j)
     read_rows(j);
 }
 
+/* Apart from jpeg_decode, because what setjmp's own function keeps in locals is lost. */
+static void read_guarded(struct job *j)
+{
+    if (setjmp(j->out)) return;
+    job_begin(j);
+    read_picture(j);
+}
+
 int jpeg_decode(struct picture *p, const struct source *s, struct err *e)
 {
     struct job j = { .p = p, .s = s, .e = e };
@@ -118,10 +127,7 @@ int jpeg_decode(struct picture *p, const struct source *s, struct err *e)
     j.c.client_data = &j;
     j.error.error_exit = on_error;
     j.error.emit_message = on_message;
-    if (!setjmp(j.out)) {
-        job_begin(&j);
-        read_picture(&j);
-    }
+    read_guarded(&j);
     jpeg_destroy_decompress(&j.c); /* also right when creating failed: the struct began zeroed */
     return j.rc;
 }

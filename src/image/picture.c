@@ -1,5 +1,5 @@
-/* Making pictures and choosing their decoder by magic bytes. See picture.h; the decoders are in jpeg.c, png.c, webp.c,
- * gif.c and bmp.c. */
+/* Making pictures and choosing their decoder by magic bytes. See picture.h; the decoders are in jpeg.c,
+ * png.c, webp.c, gif.c and bmp.c. */
 #include "image/picture.h"
 
 #include <stdlib.h>
@@ -16,8 +16,8 @@ int picture_new(struct picture *p, int64_t w, int64_t h, const char *name, struc
     if (w < 1 || h < 1)
         return err_set(e, ERR_FORMAT, "picture '%s' is %lldx%lld", name, (long long)w, (long long)h);
     if (w > PICTURE_SIDE_MAX || h > PICTURE_SIDE_MAX)
-        return err_set(e, ERR_LIMIT, "picture '%s' is %lldx%lld, a side is longer than %d pixels", name, (long long)w,
-                       (long long)h, PICTURE_SIDE_MAX);
+        return err_set(e, ERR_LIMIT, "picture '%s' is %lldx%lld, a side is longer than %d pixels", name,
+                       (long long)w, (long long)h, PICTURE_SIDE_MAX);
     if (w * h > PICTURE_PIXELS_MAX)
         return err_set(e, ERR_LIMIT, "picture '%s' is %lldx%lld, more than %d pixels", name, (long long)w,
                        (long long)h, PICTURE_PIXELS_MAX);
@@ -40,7 +40,7 @@ int picture_truncated(const struct source *s, struct err *e)
     return err_set(e, ERR_FORMAT, "picture '%s' is truncated after %zu bytes", s->name, s->n);
 }
 
-/* A format is known by `n` bytes at `at`. Those without a decoder are here so that the message can name them. */
+/* A format is known by `n` bytes at `at`. Those without a decoder are here for the message to name. */
 static const struct format {
     const char *name;
     int at, n;
@@ -90,7 +90,8 @@ int picture_decode(struct picture *p, const void *bytes, size_t n, const char *n
     const struct format *f = format_find(&s);
     if (!f) return err_set(e, ERR_UNSUPPORTED, "'%s' is not a picture of a known format", name);
     if (!f->decode)
-        return err_set(e, ERR_UNSUPPORTED, "'%s' is %s; JPEG, PNG, WebP, GIF and BMP are read", name, f->name);
+        return err_set(e, ERR_UNSUPPORTED, "'%s' is %s; JPEG, PNG, WebP, GIF and BMP are read", name,
+                       f->name);
     int rc = f->decode(p, &s, e);
     if (rc < 0) picture_free(p);
     return rc;

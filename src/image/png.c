@@ -1,12 +1,13 @@
-/* PNG through libpng, with the conversions that Pillow does and no others: no gamma, no background, tRNS ignored,
- * low byte of 16 dropped except for grey, which is clipped (Pillow reads it into 32-bit integers first). */
+/* PNG through libpng, with the conversions that Pillow does and no others: no gamma, no background, tRNS
+ * ignored, low byte of 16 dropped except for grey, which is clipped (Pillow reads it into 32-bit integers
+ * first). */
 #include <string.h>
 
 #include <png.h>
 
 #include "image/formats.h"
 
-/* Everything that has to survive a longjmp is in here, so no local needs to be volatile. */
+/* Everything that has to survive a longjmp. */
 struct job {
     png_structp png;
     png_infop info;
@@ -86,10 +87,19 @@ static void read_picture(struct job *j)
     int passes = png_set_interlace_handling(j->png);
     png_read_update_info(j->png, j->info);
     if (png_get_rowbytes(j->png, j->info) > (size_t)w * 3)
-        leave(j, err_set(j->e, ERR_UNSUPPORTED, "picture '%s' is PNG of type %d with %d bits", j->s->name, type, depth));
+        leave(j, err_set(j->e, ERR_UNSUPPORTED, "picture '%s' is PNG of type %d with %d bits", j->s->name,
+                         type, depth));
     for (; passes > 0; passes--)
         for (int y = 0; y < j->p->h; y++) png_read_row(j->png, picture_row(j->p, y), NULL);
     expand(j, depth, type);
+}
+
+/* Apart from png_decode, because what setjmp's own function keeps in locals is lost. */
+static void read_guarded(struct job *j)
+{
+    if (setjmp(png_jmpbuf(j->png))) return;
+    png_set_read_fn(j->png, j, on_read);
+    read_picture(j);
 }
 
 int png_decode(struct picture *p, const struct source *s, struct err *e)
@@ -101,10 +111,7 @@ int png_decode(struct picture *p, const struct source *s, struct err *e)
         png_destroy_read_struct(&j.png, NULL, NULL);
         return err_set(e, ERR_NOMEM, "no memory to read picture '%s'", s->name);
     }
-    if (!setjmp(png_jmpbuf(j.png))) {
-        png_set_read_fn(j.png, &j, on_read);
-        read_picture(&j);
-    }
+    read_guarded(&j);
     png_destroy_read_struct(&j.png, &j.info, NULL);
     return j.rc;
 }

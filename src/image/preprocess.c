@@ -1,4 +1,4 @@
-/* See preprocess.h. Crops are computed as windows of a resize, so that nothing is resized to be thrown away. */
+/* See preprocess.h. Crops are computed as windows of a resize: nothing is resized to be thrown away. */
 #include "image/preprocess.h"
 
 #include <math.h>
@@ -22,29 +22,34 @@ int aspect_parse(enum aspect *a, const char *name, struct err *e)
     if (!strcmp(name, "pad")) *a = ASPECT_PAD;
     else if (!strcmp(name, "anyres")) *a = ASPECT_ANYRES;
     else if (!strncmp(name, "anyres", 6))
-        return err_set(e, ERR_UNSUPPORTED, "image_aspect_ratio '%s' is not handled; square, pad and anyres are", name);
+        return err_set(e, ERR_UNSUPPORTED,
+                       "image_aspect_ratio '%s' is not handled; square, pad and anyres are", name);
     return 0;
 }
 
 /* Copies src into dst with its corner at (x, y); it fits. */
 static void paste(struct picture *dst, const struct picture *src, int x, int y)
 {
-    for (int r = 0; r < src->h; r++) memcpy(picture_row(dst, y + r) + 3 * x, picture_row(src, r), (size_t)src->w * 3);
+    for (int r = 0; r < src->h; r++)
+        memcpy(picture_row(dst, y + r) + 3 * x, picture_row(src, r), (size_t)src->w * 3);
 }
 
 int picture_pad(struct picture *dst, const struct picture *src, const uint8_t colour[3], struct err *e)
 {
     int side = src->w > src->h ? src->w : src->h, rc = picture_new(dst, side, side, "padded", e);
     if (rc < 0) return rc;
-    if (src->w != src->h)
-        for (size_t i = 0; i < (size_t)side * (size_t)side; i++) memcpy(dst->rgb + 3 * i, colour, 3);
+    if (src->w != src->h) {
+        for (int x = 0; x < side; x++) memcpy(dst->rgb + 3 * x, colour, 3);
+        for (int y = 1; y < side; y++) memcpy(picture_row(dst, y), dst->rgb, (size_t)side * 3);
+    }
     paste(dst, src, (side - src->w) / 2, (side - src->h) / 2);
     return 0;
 }
 
 static int floor_half(int64_t v) { return (int)(v >= 0 ? v / 2 : (v - 1) / 2); }
 
-/* do_resize and do_center_crop in one. The long side is int(short * long / short0), at most INT32_MAX by the limits. */
+/* do_resize and do_center_crop in one. The long side is int(short * long / short0), at most INT32_MAX by the
+ * limits. */
 static int resize_and_crop(struct picture *dst, const struct picture *src, const struct clip_processor *p,
                            struct err *e)
 {
@@ -57,13 +62,13 @@ static int resize_and_crop(struct picture *dst, const struct picture *src, const
     }
     struct window win = { 0, 0, w, h };
     if (p->do_center_crop)
-        win = (struct window){ floor_half((int64_t)w - p->crop_w), floor_half((int64_t)h - p->crop_h), p->crop_w,
-                               p->crop_h };
+        win = (struct window){ floor_half((int64_t)w - p->crop_w), floor_half((int64_t)h - p->crop_h),
+                               p->crop_w, p->crop_h };
     return picture_resize_window(dst, src, w, h, win, e);
 }
 
-/* A byte has 256 values, so each channel is a table. Rescaling is in double and rounded to float, normalising in
- * float. */
+/* A byte has 256 values, so each channel is a table. Rescaling is in double and rounded to float, normalising
+ * in float. */
 static void fill_tables(float table[3][256], const struct clip_processor *p)
 {
     for (int c = 0; c < 3; c++)
@@ -75,7 +80,8 @@ static void fill_tables(float table[3][256], const struct clip_processor *p)
 }
 
 /* Tile t of px from a picture; the first tile decides the size and makes the memory for all. */
-static int put_tile(struct pixels *px, int t, const struct picture *pic, const struct clip_processor *p, struct err *e)
+static int put_tile(struct pixels *px, int t, const struct picture *pic, const struct clip_processor *p,
+                    struct err *e)
 {
     float table[3][256];
     struct picture tile;
@@ -86,9 +92,11 @@ static int put_tile(struct pixels *px, int t, const struct picture *pic, const s
         px->w = tile.w;
         px->h = tile.h;
         px->data = malloc((size_t)px->n * 3 * area * sizeof *px->data);
-        if (!px->data) rc = err_set(e, ERR_NOMEM, "no memory for %d tiles of %dx%d pixels", px->n, px->w, px->h);
+        if (!px->data)
+            rc = err_set(e, ERR_NOMEM, "no memory for %d tiles of %dx%d pixels", px->n, px->w, px->h);
     } else if (tile.w != px->w || tile.h != px->h) {
-        rc = err_set(e, ERR_UNSUPPORTED, "the tiles of a picture come out in different sizes: no size, no crop_size");
+        rc = err_set(e, ERR_UNSUPPORTED,
+                     "the tiles of a picture come out in different sizes: no size, no crop_size");
     }
     if (rc >= 0) {
         fill_tables(table, p);
@@ -125,8 +133,11 @@ static int put_tiles(struct pixels *px, const struct picture *pic, const struct 
     const int w = pp->at[best].w, h = pp->at[best].h;
     int rc = 0, t = 0;
     if (w % side || h % side)
-        return err_set(e, ERR_UNSUPPORTED, "image_grid_pinpoints has %dx%d, no multiple of the tile's side %d", w, h,
-                       side);
+        return err_set(e, ERR_UNSUPPORTED,
+                       "image_grid_pinpoints has %dx%d, no multiple of the tile's side %d", w, h, side);
+    if (w / side * (h / side) > TILES_MAX)
+        return err_set(e, ERR_LIMIT, "image_grid_pinpoints has %dx%d, more than %d tiles of side %d", w, h,
+                       TILES_MAX, side);
     px->n = 1 + w / side * (h / side);
     TRY(picture_resize(&whole, pic, p->size_w, p->size_h, e));
     TRY(put_tile(px, t++, &whole, p, e));
@@ -152,7 +163,8 @@ int pixels_new(struct pixels *px, const struct picture *pic, const struct clip_p
     int rc;
     *px = (struct pixels){ .n = 1, .w0 = pic->w, .h0 = pic->h };
     if (a == ASPECT_ANYRES) {
-        if (!pp || !pp->n) rc = err_set(e, ERR_MISSING, "image_aspect_ratio 'anyres' needs image_grid_pinpoints");
+        if (!pp || !pp->n)
+            rc = err_set(e, ERR_MISSING, "image_aspect_ratio 'anyres' needs image_grid_pinpoints");
         else rc = put_tiles(px, pic, p, pp, e);
     } else if (a == ASPECT_PAD && pic->w != pic->h) {
         clip_processor_background(p, colour);

@@ -101,13 +101,14 @@ static int read_all(struct clip_processor *p, const struct reader *r)
     if (scale) p->scale = json_number_value(scale);
     if (resample && !json_is_integer(resample)) return wrong(r, "resample", "a number");
     if (resample && json_integer_value(resample) != BICUBIC)
-        return err_set(r->e, ERR_UNSUPPORTED, "'%s': resample is %lld, and only 3 (bicubic) is handled", r->name,
-                       (long long)json_integer_value(resample));
+        return err_set(r->e, ERR_UNSUPPORTED, "'%s': resample is %lld, and only 3 (bicubic) is handled",
+                       r->name, (long long)json_integer_value(resample));
 out:
     return rc;
 }
 
-int clip_processor_parse(struct clip_processor *p, const char *json, size_t n, const char *name, struct err *e)
+int clip_processor_parse(struct clip_processor *p, const char *json, size_t n, const char *name,
+                         struct err *e)
 {
     json_error_t why;
     clip_processor_default(p, 336);
@@ -115,7 +116,9 @@ int clip_processor_parse(struct clip_processor *p, const char *json, size_t n, c
     if (!root) return err_set(e, ERR_FORMAT, "'%s' is not JSON: %s at line %d", name, why.text, why.line);
     const json_t *inner = json_object_get(root, "image_processor");
     struct reader r = { json_is_object(inner) ? inner : root, name, e };
-    int rc = json_is_object(root) ? read_all(p, &r) : err_set(e, ERR_FORMAT, "'%s' is not a JSON object", name);
+    int rc = 0;
+    if (json_is_object(root)) rc = read_all(p, &r);
+    else rc = err_set(e, ERR_FORMAT, "'%s' is not a JSON object", name);
     json_decref(root);
     return rc;
 }

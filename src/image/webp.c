@@ -1,12 +1,12 @@
-/* WebP through libwebp. Of an animation the first frame is taken, on a black canvas where it does not cover it. */
+/* WebP through libwebp. Of an animation the first frame is taken, on black where it does not cover all. */
 #include <string.h>
 
 #include <webp/decode.h>
 
 #include "image/formats.h"
 
-static int decode_frame(struct picture *p, const struct source *s, const uint8_t *bytes, size_t n, int x, int y,
-                        int w, int h, struct err *e)
+static int decode_frame(struct picture *p, const struct source *s, const uint8_t *bytes, size_t n, int x,
+                        int y, int w, int h, struct err *e)
 {
     int stride = p->w * 3;
     uint8_t *to = picture_row(p, y) + 3 * x;
@@ -15,8 +15,8 @@ static int decode_frame(struct picture *p, const struct source *s, const uint8_t
     return err_set(e, ERR_FORMAT, "picture '%s' is broken or truncated WebP data", s->name);
 }
 
-/* Chunks are a tag, a length and a body padded to an even length. An ANMF body begins with 16 bytes: x/2, y/2, width-1
- * and height-1 of the frame in three bytes each, and four of timing. */
+/* Chunks are a tag, a length and a body padded to an even length. An ANMF body begins with 16 bytes: x/2,
+ * y/2, width-1 and height-1 of the frame in three bytes each, and four of timing. */
 static int decode_first_frame(struct picture *p, const struct source *s, struct err *e)
 {
     for (size_t at = 12; at + 8 <= s->n;) {
@@ -40,7 +40,8 @@ int webp_decode(struct picture *p, const struct source *s, struct err *e)
     WebPBitstreamFeatures f;
     VP8StatusCode status = WebPGetFeatures(s->p, s->n, &f);
     if (status == VP8_STATUS_NOT_ENOUGH_DATA) return picture_truncated(s, e);
-    if (status != VP8_STATUS_OK) return err_set(e, ERR_FORMAT, "picture '%s' has a broken WebP header", s->name);
+    if (status != VP8_STATUS_OK)
+        return err_set(e, ERR_FORMAT, "picture '%s' has a broken WebP header", s->name);
     int rc = picture_new(p, f.width, f.height, s->name, e);
     if (rc < 0) return rc;
     if (f.has_animation) return decode_first_frame(p, s, e);

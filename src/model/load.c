@@ -122,6 +122,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     if (rc < 0) return rc;
     enum dtype file = (enum dtype)w->t.type, keep = kept_type(b->s, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
+    if (pair && !b->s->keep_dtype && b->s->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
     struct tensor t = as_seen(r, w->t.p, file);
     if (pair && b->s->unmerged) {
         rc = lora_fits(pair, t, e);
