@@ -119,7 +119,7 @@ static int more_files(void *ctx, struct saver *s, struct err *e)
     return export_tokens_add(s, j->dirs, j->tok, j->save.image, j->save.pad, &j->m.cfg, e);
 }
 
-static enum naming naming_of(const struct llava_model *m)
+enum naming export_naming(const struct llava_model *m)
 {
     if (!m->cfg.hf_layout) return NAMING_LLAVA;
     for (size_t i = 0; i < weights_count(m->weights[0]); i++)
@@ -131,7 +131,7 @@ static int choose(struct job *j, struct err *e)
 {
     const struct export *x = j->x;
     struct save_options *o = &j->save;
-    *o = (struct save_options){ .dir = x->out, .naming = x->keep_naming ? naming_of(&j->m) : x->naming,
+    *o = (struct save_options){ .dir = x->out, .naming = x->keep_naming ? export_naming(&j->m) : x->naming,
                                 .projector_only = x->projector_only, .keep_dtype = x->keep_dtype, .dtype = x->dtype,
                                 .shard_bytes = x->shard_bytes, .side_dirs = { j->dirs[0], j->dirs[1] }, .ctx = j };
     if (o->naming != NAMING_LLAVA) {

@@ -25,6 +25,8 @@ struct export {
 };
 int export_model(const struct export *x, struct err *e);
 
+/* The layout that an open model was read from. */
+enum naming export_naming(const struct llava_model *m);
 /* "5GB", "500MB", "2GiB", "1000000" -> bytes; -1: not a size. */
 int export_size(size_t *ret, const char *text);
 /* "keep", "f32", "f16", "bf16" and torch's names; -1: none of them. */

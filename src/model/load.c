@@ -77,7 +77,7 @@ struct binder {
 };
 
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
-static enum dtype kept_type(const struct llava_source *s, const struct bind_row *r, enum dtype file)
+enum dtype bind_type(const struct llava_source *s, const struct bind_row *r, enum dtype file)
 {
     if (s->keep_dtype || !(r->flags & BIND_DECAY)) return file == DT_F64 && !s->keep_dtype ? DT_F32 : file;
     if (s->dtype == DT_F32) return file == DT_F64 ? DT_F32 : file;
@@ -101,7 +101,7 @@ int bind_check(const struct bind_row *r, const struct weight *w, struct err *e)
 }
 
 /* Kernels see matrices as [rows, cols]: a convolution's [C,3,p,p] as [C,3*p*p], one-row tables as [1,C]. */
-static struct tensor as_seen(const struct bind_row *r, void *p, enum dtype t)
+struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t)
 {
     bool one_row = strstr(r->name, "class_embedding") || strstr(r->name, "image_newline");
     if (r->nd == 1) return one_row ? tensor_2d(p, t, 1, r->shape[0]) : tensor_1d(p, t, r->shape[0]);
@@ -120,10 +120,10 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     }
     int rc = bind_check(r, w, e);
     if (rc < 0) return rc;
-    enum dtype file = (enum dtype)w->t.type, keep = kept_type(b->s, r, file);
+    enum dtype file = (enum dtype)w->t.type, keep = bind_type(b->s, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->s->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
-    struct tensor t = as_seen(r, w->t.p, file);
+    struct tensor t = bind_view(r, w->t.p, file);
     if (pair && b->s->unmerged) {
         rc = lora_fits(pair, t, e);
         pair->used = true;
@@ -132,9 +132,9 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
         b->bytes += bytes + ARENA_ALIGN;
         if (b->count) return 0;
         void *p = arena_take(&b->m->own, bytes);
-        if (pair) rc = lora_merge(b->lora, pair, as_seen(r, p, keep), t, e);
+        if (pair) rc = lora_merge(b->lora, pair, bind_view(r, p, keep), t, e);
         else dtype_convert(p, keep, t.p, file, tensor_count(t));
-        t = as_seen(r, p, keep);
+        t = bind_view(r, p, keep);
     }
     r->param->w = t;
     r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
@@ -388,7 +388,7 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     (void)e;
     bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
     enum dtype type = matrix ? z->dtype : DT_F32;
-    struct tensor t = as_seen(r, NULL, type);
+    struct tensor t = bind_view(r, NULL, type);
     z->bytes += tensor_bytes(t) + ARENA_ALIGN;
     if (z->count) return 0;
     t.p = arena_take(&z->m->own, tensor_bytes(t));
