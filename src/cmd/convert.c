@@ -113,10 +113,11 @@ static const struct argp argp = {
     "are reordered from its RoPE (neighbours) to Hugging Face's (halves).\n"
     "\n"
     "Examples:\n"
-    "  llava convert --model-path liuhaotian/llava-v1.5-7b --to hf --output llava-1.5-7b-hf\n"
-    "  llava convert --model-path llava-hf/llava-1.5-7b-hf --to llava --output llava-v1.5-7b --dtype bf16\n"
-    "  llava convert --model-path checkpoints/llava-v1.5-7b --to projector --output projector\n"
-    "  llava convert --from llama2c --model-path stories260K.bin --tokenizer tok512.model --output stories\n"
+    "  llava convert --model-path liuhaotian/llava-v1.5-7b --to hf --output 7b-hf\n"
+    "  llava convert --model-path llava-hf/llava-1.5-7b-hf --to llava --output 7b\n"
+    "  llava convert --model-path 7b --to projector --dtype bf16 --output projector\n"
+    "  llava convert --from llama2c --model-path stories260K.bin \\\n"
+    "      --tokenizer tok512.model --output stories\n"
     "\n" CMD_EXIT_STATUS,
     NULL, NULL, NULL
 };

@@ -59,7 +59,7 @@ static const struct argp argp = {
     "Examples:\n"
     "  llava inspect models/demo\n"
     "  llava inspect --model-path liuhaotian/llava-v1.5-7b --tensors\n"
-    "  llava inspect --model-path checkpoints/my-lora --model-base lmsys/vicuna-7b-v1.5 --check\n"
+    "  llava inspect my-lora --model-base lmsys/vicuna-7b-v1.5 --check\n"
     "  llava inspect --model-path D --json | jq .memory\n\n" CMD_EXIT_STATUS,
     NULL, NULL, NULL
 };
@@ -254,7 +254,6 @@ static void mark_replaced(struct inspect *s)
 
 struct tally {
     const struct inspect *s;
-    struct llava_source src;
     struct memory *to;
 };
 
@@ -264,8 +263,9 @@ static int tally_one(void *ctx, const struct bind_row *r, struct err *e)
     struct tensor w = r->param->w;
     (void)e;
     if (!w.p) return 0;
-    enum dtype keep = bind_type(&t->src, r, (enum dtype)w.type);
+    enum dtype keep = bind_type(t->to->dtype, r, (enum dtype)w.type);
     bool merged = t->s->lora.n && lora_find((struct lora_set *)&t->s->lora, r->name);
+    if (merged && t->to->dtype == DT_F32) keep = DT_F32;
     if (keep == (enum dtype)w.type && !merged) t->to->mapped += (int64_t)tensor_bytes(w);
     else t->to->copies += tensor_count(w) * (int64_t)dtype_bytes(keep);
     return 0;
@@ -279,7 +279,7 @@ static void measure(struct inspect *s)
     if (l->tied) s->m.llama.head.w = s->m.llama.embed;
     for (int i = 0; i < MEMORY_KINDS; i++) {
         struct memory *to = &s->memory[i];
-        struct tally t = { s, { .dtype = types[i] }, to };
+        struct tally t = { s, to };
         size_t act = 0;
         to->dtype = types[i];
         llava_each(&s->m, tally_one, &t, NULL);

@@ -148,7 +148,7 @@ static void print_config(const struct inspect *s)
         printf("%-*s%d layers, width %d, feed-forward %d, %d heads; pictures %dx%d in %d patches\n", LABEL, "vision tower",
                c->clip.L, c->clip.C, c->clip.F, c->clip.H, c->clip.image, c->clip.image, clip_patches(&c->clip));
     printf("%-*s%s%s%s, hidden state %d%s\n", LABEL, c->has_clip ? "" : "vision tower",
-           s->m.tower_inside ? "in the checkpoint" : s->m.clip_dir ? "found in " : "not found: ",
+           s->m.tower_inside ? "in the checkpoint" : s->m.clip_dir ? "found in " : s->has_layers ? "not found: " : "",
            s->m.tower_inside ? "" : s->m.clip_dir ? s->m.clip_dir : c->tower,
            s->m.tower_inside && *c->tower ? " (config names another place too)" : "", c->select_layer,
            c->select_cls ? " with class token" : "");
@@ -193,9 +193,9 @@ static void print_files(const struct inspect *s)
 {
     struct files f = files_of(s);
     char b[24];
-    printf("\n%-74s %12s\n", "files", "size");
+    printf("\n%10s  %s\n", "size", "file");
     for (size_t i = 0; i < f.n; i++)
-        printf("  %-72s %12s\n", f.at[i].here ? base_of(f.at[i].path) : f.at[i].path, size_text(b, f.at[i].bytes));
+        printf("%10s  %s\n", size_text(b, f.at[i].bytes), f.at[i].here ? base_of(f.at[i].path) : f.at[i].path);
     files_free(&f);
 }
 
@@ -211,6 +211,7 @@ static void print_parts(const struct inspect *s)
 {
     static const enum part order[] = { PART_LLAMA, PART_PROJECTOR, PART_CLIP };
     struct part_sum all = { 0 }, kinds[ITEM_UNBOUND + 1] = { 0 };
+    if (!s->n_item) return;
     printf("\n%-24s %9s %20s %12s   %s\n", "parts", "tensors", "parameters", "bytes", "types");
     for (size_t i = 0; i < s->n_item; i++) {
         struct part_sum *k = &kinds[s->item[i].kind];
@@ -228,7 +229,7 @@ static void print_parts(const struct inspect *s)
     print_sum("adapter", &s->adapter);
     print_sum("replaced by another", &kinds[ITEM_REPLACED]);
     print_sum("ignored", &kinds[ITEM_IGNORED]);
-    print_sum(s->has_layers ? "bound to nothing" : "tensors", &kinds[ITEM_UNBOUND]);
+    print_sum(s->has_layers ? "bound to nothing" : s->is_adapter ? "other trained tensors" : "tensors", &kinds[ITEM_UNBOUND]);
     int n = 0;
     if (!s->has_layers || s->tensors) return;
     for (size_t i = 0; i < s->n_item; i++)

@@ -56,8 +56,8 @@ static const struct argp argp = {
     "The tower stays where it is: the folder names it as the adapter's config.json does. One that lies beside the adapter, "
     "or is changed by it, is written to DIR/vision_tower.\n\n"
     "Examples:\n"
-    "  llava merge --model-path checkpoints/llava-v1.5-7b-lora --model-base lmsys/vicuna-7b-v1.5 \\\n"
-    "      --save-model-path checkpoints/llava-v1.5-7b-merged\n"
+    "  llava merge --model-path llava-v1.5-7b-lora --model-base vicuna-7b-v1.5 \\\n"
+    "      --save-model-path llava-v1.5-7b-merged\n"
     "  llava merge --model-path A --model-base B --save-model-path C --dtype bf16\n\n" CMD_EXIT_STATUS,
     NULL, NULL, NULL
 };

@@ -22,6 +22,7 @@ struct llava_model {
     struct arena own_more;                    /* what had to be made while merging adapters */
     struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
     bool tower_inside;                        /* the tower's weights are in the checkpoint */
+    enum dtype dtype;                         /* what was asked for, or chosen */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
 
@@ -68,6 +69,7 @@ struct llava_source {
     /* How an org/name (a tower's) becomes a folder: the hub's function, or NULL to allow folders only. */
     int (*locate)(char **dir, const char *name, struct err *e);
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
+    bool auto_dtype;       /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are stored */
     enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
     bool text_only;        /* don't load the tower */
     bool tower_by_name;    /* leave a tower closed that is neither in the checkpoint nor beside it (for saving) */

@@ -77,11 +77,10 @@ struct binder {
 };
 
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
-enum dtype bind_type(const struct llava_source *s, const struct bind_row *r, enum dtype file)
+enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file)
 {
-    if (s->keep_dtype || !(r->flags & BIND_DECAY)) return file == DT_F64 && !s->keep_dtype ? DT_F32 : file;
-    if (s->dtype == DT_F32) return file == DT_F64 ? DT_F32 : file;
-    return s->dtype;
+    if (!(r->flags & BIND_DECAY) || want == DT_F32) return file == DT_F64 ? DT_F32 : file;
+    return want;
 }
 
 int bind_check(const struct bind_row *r, const struct weight *w, struct err *e)
@@ -120,9 +119,9 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     }
     int rc = bind_check(r, w, e);
     if (rc < 0) return rc;
-    enum dtype file = (enum dtype)w->t.type, keep = bind_type(b->s, r, file);
+    enum dtype file = (enum dtype)w->t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
-    if (pair && !b->s->keep_dtype && b->s->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
+    if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
     struct tensor t = bind_view(r, w->t.p, file);
     if (pair && b->s->unmerged) {
         rc = lora_fits(pair, t, e);
@@ -151,6 +150,19 @@ static int bind_all(struct llava_model *m, const struct llava_source *s, const s
     if (rc >= 0) rc = llava_each(m, bind_one, &b, e);
     if (rc >= 0 && m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
     return rc;
+}
+
+enum { SMALL_MODEL = 256 << 20 }; /* bytes under which exact f32 products cost nothing that anyone notices */
+
+static void choose_dtype(struct llava_model *m, const struct llava_source *s, const struct index *ix)
+{
+    const struct weight *embed = index_find(ix, "model.embed_tokens.weight");
+    size_t bytes = 0;
+    for (int i = 0; i < m->n_weights; i++) bytes += weights_bytes(m->weights[i]);
+    m->dtype = s->dtype;
+    if (!s->auto_dtype) return;
+    enum dtype stored = embed ? (enum dtype)embed->t.type : m->cfg.dtype;
+    m->dtype = bytes >= SMALL_MODEL && (stored == DT_BF16 || stored == DT_F16) ? stored : DT_F32;
 }
 
 /* ---- folders */
@@ -226,17 +238,20 @@ static bool tower_inside(const struct index *ix)
     return index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
 }
 
-/* Must the tower be opened? Not when its name is enough: it is elsewhere, and nothing of it changes. */
-static bool tower_wanted(const struct llava_model *m, const struct llava_source *s, const struct index *ix,
+/* Must the tower be opened? Not when its name is enough: it is on the hub or in a fixed place, and nothing of it changes. */
+static bool tower_wanted(struct llava_model *m, const struct llava_source *s, const struct index *ix,
                          const struct lora_set *lora)
 {
     const struct llava_config *c = &m->cfg;
     if (!s->tower_by_name || c->has_clip || !c->mm_hidden || tower_inside(ix)) return true;
     for (size_t i = 0; i < lora->n; i++)
         if (!strncmp(lora->pair[i].name, "vision_model.", 13)) return true;
-    char beside[4096];
-    snprintf(beside, sizeof beside, "%s/%s", s->path, c->tower);
-    return !s->clip_path && *c->tower && *c->tower != '/' && exists(beside, "config.json");
+    if (s->clip_path || *c->tower == '/' || (*c->tower != '.' && strchr(c->tower, '/'))) return false; /* ORG/NAME */
+    struct llava_source here = { .path = s->path };
+    bool found = find_tower(m, &here, NULL) >= 0;
+    free(m->clip_dir);
+    m->clip_dir = NULL;
+    return found;
 }
 
 int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
@@ -334,6 +349,7 @@ int llava_model_open(struct llava_model *m, const struct llava_source *s, struct
         TRY(check_vision(m, s->path, e));
     }
     TRY(model_make_layers(m, e));
+    choose_dtype(m, s, &ix);
     TRY(bind_all(m, s, &ix, &lora, e));
     TRY(lora_check_used(&lora, s->path, e));
     if (s->unmerged && lora.n) TRY(keep_lora(m, &lora, e));
@@ -407,7 +423,7 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
 
 int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e)
 {
-    *m = (struct llava_model){ .cfg = *cfg };
+    *m = (struct llava_model){ .cfg = *cfg, .dtype = dtype };
     float *noise = malloc(NOISE * sizeof *noise);
     if (!noise) return err_set(e, ERR_NOMEM, "no memory for noise");
     struct rng rng;

@@ -19,8 +19,8 @@ const struct weight *index_find(const struct index *ix, const char *name); /* NU
 /* Does the tensor of a file fit the row? Error: names both shapes, or the type. */
 int bind_check(const struct bind_row *r, const struct weight *w, struct err *e);
 
-/* The type that a parameter is kept in when its file has `file`. */
-enum dtype bind_type(const struct llava_source *s, const struct bind_row *r, enum dtype file);
+/* The type that a parameter is kept in when its file has `file` and `want` is asked for. */
+enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file);
 /* Data of a file's shape as kernels see it. */
 struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t);
 

@@ -277,6 +277,8 @@ static int write_model(struct saving *s, const char *stage, struct err *e)
     if (!o->projector_only)
         for (int i = 0; i < 2; i++)
             if (o->side_dirs[i]) TRY(saver_copy_side_files(out, o->side_dirs[i], e));
+    for (int i = 0; i < 2 && o->naming != NAMING_LLAVA; i++)
+        if (o->side_dirs[i]) TRY(copy_file(out, o->side_dirs[i], "chat_template.jinja", e));
     if (s->m->cfg.has_vision && o->naming != NAMING_LLAVA) TRY(put_processor(out, s, e));
     TRY(put_config(out, s, e));
     if (o->more) TRY(o->more(o->ctx, out, e));
