@@ -20,15 +20,18 @@ struct job {
     struct llava_model m;
     struct tokenizer *tok; /* NULL: the folders have none */
     char *dir, *base;
-    const char *dirs[2];   /* the base's folder and the model's, or the model's alone */
+    const char *dirs[2]; /* the base's folder and the model's, or the model's alone */
     struct save_options save;
 };
 
 int export_size(size_t *ret, const char *text)
 {
-    static const struct { const char *unit; double factor; } units[] = {
-        { "", 1 }, { "B", 1 }, { "KB", 1e3 }, { "MB", 1e6 }, { "GB", 1e9 }, { "TB", 1e12 },
-        { "KiB", 1024.0 }, { "MiB", 1048576.0 }, { "GiB", 1073741824.0 },
+    static const struct {
+        const char *unit;
+        double factor;
+    } units[] = {
+        { "", 1 },      { "B", 1 },        { "KB", 1e3 },        { "MB", 1e6 },           { "GB", 1e9 },
+        { "TB", 1e12 }, { "KiB", 1024.0 }, { "MiB", 1048576.0 }, { "GiB", 1073741824.0 },
     };
     char *end;
     double v = isdigit((unsigned char)*text) ? strtod(text, &end) : -1;
@@ -48,9 +51,15 @@ int export_dtype(bool *keep, enum dtype *ret, const char *text)
     return dtype_find(text, ret) < 0 || (*ret != DT_F32 && *ret != DT_F16 && *ret != DT_BF16) ? -1 : 0;
 }
 
-void export_signals(void) { signal(SIGXFSZ, SIG_IGN); }
+void export_signals(void)
+{
+    signal(SIGXFSZ, SIG_IGN);
+}
 
-static int locate(char **dir, const char *name, struct err *e) { return hub_find(dir, name, NULL, e); }
+static int locate(char **dir, const char *name, struct err *e)
+{
+    return hub_find(dir, name, NULL, e);
+}
 
 static int open_model(struct job *j, struct err *e)
 {
@@ -58,14 +67,19 @@ static int open_model(struct job *j, struct err *e)
     int rc;
     TRY(hub_find(&j->dir, x->path, NULL, e));
     if (x->base) TRY(hub_find(&j->base, x->base, NULL, e));
-    struct llava_source s = { .path = j->dir, .base = j->base, .clip_path = x->tower, .locate = locate, .keep_dtype = true,
+    struct llava_source s = { .path = j->dir,
+                              .base = j->base,
+                              .clip_path = x->tower,
+                              .locate = locate,
+                              .keep_dtype = true,
                               .unmerged = true };
     s.tower_by_name = x->projector_only || x->keep_naming || (x->naming == NAMING_LLAVA && !x->with_tower);
     TRY(llava_model_open(&j->m, &s, e));
     j->dirs[0] = j->base ? j->base : j->dir;
     j->dirs[1] = j->base ? j->dir : NULL;
     struct err none;
-    if (tokenizer_open(&j->tok, j->dir, &none) < 0 && j->base && tokenizer_open(&j->tok, j->base, &none) < 0) j->tok = NULL;
+    if (tokenizer_open(&j->tok, j->dir, &none) < 0 && j->base && tokenizer_open(&j->tok, j->base, &none) < 0)
+        j->tok = NULL;
 out:
     return rc;
 }
@@ -77,9 +91,12 @@ static void choose_tower(struct job *j)
     const struct llava_model *m = &j->m;
     const struct llava_config *c = &m->cfg;
     if (!c->has_clip) return; /* its name is enough */
-    if (j->x->with_tower && !j->x->projector_only) o->tower_inside = true;
-    else if (m->tower_inside && !c->hf_layout && !j->x->projector_only) o->tower_inside = true; /* as it was */
-    else o->tower_beside = true;
+    if (j->x->with_tower && !j->x->projector_only)
+        o->tower_inside = true;
+    else if (m->tower_inside && !c->hf_layout && !j->x->projector_only)
+        o->tower_inside = true; /* as it was */
+    else
+        o->tower_beside = true;
 }
 
 /* Tokens <image> and <pad> at the end, and rows for them. */
@@ -87,7 +104,9 @@ static int add_tokens(struct job *j, struct err *e)
 {
     const struct llava_config *c = &j->m.cfg;
     if (!j->tok)
-        return err_set(e, ERR_MISSING, "'%s' has no tokenizer: transformers' layout needs one for the token <image>", j->dirs[0]);
+        return err_set(e, ERR_MISSING,
+                       "'%s' has no tokenizer: transformers' layout needs one for the token <image>",
+                       j->dirs[0]);
     const struct tokenizer_info *info = tokenizer_info(j->tok);
     int next = info->size, image = info->image, pad = tokenizer_find(j->tok, "<pad>");
     if (image < 0) image = next++;
@@ -97,7 +116,8 @@ static int add_tokens(struct job *j, struct err *e)
     j->save.pad = pad;
     if (need > c->llama.V) j->save.vocab = (need + VOCAB_MULTIPLE - 1) / VOCAB_MULTIPLE * VOCAB_MULTIPLE;
     if (c->im_start_end)
-        log_warn("the model expects <im_start> and <im_end> around pictures, which transformers does not put there");
+        log_warn("the model expects <im_start> and <im_end> around pictures, which transformers does not put "
+                 "there");
     return 0;
 }
 
@@ -131,9 +151,14 @@ static int choose(struct job *j, struct err *e)
 {
     const struct export *x = j->x;
     struct save_options *o = &j->save;
-    *o = (struct save_options){ .dir = x->out, .naming = x->keep_naming ? export_naming(&j->m) : x->naming,
-                                .projector_only = x->projector_only, .keep_dtype = x->keep_dtype, .dtype = x->dtype,
-                                .shard_bytes = x->shard_bytes, .side_dirs = { j->dirs[0], j->dirs[1] }, .ctx = j };
+    *o = (struct save_options){ .dir = x->out,
+                                .naming = x->keep_naming ? export_naming(&j->m) : x->naming,
+                                .projector_only = x->projector_only,
+                                .keep_dtype = x->keep_dtype,
+                                .dtype = x->dtype,
+                                .shard_bytes = x->shard_bytes,
+                                .side_dirs = { j->dirs[0], j->dirs[1] },
+                                .ctx = j };
     if (o->naming != NAMING_LLAVA) {
         o->more = more_files;
         return add_tokens(j, e);

@@ -1,4 +1,5 @@
-/* The tokenizer's files with and without <image> and <pad>, as transformers' processors want them. See export.h. */
+/* The tokenizer's files with and without <image> and <pad>, as transformers' processors want them. See
+ * export.h. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,8 +73,8 @@ static bool is_mark(const json_t *v)
 
 static json_t *added_token(const char *text)
 {
-    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b}", "content", text, "lstrip", 0, "normalized", 0, "rstrip", 0, "single_word",
-                     0, "special", 1);
+    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b}", "content", text, "lstrip", 0, "normalized", 0, "rstrip", 0,
+                     "single_word", 0, "special", 1);
 }
 
 static void put_decoder(json_t *decoder, const char *text, int id)
@@ -83,11 +84,14 @@ static void put_decoder(json_t *decoder, const char *text, int id)
     if (id >= 0 && !json_object_get(decoder, key)) json_object_set_new(decoder, key, added_token(text));
 }
 
-/* tokenizer_config.json. A new added_tokens_decoder must name every added token: readers look nowhere else then. */
+/* tokenizer_config.json. A new added_tokens_decoder must name every added token: readers look nowhere else
+ * then. */
 static int config_add(struct saver *s, const char *const dirs[2], const struct tokenizer *t, const int ids[2],
                       const json_t *added, struct err *e)
 {
-    static const char *const named[][2] = { { "unk_token", "<unk>" }, { "bos_token", "<s>" }, { "eos_token", "</s>" } };
+    static const char *const named[][2] = { { "unk_token", "<unk>" },
+                                            { "bos_token", "<s>" },
+                                            { "eos_token", "</s>" } };
     json_t *v;
     int rc = load(&v, dirs, "tokenizer_config.json", e);
     if (rc < 0) return rc;
@@ -105,7 +109,8 @@ static int config_add(struct saver *s, const char *const dirs[2], const struct t
     json_object_foreach((json_t *)added, text, id) put_decoder(decoder, text, (int)json_integer_value(id));
     for (int i = 0; i < 2; i++) put_decoder(decoder, marks[i], ids[i]);
     json_object_set_new(v, "pad_token", json_string("<pad>"));
-    if (!json_object_get(v, "tokenizer_class")) json_object_set_new(v, "tokenizer_class", json_string("LlamaTokenizer"));
+    if (!json_object_get(v, "tokenizer_class"))
+        json_object_set_new(v, "tokenizer_class", json_string("LlamaTokenizer"));
     json_object_set_new(v, "processor_class", json_string("LlavaProcessor"));
     rc = save_json(s, "tokenizer_config.json", v, e);
     json_decref(v);
@@ -133,8 +138,8 @@ static int fast_add(struct saver *s, const char *const dirs[2], const int ids[2]
     return rc;
 }
 
-int export_tokens_add(struct saver *s, const char *const dirs[2], const struct tokenizer *t, int image, int pad,
-                      const struct llava_config *c, struct err *e)
+int export_tokens_add(struct saver *s, const char *const dirs[2], const struct tokenizer *t, int image,
+                      int pad, const struct llava_config *c, struct err *e)
 {
     int ids[2] = { image, pad }, rc;
     json_t *added = NULL, *map = NULL, *proc = NULL;
@@ -150,10 +155,11 @@ int export_tokens_add(struct saver *s, const char *const dirs[2], const struct t
     TRY(fast_add(s, dirs, ids, e));
     TRY(load(&proc, dirs, "processor_config.json", e));
     if (!proc) proc = json_object();
-    json_t *want = json_pack("{s:s,s:s,s:i,s:s,s:i}", "processor_class",
-                             c->aspect == ASPECT_ANYRES ? "LlavaNextProcessor" : "LlavaProcessor", "image_token", "<image>",
-                             "patch_size", c->clip.patch, "vision_feature_select_strategy",
-                             c->select_cls ? "full" : "default", "num_additional_image_tokens", 1);
+    json_t *want =
+        json_pack("{s:s,s:s,s:i,s:s,s:i}", "processor_class",
+                  c->aspect == ASPECT_ANYRES ? "LlavaNextProcessor" : "LlavaProcessor", "image_token",
+                  "<image>", "patch_size", c->clip.patch, "vision_feature_select_strategy",
+                  c->select_cls ? "full" : "default", "num_additional_image_tokens", 1);
     json_object_update(proc, want);
     json_decref(want);
     TRY(save_json(s, "processor_config.json", proc, e));
@@ -173,8 +179,8 @@ static void drop_marks(json_t *v)
     for (size_t i = json_array_size(v); i-- > 0;)
         if (is_mark(json_array_get(v, i))) json_array_remove(v, i);
     if (!json_is_object(v)) return;
-    json_object_foreach_safe(v, next, key, x)
-        if (is_mark(x) || !strcmp(key, marks[0]) || !strcmp(key, marks[1])) json_object_del(v, key);
+    json_object_foreach_safe(v, next, key, x) if (is_mark(x) || !strcmp(key, marks[0]) ||
+                                                  !strcmp(key, marks[1])) json_object_del(v, key);
 }
 
 /* One file: what names the tokens goes; without <pad>, <unk> pads, as in LLaVA's own folders. */
@@ -197,8 +203,8 @@ static int file_drop(struct saver *s, const char *const dirs[2], const char *fil
 
 int export_tokens_drop(struct saver *s, const char *const dirs[2], struct err *e)
 {
-    static const char *const files[] = { "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                                         "tokenizer.json" };
+    static const char *const files[] = { "tokenizer_config.json", "special_tokens_map.json",
+                                         "added_tokens.json", "tokenizer.json" };
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         int rc = file_drop(s, dirs, files[i], e);
         if (rc < 0) return rc;

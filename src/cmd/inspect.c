@@ -1,5 +1,5 @@
-/* llava inspect: what is in a checkpoint, what it binds to, and the memory it takes. Every step may fail on its own: what
- * fails is a line of the report, and the rest goes on. See inspect.h. */
+/* llava inspect: what is in a checkpoint, what it binds to, and the memory it takes. Every step may fail on
+ * its own: what fails is a line of the report, and the rest goes on. See inspect.h. */
 #include "cmd/inspect.h"
 
 #include <stdio.h>
@@ -16,10 +16,13 @@
 enum { K_PATH = CMD_KEY, K_BASE, K_TOWER, K_TENSORS, K_JSON, K_CHECK };
 
 static const struct argp_option options[] = {
-    { "model-path", K_PATH, "DIR|ORG/NAME", 0, "Folder of a model, a LoRA adapter or a projector, or its name on the hub", 0 },
+    { "model-path", K_PATH, "DIR|ORG/NAME", 0,
+      "Folder of a model, a LoRA adapter or a projector, or its name on the hub", 0 },
     { "model-base", K_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
-    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 },
-    { "tensors", K_TENSORS, NULL, 0, "One line for each tensor: name, file, type, shape, and the parameter that it is", 0 },
+    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
+      0 },
+    { "tensors", K_TENSORS, NULL, 0,
+      "One line for each tensor: name, file, type, shape, and the parameter that it is", 0 },
     { "check", K_CHECK, NULL, 0, "Read all weights and look for NaN and infinity", 0 },
     { "json", K_JSON, NULL, 0, "One JSON object instead of tables", 0 },
     { 0 },
@@ -48,20 +51,29 @@ static error_t option(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp argp = {
-    options, option, "[DIR|ORG/NAME]",
-    "Shows what a checkpoint holds: its files and layout, the sizes of the model, where the vision tower was found, tensors "
-    "and bytes of each part, tensors that are ignored or that nothing uses, and the memory that running it takes."
+    options,
+    option,
+    "[DIR|ORG/NAME]",
+    "Shows what a checkpoint holds: its files and layout, the sizes of the model, where the vision tower was "
+    "found, tensors "
+    "and bytes of each part, tensors that are ignored or that nothing uses, and the memory that running it "
+    "takes."
     "\vAn adapter or a projector is shown alone, or with --model-base as the model that it makes.\n\n"
-    "What is missing or does not fit is listed as lines that begin with \"missing:\", and the exit status is 1.\n\n"
-    "Memory is what one conversation of the full context takes at each precision: weights that are used from the files as "
-    "they are (pages of the system's cache), copies of weights that must be converted or merged, the cache of keys and "
+    "What is missing or does not fit is listed as lines that begin with \"missing:\", and the exit status is "
+    "1.\n\n"
+    "Memory is what one conversation of the full context takes at each precision: weights that are used from "
+    "the files as "
+    "they are (pages of the system's cache), copies of weights that must be converted or merged, the cache "
+    "of keys and "
     "values, and activations.\n\n"
     "Examples:\n"
     "  llava inspect models/demo\n"
     "  llava inspect --model-path liuhaotian/llava-v1.5-7b --tensors\n"
     "  llava inspect my-lora --model-base lmsys/vicuna-7b-v1.5 --check\n"
     "  llava inspect --model-path D --json | jq .memory\n\n" CMD_EXIT_STATUS,
-    NULL, NULL, NULL
+    NULL,
+    NULL,
+    NULL
 };
 
 /* A line of the report; past NOTES_MAX only counted. */
@@ -82,7 +94,10 @@ static bool exists(const char *dir, const char *file)
     return access(path, F_OK) == 0;
 }
 
-static int locate(char **dir, const char *name, struct err *e) { return hub_find(dir, name, NULL, e); }
+static int locate(char **dir, const char *name, struct err *e)
+{
+    return hub_find(dir, name, NULL, e);
+}
 
 /* ---- opening */
 
@@ -101,7 +116,8 @@ static void add_files(struct inspect *s, const char *dir, const char *file)
 
 static void open_alone(struct inspect *s)
 {
-    static const char *const files[] = { "mm_projector.bin", "non_lora_trainables.bin", "non_lora_trainables.safetensors" };
+    static const char *const files[] = { "mm_projector.bin", "non_lora_trainables.bin",
+                                         "non_lora_trainables.safetensors" };
     struct err e = { 0 };
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (exists(s->dir, files[i])) add_files(s, s->dir, files[i]);
@@ -123,8 +139,10 @@ static void open_whole(struct inspect *s)
     if (!s->has_config) return;
     if (m->cfg.has_vision && model_open_tower(m, &src, &s->ix, &e) < 0) note(s, e.code, e.msg);
     if (m->cfg.has_vision && !m->cfg.mm_hidden) m->cfg.mm_hidden = m->cfg.clip.C;
-    if (model_make_layers(m, &e) < 0) note(s, e.code, e.msg);
-    else s->has_layers = true;
+    if (model_make_layers(m, &e) < 0)
+        note(s, e.code, e.msg);
+    else
+        s->has_layers = true;
 }
 
 static int open_all(struct inspect *s, struct err *e)
@@ -133,9 +151,10 @@ static int open_all(struct inspect *s, struct err *e)
     TRY(hub_find(&s->dir, s->path, NULL, e));
     if (s->base_name) TRY(hub_find(&s->base, s->base_name, NULL, e));
     s->is_adapter = exists(s->dir, "adapter_config.json");
-    s->is_projector = !s->is_adapter && exists(s->dir, "mm_projector.bin") &&
-                      (s->base || !(exists(s->dir, "model.safetensors") || exists(s->dir, "model.safetensors.index.json") ||
-                                    exists(s->dir, "pytorch_model.bin") || exists(s->dir, "pytorch_model.bin.index.json")));
+    s->is_projector =
+        !s->is_adapter && exists(s->dir, "mm_projector.bin") &&
+        (s->base || !(exists(s->dir, "model.safetensors") || exists(s->dir, "model.safetensors.index.json") ||
+                      exists(s->dir, "pytorch_model.bin") || exists(s->dir, "pytorch_model.bin.index.json")));
     if ((s->is_adapter || s->is_projector) && !s->base) {
         open_alone(s);
         return 0;
@@ -161,8 +180,10 @@ static struct item *item_of(struct inspect *s, const struct weight *w)
     while (lo < hi) {
         size_t mid = (lo + hi) / 2;
         if (s->item[mid].w == w) return &s->item[mid];
-        if (s->item[mid].w < w) lo = mid + 1;
-        else hi = mid;
+        if (s->item[mid].w < w)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return NULL;
 }
@@ -179,7 +200,8 @@ static void list_set(struct inspect *s, const struct weights *set, enum item_kin
         struct item *it = &s->item[s->n_item++];
         *it = (struct item){ .w = weights_at(set, i), .kind = kind };
         char name[NAME_MAX_BYTES];
-        if (kind == ITEM_UNBOUND && name_canonical(name, sizeof name, it->w->name) < 0) it->kind = ITEM_IGNORED;
+        if (kind == ITEM_UNBOUND && name_canonical(name, sizeof name, it->w->name) < 0)
+            it->kind = ITEM_IGNORED;
     }
 }
 
@@ -195,7 +217,8 @@ static int list_items(struct inspect *s, struct err *e)
     for (size_t i = 0; i < s->lora.n; i++) {
         const struct weight *both[] = { s->lora.pair[i].a, s->lora.pair[i].b };
         for (int k = 0; k < 2; k++)
-            if (item_of(s, both[k])) snprintf(item_of(s, both[k])->to, NAME_MAX_BYTES, "%s", s->lora.pair[i].name);
+            if (item_of(s, both[k]))
+                snprintf(item_of(s, both[k])->to, NAME_MAX_BYTES, "%s", s->lora.pair[i].name);
     }
     return 0;
 }
@@ -266,8 +289,10 @@ static int tally_one(void *ctx, const struct bind_row *r, struct err *e)
     enum dtype keep = bind_type(t->to->dtype, r, (enum dtype)w.type);
     bool merged = t->s->lora.n && lora_find((struct lora_set *)&t->s->lora, r->name);
     if (merged && t->to->dtype == DT_F32) keep = DT_F32;
-    if (keep == (enum dtype)w.type && !merged) t->to->mapped += (int64_t)tensor_bytes(w);
-    else t->to->copies += tensor_count(w) * (int64_t)dtype_bytes(keep);
+    if (keep == (enum dtype)w.type && !merged)
+        t->to->mapped += (int64_t)tensor_bytes(w);
+    else
+        t->to->copies += tensor_count(w) * (int64_t)dtype_bytes(keep);
     return 0;
 }
 
@@ -297,11 +322,18 @@ static void measure(struct inspect *s)
 
 /* ---- check */
 
-/* Place of the first element that is not finite, -1: none. All exponent bits set is what makes it so in every type. */
+/* Place of the first element that is not finite, -1: none. All exponent bits set is what makes it so in every
+ * type. */
 static int64_t find_fault(struct tensor t, bool *nan)
 {
-    static const struct { enum dtype type; uint64_t exponent; } masks[] = {
-        { DT_F32, 0x7f800000 }, { DT_F16, 0x7c00 }, { DT_BF16, 0x7f80 }, { DT_F64, 0x7ff0000000000000 },
+    static const struct {
+        enum dtype type;
+        uint64_t exponent;
+    } masks[] = {
+        { DT_F32, 0x7f800000 },
+        { DT_F16, 0x7c00 },
+        { DT_BF16, 0x7f80 },
+        { DT_F64, 0x7ff0000000000000 },
     };
     uint64_t mask = 0;
     for (int i = 0; i < 4; i++)
@@ -380,8 +412,10 @@ int cmd_inspect(int argc, char **argv)
     int rc = cmd_parse(&argp, argc, argv, &s);
     if (rc) return rc;
     rc = inspect_all(&s, &e);
-    if (rc >= 0 && s.json && inspect_print_json(&s) < 0) rc = err_set(&e, ERR_NOMEM, "no memory for the report");
-    else if (rc >= 0 && !s.json) inspect_print(&s);
+    if (rc >= 0 && s.json && inspect_print_json(&s) < 0)
+        rc = err_set(&e, ERR_NOMEM, "no memory for the report");
+    else if (rc >= 0 && !s.json)
+        inspect_print(&s);
     bool bad = s.n_note || s.n_fault;
     inspect_fini(&s);
     return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : bad;

@@ -12,8 +12,8 @@ enum item_kind { ITEM_BOUND, ITEM_ADAPTER, ITEM_IGNORED, ITEM_REPLACED, ITEM_UNB
 struct item {
     const struct weight *w;
     enum item_kind kind;
-    enum part part;             /* BOUND */
-    char to[NAME_MAX_BYTES];    /* BOUND: the parameter; ADAPTER: the one it changes */
+    enum part part;          /* BOUND */
+    char to[NAME_MAX_BYTES]; /* BOUND: the parameter; ADAPTER: the one it changes */
 };
 
 struct part_sum {
@@ -24,7 +24,8 @@ struct part_sum {
 /* Bytes that a session takes at one precision. */
 struct memory {
     enum dtype dtype;
-    int64_t mapped, copies, position, cache, act, total; /* position: cache of one; cache: of the whole context */
+    int64_t mapped, copies, position, cache, act,
+        total; /* position: cache of one; cache: of the whole context */
 };
 
 enum { PARTS = 3, MEMORY_KINDS = 3, DIRS = 3, NOTES_MAX = 200 };
@@ -39,16 +40,20 @@ struct inspect {
     struct lora_set lora;
     struct tokenizer *tok;
     bool has_config, has_layers, is_adapter, is_projector;
-    char wants[512];                      /* an adapter without its base: the base it names */
+    char wants[512]; /* an adapter without its base: the base it names */
     struct item *item;
     size_t n_item;
     struct part_sum sum[PARTS], adapter;
     struct memory memory[MEMORY_KINDS];
     bool has_memory;
-    struct tensor_fault { const struct weight *w; int64_t at; bool nan; } fault[20];
+    struct tensor_fault {
+        const struct weight *w;
+        int64_t at;
+        bool nan;
+    } fault[20];
     int n_fault, n_note;
-    int64_t n_absent;                     /* parameters that no file has */
-    char *note[NOTES_MAX];                /* what is missing or wrong, one line each */
+    int64_t n_absent;      /* parameters that no file has */
+    char *note[NOTES_MAX]; /* what is missing or wrong, one line each */
 };
 
 const char *inspect_part_name(enum part p);

@@ -13,8 +13,9 @@ enum { LABEL = 14 };
 
 const char *inspect_part_name(enum part p)
 {
-    static const char *const names[] = { [PART_LLAMA] = "language model", [PART_CLIP] = "vision tower",
-                                         [PART_PROJECTOR] = "projector" };
+    static const char *const names[] = {
+        [PART_LLAMA] = "language model", [PART_CLIP] = "vision tower", [PART_PROJECTOR] = "projector"
+    };
     return names[p];
 }
 
@@ -53,7 +54,8 @@ static const char *types_text(char s[64], unsigned types)
 {
     s[0] = 0;
     for (int t = 0; t < N_DTYPE; t++)
-        if (types & 1u << t) snprintf(s + strlen(s), 64 - strlen(s), "%s%s", *s ? " " : "", dtype_name((enum dtype)t));
+        if (types & 1u << t)
+            snprintf(s + strlen(s), 64 - strlen(s), "%s%s", *s ? " " : "", dtype_name((enum dtype)t));
     return s;
 }
 
@@ -123,8 +125,10 @@ static const char *format_of(const struct inspect *s)
     bool st = false, bin = false;
     for (size_t i = 0; i < s->n_item; i++) {
         size_t n = strlen(s->item[i].w->file);
-        if (n > 12 && !strcmp(s->item[i].w->file + n - 12, ".safetensors")) st = true;
-        else bin = true;
+        if (n > 12 && !strcmp(s->item[i].w->file + n - 12, ".safetensors"))
+            st = true;
+        else
+            bin = true;
     }
     return st && bin ? "safetensors and torch .bin" : st ? "safetensors" : bin ? "torch .bin" : "no weights";
 }
@@ -133,30 +137,37 @@ static const char *format_of(const struct inspect *s)
 
 static void print_config(const struct inspect *s)
 {
-    static const char *const aspects[] = { [ASPECT_SQUARE] = "square", [ASPECT_PAD] = "pad", [ASPECT_ANYRES] = "anyres" };
-    static const char *const merges[] = { [MERGE_FLAT] = "flat", [MERGE_SPATIAL] = "spatial", [MERGE_UNPAD] = "spatial_unpad" };
+    static const char *const aspects[] = {
+        [ASPECT_SQUARE] = "square", [ASPECT_PAD] = "pad", [ASPECT_ANYRES] = "anyres"
+    };
+    static const char *const merges[] = {
+        [MERGE_FLAT] = "flat", [MERGE_SPATIAL] = "spatial", [MERGE_UNPAD] = "spatial_unpad"
+    };
     const struct llava_config *c = &s->m.cfg;
     const struct llama_config *l = &c->llama;
     char type[32], n[32];
     printf("%-*s%s (model_type %s), %s\n", LABEL, "layout", inspect_naming(s), c->model_type, format_of(s));
-    printf("%-*s%d layers, width %d, feed-forward %d, %d heads of %d (%d key/value)\n", LABEL, "language", l->L, l->C, l->F,
-           l->H, l->D, l->K);
-    printf("%-*svocabulary %s, context %s%s%s\n", LABEL, "", count_text(n, l->V), count_text((char[32]){ 0 }, l->max_pos),
-           l->tied ? ", lm_head tied to embed_tokens" : "", l->window ? ", sliding window" : "");
+    printf("%-*s%d layers, width %d, feed-forward %d, %d heads of %d (%d key/value)\n", LABEL, "language",
+           l->L, l->C, l->F, l->H, l->D, l->K);
+    printf("%-*svocabulary %s, context %s%s%s\n", LABEL, "", count_text(n, l->V),
+           count_text((char[32]){ 0 }, l->max_pos), l->tied ? ", lm_head tied to embed_tokens" : "",
+           l->window ? ", sliding window" : "");
     if (!c->has_vision) return;
     if (c->has_clip)
-        printf("%-*s%d layers, width %d, feed-forward %d, %d heads; pictures %dx%d in %d patches\n", LABEL, "vision tower",
-               c->clip.L, c->clip.C, c->clip.F, c->clip.H, c->clip.image, c->clip.image, clip_patches(&c->clip));
-    printf("%-*s%s%s%s, hidden state %d%s\n", LABEL, c->has_clip ? "" : "vision tower",
-           s->m.tower_inside ? "in the checkpoint" : s->m.clip_dir ? "found in " : s->has_layers ? "not found: " : "",
-           s->m.tower_inside ? "" : s->m.clip_dir ? s->m.clip_dir : c->tower,
-           s->m.tower_inside && *c->tower ? " (config names another place too)" : "", c->select_layer,
-           c->select_cls ? " with class token" : "");
+        printf("%-*s%d layers, width %d, feed-forward %d, %d heads; pictures %dx%d in %d patches\n", LABEL,
+               "vision tower", c->clip.L, c->clip.C, c->clip.F, c->clip.H, c->clip.image, c->clip.image,
+               clip_patches(&c->clip));
+    const char *label = c->has_clip ? "" : "vision tower";
+    if (s->m.tower_inside) printf("%-*sin the checkpoint", LABEL, label);
+    else if (s->m.clip_dir) printf("%-*sfound in %s", LABEL, label, s->m.clip_dir);
+    else printf("%-*s%s'%s'", LABEL, label, s->has_layers ? "not found: " : "", c->tower);
+    printf(", hidden state %d%s\n", c->select_layer, c->select_cls ? " with class token" : "");
     save_projector_type(type, sizeof type, c->n_projector);
     printf("%-*s%s, %d -> %d\n", LABEL, "projector", type, c->mm_hidden, l->C);
     printf("%-*s%s", LABEL, "pictures", aspects[c->aspect]);
     if (c->aspect == ASPECT_ANYRES) printf(", %d resolutions, merged %s", c->pinpoints.n, merges[c->merge]);
-    printf("%s%s\n", c->im_start_end ? ", between <im_start> and <im_end>" : "", c->im_patch ? ", token <im_patch>" : "");
+    printf("%s%s\n", c->im_start_end ? ", between <im_start> and <im_end>" : "",
+           c->im_patch ? ", token <im_patch>" : "");
 }
 
 static void print_adapter(const struct inspect *s)
@@ -177,13 +188,15 @@ static void print_adapter(const struct inspect *s)
 
 static void print_tokenizer(const struct inspect *s)
 {
-    static const char *const modes[] = { [TOKENIZER_LEGACY] = "legacy", [TOKENIZER_NEW] = "not legacy",
+    static const char *const modes[] = { [TOKENIZER_LEGACY] = "legacy",
+                                         [TOKENIZER_NEW] = "not legacy",
                                          [TOKENIZER_431] = "not legacy, as transformers 4.31" };
     if (!s->tok) return;
     const struct tokenizer_info *t = tokenizer_info(s->tok);
     printf("%-*s%d tokens, %s", LABEL, "tokenizer", t->size, modes[t->mode]);
     if (t->image >= 0) printf(", <image> is %d", t->image);
-    if (s->has_config && t->size > s->m.cfg.llama.V) printf(" (more than the %d rows of the embedding)", s->m.cfg.llama.V);
+    if (s->has_config && t->size > s->m.cfg.llama.V)
+        printf(" (more than the %d rows of the embedding)", s->m.cfg.llama.V);
     printf("\n");
 }
 
@@ -195,7 +208,8 @@ static void print_files(const struct inspect *s)
     char b[24];
     printf("\n%10s  %s\n", "size", "file");
     for (size_t i = 0; i < f.n; i++)
-        printf("%10s  %s\n", size_text(b, f.at[i].bytes), f.at[i].here ? base_of(f.at[i].path) : f.at[i].path);
+        printf("%10s  %s\n", size_text(b, f.at[i].bytes),
+               f.at[i].here ? base_of(f.at[i].path) : f.at[i].path);
     files_free(&f);
 }
 
@@ -203,8 +217,8 @@ static void print_sum(const char *name, const struct part_sum *p)
 {
     char n[32], b[24], t[64];
     if (p->tensors)
-        printf("  %-22s %9lld %20s %12s   %s\n", name, (long long)p->tensors, count_text(n, p->params), size_text(b, p->bytes),
-               types_text(t, p->types));
+        printf("  %-22s %9lld %20s %12s   %s\n", name, (long long)p->tensors, count_text(n, p->params),
+               size_text(b, p->bytes), types_text(t, p->types));
 }
 
 static void print_parts(const struct inspect *s)
@@ -229,7 +243,8 @@ static void print_parts(const struct inspect *s)
     print_sum("adapter", &s->adapter);
     print_sum("replaced by another", &kinds[ITEM_REPLACED]);
     print_sum("ignored", &kinds[ITEM_IGNORED]);
-    print_sum(s->has_layers ? "bound to nothing" : s->is_adapter ? "other trained tensors" : "tensors", &kinds[ITEM_UNBOUND]);
+    const char *rest = s->is_adapter ? "other trained tensors" : "tensors";
+    print_sum(s->has_layers ? "bound to nothing" : rest, &kinds[ITEM_UNBOUND]);
     int n = 0;
     if (!s->has_layers || s->tensors) return;
     for (size_t i = 0; i < s->n_item; i++)
@@ -240,7 +255,10 @@ static void print_parts(const struct inspect *s)
 static void print_memory(const struct inspect *s)
 {
     if (!s->has_memory) return;
-    static const struct { const char *text; size_t offset; } rows[] = {
+    static const struct {
+        const char *text;
+        size_t offset;
+    } rows[] = {
         { "weights, used as they are", offsetof(struct memory, mapped) },
         { "weights, converted copies", offsetof(struct memory, copies) },
         { "keys and values, all", offsetof(struct memory, cache) },
@@ -265,7 +283,8 @@ static void print_memory(const struct inspect *s)
 static const char *kind_text(const struct inspect *s, const struct item *it)
 {
     switch (it->kind) {
-    case ITEM_BOUND: case ITEM_ADAPTER: return it->to;
+    case ITEM_BOUND:
+    case ITEM_ADAPTER: return it->to;
     case ITEM_IGNORED: return "(ignored)";
     case ITEM_REPLACED: return "(replaced)";
     default: return s->has_layers ? "(nothing)" : "";
@@ -302,8 +321,9 @@ static void print_tensors(const struct inspect *s)
     for (size_t i = 0; at && i < s->n_item; i++) {
         const struct weight *w = at[i]->w;
         bool same = at[i]->kind == ITEM_BOUND && !strcmp(at[i]->to, w->name);
-        printf("%-*s  %-*s  %-5s %-20s %s\n", name, w->name, file, base_of(w->file), dtype_name((enum dtype)w->t.type),
-               tensor_shape(w->t, shape), same ? "the same" : kind_text(s, at[i]));
+        printf("%-*s  %-*s  %-5s %-20s %s\n", name, w->name, file, base_of(w->file),
+               dtype_name((enum dtype)w->t.type), tensor_shape(w->t, shape),
+               same ? "the same" : kind_text(s, at[i]));
     }
     free(at);
 }
@@ -313,15 +333,19 @@ static void print_check(const struct inspect *s)
     if (!s->check) return;
     printf("\n");
     for (int i = 0; i < s->n_fault && i < 20; i++)
-        printf("not finite: '%s' of '%s' holds %s at element %lld\n", s->fault[i].w->name, s->fault[i].w->file,
-               s->fault[i].nan ? "NaN" : "infinity", (long long)s->fault[i].at);
+        printf("not finite: '%s' of '%s' holds %s at element %lld\n", s->fault[i].w->name,
+               s->fault[i].w->file, s->fault[i].nan ? "NaN" : "infinity", (long long)s->fault[i].at);
     if (s->n_fault > 20) printf("and %d more tensors\n", s->n_fault - 20);
     if (!s->n_fault) printf("checked: all %zu tensors are finite\n", s->n_item);
 }
 
 void inspect_print(const struct inspect *s)
 {
-    printf("%-*s%s\n", LABEL, s->is_adapter ? "LoRA adapter" : s->is_projector ? "projector" : "model", s->dir);
+    printf("%-*s%s\n", LABEL,
+           s->is_adapter     ? "LoRA adapter"
+           : s->is_projector ? "projector"
+                             : "model",
+           s->dir);
     if (s->base) printf("%-*s%s\n", LABEL, "base", s->base);
     if (s->has_config) print_config(s);
     print_adapter(s);
@@ -343,23 +367,25 @@ static json_t *json_config(const struct inspect *s)
     const struct llava_config *c = &s->m.cfg;
     const struct llama_config *l = &c->llama;
     static const char *const aspects[] = { "square", "pad", "anyres" };
-    json_t *o = json_pack("{s:s,s:s,s:b}", "model_type", c->model_type, "layout", inspect_naming(s), "multimodal",
-                          c->has_vision);
+    json_t *o = json_pack("{s:s,s:s,s:b}", "model_type", c->model_type, "layout", inspect_naming(s),
+                          "multimodal", c->has_vision);
     json_object_set_new(o, "language",
-                        json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:b}", "layers", l->L, "width", l->C, "feed_forward", l->F,
-                                  "heads", l->H, "kv_heads", l->K, "head_size", l->D, "vocabulary", l->V, "context",
-                                  l->max_pos, "tied", l->tied));
+                        json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:b}", "layers", l->L, "width", l->C,
+                                  "feed_forward", l->F, "heads", l->H, "kv_heads", l->K, "head_size", l->D,
+                                  "vocabulary", l->V, "context", l->max_pos, "tied", l->tied));
     if (!c->has_vision) return o;
     char type[32];
     save_projector_type(type, sizeof type, c->n_projector);
-    json_object_set_new(o, "projector", json_pack("{s:s,s:i,s:i}", "type", type, "in", c->mm_hidden, "out", l->C));
+    json_object_set_new(o, "projector",
+                        json_pack("{s:s,s:i,s:i}", "type", type, "in", c->mm_hidden, "out", l->C));
     json_object_set_new(o, "image_aspect_ratio", json_string(aspects[c->aspect]));
-    json_t *v = json_pack("{s:s,s:b,s:s?,s:i,s:b}", "name", c->tower, "inside", s->m.tower_inside, "folder", s->m.clip_dir,
-                          "select_layer", c->select_layer, "class_token", c->select_cls);
+    json_t *v = json_pack("{s:s,s:b,s:s?,s:i,s:b}", "name", c->tower, "inside", s->m.tower_inside, "folder",
+                          s->m.clip_dir, "select_layer", c->select_layer, "class_token", c->select_cls);
     if (c->has_clip)
-        json_object_update_new(v, json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "layers", c->clip.L, "width", c->clip.C,
-                                            "feed_forward", c->clip.F, "heads", c->clip.H, "image", c->clip.image, "patch",
-                                            c->clip.patch, "patches", clip_patches(&c->clip)));
+        json_object_update_new(v, json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "layers", c->clip.L, "width",
+                                            c->clip.C, "feed_forward", c->clip.F, "heads", c->clip.H, "image",
+                                            c->clip.image, "patch", c->clip.patch, "patches",
+                                            clip_patches(&c->clip)));
     json_object_set_new(o, "vision_tower", v);
     return o;
 }
@@ -367,8 +393,8 @@ static json_t *json_config(const struct inspect *s)
 static json_t *json_sum(const struct part_sum *p)
 {
     char t[64];
-    return json_pack("{s:I,s:I,s:I,s:s}", "tensors", (json_int_t)p->tensors, "parameters", (json_int_t)p->params, "bytes",
-                     (json_int_t)p->bytes, "types", types_text(t, p->types));
+    return json_pack("{s:I,s:I,s:I,s:s}", "tensors", (json_int_t)p->tensors, "parameters",
+                     (json_int_t)p->params, "bytes", (json_int_t)p->bytes, "types", types_text(t, p->types));
 }
 
 static json_t *json_memory(const struct inspect *s)
@@ -377,9 +403,10 @@ static json_t *json_memory(const struct inspect *s)
     for (int i = 0; i < MEMORY_KINDS; i++) {
         const struct memory *m = &s->memory[i];
         json_object_set_new(o, dtype_name(m->dtype),
-                            json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "weights_mapped", (json_int_t)m->mapped, "weights_converted",
-                                      (json_int_t)m->copies, "cache_per_position", (json_int_t)m->position, "cache",
-                                      (json_int_t)m->cache, "activations", (json_int_t)m->act, "total", (json_int_t)m->total));
+                            json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "weights_mapped", (json_int_t)m->mapped,
+                                      "weights_converted", (json_int_t)m->copies, "cache_per_position",
+                                      (json_int_t)m->position, "cache", (json_int_t)m->cache, "activations",
+                                      (json_int_t)m->act, "total", (json_int_t)m->total));
     }
     return o;
 }
@@ -391,7 +418,8 @@ static json_t *json_tensor(const struct inspect *s, const struct item *it)
     static const char *const kinds[] = { "bound", "adapter", "ignored", "replaced", "unbound" };
     (void)s;
     return json_pack("{s:s,s:s,s:s,s:o,s:s,s:s}", "name", it->w->name, "file", it->w->file, "dtype",
-                     dtype_name((enum dtype)it->w->t.type), "shape", shape, "kind", kinds[it->kind], "parameter", it->to);
+                     dtype_name((enum dtype)it->w->t.type), "shape", shape, "kind", kinds[it->kind],
+                     "parameter", it->to);
 }
 
 static void json_lists(const struct inspect *s, json_t *o)
@@ -399,8 +427,9 @@ static void json_lists(const struct inspect *s, json_t *o)
     json_t *files = json_array(), *ignored = json_array(), *unbound = json_array(), *tensors = json_array();
     struct files f = files_of(s);
     for (size_t i = 0; i < f.n; i++)
-        json_array_append_new(files, json_pack("{s:s,s:I}", "name", f.at[i].here ? base_of(f.at[i].path) : f.at[i].path,
-                                               "bytes", (json_int_t)f.at[i].bytes));
+        json_array_append_new(files, json_pack("{s:s,s:I}", "name",
+                                               f.at[i].here ? base_of(f.at[i].path) : f.at[i].path, "bytes",
+                                               (json_int_t)f.at[i].bytes));
     files_free(&f);
     const struct item **at = sorted(s);
     for (size_t i = 0; at && i < s->n_item; i++) {
@@ -412,8 +441,10 @@ static void json_lists(const struct inspect *s, json_t *o)
     json_object_set_new(o, "files", files);
     json_object_set_new(o, "ignored", ignored);
     json_object_set_new(o, "unbound", unbound);
-    if (s->tensors) json_object_set_new(o, "tensors", tensors);
-    else json_decref(tensors);
+    if (s->tensors)
+        json_object_set_new(o, "tensors", tensors);
+    else
+        json_decref(tensors);
 }
 
 static void json_adapter(const struct inspect *s, json_t *o)
@@ -421,19 +452,20 @@ static void json_adapter(const struct inspect *s, json_t *o)
     if (!s->lora.n) return;
     const struct lora_pair *p = s->lora.pair;
     json_object_set_new(o, "adapter",
-                        json_pack("{s:I,s:I,s:f,s:s}", "weights", (json_int_t)s->lora.n, "rank", (json_int_t)p->a->t.n[0],
-                                  "scale", p->scale, "base", s->wants));
+                        json_pack("{s:I,s:I,s:f,s:s}", "weights", (json_int_t)s->lora.n, "rank",
+                                  (json_int_t)p->a->t.n[0], "scale", p->scale, "base", s->wants));
 }
 
 static void json_notes(const struct inspect *s, json_t *o)
 {
     json_t *notes = json_array(), *faults = json_array();
-    for (int i = 0; i < s->n_note && i < NOTES_MAX; i++) json_array_append_new(notes, json_string(s->note[i]));
+    for (int i = 0; i < s->n_note && i < NOTES_MAX; i++)
+        json_array_append_new(notes, json_string(s->note[i]));
     json_object_set_new(o, "missing", notes);
     for (int i = 0; i < s->n_fault && i < 20; i++)
-        json_array_append_new(faults, json_pack("{s:s,s:s,s:s,s:I}", "name", s->fault[i].w->name, "file", s->fault[i].w->file,
-                                                "value", s->fault[i].nan ? "nan" : "inf", "element",
-                                                (json_int_t)s->fault[i].at));
+        json_array_append_new(faults, json_pack("{s:s,s:s,s:s,s:I}", "name", s->fault[i].w->name, "file",
+                                                s->fault[i].w->file, "value", s->fault[i].nan ? "nan" : "inf",
+                                                "element", (json_int_t)s->fault[i].at));
     if (s->check) json_object_set(o, "not_finite", faults);
     json_decref(faults);
 }
@@ -441,13 +473,17 @@ static void json_notes(const struct inspect *s, json_t *o)
 int inspect_print_json(const struct inspect *s)
 {
     json_t *o = json_pack("{s:s,s:s?,s:s,s:s}", "path", s->dir, "base", s->base, "kind",
-                          s->is_adapter ? "adapter" : s->is_projector ? "projector" : "model", "format", format_of(s));
+                          s->is_adapter     ? "adapter"
+                          : s->is_projector ? "projector"
+                                            : "model",
+                          "format", format_of(s));
     if (s->has_config) json_object_set_new(o, "config", json_config(s));
     json_adapter(s, o);
     if (s->tok) {
         const struct tokenizer_info *t = tokenizer_info(s->tok);
-        json_object_set_new(o, "tokenizer", json_pack("{s:i,s:b,s:i}", "tokens", t->size, "legacy",
-                                                      t->mode == TOKENIZER_LEGACY, "image", t->image));
+        json_object_set_new(o, "tokenizer",
+                            json_pack("{s:i,s:b,s:i}", "tokens", t->size, "legacy",
+                                      t->mode == TOKENIZER_LEGACY, "image", t->image));
     }
     json_t *parts = json_object();
     static const char *const keys[] = { "language", "vision_tower", "projector" };

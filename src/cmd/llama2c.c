@@ -39,17 +39,27 @@ static int read_header(struct llama_config *c, const struct map *m, const char *
     if (m->n < HEADER) return err_set(e, ERR_FORMAT, "'%s' is too short for a llama2.c checkpoint", path);
     memcpy(h, m->p, sizeof h);
     if (h[0] == MAGIC)
-        return err_set(e, ERR_UNSUPPORTED, "'%s' is a llama2.c checkpoint of version %d: only the legacy form is read", path,
+        return err_set(e, ERR_UNSUPPORTED,
+                       "'%s' is a llama2.c checkpoint of version %d: only the legacy form is read", path,
                        h[1]);
     int64_t vocab = h[5] < 0 ? -(int64_t)h[5] : h[5];
-    bool good = h[0] > 0 && h[0] <= 1 << 16 && h[1] > 0 && h[1] <= 1 << 18 && h[2] > 0 && h[2] <= 1000 && h[3] > 0 &&
-                h[3] <= 1024 && h[4] > 0 && h[3] % h[4] == 0 && h[0] % h[3] == 0 && h[0] / h[3] % 2 == 0 && vocab > 0 &&
-                vocab <= 1 << 22 && h[6] > 0 && h[6] <= 1 << 20;
+    bool good = h[0] > 0 && h[0] <= 1 << 16 && h[1] > 0 && h[1] <= 1 << 18 && h[2] > 0 && h[2] <= 1000 &&
+                h[3] > 0 && h[3] <= 1024 && h[4] > 0 && h[3] % h[4] == 0 && h[0] % h[3] == 0 &&
+                h[0] / h[3] % 2 == 0 && vocab > 0 && vocab <= 1 << 22 && h[6] > 0 && h[6] <= 1 << 20;
     if (!good)
-        return err_set(e, ERR_FORMAT, "'%s' is no llama2.c checkpoint: sizes %d, %d, %d, %d, %d, %d, %d", path, h[0], h[1],
-                       h[2], h[3], h[4], h[5], h[6]);
-    *c = (struct llama_config){ .C = h[0], .F = h[1], .L = h[2], .H = h[3], .K = h[4], .D = h[0] / h[3], .V = (int)vocab,
-                                .max_pos = h[6], .eps = 1e-5f, .rope_theta = 10000, .tied = h[5] > 0 };
+        return err_set(e, ERR_FORMAT, "'%s' is no llama2.c checkpoint: sizes %d, %d, %d, %d, %d, %d, %d",
+                       path, h[0], h[1], h[2], h[3], h[4], h[5], h[6]);
+    *c = (struct llama_config){ .C = h[0],
+                                .F = h[1],
+                                .L = h[2],
+                                .H = h[3],
+                                .K = h[4],
+                                .D = h[0] / h[3],
+                                .V = (int)vocab,
+                                .max_pos = h[6],
+                                .eps = 1e-5f,
+                                .rope_theta = 10000,
+                                .tied = h[5] > 0 };
     return 0;
 }
 
@@ -73,7 +83,10 @@ static int64_t count_of(const struct bind_row *r)
     return n;
 }
 
-static bool rotated(int section) { return section == 2 || section == 3; }
+static bool rotated(int section)
+{
+    return section == 2 || section == 3;
+}
 
 /* First walk: sizes of sections. */
 static int measure(void *ctx, const struct bind_row *r, struct err *e)
@@ -107,7 +120,8 @@ static int place(void *ctx, const struct bind_row *r, struct err *e)
         unrotate(own, p, r->shape[0], r->shape[1], b->l->model.cfg.llama.D);
         p = own;
     }
-    r->param->w = r->nd == 1 ? tensor_1d(p, DT_F32, r->shape[0]) : tensor_2d(p, DT_F32, r->shape[0], r->shape[1]);
+    r->param->w =
+        r->nd == 1 ? tensor_1d(p, DT_F32, r->shape[0]) : tensor_2d(p, DT_F32, r->shape[0], r->shape[1]);
     return 0;
 }
 
@@ -128,7 +142,8 @@ int llama2c_open(struct llama2c *l, const char *path, struct err *e)
     for (int i = 1; i <= N_SECTIONS; i++) b.at[i] += b.at[i - 1];
     uint64_t want = HEADER + (uint64_t)b.at[N_SECTIONS] * sizeof(float);
     if (l->map.n != want)
-        TRY(err_set(e, ERR_FORMAT, "'%s' has %zu bytes, its sizes want %llu", path, l->map.n, (unsigned long long)want));
+        TRY(err_set(e, ERR_FORMAT, "'%s' has %zu bytes, its sizes want %llu", path, l->map.n,
+                    (unsigned long long)want));
     TRY(arena_init(&l->model.own, b.own_bytes, e));
     TRY(llava_each(&l->model, place, &b, e));
     if (c->llama.tied) l->model.llama.head.w = l->model.llama.embed;

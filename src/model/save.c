@@ -27,14 +27,14 @@ struct origin {
 struct saving {
     struct llava_model *m;
     const struct save_options *o;
-    bool tower;           /* the tower's rows alone, else all that go into the checkpoint */
-    struct weight *row;   /* [n] what writers see */
-    struct origin *from;  /* [n] */
+    bool tower;          /* the tower's rows alone, else all that go into the checkpoint */
+    struct weight *row;  /* [n] what writers see */
+    struct origin *from; /* [n] */
     size_t n, cap;
-    char *mem;            /* of the tensor that is being written */
+    char *mem; /* of the tensor that is being written */
     size_t mem_bytes;
     struct progress bar;
-    int64_t done, total;  /* bytes */
+    int64_t done, total; /* bytes */
 };
 
 /* ---- folders */
@@ -47,7 +47,10 @@ static int tree_remove_one(const char *path, const struct stat *st, int kind, st
     return remove(path);
 }
 
-static void tree_remove(const char *dir) { nftw(dir, tree_remove_one, 16, FTW_DEPTH | FTW_PHYS); }
+static void tree_remove(const char *dir)
+{
+    nftw(dir, tree_remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
 
 int save_dir_check(const char *dir, struct err *e)
 {
@@ -58,7 +61,8 @@ int save_dir_check(const char *dir, struct err *e)
     DIR *d = opendir(dir);
     if (!d) return err_errno(e, "open", dir);
     int n = 0;
-    for (struct dirent *f; (f = readdir(d));) n += strcmp(f->d_name, ".") != 0 && strcmp(f->d_name, "..") != 0;
+    for (struct dirent *f; (f = readdir(d));)
+        n += strcmp(f->d_name, ".") != 0 && strcmp(f->d_name, "..") != 0;
     closedir(d);
     return n ? err_set(e, ERR_USAGE, "'%s' is not empty: nothing was written", dir) : 0;
 }
@@ -128,8 +132,10 @@ static int add_row(void *ctx, const struct bind_row *r, struct err *e)
         s->cap = cap;
     }
     char name[NAME_MAX_BYTES];
-    if (s->tower) snprintf(name, sizeof name, "%s", r->name);
-    else name_in(s->o->naming, name, sizeof name, r->name);
+    if (s->tower)
+        snprintf(name, sizeof name, "%s", r->name);
+    else
+        name_in(s->o->naming, name, sizeof name, r->name);
     char *copy = strdup(name);
     if (!copy) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
     t.nd = (int8_t)r->nd;
@@ -201,8 +207,10 @@ static int fetch(const void **ret, void *ctx, const struct weight *w, struct err
         size_t bytes = tensor_bytes(t), whole = (size_t)count * dtype_bytes((enum dtype)t.type);
         TRY(room(s, bytes > whole ? bytes : whole, e));
         t.p = s->mem;
-        if (from->pair) TRY(lora_merge(s->m->lora, from->pair, t, from->t, e));
-        else dtype_convert(t.p, (enum dtype)t.type, from->t.p, (enum dtype)from->t.type, count);
+        if (from->pair)
+            TRY(lora_merge(s->m->lora, from->pair, t, from->t, e));
+        else
+            dtype_convert(t.p, (enum dtype)t.type, from->t.p, (enum dtype)from->t.type, count);
         if (more) TRY(fill_mean(t, from->t.n[0], e));
         *ret = s->mem;
     }
@@ -255,7 +263,8 @@ static int put_config(struct saver *out, const struct saving *s, struct err *e)
     char path[4096];
     int rc = 0;
     c.dtype = stored_type(s);
-    if (c.pad >= (o->vocab ? o->vocab : c.llama.V)) c.pad = 0; /* the <pad> of llava-hf is gone: as LLaVA has it */
+    if (c.pad >= (o->vocab ? o->vocab : c.llama.V))
+        c.pad = 0; /* the <pad> of llava-hf is gone: as LLaVA has it */
     if (o->config_dir) {
         snprintf(path, sizeof path, "%s/config.json", o->config_dir);
         TRY(json_file_load(&old, path, e));
@@ -282,8 +291,10 @@ static int write_model(struct saving *s, const char *stage, struct err *e)
     if (s->m->cfg.has_vision && o->naming != NAMING_LLAVA) TRY(put_processor(out, s, e));
     TRY(put_config(out, s, e));
     if (o->more) TRY(o->more(o->ctx, out, e));
-    if (o->projector_only) TRY(saver_tensors(out, "mm_projector.bin", s->row, s->n, fetch, s, e));
-    else TRY(saver_weights(out, s->row, s->n, o->shard_bytes, fetch, s, e));
+    if (o->projector_only)
+        TRY(saver_tensors(out, "mm_projector.bin", s->row, s->n, fetch, s, e));
+    else
+        TRY(saver_weights(out, s->row, s->n, o->shard_bytes, fetch, s, e));
     TRY(saver_commit(out, e));
 out:
     saver_close(out);
@@ -317,10 +328,12 @@ static int check(const struct llava_model *m, const struct save_options *o, stru
     if (o->projector_only && (!c->has_vision || !c->n_projector))
         return err_set(e, ERR_UNSUPPORTED, "the model has no projector to write");
     if (o->naming == NAMING_LLAVA) return 0;
-    if (!c->has_vision) return err_set(e, ERR_UNSUPPORTED, "the model has no vision tower: only LLaVA's layout suits it");
+    if (!c->has_vision)
+        return err_set(e, ERR_UNSUPPORTED, "the model has no vision tower: only LLaVA's layout suits it");
     save_projector_type(type, sizeof type, c->n_projector);
     if (c->n_projector != 2)
-        return err_set(e, ERR_UNSUPPORTED, "transformers' layout has mlp2x_gelu projectors only, this one is %s", type);
+        return err_set(e, ERR_UNSUPPORTED,
+                       "transformers' layout has mlp2x_gelu projectors only, this one is %s", type);
     if (c->aspect == ASPECT_ANYRES && c->merge != MERGE_UNPAD)
         return err_set(e, ERR_UNSUPPORTED, "transformers' llava_next merges tiles as spatial_unpad only");
     return 0;

@@ -1,4 +1,5 @@
-/* config.json in the forms that LLaVA and transformers write, and the two small ones of a vision tower. See save.h. */
+/* config.json in the forms that LLaVA and transformers write, and the two small ones of a vision tower. See
+ * save.h. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,14 +20,25 @@ static json_t *real(double v)
     return json_real(strtod(s, NULL));
 }
 
-static void put_int(json_t *o, const char *key, int64_t v) { json_object_set_new(o, key, json_integer(v)); }
-static void put_str(json_t *o, const char *key, const char *v) { json_object_set_new(o, key, json_string(v)); }
-static void put_bool(json_t *o, const char *key, bool v) { json_object_set_new(o, key, json_boolean(v)); }
+static void put_int(json_t *o, const char *key, int64_t v)
+{
+    json_object_set_new(o, key, json_integer(v));
+}
+static void put_str(json_t *o, const char *key, const char *v)
+{
+    json_object_set_new(o, key, json_string(v));
+}
+static void put_bool(json_t *o, const char *key, bool v)
+{
+    json_object_set_new(o, key, json_boolean(v));
+}
 
 /* transformers 4: rope_theta and rope_scaling; transformers 5: both in rope_parameters. */
 static void put_rope(json_t *o, const struct llama_config *l, bool five)
 {
-    static const char *const names[] = { [ROPE_PLAIN] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3" };
+    static const char *const names[] = {
+        [ROPE_PLAIN] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"
+    };
     json_t *s = json_object();
     /* 4.31 knows "type" and wants nothing beside it and the factor */
     put_str(s, five || l->rope_scaling == ROPE_LLAMA3 ? "rope_type" : "type", names[l->rope_scaling]);
@@ -49,7 +61,10 @@ static void put_rope(json_t *o, const struct llama_config *l, bool five)
 
 static void put_llama(json_t *o, const struct llava_config *c, int vocab, bool five)
 {
-    static const struct { const char *key; size_t offset; } sizes[] = {
+    static const struct {
+        const char *key;
+        size_t offset;
+    } sizes[] = {
         { "hidden_size", offsetof(struct llama_config, C) },
         { "intermediate_size", offsetof(struct llama_config, F) },
         { "num_hidden_layers", offsetof(struct llama_config, L) },
@@ -67,13 +82,16 @@ static void put_llama(json_t *o, const struct llava_config *c, int vocab, bool f
     put_rope(o, l, five);
     put_bool(o, "tie_word_embeddings", l->tied);
     if (!c->mistral) put_bool(o, "attention_bias", l->bias);
-    if (c->mistral) json_object_set_new(o, "sliding_window", l->window ? json_integer(l->window) : json_null());
+    if (c->mistral)
+        json_object_set_new(o, "sliding_window", l->window ? json_integer(l->window) : json_null());
     put_bool(o, "use_cache", true);
     put_int(o, "bos_token_id", c->bos);
     json_t *eos = json_array();
     for (int i = 0; i < c->n_eos; i++) json_array_append_new(eos, json_integer(c->eos[i]));
-    if (c->n_eos == 1) put_int(o, "eos_token_id", c->eos[0]);
-    else json_object_set(o, "eos_token_id", eos);
+    if (c->n_eos == 1)
+        put_int(o, "eos_token_id", c->eos[0]);
+    else
+        json_object_set(o, "eos_token_id", eos);
     json_decref(eos);
 }
 
@@ -89,7 +107,8 @@ static void put_clip(json_t *o, const struct clip_config *c)
     put_int(o, "patch_size", c->patch);
     put_str(o, "hidden_act", c->quick_gelu ? "quick_gelu" : "gelu");
     json_object_set_new(o, "layer_norm_eps", real(c->eps));
-    put_int(o, "projection_dim", 768); /* of CLIP's joint space: nothing here has it, transformers wants the key */
+    put_int(o, "projection_dim",
+            768); /* of CLIP's joint space: nothing here has it, transformers wants the key */
 }
 
 static void put_architecture(json_t *o, const char *name)
@@ -99,9 +118,12 @@ static void put_architecture(json_t *o, const char *name)
 
 void save_projector_type(char *out, size_t size, int n)
 {
-    if (n == 0) snprintf(out, size, "identity");
-    else if (n == 1) snprintf(out, size, "linear");
-    else snprintf(out, size, "mlp%dx_gelu", n);
+    if (n == 0)
+        snprintf(out, size, "identity");
+    else if (n == 1)
+        snprintf(out, size, "linear");
+    else
+        snprintf(out, size, "mlp%dx_gelu", n);
 }
 
 /* LLaVA has (width, height), transformers (height, width). */
@@ -114,12 +136,15 @@ static void put_pinpoints(json_t *o, const struct pinpoints *p, bool height_firs
     json_object_set_new(o, "image_grid_pinpoints", list);
 }
 
-static const char *const aspects[] = { [ASPECT_SQUARE] = "square", [ASPECT_PAD] = "pad", [ASPECT_ANYRES] = "anyres" };
+static const char *const aspects[] = {
+    [ASPECT_SQUARE] = "square", [ASPECT_PAD] = "pad", [ASPECT_ANYRES] = "anyres"
+};
 
 static void put_vision(json_t *o, const struct llava_config *c, const char *tower)
 {
-    static const char *const merges[] = { [MERGE_FLAT] = "flat", [MERGE_SPATIAL] = "spatial",
-                                          [MERGE_UNPAD] = "spatial_unpad" };
+    static const char *const merges[] = {
+        [MERGE_FLAT] = "flat", [MERGE_SPATIAL] = "spatial", [MERGE_UNPAD] = "spatial_unpad"
+    };
     char type[32];
     save_projector_type(type, sizeof type, c->n_projector);
     put_str(o, "mm_vision_tower", tower);
@@ -142,7 +167,8 @@ static void put_vision(json_t *o, const struct llava_config *c, const char *towe
 /* What a new file must say whatever the old one did. */
 static const char *const forced[] = { "vocab_size", "torch_dtype", "mm_vision_tower", "num_key_value_heads" };
 
-static json_t *config_llava(const struct llava_config *c, const struct save_options *o, const char *tower, const json_t *old)
+static json_t *config_llava(const struct llava_config *c, const struct save_options *o, const char *tower,
+                            const json_t *old)
 {
     json_t *now = json_object();
     const char *classes[2][2] = { { "LlamaForCausalLM", "MistralForCausalLM" },
@@ -158,8 +184,10 @@ static json_t *config_llava(const struct llava_config *c, const struct save_opti
     json_t *both = json_deep_copy(old);
     json_object_update_missing(both, now);
     for (size_t i = 0; i < sizeof forced / sizeof *forced; i++)
-        if (json_object_get(now, forced[i])) json_object_set(both, forced[i], json_object_get(now, forced[i]));
-    if (json_object_get(both, "dtype")) json_object_del(both, "dtype"); /* transformers 5's name of torch_dtype */
+        if (json_object_get(now, forced[i]))
+            json_object_set(both, forced[i], json_object_get(now, forced[i]));
+    if (json_object_get(both, "dtype"))
+        json_object_del(both, "dtype"); /* transformers 5's name of torch_dtype */
     json_decref(now);
     return both;
 }
@@ -167,7 +195,8 @@ static json_t *config_llava(const struct llava_config *c, const struct save_opti
 static json_t *config_hf(const struct llava_config *c, const struct save_options *o)
 {
     bool five = o->naming == NAMING_HF5, next = c->aspect == ASPECT_ANYRES;
-    const char *dtype_key = five ? "dtype" : "torch_dtype", *dtype = torch_name(o->keep_dtype ? c->dtype : o->dtype);
+    const char *dtype_key = five ? "dtype" : "torch_dtype",
+               *dtype = torch_name(o->keep_dtype ? c->dtype : o->dtype);
     json_t *top = json_object(), *text = json_object(), *vision = json_object();
     int vocab = o->vocab ? o->vocab : c->llama.V;
     put_architecture(text, c->mistral ? "MistralForCausalLM" : "LlamaForCausalLM");
@@ -199,7 +228,8 @@ static json_t *config_hf(const struct llava_config *c, const struct save_options
     return top;
 }
 
-json_t *save_config(const struct llava_config *c, const struct save_options *o, const char *tower, const json_t *old)
+json_t *save_config(const struct llava_config *c, const struct save_options *o, const char *tower,
+                    const json_t *old)
 {
     return o->naming == NAMING_LLAVA ? config_llava(c, o, tower, old) : config_hf(c, o);
 }
@@ -217,9 +247,10 @@ json_t *save_processor_config(const struct clip_config *c)
 {
     struct clip_processor p;
     clip_processor_default(&p, c->image);
-    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b,s:{s:i},s:{s:i,s:i},s:i,s:[f,f,f],s:[f,f,f],s:f}", "image_processor_type",
-                     "CLIPImageProcessor", "do_resize", 1, "do_center_crop", 1, "do_rescale", 1, "do_normalize", 1,
-                     "do_convert_rgb", 1, "size", "shortest_edge", p.shortest, "crop_size", "height", p.crop_h, "width",
-                     p.crop_w, "resample", 3, "image_mean", p.mean[0], p.mean[1], p.mean[2], "image_std", p.std[0],
-                     p.std[1], p.std[2], "rescale_factor", p.scale);
+    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b,s:{s:i},s:{s:i,s:i},s:i,s:[f,f,f],s:[f,f,f],s:f}",
+                     "image_processor_type", "CLIPImageProcessor", "do_resize", 1, "do_center_crop", 1,
+                     "do_rescale", 1, "do_normalize", 1, "do_convert_rgb", 1, "size", "shortest_edge",
+                     p.shortest, "crop_size", "height", p.crop_h, "width", p.crop_w, "resample", 3,
+                     "image_mean", p.mean[0], p.mean[1], p.mean[2], "image_std", p.std[0], p.std[1], p.std[2],
+                     "rescale_factor", p.scale);
 }

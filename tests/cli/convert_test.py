@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""llava convert and llava merge: layouts, round trips, types, shards, towers, tokenizer files, and what goes wrong."""
+"""llava convert and llava merge: layouts, round trips, types, shards, towers, tokenizer files, and what fails."""
 import os
 import resource
 import shutil
@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import torch
 
-from tap import (LLAVA, MODELS, as_f32, config, done, forward, ok, one_line, place, read_tensors, run, same, write_tensors)
+from tap import (LLAVA, MODELS, as_f32, config, done, forward, ok, one_line, place, read_tensors, run, same,
+                 write_tensors)
 
 TEXT = "USER: Is the sky blue? ASSISTANT:"
 PICTURE = "USER: <image>\nWhat is this? ASSISTANT:"
@@ -57,7 +58,8 @@ def round_trip(name):
         there = convert(plain, layout, f"{name}-{layout}")
         back = convert(there, "llava", f"{name}-{layout}-back")
         again = read_tensors(back)
-        ok(first.keys() == again.keys() and all(same(first[k], again[k]) for k in first), f"{name}: {layout} and back: same bits",
+        ok(first.keys() == again.keys() and all(same(first[k], again[k]) for k in first),
+           f"{name}: {layout} and back: same bits",
            sorted(first.keys() ^ again.keys())[:5])
         a, b = (read_tensors(os.path.join(d, "vision_tower")) for d in (plain, back))
         if a:
@@ -67,11 +69,13 @@ def round_trip(name):
         good, why = equal_numbers(model(name), there, TEXT)
         ok(good, f"{name}: {layout}: same logits for text", why)
         x, y = forward(model(name), PICTURE, "wide-37x23.png")[0], forward(there, PICTURE, "wide-37x23.png")[0]
-        ok(x and y and x["image_features"].tobytes() == y["image_features"].tobytes(), f"{name}: {layout}: same features")
+        ok(x and y and x["image_features"].tobytes() == y["image_features"].tobytes(),
+           f"{name}: {layout}: same features")
         old, new = config(plain), config(back)
         keys = [k for k in new if k in old and k not in ("model_type", "architectures", "pad_token_id",
                                                             "tokenizer_padding_side")]
-        ok(all(old[k] == new[k] for k in keys if not k.startswith("tokenizer_model")), f"{name}: {layout}: same config",
+        ok(all(old[k] == new[k] for k in keys if not k.startswith("tokenizer_model")),
+           f"{name}: {layout}: same config",
            [(k, old[k], new[k]) for k in keys if old[k] != new[k]])
 
 
@@ -81,16 +85,21 @@ def rows_of_new_tokens():
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         old, new = as_f32(first[key]), as_f32(t[key])
         mean = old.astype(np.float64).mean(0).astype(np.float32).astype(np.float16).astype(np.float32)
-        ok(new.shape[0] == 384 and (new[:320] == old).all() and (new[320:] == mean).all(), f"{key}: 64 rows more, the mean")
-    ok(c["image_token_index"] == 320 and c["pad_token_id"] == 321 and c["text_config"]["vocab_size"] == 384, "ids in config")
+        ok(new.shape[0] == 384 and (new[:320] == old).all() and (new[320:] == mean).all(),
+           f"{key}: 64 rows more, the mean")
+    ok(c["image_token_index"] == 320 and c["pad_token_id"] == 321 and c["text_config"]["vocab_size"] == 384,
+       "ids in config")
     tok = config(hf, "tokenizer_config.json")
-    ok(tok["added_tokens_decoder"]["320"]["content"] == "<image>" and tok["added_tokens_decoder"]["1"]["content"] == "<s>" and
+    ok(tok["added_tokens_decoder"]["320"]["content"] == "<image>" and
+       tok["added_tokens_decoder"]["1"]["content"] == "<s>" and
        tok["pad_token"] == "<pad>", "tokens in tokenizer_config.json")
     ok(config(hf, "added_tokens.json") == {"<image>": 320, "<pad>": 321}, "added_tokens.json")
-    ok(config(hf, "processor_config.json")["patch_size"] == config(hf)["vision_config"]["patch_size"], "processor_config.json")
+    ok(config(hf, "processor_config.json")["patch_size"] == config(hf)["vision_config"]["patch_size"],
+       "processor_config.json")
     back = place("llava-liuhaotian-hf-back")
     tok = config(back, "tokenizer_config.json")
-    ok("320" not in tok["added_tokens_decoder"] and tok["pad_token"] == "<unk>" and config(back, "added_tokens.json") == {},
+    ok("320" not in tok["added_tokens_decoder"] and tok["pad_token"] == "<unk>" and
+       config(back, "added_tokens.json") == {},
        "and gone on the way back")
     # a tokenizer that has the tokens: rows stay as they are
     again = convert(hf, "hf5", "hf-hf5")
@@ -109,18 +118,23 @@ def towers():
        "as a CLIP folder")
     inside = convert(plain, "llava", "with-tower", "--with-tower")
     names = read_tensors(inside)
-    ok(sum(k.startswith("model.vision_tower.vision_tower.vision_model.") for k in names) == len(t), "--with-tower: inside")
+    ok(sum(k.startswith("model.vision_tower.vision_tower.vision_model.") for k in names) == len(t),
+       "--with-tower: inside")
     ok(not os.path.exists(os.path.join(inside, "vision_tower")), "and not beside")
     named = place("named")
     shutil.copytree(plain, named)
     shutil.rmtree(os.path.join(named, "vision_tower"))
-    text = open(os.path.join(named, "config.json")).read().replace("./vision_tower", "openai/clip-vit-large-patch14-336")
+    text = open(os.path.join(named, "config.json")).read()
+    text = text.replace("./vision_tower", "openai/clip-vit-large-patch14-336")
     open(os.path.join(named, "config.json"), "w").write(text)
     out = convert(named, "llava", "named-out", "--dtype", "bf16")
-    ok(config(out)["mm_vision_tower"] == "openai/clip-vit-large-patch14-336", "a tower of the hub is not opened, only named")
-    rc, _, err = run("convert", "--model-path", named, "--to", "hf", "--output", place("x1"), env={**os.environ, "HF_HUB_OFFLINE": "1",
+    ok(config(out)["mm_vision_tower"] == "openai/clip-vit-large-patch14-336",
+       "a tower of the hub is not opened, only named")
+    rc, _, err = run("convert", "--model-path", named, "--to", "hf", "--output", place("x1"),
+                     env={**os.environ, "HF_HUB_OFFLINE": "1",
                      "HF_HOME": place("nowhere")})
-    ok(rc == 1 and one_line(err) and "vision tower" in err and not os.path.exists(place("x1")), "hf wants the tower itself", err)
+    ok(rc == 1 and one_line(err) and "vision tower" in err and not os.path.exists(place("x1")),
+       "hf wants the tower itself", err)
     out = convert(named, "hf", "named-hf", "--vision-tower", os.path.join(plain, "vision_tower"))
     good, why = equal_numbers(out, place("llava-liuhaotian-hf"), TEXT)
     ok(good, "--vision-tower", why)
@@ -142,7 +156,8 @@ def types_and_shards():
     out = convert(place("llava-liuhaotian"), "llava", "shards", "--max-shard-size", "50kB")
     names = [n for n in os.listdir(out) if n.endswith(".safetensors")]
     t = read_tensors(out)
-    ok(len(names) > 3 and "model.safetensors.index.json" in os.listdir(out) and all(same(t[k], source[k]) for k in source),
+    ok(len(names) > 3 and "model.safetensors.index.json" in os.listdir(out) and all(same(t[k], source[k])
+                                                                                    for k in source),
        "--max-shard-size", names)
     good, why = equal_numbers(place("llava-liuhaotian"), out, TEXT)
     ok(good, "shards open again", why)
@@ -153,7 +168,8 @@ def projector():
     out = convert(place("llava-liuhaotian"), "projector", "projector")
     d = torch.load(os.path.join(out, "mm_projector.bin"))
     want = {k for k in source if "mm_projector" in k}
-    ok(set(d) == want and all((d[k].float().numpy() == as_f32(source[k])).all() for k in want), "projector: torch.load reads it")
+    ok(set(d) == want and all((d[k].float().numpy() == as_f32(source[k])).all() for k in want),
+       "projector: torch.load reads it")
     base = place("plain-llama")
     t = {k: v for k, v in source.items() if "mm_projector" not in k}
     os.mkdir(base)
@@ -166,16 +182,19 @@ def projector():
     json.dump(c, open(os.path.join(base, "config.json"), "w"))
     both = convert(out, "llava", "projector-whole", "--model-base", base)
     again = read_tensors(both)
-    ok(again.keys() == source.keys() and all(same(again[k], source[k]) for k in source), "projector and base make the model again")
+    ok(again.keys() == source.keys() and all(same(again[k], source[k]) for k in source),
+       "projector and base make the model again")
     out = convert(model("llava-hf-old"), "projector", "projector-hf")
     ok(os.path.exists(os.path.join(out, "vision_tower", "model.safetensors")) and
-       set(torch.load(os.path.join(out, "mm_projector.bin"))) == want, "projector of a transformers folder, with its tower")
+       set(torch.load(os.path.join(out, "mm_projector.bin"))) == want,
+       "projector of a transformers folder, with its tower")
 
 
 def merging():
     for name in ("llava-lora", "llava-lora-bin"):
         out = place(name + "-merged")
-        rc, _, err = run("merge", "--model-path", model(name), "--model-base", model("vicuna-base"), "--save-model-path", out)
+        rc, _, err = run("merge", "--model-path", model(name), "--model-base", model("vicuna-base"),
+                         "--save-model-path", out)
         ok(rc == 0 and err == "", f"merge {name}", err)
         merged, base = read_tensors(out), torch.load(os.path.join(model("vicuna-base"), "pytorch_model.bin"))
         rc_config = config(model(name), "adapter_config.json")
@@ -198,31 +217,37 @@ def merging():
             exact = w.double() + scale * (b.double() @ a.double())
             got = torch.from_numpy(as_f32(merged[k]).copy()).double()
             ulp = 2.0 ** (torch.floor(torch.log2(exact.abs().clamp(min=2.0 ** -14))) - 10)
-            good = good and bool(((got - exact).abs() <= 0.5 * ulp + 1e-6 * (w.double().abs() + (exact - w.double()).abs())).all())
+            slack = 1e-6 * (w.double().abs() + (exact - w.double()).abs())  # of sums in f32
+            good = good and bool(((got - exact).abs() <= 0.5 * ulp + slack).all())
         ok(good and changed > 0, f"{name}: W + scale B A rounded once, the rest as it was", changed)
         other = torch.load(os.path.join(model(name), "non_lora_trainables.bin"))
-        ok(all((as_f32(merged[k[len("base_model.model."):]]) == v.float().numpy()).all() for k, v in other.items()),
+        ok(all((as_f32(merged[k[len("base_model.model."):]]) == v.float().numpy()).all() for k,
+               v in other.items()),
            f"{name}: the projector that was trained along")
         ok(config(out)["model_type"] == "llava_llama" and os.path.exists(os.path.join(out, "tokenizer.model")),
            f"{name}: config and tokenizer")
         alone, why = forward(out, PICTURE, "wide-37x23.png", "--vision-tower", model("clip-tiny"))
-        pair, whynot = forward(model(name), PICTURE, "wide-37x23.png", "--model-base", model("vicuna-base"), "--vision-tower",
+        pair, whynot = forward(model(name), PICTURE, "wide-37x23.png", "--model-base", model("vicuna-base"),
+                               "--vision-tower",
                                model("clip-tiny"))
         ok(alone and pair and np.abs(alone["logits"] - pair["logits"]).max() < 2e-3 * np.abs(pair["logits"]).max(),
            f"{name}: opens without the base", why + whynot)
     out = place("merged-f32")
-    rc, _, err = run("merge", "--model-path", model("llava-lora"), "--model-base", model("vicuna-base"), "--save-model-path", out,
+    rc, _, err = run("merge", "--model-path", model("llava-lora"), "--model-base", model("vicuna-base"),
+                     "--save-model-path", out,
                      "--dtype", "f32")
     alone = forward(out, TEXT)[0]
     pair = forward(model("llava-lora"), TEXT, None, "--model-base", model("vicuna-base"))[0]
-    ok(alone and pair and alone["logits"].tobytes() == pair["logits"].tobytes(), "merged in f32: the same logits as base and adapter")
+    ok(alone and pair and alone["logits"].tobytes() == pair["logits"].tobytes(),
+       "merged in f32: the same logits as base and adapter")
     out = convert(model("llava-lora"), "hf", "lora-hf", "--model-base", model("vicuna-base"))
     ok("language_model.lm_head.weight" in read_tensors(out), "an adapter straight to hf")
 
 
 def fails(name, code, part, *args, absent=None, **options):
     rc, out, err = run(*args, **options)
-    clean = absent is None or not [n for n in os.listdir(os.path.dirname(absent)) if n.startswith(os.path.basename(absent))]
+    clean = absent is None or not [n for n in os.listdir(os.path.dirname(absent))
+                                   if n.startswith(os.path.basename(absent))]
     ok(rc == code and part in err and (code == 2 or one_line(err)) and clean, name, f"{rc} {err}")
 
 
@@ -231,7 +256,8 @@ def errors():
     full, out = place("full"), place("out-x")
     os.mkdir(full)
     open(os.path.join(full, "mine.txt"), "w").write("precious")
-    fails("a folder with something in it", 1, "not empty", "convert", "--model-path", source, "--to", "hf", "--output", full)
+    fails("a folder with something in it", 1, "not empty", "convert", "--model-path", source, "--to", "hf",
+          "--output", full)
     ok(os.listdir(full) == ["mine.txt"], "which is left alone")
     empty = place("empty")
     os.mkdir(empty)
@@ -241,20 +267,26 @@ def errors():
     ok(rc == 0 and os.path.exists(place("new/deep/config.json")), "folders above are made", err)
     under = os.path.join(full, "mine.txt", "x")
     fails("a file above", 1, "mine.txt", "convert", "--model-path", source, "--to", "hf", "--output", under)
-    fails("no such model", 1, "no folder", "convert", "--model-path", place("none"), "--to", "hf", "--output", out, absent=out)
-    fails("no tower: hf", 1, "no vision tower", "convert", "--model-path", model("vicuna-base"), "--to", "hf", "--output", out,
-          absent=out)
-    fails("no projector", 1, "no projector", "convert", "--model-path", model("vicuna-base"), "--to", "projector", "--output",
+    fails("no such model", 1, "no folder", "convert", "--model-path", place("none"), "--to", "hf", "--output",
           out, absent=out)
-    fails("linear projector: hf", 1, "mlp2x_gelu", "convert", "--model-path", model("llava-projector-linear"), "--model-base",
+    fails("no tower: hf", 1, "no vision tower", "convert", "--model-path", model("vicuna-base"), "--to", "hf",
+          "--output", out,
+          absent=out)
+    fails("no projector", 1, "no projector", "convert", "--model-path", model("vicuna-base"), "--to",
+          "projector", "--output",
+          out, absent=out)
+    fails("linear projector: hf", 1, "mlp2x_gelu", "convert", "--model-path", model("llava-projector-linear"),
+          "--model-base",
           model("vicuna-base"), "--to", "hf", "--output", out, absent=out)
-    fails("adapter without base", 1, "--model-base", "convert", "--model-path", model("llava-lora"), "--to", "llava", "--output",
+    fails("adapter without base", 1, "--model-base", "convert", "--model-path", model("llava-lora"), "--to",
+          "llava", "--output",
           out, absent=out)
     fails("merge without adapter", 1, "neither an adapter", "merge", "--model-path", source, "--model-base",
           model("vicuna-base"), "--save-model-path", out, absent=out)
     for args in (["--to", "gguf"], ["--dtype", "int8", "--to", "hf"], ["--max-shard-size", "-3", "--to", "hf"], [],
                  ["--to", "hf", "--with-tower"], ["--to", "hf", "--tokenizer", "x"], ["--to", "hf", "extra"]):
-        fails(f"usage: {' '.join(args) or 'no --to'}", 2, "llava convert", "convert", "--model-path", source, "--output", out,
+        fails(f"usage: {' '.join(args) or 'no --to'}", 2, "llava convert", "convert", "--model-path", source,
+              "--output", out,
               *args, absent=out)
     fails("usage: merge needs three", 2, "are needed", "merge", "--model-path", source)
     for command in ("convert", "merge"):
@@ -265,7 +297,8 @@ def errors():
         resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))
     for to in ("llava", "hf", "projector"):
         size = 60000 if to != "projector" else 8000
-        fails(f"disk full: {to}", 1, "cannot write", "convert", "--model-path", source, "--to", to, "--output", out, absent=out,
+        fails(f"disk full: {to}", 1, "cannot write", "convert", "--model-path", source, "--to", to, "--output",
+              out, absent=out,
               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
     fails("disk full: merge", 1, "cannot write", "merge", "--model-path", model("llava-lora"), "--model-base",
           model("vicuna-base"), "--save-model-path", out, absent=out, preexec_fn=limit)
@@ -286,12 +319,16 @@ def llama2c():
     open(cut, "wb").write(open(binary, "rb").read()[:-4])
     open(bad, "wb").write(b"\xff" * 100)
     no = place("no-x")
-    for name, path, part in (("cut short", cut, "bytes"), ("nonsense", bad, "no llama2.c"), ("a tokenizer", tok, "llama2.c"),
+    for name, path, part in (("cut short", cut, "bytes"), ("nonsense", bad, "no llama2.c"),
+                             ("a tokenizer", tok, "llama2.c"),
                              ("nothing", place("none.bin"), "No such file")):
-        fails(f"llama2c: {name}", 1, part, "convert", "--from", "llama2c", "--model-path", path, "--output", no, absent=no)
-    fails("llama2c: no tokenizer model", 1, "", "convert", "--from", "llama2c", "--model-path", binary, "--tokenizer", binary,
+        fails(f"llama2c: {name}", 1, part, "convert", "--from", "llama2c", "--model-path", path, "--output", no,
+              absent=no)
+    fails("llama2c: no tokenizer model", 1, "", "convert", "--from", "llama2c", "--model-path", binary,
+          "--tokenizer", binary,
           "--output", no, absent=no)
-    fails("llama2c: usage", 2, "llama2c", "convert", "--from", "llama2c", "--model-path", binary, "--to", "hf", "--output", no)
+    fails("llama2c: usage", 2, "llama2c", "convert", "--from", "llama2c", "--model-path", binary, "--to", "hf",
+          "--output", no)
 
 
 if not os.path.exists(LLAVA):

@@ -60,7 +60,8 @@ def read_tensors(path):
     body = raw[8 + size:]
     for name, t in json.loads(raw[8:8 + size]).items():
         if name != "__metadata__":
-            out[name] = (t["dtype"], np.frombuffer(body[slice(*t["data_offsets"])], KINDS[t["dtype"]]).reshape(t["shape"]))
+            out[name] = (t["dtype"], np.frombuffer(body[slice(*t["data_offsets"])],
+                                                   KINDS[t["dtype"]]).reshape(t["shape"]))
     return out
 
 
@@ -94,7 +95,8 @@ def config(path, name="config.json"):
 def forward(path, prompt, picture=None, *more):
     """Arrays of `llava forward` in f32, or None with the message."""
     out = place("forward.safetensors")
-    args = ["forward", "--model-path", path, "--prompt", prompt, "--dtype", "f32", "--threads", "1", "--quiet", "--out", out]
+    args = ["forward", "--model-path", path, "--prompt", prompt, "--dtype", "f32", "--threads", "1", "--quiet",
+            "--out", out]
     if picture:
         args += ["--image-file", os.path.join(PICTURES, picture)]
     rc, _, err = run(*args, *more)

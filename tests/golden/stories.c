@@ -1,6 +1,7 @@
-/* A trained model of another project's format: llama2.c's stories260K, converted by `llava convert`, must tell the story
- * that llama2.c itself tells: 200 tokens at temperature 0 from BOS alone. Covers the order of RoPE's pairs, grouped
- * key/value heads, tied embeddings and SentencePiece's text. Data and its source: tests/data. */
+/* A trained model of another project's format: llama2.c's stories260K, converted by `llava convert`, must
+ * tell the story that llama2.c itself tells: 200 tokens at temperature 0 from BOS alone. Covers the order of
+ * RoPE's pairs, grouped key/value heads, tied embeddings and SentencePiece's text. Data and its source:
+ * tests/data. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -30,8 +31,10 @@ static void convert(const char *dtype, const char *to)
 {
     char line[512];
     snprintf(line, sizeof line,
-             "build/llava convert --from llama2c --model-path tests/data/stories260K.bin --tokenizer tests/data/tok512.model "
-             "--dtype %s --output '%s'", dtype, to);
+             "build/llava convert --from llama2c --model-path tests/data/stories260K.bin --tokenizer "
+             "tests/data/tok512.model "
+             "--dtype %s --output '%s'",
+             dtype, to);
     assert_int_equal(system(line), 0);
 }
 
