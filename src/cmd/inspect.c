@@ -322,35 +322,48 @@ static void measure(struct inspect *s)
 
 /* ---- check */
 
-/* Place of the first element that is not finite, -1: none. All exponent bits set is what makes it so in every
- * type. */
+/* Is any of n numbers not finite? All bits of the exponent set is what makes one so, in every type. */
+#define ANY_FAULT(name, type)                                         \
+    static bool name(const void *p, int64_t n, uint64_t exponent)     \
+    {                                                                 \
+        const type *v = p, mask = (type)exponent;                     \
+        int bad = 0;                                                  \
+        _Pragma("omp simd reduction(| : bad)")                        \
+        for (int64_t i = 0; i < n; i++) bad |= (v[i] & mask) == mask; \
+        return bad;                                                   \
+    }
+ANY_FAULT(any_fault_16, uint16_t)
+ANY_FAULT(any_fault_32, uint32_t)
+ANY_FAULT(any_fault_64, uint64_t)
+
+static const struct float_kind {
+    enum dtype type;
+    uint64_t exponent;
+    bool (*any)(const void *, int64_t, uint64_t);
+} float_kinds[] = {
+    { DT_F32, 0x7f800000, any_fault_32 },
+    { DT_F16, 0x7c00, any_fault_16 },
+    { DT_BF16, 0x7f80, any_fault_16 },
+    { DT_F64, 0x7ff0000000000000, any_fault_64 },
+};
+
+/* Place of the first element that is not finite, -1: none. Blocks in parallel, then the first bad one again. */
 static int64_t find_fault(struct tensor t, bool *nan)
 {
-    static const struct {
-        enum dtype type;
-        uint64_t exponent;
-    } masks[] = {
-        { DT_F32, 0x7f800000 },
-        { DT_F16, 0x7c00 },
-        { DT_BF16, 0x7f80 },
-        { DT_F64, 0x7ff0000000000000 },
-    };
-    uint64_t mask = 0;
-    for (int i = 0; i < 4; i++)
-        if (masks[i].type == (enum dtype)t.type) mask = masks[i].exponent;
-    int64_t n = mask ? tensor_count(t) : 0, first = n;
+    const struct float_kind *k = NULL;
+    for (size_t i = 0; i < sizeof float_kinds / sizeof *float_kinds; i++)
+        if (float_kinds[i].type == (enum dtype)t.type) k = &float_kinds[i];
+    int64_t n = k ? tensor_count(t) : 0, first = n, block = 1 << 16;
     size_t size = dtype_bytes((enum dtype)t.type);
     const char *p = t.p;
 #pragma omp parallel for schedule(static) reduction(min : first)
-    for (int64_t i = 0; i < n; i++) {
-        uint64_t v = 0;
-        memcpy(&v, p + (size_t)i * size, size);
-        if ((v & mask) == mask && i < first) first = i;
-    }
+    for (int64_t i = 0; i < n; i += block)
+        if (i < first && k->any(p + (size_t)i * size, n - i < block ? n - i : block, k->exponent)) first = i;
     if (first == n) return -1;
+    while (!k->any(p + (size_t)first * size, 1, k->exponent)) first++;
     uint64_t v = 0;
     memcpy(&v, p + (size_t)first * size, size);
-    *nan = (v & ((mask & -mask) - 1)) != 0;
+    *nan = (v & ((k->exponent & -k->exponent) - 1)) != 0;
     return first;
 }
 

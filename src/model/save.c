@@ -161,6 +161,17 @@ static void saving_fini(struct saving *s)
     free(s->mem);
 }
 
+/* dtype_convert on all cores. */
+static void convert(struct tensor to, struct tensor from)
+{
+    int64_t n = tensor_count(from), block = 1 << 18;
+    size_t out = dtype_bytes((enum dtype)to.type), in = dtype_bytes((enum dtype)from.type);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += block)
+        dtype_convert((char *)to.p + (size_t)i * out, (enum dtype)to.type, (char *)from.p + (size_t)i * in,
+                      (enum dtype)from.type, n - i < block ? n - i : block);
+}
+
 /* Rows from..to of t: each the mean of the rows before `from`, summed in f64. */
 static int fill_mean(struct tensor t, int64_t from, struct err *e)
 {
@@ -210,7 +221,7 @@ static int fetch(const void **ret, void *ctx, const struct weight *w, struct err
         if (from->pair)
             TRY(lora_merge(s->m->lora, from->pair, t, from->t, e));
         else
-            dtype_convert(t.p, (enum dtype)t.type, from->t.p, (enum dtype)from->t.type, count);
+            convert(t, from->t);
         if (more) TRY(fill_mean(t, from->t.n[0], e));
         *ret = s->mem;
     }
