@@ -21,7 +21,7 @@ CPPFLAGS += -Iinclude -Isrc -D_POSIX_C_SOURCE=200809L -DLLAVA_VERSION='"$(VERSIO
 COMMON  := $(OPT) $(WARN) $(SANFLAG) -fPIC -fopenmp -fvisibility=hidden -ffp-contract=off
 CFLAGS  += -std=c11 $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(shell pkg-config --cflags $(PKGS))
 CXXFLAGS += -std=c++17 $(COMMON) $(shell pkg-config --cflags sentencepiece)
-LDLIBS  += $(shell pkg-config --libs $(PKGS)) -ldnnl -lstdc++ -lpthread -lm
+LDLIBS  += $(shell pkg-config --libs $(PKGS)) -lstdc++ -lpthread -lm
 LDFLAGS += $(SANFLAG) -fopenmp
 
 SRC     := $(wildcard src/*/*.c src/kern/*/*.c)
