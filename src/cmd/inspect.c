@@ -59,7 +59,7 @@ static const struct argp argp = {
     "and bytes of each part, tensors that are ignored or that nothing uses, and the memory that running it "
     "takes."
     "\vAn adapter or a projector is shown alone, or with --model-base as the model that it makes.\n\n"
-    "What is missing or does not fit is listed as lines that begin with \"missing:\", and the exit status is "
+    "What is missing or does not fit is listed as lines that begin with \"missing:\" or \"wrong:\", and the exit status is "
     "1.\n\n"
     "Memory is what one conversation of the full context takes at each precision: weights that are used from "
     "the files as "

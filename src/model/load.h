@@ -24,8 +24,8 @@ enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file)
 /* Data of a file's shape as kernels see it. */
 struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t);
 
-/* The steps of llava_model_open, for `inspect`, which goes on where one fails: configuration and files (of an adapter its
- * own and its base's); the tower; the arrays of layers. */
+/* The steps of llava_model_open, for `inspect`, which goes on where one fails: configuration and files (of an
+ * adapter its own and its base's); the tower; the arrays of layers. */
 struct lora_set;
 int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
                      struct err *e);
