@@ -20,6 +20,8 @@ struct llava_model {
     int n_weights;                            /* the later set's is used */
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
+    struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
+    bool tower_inside;                        /* the tower's weights are in the checkpoint */
     enum dtype dtype;                         /* what was asked for, or chosen */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
@@ -70,6 +72,8 @@ struct llava_source {
     bool auto_dtype;       /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are stored */
     enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
     bool text_only;        /* don't load the tower */
+    bool tower_by_name;    /* leave a tower closed that is neither in the checkpoint nor beside it (for saving) */
+    bool unmerged;         /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see save.h) */
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);

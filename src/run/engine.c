@@ -346,6 +346,24 @@ out:
     return rc;
 }
 
+int engine_plan(size_t *ret, const struct llava_model *m, enum dtype dtype, int context, struct err *e)
+{
+    struct engine *g;
+    int rc = engine_new(&g, e);
+    if (rc < 0) return rc;
+    g->model = *m;
+    g->dtype = g->kv_type = dtype;
+    g->context = context;
+    g->chunk = context < CHUNK ? context : CHUNK;
+    g->model.llama.rope = tensor_2d(g, DT_F32, context, m->cfg.llama.D); /* a shape: nothing is read */
+    kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
+    rc = plan(g, e);
+    *ret = g->act.cap + (size_t)context * (size_t)m->cfg.llama.D * sizeof(float);
+    arena_fini(&g->act);
+    free(g);
+    return rc;
+}
+
 void engine_close(struct engine *g)
 {
     if (!g) return;
