@@ -58,11 +58,11 @@ static struct tensor take(struct setup *s, enum dtype t, int64_t rows, int64_t c
 static struct tensor noise(struct setup *s, enum dtype t, int64_t rows, int64_t cols)
 {
     struct tensor x = take(s, t, rows, cols);
-    float f;
-    for (int64_t i = 0; i < rows * cols; i++) {
-        f = (float)(2 * rng_unit(&s->rng) - 1);
-        dtype_convert((char *)x.p + (size_t)i * dtype_bytes(t), t, &f, DT_F32, 1);
-    }
+    const size_t mark = arena_mark(&s->scratch);
+    float *f = arena_take(&s->scratch, (size_t)(rows * cols) * sizeof *f);
+    for (int64_t i = 0; i < rows * cols; i++) f[i] = (float)(2 * rng_unit(&s->rng) - 1);
+    dtype_convert(x.p, t, f, DT_F32, rows * cols);
+    arena_rewind(&s->scratch, mark);
     return x;
 }
 
@@ -75,10 +75,10 @@ static struct tensor nothing(struct setup *s, int64_t rows, int64_t cols) /* NaN
 
 static double value(struct tensor t, int64_t row, int64_t col)
 {
-    float f;
-    const size_t i = (size_t)(row * tensor_cols(t) + col) * dtype_bytes((enum dtype)t.type);
-    dtype_convert(&f, DT_F32, (char *)t.p + i, (enum dtype)t.type, 1);
-    return (double)f;
+    const int64_t i = row * tensor_cols(t) + col;
+    if (t.type == DT_F32) return (double)((const float *)t.p)[i];
+    const uint16_t h = ((const uint16_t *)t.p)[i];
+    return (double)(t.type == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h));
 }
 
 /* ---- products */
