@@ -159,6 +159,27 @@ static int write_model(struct buf *out, const struct bpe *b, const char *unk, st
     return failed ? err_set(e, ERR_LIMIT, "'%s' is too large", b->path) : buf_check(out, b->path, e);
 }
 
+static bool is_type(const json_t *step, const char *type)
+{
+    const char *s = json_string_value(json_object_get(step, "type"));
+    return s && strcmp(s, type) == 0;
+}
+
+/* Only what stands for SentencePiece's own handling of spaces: anything else would change the text. */
+static bool is_plain_step(const json_t *step)
+{
+    const json_t *steps = json_object_get(step, "normalizers");
+    if (!step || json_is_null(step) || is_type(step, "Prepend") || is_type(step, "Metaspace")) return true;
+    if (is_type(step, "Replace")) {
+        const char *from = json_string_value(json_object_get(json_object_get(step, "pattern"), "String"));
+        const char *to = json_string_value(json_object_get(step, "content"));
+        return from && to && strcmp(from, " ") == 0 && strcmp(to, "\xe2\x96\x81") == 0;
+    }
+    for (size_t i = 0; i < json_array_size(steps); i++)
+        if (!is_plain_step(json_array_get(steps, i))) return false;
+    return is_type(step, "Sequence") && json_is_array(steps);
+}
+
 static int build(struct buf *out, const json_t *root, const char *path, struct err *e)
 {
     const json_t *model = json_object_get(root, "model");
@@ -173,6 +194,8 @@ static int build(struct buf *out, const json_t *root, const char *path, struct e
         return err_set(e, ERR_UNSUPPORTED, "'%s' is a tokenizer of kind %.40s%s; only BPE with byte fallback, as made "
                        "from SentencePiece models, is read", path, type ? type : "unknown",
                        type && strcmp(type, "BPE") == 0 ? " without byte fallback" : "");
+    if (!is_plain_step(json_object_get(root, "normalizer")) || !is_plain_step(json_object_get(root, "pre_tokenizer")))
+        return err_set(e, ERR_UNSUPPORTED, "'%s' changes text before it is cut in a way that is not handled", path);
     if (!unk) unk = "<unk>";
     TRY(read_vocab(&b, vocab, e));
     TRY(read_merges(&b, vocab, json_object_get(model, "merges"), e));

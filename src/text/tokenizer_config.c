@@ -204,9 +204,10 @@ static bool json_is_legacy(const json_t *fast)
     return scheme && strcmp(scheme, "always") == 0;
 }
 
-static int read_settings(struct tokenizer *t, const json_t *cfg, const json_t *fast, bool from_fast, struct err *e)
+/* Without the field a slow tokenizer is legacy; what transformers 5 writes says it in tokenizer.json alone. */
+static int read_settings(struct tokenizer *t, const json_t *cfg, const json_t *fast, struct err *e)
 {
-    bool is_legacy = from_fast ? json_is_legacy(fast) : true;
+    bool is_legacy = fast ? json_is_legacy(fast) : true;
     double max = json_number_value(json_object_get(cfg, "model_max_length"));
     int rc;
     TRY(get_flag(cfg, "legacy", &is_legacy, e));
@@ -242,7 +243,7 @@ int tokenizer_read_config(struct tokenizer *t, const char *dir, struct err *e)
         json_t *decoder = json_object_get(cfg, "added_tokens_decoder");
         find_named(&names, cfg);
         if (from_fast || !json_is_object(decoder)) TRY(load(&fast, dir, "tokenizer.json", e));
-        TRY(read_settings(t, cfg, fast, from_fast, e));
+        TRY(read_settings(t, cfg, fast, e));
         if (json_is_object(decoder)) {
             TRY(put_decoder(t, decoder, e));
         } else {

@@ -1,6 +1,47 @@
-/* What the program may ask the processor's backend beyond the table. */
+/* What the files of the processor's backend share, and what the rest of the program may ask it beyond the table. */
 #pragma once
+#include <omp.h>
+
 #include "kern/kern.h"
 
-/* GB/s at which n_threads read a buffer several times larger than the last cache. */
+/* GB/s at which n_threads read a buffer several times larger than the last cache: what decode is measured against.
+ * 0 where there is no memory for it (256 MiB). Takes about 0.1 s. */
 double cpu_read_ceiling(int n_threads);
+
+/* ---- within the backend */
+
+/* Threads worth starting for `work` elementary steps (a float moved or a few multiplied). */
+static inline int cpu_threads(const struct kctx *kc, int64_t work)
+{
+    int64_t n = work >> 15;
+    return n < 1 ? 1 : n < kc->n_threads ? (int)n : kc->n_threads;
+}
+
+/* One side of a matrix product: rows of the result's side, K steps of the sum.
+ * by_k false: element (row, k) at p[row*ld + k]; true: at p[k*ld + row]. */
+struct cpu_side {
+    const void *p;
+    enum dtype type; /* F32, BF16 or F16 */
+    int64_t ld;      /* elements */
+    bool by_k;
+};
+/* y[m,n] = a[m,k] b[n,k]^T + bias[n] + add[m,n]; add may be y. */
+struct cpu_gemm {
+    int64_t m, n, k;
+    struct cpu_side a, b;
+    float *y;
+    const float *bias, *add; /* or NULL */
+    bool pair;               /* multiply pairs of bf16: AVX-512 only */
+};
+void cpu_gemm_avx2(struct kctx *, const struct cpu_gemm *);
+void cpu_gemm_avx512(struct kctx *, const struct cpu_gemm *);
+
+/* Each puts its kernels into the table. */
+void cpu_fill_matmul_avx2(struct kern *);
+void cpu_fill_matmul_avx512(struct kern *);
+void cpu_fill_attn_avx2(struct kern *);
+void cpu_fill_attn_avx512(struct kern *);
+void cpu_fill_elem_avx2(struct kern *);
+void cpu_fill_elem_avx512(struct kern *);
+void cpu_fill_norm_avx2(struct kern *);
+void cpu_fill_norm_avx512(struct kern *);

@@ -11,7 +11,9 @@ static void *row_at(struct tensor t, int64_t r)
 /* dst[d] = src[s], converted */
 static void row_copy(struct tensor dst, int64_t d, struct tensor src, int64_t s)
 {
-    dtype_convert(row_at(dst, d), (enum dtype)dst.type, row_at(src, s), (enum dtype)src.type, tensor_cols(dst));
+    const int64_t C = tensor_cols(dst);
+    if (dst.type == src.type) memcpy(row_at(dst, d), row_at(src, s), (size_t)C * dtype_bytes((enum dtype)dst.type));
+    else for (int64_t i = 0; i < C; i++) put(dst, d * C + i, at(src, s * C + i));
 }
 
 /* dst[d] += src[s] */

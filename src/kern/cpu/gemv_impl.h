@@ -1,0 +1,230 @@
+/* Matrix products with few tokens (decode), and the choice between these and gemm_impl.h.
+ *
+ * The weight is read once, from where it is mapped, at the speed of memory: a thread's rows as ROWS streams, each going
+ * on from row to row, so that both the processor's prefetching and ours see long runs. x is copied first, padded with
+ * zeros and in the order in which elements of w come out of a load. A sum's order depends on I, and on whether T is
+ * more than 2, and on nothing else.
+ */
+#include "kern/cpu/isa.h"
+
+enum {
+    ROWS = 2,
+    TOKENS = 4,
+    GEMV_TOKENS = 16, /* most tokens for which this file is faster than gemm_impl.h */
+    AHEAD = 4096,     /* bytes from a load to what is prefetched */
+};
+
+/* How a weight is multiplied: its type as f32, or bf16 as it is with x in bf16. */
+enum how { AS_F32, AS_F16, AS_BF16, AS_PAIR };
+
+INLINE int64_t step_of(enum how how) { return how == AS_PAIR ? 4 * VW : 2 * VW; } /* elements in two vectors */
+
+/* Two vectors of w from p. */
+INLINE void w_load(vf v[2], const char *p, enum how how)
+{
+    const uint16_t *h = (const uint16_t *)p;
+    if (how == AS_BF16) {
+        vf pair = vf_pair_load(h);
+        v[0] = vf_pair_even(pair);
+        v[1] = vf_pair_odd(pair);
+        return;
+    }
+    for (int i = 0; i < 2; i++)
+        v[i] = how == AS_F32 ? vf_load((const float *)(const void *)p + i * VW)
+               : how == AS_F16 ? vf_load_f16(h + i * VW) : vf_pair_load(h + i * 2 * VW);
+}
+
+/* The same for the last n < step_of(how) elements of a row; zeros after them. */
+INLINE void w_load_n(vf v[2], const char *p, enum how how, int64_t n)
+{
+    char rest[4 * VW * sizeof(uint16_t)] __attribute__((aligned(64))) = { 0 };
+    memcpy(rest, p, (size_t)n * (how == AS_F32 ? 4 : 2));
+    w_load(v, rest, how);
+}
+
+struct gemv {
+    const char *w;
+    const char *x; /* [T] rows of x_bytes, as copy_x makes them */
+    float *y;
+    const float *bias, *res; /* or NULL */
+    int64_t tokens, in, out, x_bytes;
+    enum how how;
+};
+
+INLINE void fma2(vf acc[2], const vf a[2], const vf b[2], int chains, bool pair)
+{
+    for (int h = 0; h < 2; h++) {
+        vf *c = acc + h % chains;
+        *c = pair ? vf_pair_fma(a[h], b[h], *c) : vf_fma(a[h], b[h], *c);
+    }
+}
+
+/* y[t][o] for `rows` outputs from o, `apart` outputs apart, and `tokens` tokens from t; both counts and `how` are
+ * constants. */
+INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t apart,
+                 int64_t t)
+{
+    const int chains = tokens <= 2 ? 2 : 1; /* few sums would wait for each other */
+    const int64_t size = how == AS_F32 ? 4 : 2, step = step_of(how), w_bytes = g->in * size;
+    const char *w = g->w + o * w_bytes, *x = g->x + t * g->x_bytes;
+    vf acc[ROWS][TOKENS][2];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < tokens; j++)
+            for (int h = 0; h < chains; h++) acc[r][j][h] = vf_zero();
+    for (int64_t i = 0; i < g->in; i += step, x += 2 * sizeof(vf)) {
+        vf a[ROWS][2], b[2];
+        for (int r = 0; r < rows; r++) {
+            const char *p = w + r * apart * w_bytes + i * size;
+            if (i + step <= g->in) w_load(a[r], p, how);
+            else w_load_n(a[r], p, how, g->in - i);
+            for (int64_t q = 0; q < step * size; q += 64) _mm_prefetch(p + AHEAD + q, _MM_HINT_T1);
+        }
+        for (int j = 0; j < tokens; j++) {
+            const float *p = (const float *)(const void *)(x + j * g->x_bytes);
+            b[0] = vf_load(p);
+            b[1] = vf_load(p + VW);
+            for (int r = 0; r < rows; r++) fma2(acc[r][j], a[r], b, chains, how == AS_PAIR);
+        }
+    }
+    for (int j = 0; j < tokens; j++)
+        for (int r = 0; r < rows; r++) {
+            int64_t at = (t + j) * g->out + o + r * apart;
+            float v = vf_sum(chains == 2 ? vf_add(acc[r][j][0], acc[r][j][1]) : acc[r][j][0]);
+            if (g->bias) v += g->bias[o + r * apart];
+            g->y[at] = g->res ? v + g->res[at] : v;
+        }
+}
+
+INLINE void all_tokens(const struct gemv *g, enum how how, int rows, int64_t o, int64_t apart)
+{
+    int64_t t = 0;
+    for (; t + TOKENS <= g->tokens; t += TOKENS) dots(g, how, rows, TOKENS, o, apart, t);
+    switch (g->tokens - t) {
+    case 1: dots(g, how, rows, 1, o, apart, t); break;
+    case 2: dots(g, how, rows, 2, o, apart, t); break;
+    case 3: dots(g, how, rows, 3, o, apart, t); break;
+    }
+}
+
+INLINE void outputs(const struct gemv *g, enum how how, int64_t from, int64_t to)
+{
+    const int64_t n = (to - from) / ROWS;
+    int64_t o = from;
+    for (; o < from + n; o++) all_tokens(g, how, ROWS, o, n);
+    for (o = from + ROWS * n; o < to; o++) all_tokens(g, how, 1, o, 1);
+}
+
+static void gemv_run(const struct gemv *g, int n_threads)
+{
+    int64_t bytes = g->in * (g->how == AS_F32 ? 4 : 2), chunk = (1 << 17) / (bytes + 1) / ROWS * ROWS;
+    int64_t most = g->out / (4 * n_threads) / ROWS * ROWS;
+    if (chunk > most) chunk = most;
+    if (chunk < ROWS) chunk = ROWS;
+#pragma omp parallel for num_threads(n_threads) schedule(dynamic)
+    for (int64_t o = 0; o < g->out; o += chunk) {
+        int64_t end = o + chunk < g->out ? o + chunk : g->out;
+        switch (g->how) {
+        case AS_F32: outputs(g, AS_F32, o, end); break;
+        case AS_F16: outputs(g, AS_F16, o, end); break;
+        case AS_BF16: outputs(g, AS_BF16, o, end); break;
+        case AS_PAIR: if (HAS_PAIRS) outputs(g, AS_PAIR, o, end); break;
+        }
+    }
+}
+
+/* x[T,I] for dots: rows of whole steps. AS_BF16 wants the even elements of a step before the odd ones. */
+static void copy_x(struct kctx *kc, struct gemv *g, const float *x)
+{
+    int64_t step = step_of(g->how), steps = (g->in + step - 1) / step;
+    g->x_bytes = steps * 2 * (int64_t)sizeof(vf);
+    char *to = arena_take(kc->scratch, (size_t)(g->tokens * g->x_bytes));
+    g->x = to;
+    for (int64_t t = 0; t < g->tokens; t++, x += g->in)
+        for (int64_t i = 0; i < g->in; i += step, to += 2 * sizeof(vf)) {
+            float in[4 * VW] = { 0 }, *f = (float *)(void *)to;
+            memcpy(in, x + i, (size_t)(g->in - i < step ? g->in - i : step) * sizeof *x);
+            if (g->how == AS_PAIR)
+                for (int j = 0; j < 4; j++) vf_store_bf16((uint16_t *)(void *)to + j * VW, vf_load(in + j * VW));
+            else if (g->how == AS_BF16)
+                for (int j = 0; j < 2 * VW; j++) f[j % 2 * VW + j / 2] = in[j];
+            else memcpy(f, in, 2 * sizeof(vf));
+        }
+}
+
+/* A bias of any float type as f32; NULL where there is none. */
+static const float *as_f32(struct kctx *kc, struct tensor b)
+{
+    if (!b.p || b.type == DT_F32) return b.p;
+    float *f = arena_take(kc->scratch, (size_t)tensor_count(b) * sizeof *f);
+    dtype_convert(f, DT_F32, b.p, (enum dtype)b.type, tensor_count(b));
+    return f;
+}
+
+static bool is_half_or_f32(struct tensor w) { return w.type == DT_F32 || w.type == DT_F16 || w.type == DT_BF16; }
+
+static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                   struct tensor res)
+{
+    if (x.type != DT_F32 || !is_half_or_f32(w)) {
+        kern_ref.matmul(kc, y, x, w, b, res);
+        return;
+    }
+    int64_t tokens = tensor_rows(x), in = tensor_cols(x), out = w.n[0];
+    bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
+    size_t mark = arena_mark(kc->scratch);
+    const float *bias = as_f32(kc, b);
+    if (tokens > GEMV_TOKENS) {
+        struct cpu_gemm g = { tokens, out, in, { x.p, DT_F32, in, false }, { w.p, (enum dtype)w.type, in, false },
+                              y.p, bias, res.p, pair };
+        ISA(cpu_gemm)(kc, &g);
+    } else {
+        struct gemv g = { w.p, NULL, y.p, bias, res.p, tokens, in, out, 0,
+                          pair ? AS_PAIR : w.type == DT_F32 ? AS_F32 : w.type == DT_F16 ? AS_F16 : AS_BF16 };
+        copy_x(kc, &g, x.p);
+        gemv_run(&g, cpu_threads(kc, in * out / 4 * tokens));
+    }
+    arena_rewind(kc->scratch, mark);
+}
+
+static void matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
+{
+    if (!dx.p) return;
+    if (dx.type != DT_F32 || dy.type != DT_F32 || !is_half_or_f32(w)) {
+        kern_ref.matmul_dx(kc, dx, dy, w);
+        return;
+    }
+    int64_t tokens = tensor_rows(dy), in = w.n[1], out = w.n[0];
+    bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
+    struct cpu_gemm g = { tokens, in, out, { dy.p, DT_F32, out, false }, { w.p, (enum dtype)w.type, in, true },
+                          dx.p, NULL, dx.p, pair };
+    ISA(cpu_gemm)(kc, &g);
+}
+
+/* Sums columns of dy in order of t. */
+static void column_sums(float *db, const float *dy, int64_t tokens, int64_t out)
+{
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t o = 0; o < out; o++) db[o] += dy[t * out + o];
+}
+
+static void matmul_dw(struct kctx *kc, struct tensor dw, struct tensor db, struct tensor dy, struct tensor x)
+{
+    if (dy.type != DT_F32 || x.type != DT_F32 || (dw.p && dw.type != DT_F32) || (db.p && db.type != DT_F32)) {
+        kern_ref.matmul_dw(kc, dw, db, dy, x);
+        return;
+    }
+    int64_t tokens = tensor_rows(dy), in = tensor_cols(x), out = tensor_cols(dy);
+    if (dw.p) {
+        struct cpu_gemm g = { out, in, tokens, { dy.p, DT_F32, out, true }, { x.p, DT_F32, in, true },
+                              dw.p, NULL, dw.p, false };
+        ISA(cpu_gemm)(kc, &g);
+    }
+    if (db.p) column_sums(db.p, dy.p, tokens, out);
+}
+
+void ISA(cpu_fill_matmul)(struct kern *k)
+{
+    k->matmul = matmul;
+    k->matmul_dx = matmul_dx;
+    k->matmul_dw = matmul_dw;
+}

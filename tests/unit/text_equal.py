@@ -1,0 +1,444 @@
+#!/usr/bin/python3
+"""Token ids and decoded text against python3-sentencepiece and a restatement of transformers' slow LlamaTokenizer rules.
+
+Runs build/main/tests/unit/text_lines (or the program named by TEXT_LINES) on generated strings. Models: tok512.model,
+one trained here, and with LLAVA_TEST_DATA the LLaMA tokenizer and llama.cpp's vectors for it.
+"""
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+
+import sentencepiece as spm
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROGRAM = os.environ.get('TEXT_LINES', os.path.join(HERE, '../../build/main/tests/unit/text_lines'))
+SMALL = os.path.join(HERE, '../data/tok512.model')
+DATA = os.environ.get('LLAVA_TEST_DATA')
+N_STRINGS = int(os.environ.get('TEXT_STRINGS', '10000'))
+SPACE = '\u2581'
+SEED = 20240512
+count = failed = 0
+
+
+def report(ok, name, detail=''):
+    global count, failed
+    count += 1
+    failed += not ok
+    print(f"{'ok' if ok else 'not ok'} {count} - {name}" + ('' if ok else f'\n# {detail}'), flush=True)
+
+
+def ask(model, mode, requests):
+    out = subprocess.run([PROGRAM, model, mode], input='\n'.join(requests) + '\n', capture_output=True, text=True,
+                         timeout=600)
+    lines = out.stdout.split('\n')[:-1]
+    if len(lines) != len(requests):
+        raise RuntimeError(f'{len(lines)} answers to {len(requests)} requests: {out.stderr[-500:]} {lines[-1:]}')
+    return lines
+
+
+def ids_of(line):
+    return [int(x) for x in line.split()] if not line.startswith('error') else line
+
+
+def compare(name, requests, got, want):
+    bad = [i for i in range(len(want)) if got[i] != want[i]]
+    report(not bad, f'{name}: {len(want)}', bad and f'{len(bad)} differ, first {requests[bad[0]]!r}: {got[bad[0]]!r}, '
+           f'wanted {want[bad[0]]!r}')
+
+
+# ---- Strings ---------------------------------------------------------------------------------------------------------
+
+RANGES = [(0x20, 0x7e)] * 6 + [(0xa0, 0x24f), (0x370, 0x52f), (0x590, 0x6ff), (0x900, 0x97f), (0xe00, 0xe7f),
+          (0x1100, 0x11ff), (0x2000, 0x206f), (0x2190, 0x27bf), (0x3000, 0x30ff), (0x4e00, 0x9fff), (0xac00, 0xd7a3),
+          (0xe000, 0xe010), (0xfb00, 0xfeff), (0xfff0, 0xffff), (0x1f300, 0x1faff), (0x20000, 0x2a6df), (0x10fff0, 0x10ffff),
+          (0x1, 0x1f), (0x7f, 0xa0), (0x300, 0x36f), (0x1e00, 0x1fff)]
+WORDS = ('the of and USER: ASSISTANT: Hello world image <image> </s> <s> <unk> ### [INST] [/INST] <0x0A> <|im_end|> \n \n\n '
+         '\t   ' + SPACE + ' ' + SPACE * 3 + ' </ s> <s < 1234 0.5 don\'t déjà Привет 你好 こんにちは 안녕 مرحبا 👩‍👩‍👧‍👦 🦙 é')
+
+
+def string(rng):
+    parts = []
+    for _ in range(rng.randint(0, 8)):
+        kind = rng.random()
+        if kind < 0.35:
+            parts.append(rng.choice(WORDS.split(' ')) + rng.choice(['', ' ', ' ', '  ']))
+        elif kind < 0.8:
+            low, high = rng.choice(RANGES)
+            parts.append(''.join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 12))))
+        elif kind < 0.9:
+            parts.append(rng.choice('a \n\t=.-あ🙂' + SPACE) * rng.randint(1, 70))
+        elif kind < 0.95:
+            parts.append(' ' * rng.randint(1, 20))
+        else:
+            parts.append('\0' if rng.random() < 0.3 else '\r\n')
+    return ''.join(c for c in ''.join(parts) if not 0xd800 <= ord(c) < 0xe000)
+
+
+# ---- transformers' slow tokenizer, restated ------------------------------------------------------------------------
+
+class Slow:
+    def __init__(self, path, mode, added=()):
+        """added: (text, id, special, named)"""
+        proto = open(path, 'rb').read()
+        self.mode = mode
+        self.sp = spm.SentencePieceProcessor()
+        self.sp.LoadFromSerializedProto(proto + (b'\x1a\x02\x18\x00' if mode == 'new' else b''))
+        rows = [('<s>', 1, True, True), ('</s>', 2, True, True), ('<unk>', 0, True, True)] + list(added)
+        self.added = {text: i for text, i, _, _ in rows}
+        self.special = {text for text, _, special, _ in rows if special}
+        self.inline = {text for text, _, _, named in rows if named}
+        self.text_of = {i: text for text, i in self.added.items()}
+        longest = sorted(self.added, key=len, reverse=True)
+        self.cut = re.compile('(' + '|'.join(map(re.escape, longest)) + ')')
+        self.unk_length = len(self.sp.encode('<unk>', out_type=str))
+
+    def part(self, text):
+        encode = lambda s: self.sp.encode(s, out_type=str)
+        if self.mode == 'legacy':
+            return encode(text)
+        if self.mode == 'new':
+            if not text.startswith((SPACE, ' ')):
+                return encode(text)
+            pieces = encode('<unk>' + text)
+            return pieces[self.unk_length:] if len(pieces) >= self.unk_length else pieces
+        first = text.startswith(SPACE)
+        text = text[1:] if first else text
+        pieces = encode(text)
+        if not first and not text.startswith(' ') and pieces and pieces[0].startswith(SPACE):
+            pieces = ([pieces[0][1:]] if len(pieces[0]) > 1 else []) + pieces[1:]
+        return pieces
+
+    def encode(self, text):
+        if self.mode != 'legacy' and text:
+            text = SPACE + text.replace(SPACE, ' ')
+        pieces = []
+        for part in self.cut.split(text):
+            if part in self.added:
+                pieces.append(part)
+            elif part:
+                pieces += self.part(part)
+        if self.mode == 'new' and len(pieces) > 1 and pieces[0] == SPACE and pieces[1] in self.special:
+            pieces = pieces[1:]
+        return [1] + [self.added[p] if p in self.added else self.sp.piece_to_id(p) for p in pieces]
+
+    def encode_prompt(self, text):
+        ids = []
+        for i, chunk in enumerate(text.split('<image>')):
+            ids += ([-200] if i else [1]) + self.encode(chunk)[1:]
+        return ids
+
+    def join(self, pieces):
+        pieces = list(pieces)
+        if pieces[0].startswith(SPACE):
+            pieces[0] = pieces[0][1:]
+        run, out, after = [], '', False
+        for i, piece in enumerate(pieces):
+            if piece in self.inline:
+                if not after and i and self.mode == 'legacy':
+                    out += ' '
+                out += self.sp.decode(run) + piece
+                run, after = [], True
+            else:
+                run.append(piece)
+                after = False
+        return out + self.sp.decode(run)
+
+    def decode(self, ids, skip):
+        parts, run = [], []
+        for i in ids:
+            piece = self.text_of[i] if i in self.text_of else self.sp.id_to_piece(i)
+            if skip and piece in self.special:
+                continue
+            if piece in self.added and piece not in self.inline:
+                if run:
+                    text = self.join(run)
+                    if text:
+                        parts.append(text)
+                    run = []
+                parts.append(piece)
+            else:
+                run.append(piece)
+        if run:
+            parts.append(self.join(run))
+        return ' '.join(parts)
+
+
+# ---- Tests -----------------------------------------------------------------------------------------------------------
+
+def hexed(text):
+    return text.encode().hex()
+
+
+def test_model(name, path, strings, rng):
+    raw = spm.SentencePieceProcessor(model_file=path)
+    plain = [s for s in strings if not re.search('<s>|</s>|<unk>', s)]
+    got = [ids_of(a) for a in ask(path, 'legacy', ['r ' + hexed(s) for s in plain])]
+    compare(f'{name}: raw SentencePiece', plain, got, [raw.encode(s) for s in plain])
+    n = raw.get_piece_size()
+    lists = [[rng.randrange(n) if rng.random() < 0.5 else rng.randrange(min(n, 262)) for _ in range(rng.randint(0, 40))]
+             for _ in range(3000)]
+    for mode in 'legacy', 'new', '431':
+        slow = Slow(path, mode)
+        got = [ids_of(a) for a in ask(path, mode, ['e ' + hexed(s) for s in strings])]
+        compare(f'{name}: {mode}', strings, got, [slow.encode(s) for s in strings])
+        got = [ids_of(a) for a in ask(path, mode, ['p ' + hexed(s) for s in strings])]
+        compare(f'{name}: {mode}, image prompts', strings, got, [slow.encode_prompt(s) for s in strings])
+        back = lists + [slow.encode(s) for s in strings[:3000]]
+        for what, skip in ('d', False), ('k', True):
+            got = ask(path, mode, [f"{what} {' '.join(map(str, ids))}" for ids in back])
+            compare(f"{name}: {mode}, decoding {'without' if skip else 'with'} special tokens", back,
+                    [bytes.fromhex(g).decode() for g in got], [slow.decode(ids, skip) for ids in back])
+
+
+def test_stream(name, path, strings):
+    """Where there is no line break, all that a stream gives is what decode gives."""
+    slow = Slow(path, 'new')
+    lists = [slow.encode(s.replace('\n', '')) for s in strings[:1000]]
+    got = ask(path, 'new', ['s ' + ' '.join(map(str, ids)) for ids in lists])
+    want = [slow.decode(ids, True) for ids in lists]
+    got = [bytes.fromhex(g.replace('|', '').strip()).decode() for g in got]
+    keep = [i for i in range(len(want)) if '\n' not in want[i]]
+    compare(f'{name}: streams', keep, [got[i] for i in keep], [want[i] for i in keep])
+
+
+def write_folder(folder, path, config=None, copy=True):
+    if copy:
+        with open(path, 'rb') as a, open(os.path.join(folder, 'tokenizer.model'), 'wb') as b:
+            b.write(a.read())
+    if config is not None:
+        with open(os.path.join(folder, 'tokenizer_config.json'), 'w') as f:
+            json.dump(config, f)
+
+
+def test_added(name, path, strings, rng):
+    """A folder in llava-hf's manner, and one with tokens that stand apart."""
+    n = spm.SentencePieceProcessor(model_file=path).get_piece_size()
+    rows = [('<image>', n, True, False), ('<pad>', n + 1, True, True), ('<ima', n + 2, False, False),
+            ('word', n + 3, False, False)]
+    config = {'legacy': False, 'pad_token': '<pad>', 'added_tokens_decoder': {
+        str(i): {'content': text, 'special': special, 'lstrip': False, 'rstrip': False, 'normalized': False,
+                 'single_word': False} for text, i, special, _ in rows}}
+    strings = [s + rng.choice(['', '<ima', 'word', '<image>', ' words ', '<pad>']) + s[:5] for s in strings]
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(folder, path, config)
+        for mode in 'new', 'legacy':
+            slow = Slow(path, mode, rows)
+            want = [slow.encode(s) for s in strings]
+            got = [ids_of(a) for a in ask(folder, mode, ['e ' + hexed(s) for s in strings])]
+            compare(f'{name}: added tokens, {mode}', strings, got, want)
+            got = [ids_of(a) for a in ask(folder, mode, ['p ' + hexed(s) for s in strings])]
+            compare(f'{name}: own <image>, {mode}', strings, got, [[-200 if i == n else i for i in ids] for ids in want])
+            lists = want + [[rng.choice([0, 1, 2, n, n + 1, n + 2, n + 3, rng.randrange(3, n)]) for _ in range(12)]
+                            for _ in range(2000)]
+            for what, skip in ('d', False), ('k', True):
+                got = ask(folder, mode, [f"{what} {' '.join(map(str, ids))}" for ids in lists])
+                compare(f'{name}: added tokens, {mode}, decoding {what}', lists,
+                        [bytes.fromhex(g).decode() for g in got], [slow.decode(ids, skip) for ids in lists])
+
+
+def fast_json(path, legacy, pairs):
+    """A tokenizer.json as transformers writes it: all pairs of pieces that make a piece, best score first."""
+    sp = spm.SentencePieceProcessor(model_file=path)
+    n = sp.get_piece_size()
+    vocab = {sp.id_to_piece(i): i for i in range(n)}
+    merges = []
+    for piece, i in vocab.items():
+        if sp.is_byte(i) or sp.is_control(i) or sp.is_unknown(i):
+            continue
+        merges += [(-sp.get_score(i), vocab[piece[:k]], piece[:k], piece[k:]) for k in range(1, len(piece))
+                   if piece[:k] in vocab and piece[k:] in vocab]
+    merges.sort()
+    merges = [[m[2], m[3]] if pairs else f'{m[2]} {m[3]}' for m in merges]
+    added = [{'id': i, 'content': t, 'special': True, 'lstrip': False, 'rstrip': False, 'single_word': False}
+             for i, t in enumerate(['<unk>', '<s>', '</s>'])]
+    norm = {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': SPACE}, {
+        'type': 'Replace', 'pattern': {'String': ' '}, 'content': SPACE}]} if legacy else None
+    return {'added_tokens': added, 'normalizer': norm, 'pre_tokenizer': None if legacy else
+            {'type': 'Metaspace', 'replacement': SPACE, 'prepend_scheme': 'first', 'split': False},
+            'model': {'type': 'BPE', 'unk_token': '<unk>', 'fuse_unk': True, 'byte_fallback': True, 'vocab': vocab,
+                      'merges': merges}}
+
+
+def test_fast(name, path, strings):
+    """Made from a model that keeps spaces as they are, which is all that a tokenizer.json of this kind can say."""
+    for legacy in False, True:
+        with tempfile.TemporaryDirectory() as folder:
+            keeps = os.path.join(folder, 'keeps')
+            with open(path, 'rb') as a, open(keeps, 'wb') as b:
+                b.write(a.read() + b'\x1a\x02\x20\x00')
+            with open(os.path.join(folder, 'tokenizer.json'), 'w') as f:
+                json.dump(fast_json(keeps, legacy, not legacy), f)
+            slow = Slow(keeps, 'legacy' if legacy else 'new')
+            got = [ids_of(a) for a in ask(folder, 'file', ['e ' + hexed(s) for s in strings])]
+            compare(f'{name}: tokenizer.json, legacy {legacy}', strings, got, [slow.encode(s) for s in strings])
+
+
+# ---- LLaVA's labels, restated (llava/train/train.py) -----------------------------------------------------------------
+
+SYSTEM = {'llava_v1': "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+          "detailed, and polite answers to the human's questions.", 'chatml_direct': '<|im_start|>system\nAnswer the questions.',
+          'llava_llama_2': 'You are a helpful language and vision assistant. You are able to understand the visual content that '
+          'the user provides, and assist the user with a variety of tasks using natural language.'}
+SYSTEM['llava_v0'] = SYSTEM['llava_v1']
+
+
+def picture(text):
+    if '<image>' in text:
+        text = ('<image>\n' + text.replace('<image>', '').strip()).strip()
+    return text
+
+
+def prompt_of(template, turns):
+    system = SYSTEM[template]
+    if template == 'llava_v1':
+        out = system + ' '
+        for i, text in enumerate(turns):
+            out += ['USER', 'ASSISTANT'][i % 2] + (': ' + text + [' ', '</s>'][i % 2] if text else ':')
+    elif template == 'chatml_direct':
+        out = system + '<|im_end|>'
+        for i, text in enumerate(turns):
+            out += f"<|im_start|>{['user', 'assistant'][i % 2]}\n" + (text + '<|im_end|>' if text else '')
+    else:
+        out = ''
+        for i, text in enumerate(turns):
+            if i == 0:
+                text = f'<<SYS>>\n{system}\n<</SYS>>\n\n' + text
+            if text:
+                out += f' {text} </s>' if i % 2 else f'<s>[INST] {text} [/INST]'
+        out = out.lstrip('<s>')
+    return out
+
+
+def labels_by_rounds(slow, template, turns, image, limit):
+    """preprocess_v1, preprocess_llama_2 and preprocess_mpt. None: the reference drops the sample."""
+    prompt = prompt_of(template, turns)
+    encode = slow.encode_prompt if image else slow.encode
+    ids = encode(prompt)[:None if image else limit]
+    labels = list(ids)
+    total = sum(i != 0 for i in ids)
+    mpt = template == 'chatml_direct'
+    if mpt:
+        parts = prompt.split('<|im_end|>')
+        rounds = ['<|im_end|>'.join(parts[:3])] + ['<|im_end|>'.join(parts[i:i + 2]) for i in range(3, len(parts), 2)]
+        sep = '<|im_end|><|im_start|>assistant\n'
+    else:
+        rounds = prompt.split('</s>')
+        sep = ' ASSISTANT: ' if template == 'llava_v1' else '[/INST] '
+    at = 0 if mpt else 1
+    labels[:at] = [-100] * at
+    for i, text in enumerate(rounds):
+        parts = text.split(sep)
+        if text == '' or len(parts) != 2:
+            break
+        n, asked = len(encode(text)), len(encode(parts[0] + sep)) - (1 if mpt else 2)
+        change = (slow.mode == 'legacy') if mpt else -(slow.mode != 'legacy') if template == 'llava_v1' else 0
+        if i:
+            n, asked = n + change, asked + change
+        end = max(min(at + asked, len(labels)), min(at, len(labels)))
+        labels[at:end] = [-100] * (end - at)
+        at += n
+    labels[at:] = [-100] * len(labels[at:])
+    if at < limit and at != total:
+        return None
+    return ids[:limit], labels[:limit]
+
+
+def labels_by_counts(slow, turns, image, limit):
+    """The first format, '### Human: '."""
+    pieces = [SYSTEM['llava_v0'] + '\n\n'] + [f"### {['Human', 'Assistant'][i % 2]}: {t}\n" for i, t in enumerate(turns)]
+    encode = slow.encode_prompt if image else lambda text: slow.encode(text)[:limit]
+    ids = encode(''.join(pieces) + '### ')
+    sizes = [len(encode(p)) if image else sum(i != 0 for i in encode(p)) for p in pieces]
+    labels = list(ids)
+    at = sizes[0]
+    labels[:at] = [-100] * min(at, len(labels))
+    for i, size in enumerate(sizes[1:]):
+        if i % 2 == 0:
+            for k in range(at + 2, min(at + size, len(labels))):
+                labels[k] = -100
+        at += size
+    return ids[:limit], labels[:limit]
+
+
+def test_labels(name, path, strings, rng):
+    for template in 'llava_v1', 'llava_llama_2', 'chatml_direct', 'llava_v0':
+        for mode in 'new', 'legacy', '431':
+            slow = Slow(path, mode)
+            slow.mode = mode
+            requests, want = [], []
+            for i in range(400):
+                turns = [rng.choice(strings).strip() or 'x' for _ in range(2 * rng.randint(1, 4))]
+                image = i % 2 == 0
+                if image:
+                    turns[0] += rng.choice(['<image>', '\n<image>', ' '])
+                else:
+                    turns = [t.replace('<image>', '') or 'x' for t in turns]
+                limit = rng.choice([2048, 2048, 2048, 60])
+                shown = [picture(t) for t in turns] if image else turns
+                requests.append(f't {template} {int(image)} {limit} ' + ' '.join('.' + hexed(t) for t in turns))
+                want.append(labels_by_counts(slow, shown, image, limit) if template == 'llava_v0'
+                            else labels_by_rounds(slow, template, shown, image, limit))
+            got = [tuple(ids_of(x) for x in a.split(' / ')) if ' / ' in a else a for a in ask(path, mode, requests)]
+            kept = [i for i in range(len(want)) if want[i]]
+            report(kept or template == 'chatml_direct', f'{name}: {template}, {mode}: the reference keeps {len(kept)}')
+            compare(f'{name}: labels of {template}, {mode}', [requests[i] for i in kept], [got[i] for i in kept],
+                    [want[i] for i in kept])
+
+
+def test_vectors():
+    folder = os.path.join(DATA, 'tokenizer')
+    texts = open(os.path.join(folder, 'llama-vectors.inp'), encoding='utf-8', newline='').read()
+    texts = texts.split('\n__ggml_vocab_test__\n')
+    want = [[int(x) for x in line.split()] for line in open(os.path.join(folder, 'llama-vectors.out'))]
+    texts = texts[:len(want)]
+    path = os.path.join(folder, 'llama.model')
+    got = [ids_of(a) for a in ask(path, 'legacy', ['r ' + hexed(t) for t in texts])]
+    compare("llama: llama.cpp's vectors", texts, got, want)
+
+
+def trained(folder):
+    """A small BPE model with byte fallback, and SentencePiece's default of squeezing spaces."""
+    rng = random.Random(SEED)
+    words = ['image', 'answer', 'question', 'the', 'what', 'is', 'in', 'picture', 'cat', 'dog', 'naïve', '你好', 'Привет']
+    text = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(' '.join(rng.choice(words) for _ in range(12)) for _ in range(300)), model_writer=text,
+        model_type='bpe', vocab_size=340, byte_fallback=True, character_coverage=0.98, normalization_rule_name='identity',
+        minloglevel=2)
+    path = os.path.join(folder, 'trained.model')
+    with open(path, 'wb') as f:
+        f.write(text.getvalue())
+    return path
+
+
+def main():
+    if not os.path.exists(PROGRAM):
+        print(f'1..0 # SKIP no {os.path.basename(PROGRAM)}')
+        return 0
+    rng = random.Random(SEED)
+    print(f'# seed {SEED}')
+    strings = [string(rng) for _ in range(N_STRINGS)]
+    with tempfile.TemporaryDirectory() as folder:
+        models = [('small', SMALL), ('trained', trained(folder))]
+        if DATA:
+            models.append(('llama', os.path.join(DATA, 'tokenizer', 'llama.model')))
+        for name, path in models:
+            few = strings if name == 'llama' or not DATA else strings[:2000]
+            test_model(name, path, few, rng)
+            test_stream(name, path, few)
+            test_added(name, path, few[:2000], rng)
+            test_fast(name, path, few[:4000])
+            test_labels(name, path, few, rng)
+    if DATA:
+        test_vectors()
+    print(f'1..{count}')
+    return failed > 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

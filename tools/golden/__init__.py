@@ -1,0 +1,1 @@
+"""The parts of tools/golden.py, which writes tests/golden."""
