@@ -39,6 +39,8 @@ CXXFLAGS += -std=c++17 $(COMMON)
 LDFLAGS += $(SANFLAG) -fopenmp
 LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -ldnnl -lpthread -lm
 
+FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(LDFLAGS) $(LDLIBS)
+
 SRC     := $(wildcard src/*/*.c src/kern/*/*.c)
 OBJ     := $(SRC:src/%.c=$(B)/obj/%.o) $(patsubst src/%.cc,$(B)/obj/%.o,$(wildcard src/*/*.cc))
 CMDOBJ  := $(filter $(B)/obj/cmd/%,$(OBJ))
@@ -85,7 +87,7 @@ $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512
 $(B)/flags: FORCE
 	@pkg-config --exists $(PKGS) || { echo 'make: libraries are missing; `make deps` installs them'; exit 1; }
 	@mkdir -p $(@D)
-	$(file >$@.new,$(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(LDFLAGS) $(LDLIBS))
+	$(file >$@.new,$(FLAGS))
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 .PHONY: FORCE
 
@@ -109,6 +111,7 @@ $(TESTS) $(EXAMPLES): $(B)/%: $(B)/%.o $(B)/libllava.a
 	$(call link,,-lcmocka)
 
 # A fuzz target replays its corpus as a test, unless it is linked with clang's fuzzer (FUZZ=1).
+$(B)/tests/fuzz/%.o: CFLAGS += -Wno-missing-prototypes
 $(FUZZERS): $(B)/%: $(B)/%.o $(if $(FUZZ),,$(B)/tests/help/replay.o) $(B)/libllava.a
 	$(call link,$(if $(FUZZ),-fsanitize=fuzzer))
 
