@@ -132,7 +132,7 @@ $(B)/obj64/kern_ref64.o: $(OBJ64)
 # ---- what people type
 
 MAKE_   = $(MAKE) --no-print-directory
-RUN     = /usr/bin/python3 tests/run
+RUN     = tests/run
 SHOW    = $(firstword $(sort $(wildcard models/demo/pictures/*.png)))
 
 .PHONY: help deps demo check check-full lint fuzz bench format install uninstall clean

@@ -2,6 +2,7 @@
  * at all and on each file cut short. Prints TAP; under sanitizers this is what keeps old finds fixed. */
 #define _DEFAULT_SOURCE
 #include <dirent.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
