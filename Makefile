@@ -132,7 +132,7 @@ $(B)/obj64/kern_ref64.o: $(OBJ64)
 # ---- what people type
 
 MAKE_   = $(MAKE) --no-print-directory
-RUN     = tests/run
+BUILD_  = env -u MAKEFLAGS $(MAKE_) -j$(shell nproc)
 SHOW    = $(firstword $(sort $(wildcard models/demo/pictures/*.png)))
 
 .PHONY: help deps demo check check-full lint fuzz bench format install uninstall clean
@@ -150,12 +150,12 @@ demo: ## installs what is missing, builds, and answers a question about a pictur
 
 check: ## installs what is missing, builds, lints and runs every CPU test
 	@tools/deps build test
-	@$(RUN) --step 'build: $(MAKE_) all tests examples' --step 'lint: tools/lint.py' build/main
+	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' $(B)
 
 check-full: ## the tests under sanitizers, and everything built by clang too
 	@tools/deps build test full
-	@$(RUN) --step 'clang: $(MAKE_) CC=clang all tests examples' \
-	    --step 'sanitizers: $(MAKE_) SAN=address,undefined all tests' build/san
+	@tests/run --step 'clang: $(BUILD_) CC=clang all tests examples' \
+	    --step 'sanitizers: $(BUILD_) SAN=address,undefined all tests examples' build/san
 
 lint: ## the rules of the house: rooms, names, lengths, words
 	@tools/lint.py
