@@ -84,11 +84,12 @@ $(B)/obj/kern/cpu/%_avx2.o:   CFLAGS += -mavx2 -mfma -mf16c -O3
 $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -mf16c -O3
 
 # Changes only when the flags do: then everything is built again.
-$(B)/flags: FORCE
+$(B)/flags: FORCE | $(B)/
 	@pkg-config --exists $(PKGS) || { echo 'make: libraries are missing; `make deps` installs them'; exit 1; }
-	@mkdir -p $(@D)
 	$(file >$@.new,$(FLAGS))
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+$(B)/:
+	@mkdir -p $@
 .PHONY: FORCE
 
 # ---- tests: tests/FOLDER/NAME.c is a program of its own
