@@ -13,6 +13,8 @@ int err_set(struct err *e, enum err_code code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
     va_end(ap);
+    for (char *s = e->msg; *s; s++) /* names come from files: one must not bring a line end or an escape sequence */
+        if ((unsigned char)*s < ' ' || *s == 127) *s = '?';
     e->code = code;
     return code;
 }

@@ -12,8 +12,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/buf.h"
-
 enum { TRIES = 5, REDIRECTS_MAX = 8, CONNECT_S = 20, STALL_S = 60 };
 
 /* One transfer. */
@@ -38,14 +36,21 @@ void http_close(struct http *h)
     *h = (struct http){ 0 };
 }
 
-/* The value of header `name` if the line is that one, in a static-size buffer. */
+/* Bytes in the file of a sink; 0 where it has none. */
+static int64_t file_size(const struct http_sink *s)
+{
+    struct stat st;
+    return s && !s->buf && fstat(s->fd, &st) == 0 ? st.st_size : 0;
+}
+
+/* The value of header `name` if the line is that one. A value longer than the buffer reads as empty. */
 static bool header_is(const char *line, size_t n, const char *name, char *value, size_t size)
 {
     size_t k = strlen(name);
     if (n <= k || strncasecmp(line, name, k) != 0 || line[k] != ':') return false;
     for (line += k + 1, n -= k + 1; n && (*line == ' ' || *line == '\t'); n--) line++;
     while (n && (line[n - 1] == '\r' || line[n - 1] == '\n' || line[n - 1] == ' ')) n--;
-    snprintf(value, size, "%.*s", (int)(n < size ? n : 0), line); /* too long: as if it were empty */
+    snprintf(value, size, "%.*s", (int)(n < size ? n : 0), line);
     return true;
 }
 
@@ -142,34 +147,36 @@ static struct curl_slist *headers_make(const struct http *h, const char *url)
     return list;
 }
 
+static void options_set(CURL *c, const char *url, struct transfer *t, char *why, struct curl_slist *headers)
+{
+    char range[40];
+    snprintf(range, sizeof range, "%lld-", (long long)t->begin);
+    curl_easy_reset(c);
+    curl_easy_setopt(c, CURLOPT_URL, url);
+    curl_easy_setopt(c, CURLOPT_ERRORBUFFER, why);
+    curl_easy_setopt(c, CURLOPT_NOBODY, t->sink ? 0L : 1L);
+    curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_S);
+    curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, (long)STALL_S);
+    curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
+    curl_easy_setopt(c, CURLOPT_HEADERDATA, t);
+    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_body);
+    curl_easy_setopt(c, CURLOPT_WRITEDATA, t);
+    curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
+    if (t->begin > 0) curl_easy_setopt(c, CURLOPT_RANGE, range);
+}
+
 /* One hop. *next is where it redirects to, to free(), or NULL. *again: the failure may pass. */
 static int http_hop(struct http *h, const char *url, struct http_sink *sink, struct http_reply *r,
                     char **next, bool *again, struct err *e)
 {
-    struct transfer t = { .curl = h->curl, .sink = sink, .r = r };
-    struct stat st;
-    char why[CURL_ERROR_SIZE] = "";
-    if (sink && !sink->buf && fstat(sink->fd, &st) == 0) t.begin = st.st_size;
+    struct transfer t = { .curl = h->curl, .sink = sink, .r = r, .begin = file_size(sink) };
+    char why[CURL_ERROR_SIZE] = "", *to = NULL;
+    struct curl_slist *headers = headers_make(h, url);
     *next = NULL;
     *again = false;
     *r = (struct http_reply){ .size = -1, .from = -1 };
-    curl_easy_reset(h->curl);
-    curl_easy_setopt(h->curl, CURLOPT_URL, url);
-    curl_easy_setopt(h->curl, CURLOPT_ERRORBUFFER, why);
-    curl_easy_setopt(h->curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(h->curl, CURLOPT_NOBODY, sink ? 0L : 1L);
-    curl_easy_setopt(h->curl, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_S);
-    curl_easy_setopt(h->curl, CURLOPT_LOW_SPEED_LIMIT, 1L);
-    curl_easy_setopt(h->curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_S);
-    curl_easy_setopt(h->curl, CURLOPT_HEADERFUNCTION, on_header);
-    curl_easy_setopt(h->curl, CURLOPT_HEADERDATA, &t);
-    curl_easy_setopt(h->curl, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(h->curl, CURLOPT_WRITEDATA, &t);
-    char range[40];
-    snprintf(range, sizeof range, "%lld-", (long long)t.begin);
-    if (t.begin > 0) curl_easy_setopt(h->curl, CURLOPT_RANGE, range);
-    struct curl_slist *headers = headers_make(h, url);
-    curl_easy_setopt(h->curl, CURLOPT_HTTPHEADER, headers);
+    options_set(h->curl, url, &t, why, headers);
     CURLcode c = curl_easy_perform(h->curl);
     curl_slist_free_all(headers);
     curl_easy_getinfo(h->curl, CURLINFO_RESPONSE_CODE, &r->status);
@@ -181,7 +188,6 @@ static int http_hop(struct http *h, const char *url, struct http_sink *sink, str
     *again = passes(c) || r->status >= 500 || r->status == 429;
     if (c != CURLE_OK)
         return err_set(e, ERR_IO, "cannot reach '%s': %s", url, *why ? why : curl_easy_strerror(c));
-    char *to = NULL;
     curl_easy_getinfo(h->curl, CURLINFO_REDIRECT_URL, &to);
     if (to && !(*next = strdup(to))) return err_set(e, ERR_NOMEM, "no memory for an address");
     return 0;
@@ -206,12 +212,6 @@ static int http_chain(struct http *h, const char *url, struct http_sink *sink, s
     free(at);
     free(next);
     return rc;
-}
-
-static int64_t file_size(const struct http_sink *s)
-{
-    struct stat st;
-    return s && !s->buf && fstat(s->fd, &st) == 0 ? st.st_size : 0;
 }
 
 int http_request(struct http *h, const char *url, struct http_sink *sink, struct http_reply *r, struct err *e)

@@ -403,30 +403,36 @@ out:
     return rc;
 }
 
+/* Waits for the lock NAME of this model, the same one that huggingface_hub takes. close() gives it back. */
+static int lock_take(const struct hub *h, int *fd, const char *name, const char *what, struct err *e)
+{
+    char *path;
+    int rc = path_make(&path, e, "%s/%s.lock", h->locks, name);
+    if (rc < 0) return rc;
+    *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (*fd < 0) rc = err_errno(e, "create", path);
+    free(path);
+    if (rc >= 0 && flock(*fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
+        log_info("waiting for another process that downloads '%s'", what);
+        while (flock(*fd, LOCK_EX) < 0 && errno == EINTR) continue;
+    }
+    return rc;
+}
+
 static int blob_fetch(struct hub *h, struct blob *b, const char *commit, struct err *e)
 {
     int rc, lock = -1;
-    char *url = NULL, *path = NULL;
+    char *url = NULL;
     struct buf name = buf_make(1000);
     escape(&name, b->file);
     TRY(buf_check(&name, b->file, e));
     TRY(path_make(&url, e, "%s/%s/resolve/%s/%s", h->endpoint, h->repo, commit, name.p));
     TRY(blob_head(h, b, url, e));
-    TRY(path_make(&path, e, "%s/%s.lock", h->locks, b->etag));
-    lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (lock < 0) {
-        rc = err_errno(e, "create", path);
-        goto out;
-    }
-    if (flock(lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
-        log_info("waiting for another process that downloads '%s'", b->file);
-        while (flock(lock, LOCK_EX) < 0 && errno == EINTR) continue;
-    }
+    TRY(lock_take(h, &lock, b->etag, b->file, e));
     TRY(blob_make(h, b, url, e));
 out:
     if (lock >= 0) close(lock);
     free(url);
-    free(path);
     buf_free(&name);
     return rc;
 }
@@ -438,7 +444,7 @@ static int link_make(const char *dir, const struct blob *b, struct err *e)
     char *path = NULL, *to = NULL, *tmp = NULL;
     TRY(path_make(&path, e, "%s/%s", dir, b->file));
     TRY(path_make(&to, e, "../../blobs/%s", b->etag));
-    TRY(path_make(&tmp, e, "%s/.%s.%ld", dir, b->file, (long)getpid()));
+    TRY(path_make(&tmp, e, "%s/.%s.tmp", dir, b->file));
     unlink(tmp);
     if (symlink(to, tmp) < 0) rc = err_errno(e, "create", tmp);
     else if (rename(tmp, path) < 0) rc = err_errno(e, "rename to", path);
@@ -467,7 +473,7 @@ static int ref_make(const struct hub *h, const char *commit, struct err *e)
 
 static int model_fetch(char **dir, struct hub *h, struct err *e)
 {
-    int rc;
+    int rc, lock = -1;
     json_t *api = NULL;
     struct blob *b = NULL;
     size_t n = 0;
@@ -488,12 +494,14 @@ static int model_fetch(char **dir, struct hub *h, struct err *e)
     TRY(out_make_dirs(blobs, e));
     TRY(out_make_dirs(h->locks, e));
     for (size_t i = 0; i < n; i++) TRY(blob_fetch(h, &b[i], commit, e));
+    TRY(lock_take(h, &lock, "snapshot", h->repo, e));
     TRY(out_make_dirs(path, e));
     for (size_t i = 0; i < n; i++) TRY(link_make(path, &b[i], e));
     TRY(ref_make(h, commit, e));
     *dir = path;
     path = NULL;
 out:
+    if (lock >= 0) close(lock);
     free(b);
     free(path);
     free(blobs);

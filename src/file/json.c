@@ -10,7 +10,7 @@ int json_text_load(json_t **ret, const void *p, size_t n, const char *file, stru
 {
     json_error_t at;
     json_t *v = json_loadb(p, n, JSON_REJECT_DUPLICATES, &at);
-    if (!v && json_error_code(&at) == json_error_out_of_memory)
+    if (!v && at.line < 0) /* jansson leaves the place out only when it could not begin or go on */
         return err_set(e, ERR_NOMEM, "no memory to parse '%s'", file);
     if (!v) {
         return err_set(e, ERR_FORMAT, "cannot parse '%s': line %d column %d: %s", file, at.line, at.column,

@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -184,34 +185,53 @@ static size_t *order_make(const struct weight *w, size_t n)
     return order;
 }
 
+/* One member of the header; NULL without memory. */
 static json_t *entry_make(struct tensor t, uint64_t begin)
 {
     json_t *shape = json_array();
-    for (int i = 0; i < t.nd; i++) json_array_append_new(shape, json_integer(t.n[i]));
-    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name((enum dtype)t.type), "shape", shape,
-                     "data_offsets", (json_int_t)begin, (json_int_t)(begin + tensor_bytes(t)));
+    bool good = true;
+    for (int i = 0; i < t.nd; i++) good = json_array_append_new(shape, json_integer(t.n[i])) >= 0 && good;
+    if (!good) json_decref(shape);
+    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name((enum dtype)t.type), "shape",
+                     good ? shape : NULL, "data_offsets", (json_int_t)begin,
+                     (json_int_t)(begin + tensor_bytes(t)));
+}
+
+/* The header as JSON, in file order. */
+static int header_json(json_t *head, const struct weight *w, const size_t *order, size_t n,
+                       const char *const *meta, const char *path, struct err *e)
+{
+    uint64_t at = 0;
+    json_t *m = json_object();
+    bool good = true;
+    for (; meta && *meta; meta += 2)
+        good = json_object_set_new(m, meta[0], json_string(meta[1])) >= 0 && good;
+    if (json_object_size(m)) good = json_object_set(head, "__metadata__", m) >= 0 && good;
+    json_decref(m);
+    for (size_t k = 0; k < n && good; k++) {
+        const struct weight *row = &w[order[k]];
+        json_t *name = json_string(row->name); /* checks UTF-8 */
+        if (!name || json_object_get(head, row->name)) {
+            json_decref(name);
+            return err_set(e, ERR_USAGE, "cannot write '%s': name '%.200s' is there twice or not UTF-8", path,
+                           row->name);
+        }
+        json_decref(name);
+        good = json_object_set_new(head, row->name, entry_make(row->t, at)) >= 0;
+        at += tensor_bytes(row->t);
+    }
+    return good ? 0 : err_set(e, ERR_NOMEM, "no memory to write '%s'", path);
 }
 
 /* The header as text, padded so that the data starts at a multiple of 8. */
 static int header_make(char **ret, size_t *ret_n, const struct weight *w, const size_t *order, size_t n,
                        const char *const *meta, const char *path, struct err *e)
 {
-    int rc = 0;
-    json_t *head = json_object(), *m = meta ? json_object() : NULL;
-    uint64_t at = 0;
-    for (; meta && *meta; meta += 2) json_object_set_new(m, meta[0], json_string(meta[1]));
-    if (m) json_object_set_new(head, "__metadata__", m);
-    for (size_t k = 0; k < n && rc >= 0; k++) {
-        const struct weight *row = &w[order[k]];
-        if (json_object_get(head, row->name))
-            rc = err_set(e, ERR_USAGE, "cannot write '%s': two tensors are named '%.200s'", path, row->name);
-        else if (json_object_set_new(head, row->name, entry_make(row->t, at)) < 0)
-            rc = err_set(e, ERR_USAGE, "cannot write '%s': name '%.200s' is not UTF-8", path, row->name);
-        at += tensor_bytes(row->t);
-    }
+    json_t *head = json_object();
+    int rc = header_json(head, w, order, n, meta, path, e);
     char *text = rc < 0 ? NULL : json_dumps(head, JSON_COMPACT), *padded = NULL;
     size_t len = text ? strlen(text) : 0, want = (len + 7) & ~(size_t)7;
-    if (text) padded = malloc(want + 1);
+    if (text) padded = malloc(want);
     if (padded) {
         memset(padded, ' ', want);
         memcpy(padded, text, len);

@@ -29,6 +29,7 @@ struct saver {
     char *dir, *tmp;
     bool fresh;   /* dir does not exist yet: tmp becomes it */
     bool weights; /* saver_weights was called */
+    bool failed;  /* something could not be written */
 };
 
 static int path_make(char **ret, const char *dir, const char *file, struct err *e)
@@ -36,6 +37,13 @@ static int path_make(char **ret, const char *dir, const char *file, struct err *
     if (asprintf(ret, "%s/%s", dir, file) >= 0) return 0;
     *ret = NULL;
     return err_set(e, ERR_NOMEM, "no memory for a path");
+}
+
+/* Remembers a failure. */
+static int done(struct saver *s, int rc)
+{
+    s->failed = s->failed || rc < 0;
+    return rc;
 }
 
 static int name_compare(const void *a, const void *b)
@@ -121,31 +129,31 @@ int saver_tensors(struct saver *s, const char *file, const struct weight *w, siz
 {
     char *path;
     int rc = path_make(&path, s->tmp, file, e);
-    if (rc < 0) return rc;
+    if (rc < 0) return done(s, rc);
     rc = !fnmatch("*.bin", file, 0) ? torchbin_write(path, w, n, fetch, ctx, e)
                                     : safetensors_write(path, w, n, meta_pt, fetch, ctx, e);
     free(path);
-    return rc;
+    return done(s, rc);
 }
 
 int saver_json(struct saver *s, const char *file, const json_t *v, struct err *e)
 {
     char *path;
     int rc = path_make(&path, s->tmp, file, e);
-    if (rc < 0) return rc;
+    if (rc < 0) return done(s, rc);
     rc = json_file_save(path, v, e);
     free(path);
-    return rc;
+    return done(s, rc);
 }
 
 int saver_bytes(struct saver *s, const char *file, const void *p, size_t n, struct err *e)
 {
     char *path;
     int rc = path_make(&path, s->tmp, file, e);
-    if (rc < 0) return rc;
+    if (rc < 0) return done(s, rc);
     rc = file_write(path, p, n, e);
     free(path);
-    return rc;
+    return done(s, rc);
 }
 
 /* How many tensors from `from` on go into one shard. */
@@ -174,7 +182,8 @@ static int shards_write(struct saver *s, const struct weight *w, size_t n, size_
             if (json_object_get(map, w[j].name))
                 rc = err_set(e, ERR_USAGE, "cannot save '%s': two tensors are named '%.200s'", s->dir,
                              w[j].name);
-            json_object_set_new(map, w[j].name, json_string(file));
+            else if (json_object_set_new(map, w[j].name, json_string(file)) < 0)
+                rc = err_set(e, ERR_NOMEM, "no memory for an index");
         }
         if (rc >= 0) rc = saver_tensors(s, file, w + from, k, fetch, ctx, e);
         from += k;
@@ -183,7 +192,7 @@ static int shards_write(struct saver *s, const struct weight *w, size_t n, size_
     if (rc >= 0)
         rc = index ? saver_json(s, index_name, index, e) : err_set(e, ERR_NOMEM, "no memory for an index");
     json_decref(index);
-    return rc;
+    return done(s, rc);
 }
 
 int saver_weights(struct saver *s, const struct weight *w, size_t n, size_t shard_bytes,
@@ -193,7 +202,7 @@ int saver_weights(struct saver *s, const struct weight *w, size_t n, size_t shar
     for (size_t from = 0; from < n; n_shard++) from += shard_count(w, n, from, limit);
     s->weights = true;
     if (n_shard > SHARDS_MAX)
-        return err_set(e, ERR_LIMIT, "cannot save '%s': more than %d files", s->dir, SHARDS_MAX);
+        return done(s, err_set(e, ERR_LIMIT, "cannot save '%s': more than %d files", s->dir, SHARDS_MAX));
     if (n_shard <= 1) return saver_tensors(s, "model.safetensors", w, n, fetch, ctx, e);
     return shards_write(s, w, n, limit, n_shard, fetch, ctx, e);
 }
@@ -209,14 +218,14 @@ int saver_copy_side_files(struct saver *s, const char *from, struct err *e)
         char *path;
         struct map m = { 0 };
         int rc = path_make(&path, from, names[i], e);
-        if (rc < 0) return rc;
+        if (rc < 0) return done(s, rc);
         if (access(path, F_OK) == 0) {
             rc = map_open(&m, path, e);
             if (rc >= 0) rc = saver_bytes(s, names[i], m.p, m.n, e);
         }
         map_close(&m);
         free(path);
-        if (rc < 0) return rc;
+        if (rc < 0) return done(s, rc);
     }
     return 0;
 }
@@ -262,6 +271,8 @@ int saver_commit(struct saver *s, struct err *e)
 {
     char **names;
     size_t n;
+    if (s->failed)
+        return err_set(e, ERR_USAGE, "cannot save '%s': a part of it could not be written", s->dir);
     int rc = out_sync_dir(s->tmp, e);
     if (rc < 0) return rc;
     if (s->fresh)

@@ -30,6 +30,6 @@ int saver_bytes(struct saver *s, const char *file, const void *p, size_t n, stru
 /* Copies the tokenizer's, generation's and image processor's files that `from` has. */
 int saver_copy_side_files(struct saver *s, const char *from, struct err *e);
 
-/* Renames it all into place. Nothing can be added afterwards. */
+/* Renames it all into place; refused after a failure of any of the above. Nothing can be added afterwards. */
 int saver_commit(struct saver *s, struct err *e);
 void saver_close(struct saver *s); /* without a commit: removes what was written; accepts NULL */

@@ -97,20 +97,21 @@ static void copy_strided(char *dst, const unsigned char *src, size_t bytes, cons
 static int view_make(const struct reader *r, struct tensor *t, const struct storage *s, int64_t offset,
                      int nd, const int64_t *step)
 {
-    uint64_t count = 1, last = 0; /* elements; the highest one touched, counted from offset */
-    bool plain = true, huge = false;
+    uint64_t count = 1,
+             last = 0; /* elements, a size of 0 taken as 1; the highest one touched, from offset on */
+    bool plain = true, huge = false, empty = false;
     for (int i = nd - 1; i >= 0; i--) {
-        uint64_t reach = 0;
-        plain = plain && (t->n[i] == 1 || (uint64_t)step[i] == count);
-        huge = __builtin_mul_overflow(count, (uint64_t)t->n[i], &count) || huge;
-        if (t->n[i] > 1)
-            huge = __builtin_mul_overflow((uint64_t)t->n[i] - 1, (uint64_t)step[i], &reach) || huge;
+        uint64_t n = t->n[i] ? (uint64_t)t->n[i] : 1, reach;
+        empty = empty || t->n[i] == 0;
+        plain = plain && (n == 1 || (uint64_t)step[i] == count);
+        huge = __builtin_mul_overflow(count, n, &count) || count > INT64_MAX || huge;
+        huge = __builtin_mul_overflow(n - 1, (uint64_t)step[i], &reach) || huge;
         huge = __builtin_add_overflow(last, reach, &last) || huge;
     }
-    if (offset < 0 || offset > s->count || (count && (huge || last >= (uint64_t)(s->count - offset))))
+    if (huge || offset < 0 || offset > s->count || (!empty && last >= (uint64_t)(s->count - offset)))
         return bad(r, "it reaches outside its storage");
     t->p = (void *)(s->p + (size_t)offset * dtype_bytes(s->type));
-    if (plain || !count) return 0;
+    if (plain || empty) return 0;
     if (count > (uint64_t)s->count)
         return err_set(r->e, ERR_UNSUPPORTED, "'%s': tensor '%.200s' is an expanded view of a smaller one",
                        r->file, r->name);

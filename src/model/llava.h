@@ -20,6 +20,7 @@ struct llava_model {
     int n_weights;                            /* the later set's is used */
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
+    enum dtype dtype;                         /* what was asked for, or chosen */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
 
@@ -66,6 +67,7 @@ struct llava_source {
     /* How an org/name (a tower's) becomes a folder: the hub's function, or NULL to allow folders only. */
     int (*locate)(char **dir, const char *name, struct err *e);
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
+    bool auto_dtype;       /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are stored */
     enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
     bool text_only;        /* don't load the tower */
 };

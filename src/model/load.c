@@ -77,11 +77,11 @@ struct binder {
 };
 
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
-static enum dtype kept_type(const struct llava_source *s, const struct bind_row *r, enum dtype file)
+static enum dtype kept_type(const struct binder *b, const struct bind_row *r, enum dtype file)
 {
-    if (s->keep_dtype || !(r->flags & BIND_DECAY)) return file == DT_F64 && !s->keep_dtype ? DT_F32 : file;
-    if (s->dtype == DT_F32) return file == DT_F64 ? DT_F32 : file;
-    return s->dtype;
+    if (b->s->keep_dtype) return file;
+    if (!(r->flags & BIND_DECAY) || b->m->dtype == DT_F32) return file == DT_F64 ? DT_F32 : file;
+    return b->m->dtype;
 }
 
 static int check_shape(const struct bind_row *r, const struct weight *w, struct err *e)
@@ -120,9 +120,9 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     }
     int rc = check_shape(r, w, e);
     if (rc < 0) return rc;
-    enum dtype file = (enum dtype)w->t.type, keep = kept_type(b->s, r, file);
+    enum dtype file = (enum dtype)w->t.type, keep = kept_type(b, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
-    if (pair && !b->s->keep_dtype && b->s->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
+    if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
     struct tensor t = as_seen(r, w->t.p, file);
     if (keep != file || pair) {
         size_t bytes = (size_t)tensor_count(t) * dtype_bytes(keep);
@@ -148,6 +148,19 @@ static int bind_all(struct llava_model *m, const struct llava_source *s, const s
     if (rc >= 0) rc = llava_each(m, bind_one, &b, e);
     if (rc >= 0 && m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
     return rc;
+}
+
+enum { SMALL_MODEL = 256 << 20 }; /* bytes under which exact f32 products cost nothing that anyone notices */
+
+static void choose_dtype(struct llava_model *m, const struct llava_source *s, const struct index *ix)
+{
+    const struct weight *embed = index_find(ix, "model.embed_tokens.weight");
+    size_t bytes = 0;
+    for (int i = 0; i < m->n_weights; i++) bytes += weights_bytes(m->weights[i]);
+    m->dtype = s->dtype;
+    if (!s->auto_dtype) return;
+    enum dtype stored = embed ? (enum dtype)embed->t.type : m->cfg.dtype;
+    m->dtype = bytes >= SMALL_MODEL && (stored == DT_BF16 || stored == DT_F16) ? stored : DT_F32;
 }
 
 /* ---- folders */
@@ -302,6 +315,7 @@ int llava_model_open(struct llava_model *m, const struct llava_source *s, struct
         TRY(check_vision(m, s->path, e));
     }
     TRY(make_layers(m, e));
+    choose_dtype(m, s, &ix);
     TRY(bind_all(m, s, &ix, &lora, e));
     TRY(lora_check_used(&lora, s->path, e));
 out:
@@ -372,7 +386,7 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
 
 int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e)
 {
-    *m = (struct llava_model){ .cfg = *cfg };
+    *m = (struct llava_model){ .cfg = *cfg, .dtype = dtype };
     float *noise = malloc(NOISE * sizeof *noise);
     if (!noise) return err_set(e, ERR_NOMEM, "no memory for noise");
     struct rng rng;

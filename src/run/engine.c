@@ -13,7 +13,6 @@
 #include "text/conv.h"
 
 enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep matrix products busy */
-enum { SMALL_MODEL = 256 << 20 }; /* bytes under which exact f32 products cost nothing that anyone notices */
 
 static const size_t SCRATCH = (size_t)8 << 30; /* address space; pages are taken when a kernel touches them */
 
@@ -186,15 +185,13 @@ int engine_blame(struct engine *g, struct err *e)
 
 /* ---- opening */
 
-/* "auto": f32 where the model is so small that it costs nothing, else what the weights are stored in. */
-static int choose_dtype(enum dtype *ret, const char *name, enum dtype stored, int64_t bytes, struct err *e)
+/* "auto" leaves the choice to the model. */
+static int read_dtype(enum dtype *ret, bool *chosen, const char *name, struct err *e)
 {
-    if (name && strcmp(name, "auto") != 0) {
-        if (dtype_find(name, ret) >= 0 && (*ret == DT_F32 || *ret == DT_F16 || *ret == DT_BF16)) return 0;
-        return err_set(e, ERR_USAGE, "dtype '%s' is not one of auto, f32, bf16, f16", name);
-    }
-    *ret = bytes < SMALL_MODEL || stored == DT_F64 ? DT_F32 : stored;
-    return 0;
+    *ret = DT_BF16;
+    *chosen = !name || !strcmp(name, "auto");
+    if (*chosen || (dtype_find(name, ret) >= 0 && (*ret == DT_F32 || *ret == DT_F16 || *ret == DT_BF16))) return 0;
+    return err_set(e, ERR_USAGE, "dtype '%s' is not one of auto, f32, bf16, f16", name);
 }
 
 static int engine_new(struct engine **ret, struct err *e)
@@ -211,7 +208,7 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
         return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", context, most, g->name);
     g->context = context > 0 ? context : most;
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
-    g->kv_type = g->dtype;
+    g->dtype = g->kv_type = g->model.dtype;
     kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
     g->kc = (struct kctx){ &g->scratch, threads > 0 ? threads : plat_threads(), g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
     TRY(arena_init(&g->scratch, SCRATCH, e));
@@ -304,19 +301,8 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     if (o->base) TRY(hub_find(&base, o->base, NULL, e));
     g->name = o->name ? strdup(o->name) : name_of(o->path);
     if (!g->name) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
-    struct llava_config cfg;
-    struct weights *w = NULL;
-    struct err ignore;
-    int64_t bytes = INT64_MAX; /* only needed for "auto" */
-    enum dtype stored = DT_F32;
-    if (llava_config_load(&cfg, base ? base : g->dir, &ignore) >= 0) stored = cfg.dtype;
-    if (weights_open(&w, base ? base : g->dir, &ignore) >= 0) {
-        bytes = (int64_t)weights_bytes(w);
-        if (weights_count(w) && dtype_is_float((enum dtype)weights_at(w, 0)->t.type)) stored = (enum dtype)weights_at(w, 0)->t.type;
-    }
-    weights_close(w);
-    TRY(choose_dtype(&g->dtype, o->dtype, stored, bytes, e));
-    struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower, .dtype = g->dtype };
+    struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower };
+    TRY(read_dtype(&s.dtype, &s.auto_dtype, o->dtype, e));
     TRY(llava_model_open(&g->model, &s, e));
     if (g->model.cfg.has_vision) TRY(load_processor(g, e));
     TRY(load_text(g, base, e));
@@ -333,12 +319,14 @@ int engine_random(struct engine **ret, const char *preset, const char *dtype, in
 {
     struct engine *g = NULL;
     struct llava_config cfg;
+    enum dtype type;
+    bool ignored;
     int rc;
     TRY(engine_new(&g, e));
     TRY(llava_config_preset(&cfg, preset, e));
-    TRY(choose_dtype(&g->dtype, dtype, DT_BF16, INT64_MAX, e));
+    TRY(read_dtype(&type, &ignored, dtype, e));
     if (!(g->name = strdup(preset))) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
-    TRY(llava_model_random(&g->model, &cfg, g->dtype, 1, e));
+    TRY(llava_model_random(&g->model, &cfg, type, 1, e));
     clip_processor_default(&g->proc, cfg.clip.image);
     TRY(engine_finish(g, context, threads, e));
     *ret = g;

@@ -89,14 +89,9 @@ static double load(const void *p, enum dtype t, int64_t i)
     }
 }
 
-void dtype_convert(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n)
+static void convert(void *dst, enum dtype to, const void *src, enum dtype from, int64_t begin, int64_t end)
 {
-    if (to == from) {
-        memmove(dst, src, (size_t)n * dtype_bytes(to));
-        return;
-    }
-#pragma omp parallel for schedule(static) if (n > 1 << 16)
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = begin; i < end; i++) {
         double v = load(src, from, i);
         switch (to) {
         case DT_F32: ((float *)dst)[i] = (float)v; break;
@@ -105,5 +100,18 @@ void dtype_convert(void *dst, enum dtype to, const void *src, enum dtype from, i
         case DT_BF16: ((uint16_t *)dst)[i] = f32_to_bf16((float)v); break;
         default: BUG("%s is not a float type", dtype_name(to));
         }
+    }
+}
+
+void dtype_convert(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n)
+{
+    enum { BLOCK = 1 << 16 };
+    if (to == from) {
+        memmove(dst, src, (size_t)n * dtype_bytes(to));
+    } else if (n <= BLOCK) {
+        convert(dst, to, src, from, 0, n); /* not worth waking other threads */
+    } else {
+#pragma omp parallel for schedule(static)
+        for (int64_t at = 0; at < n; at += BLOCK) convert(dst, to, src, from, at, at + BLOCK < n ? at + BLOCK : n);
     }
 }

@@ -52,35 +52,47 @@ enum { PROMPT_MAX = 64 << 20 };
     "situations and needs, while non-renewable sources are more rigid and inflexible.\n"                  \
     "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "         \
     "non-renewable sources are not, and their depletion can lead to economic and social instability.\n"
-#define CHATML_USER "<|im_start|>user\n"
-#define CHATML_ASSISTANT "<|im_start|>assistant\n"
 
-/* ---- The table ------------------------------------------------------------------------------------------------- */
+/* ---- The table --------------------------------------------------------------------------------------- */
+
+#define NO_EXAMPLE { NULL, NULL }
+#define HUMAN { "Human", "Assistant" }
+#define USER { "USER", "ASSISTANT" }
+#define CHATML { "<|im_start|>user\n", "<|im_start|>assistant\n" }
+#define CHATML_SYSTEM "<|im_start|>system\nAnswer the questions."
 
 static const struct conv_template templates[] = {
-    { "v0", CONV_SINGLE, HUMAN_SYSTEM, { "Human", "Assistant" }, "###", NULL, "Unknown",
-      { EXAMPLE_QUESTION, EXAMPLE_ANSWER } },
-    { "vicuna_v1", CONV_TWO, USER_SYSTEM, { "USER", "ASSISTANT" }, " ", "</s>", "v1", { NULL, NULL } },
-    { "llama_2", CONV_LLAMA_2, SAFETY_SYSTEM, { "USER", "ASSISTANT" }, "<s>", "</s>", "llama_v2", { NULL, NULL } },
-    { "mistral_instruct", CONV_LLAMA_2, "", { "USER", "ASSISTANT" }, "", "</s>", "llama_v2", { NULL, NULL } },
-    { "chatml_direct", CONV_MPT, "<|im_start|>system\nAnswer the questions.", { CHATML_USER, CHATML_ASSISTANT },
-      "<|im_end|>", NULL, "mpt", { NULL, NULL } },
-    { "plain", CONV_PLAIN, "", { "", "" }, "\n", NULL, "Unknown", { NULL, NULL } },
-    { "llava_v0", CONV_SINGLE, HUMAN_SYSTEM, { "Human", "Assistant" }, "###", NULL, "Unknown", { NULL, NULL } },
-    { "v0_mmtag", CONV_SINGLE, MMTAG_SYSTEM, { "Human", "Assistant" }, "###", NULL, "v0_mmtag", { NULL, NULL } },
-    { "llava_v1", CONV_TWO, HUMAN_SYSTEM, { "USER", "ASSISTANT" }, " ", "</s>", "v1", { NULL, NULL } },
-    { "v1_mmtag", CONV_TWO, MMTAG_SYSTEM, { "USER", "ASSISTANT" }, " ", "</s>", "v1_mmtag", { NULL, NULL } },
-    { "llava_llama_2", CONV_LLAMA_2, VISION_SYSTEM, { "USER", "ASSISTANT" }, "<s>", "</s>", "llama_v2",
-      { NULL, NULL } },
-    { "mpt", CONV_MPT, MPT_SYSTEM, { CHATML_USER, CHATML_ASSISTANT }, "<|im_end|>", NULL, "mpt", { NULL, NULL } },
+    { "v0", CONV_SINGLE, HUMAN_SYSTEM, HUMAN, "###", NULL, "Unknown", { EXAMPLE_QUESTION, EXAMPLE_ANSWER } },
+    { "vicuna_v1", CONV_TWO, USER_SYSTEM, USER, " ", "</s>", "v1", NO_EXAMPLE },
+    { "llama_2", CONV_LLAMA_2, SAFETY_SYSTEM, USER, "<s>", "</s>", "llama_v2", NO_EXAMPLE },
+    { "mistral_instruct", CONV_LLAMA_2, "", USER, "", "</s>", "llama_v2", NO_EXAMPLE },
+    { "chatml_direct", CONV_MPT, CHATML_SYSTEM, CHATML, "<|im_end|>", NULL, "mpt", NO_EXAMPLE },
+    { "plain", CONV_PLAIN, "", { "", "" }, "\n", NULL, "Unknown", NO_EXAMPLE },
+    { "llava_v0", CONV_SINGLE, HUMAN_SYSTEM, HUMAN, "###", NULL, "Unknown", NO_EXAMPLE },
+    { "v0_mmtag", CONV_SINGLE, MMTAG_SYSTEM, HUMAN, "###", NULL, "v0_mmtag", NO_EXAMPLE },
+    { "llava_v1", CONV_TWO, HUMAN_SYSTEM, USER, " ", "</s>", "v1", NO_EXAMPLE },
+    { "v1_mmtag", CONV_TWO, MMTAG_SYSTEM, USER, " ", "</s>", "v1_mmtag", NO_EXAMPLE },
+    { "llava_llama_2", CONV_LLAMA_2, VISION_SYSTEM, USER, "<s>", "</s>", "llama_v2", NO_EXAMPLE },
+    { "mpt", CONV_MPT, MPT_SYSTEM, CHATML, "<|im_end|>", NULL, "mpt", NO_EXAMPLE },
 };
 
 static const struct { const char *key, *name; } keys[] = {
-    { "default", "v0" }, { "v0", "v0" }, { "v1", "vicuna_v1" }, { "vicuna_v1", "vicuna_v1" },
-    { "llama_2", "llama_2" }, { "mistral_instruct", "mistral_instruct" }, { "chatml_direct", "chatml_direct" },
-    { "mistral_direct", "chatml_direct" }, { "plain", "plain" }, { "v0_plain", "plain" }, { "llava_v0", "llava_v0" },
-    { "v0_mmtag", "v0_mmtag" }, { "llava_v1", "llava_v1" }, { "v1_mmtag", "v1_mmtag" },
-    { "llava_llama_2", "llava_llama_2" }, { "mpt", "mpt" },
+    { "default", "v0" },
+    { "v0", "v0" },
+    { "v1", "vicuna_v1" },
+    { "vicuna_v1", "vicuna_v1" },
+    { "llama_2", "llama_2" },
+    { "mistral_instruct", "mistral_instruct" },
+    { "chatml_direct", "chatml_direct" },
+    { "mistral_direct", "chatml_direct" },
+    { "plain", "plain" },
+    { "v0_plain", "plain" },
+    { "llava_v0", "llava_v0" },
+    { "v0_mmtag", "v0_mmtag" },
+    { "llava_v1", "llava_v1" },
+    { "v1_mmtag", "v1_mmtag" },
+    { "llava_llama_2", "llava_llama_2" },
+    { "mpt", "mpt" },
 };
 enum { N_TEMPLATES = sizeof templates / sizeof *templates, N_KEYS = sizeof keys / sizeof *keys };
 
@@ -114,7 +126,7 @@ bool conv_is_mmtag(const struct conv_template *tpl)
     return strstr(tpl->version, "mmtag") != NULL;
 }
 
-/* ---- Names of models ------------------------------------------------------------------------------------------- */
+/* ---- Names of models --------------------------------------------------------------------------------- */
 
 /* A row fits a name that has all of `has` and not `lacks`. The first that fits wins. */
 struct pick {
@@ -178,13 +190,14 @@ const struct conv_template *conv_pick(const char *model_name, enum conv_caller c
     return conv_find(name ? name : pick(other_picks, model_name, false));
 }
 
-/* ---- Messages -------------------------------------------------------------------------------------------------- */
+/* ---- Messages ---------------------------------------------------------------------------------------- */
 
 static int copy_text(char **ret, const char *text, size_t n, struct err *e)
 {
     *ret = NULL;
     if (!text) return 0;
-    if (n > PROMPT_MAX) return err_set(e, ERR_LIMIT, "a message has %zu bytes, at most %d are accepted", n, PROMPT_MAX);
+    if (n > PROMPT_MAX)
+        return err_set(e, ERR_LIMIT, "a message has %zu bytes, at most %d are accepted", n, PROMPT_MAX);
     *ret = malloc(n + 1);
     if (!*ret) return err_set(e, ERR_NOMEM, "no memory for a message");
     memcpy(*ret, text, n);
@@ -264,7 +277,7 @@ int conv_copy(struct conv *to, const struct conv *from, struct err *e)
     return 0;
 }
 
-/* ---- Prompts --------------------------------------------------------------------------------------------------- */
+/* ---- Prompts ----------------------------------------------------------------------------------------- */
 
 struct writer {
     const struct conv_template *tpl;
@@ -358,7 +371,8 @@ static int check_messages(const struct conv *c, struct err *e)
         return err_set(e, ERR_USAGE, "a conversation of template '%s' must start with a question", tpl->name);
     for (size_t i = 1; i < c->n && tpl->style == CONV_PLAIN; i += 2)
         if (c->message[i].n)
-            return err_set(e, ERR_USAGE, "template '%s' is for pretraining and cannot write answers", tpl->name);
+            return err_set(e, ERR_USAGE, "template '%s' is for pretraining and cannot write answers",
+                           tpl->name);
     return 0;
 }
 

@@ -1,9 +1,9 @@
 /* Decoding (detok.h): transformers' two layers, and SentencePiece's below, as one state machine.
  *
- * transformers cuts the ids at added tokens that are neither bos, eos, unk nor pad and joins the parts by spaces
- * (_decode); in a part it drops the first piece's space and puts special tokens in literally, each starting a new
- * SentencePiece run (convert_tokens_to_string). SentencePiece drops the space of a run's first piece where the model
- * adds one when encoding, and joins byte pieces.
+ * transformers cuts the ids at added tokens that are neither bos, eos, unk nor pad and joins the parts by
+ * spaces (_decode); in a part it drops the first piece's space and puts special tokens in literally, each
+ * starting a new SentencePiece run (convert_tokens_to_string). SentencePiece drops the space of a run's first
+ * piece where the model adds one when encoding, and joins byte pieces.
  */
 #include "text/detok.h"
 
@@ -87,7 +87,7 @@ static void push_piece(struct detok *d, int32_t id, struct buf *out)
     struct span s, whole;
     s.p = spm_piece(spm, id, &s.n);
     whole = s;
-    /* The very first piece loses its space; what is left may be another piece, or none: then it is text as it is. */
+    /* The very first piece loses its space; what is left is another piece, or text as it is. */
     if (d->n_tokens == 0 && drop_space(&s)) id = spm_find(spm, s.p, s.n);
     enum spm_kind kind = spm_kind(spm, id);
     if (kind == SPM_BYTE) {
@@ -163,7 +163,8 @@ void detok_push(struct detok *d, int32_t id, struct buf *out)
     d->n_tokens++;
 }
 
-void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special, struct buf *out)
+void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
+                      struct buf *out)
 {
     struct detok d;
     struct buf text = buf_make(SIZE_MAX);

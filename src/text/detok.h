@@ -1,8 +1,8 @@
 /* Token ids to text, one id at a time: the working part of tokenizer_decode, and of streams.
  *
- * Text that later ids cannot change any more is added to a buffer as ids come; at most three bytes of an unfinished
- * character are held back. (With skip_special false the text since the last special token can still get a space in
- * front, so the buffer must not be emptied in between.)
+ * Text that later ids cannot change any more is added to a buffer as ids come; at most three bytes of an
+ * unfinished character are held back. (With skip_special false the text since the last special token can
+ * still get a space in front, so the buffer must not be emptied in between.)
  */
 #pragma once
 #include <stdbool.h>
@@ -18,7 +18,8 @@ struct detok {
     bool any;          /* some text stands before the current segment */
     bool in_segment;   /* segment: tokens up to an added token that stands between spaces */
     bool after_special;
-    bool at_start, space_seen; /* SentencePiece's state: a leading space would still be dropped; the last piece was one */
+    /* SentencePiece's state: a leading space would still be dropped; the last piece was one. */
+    bool at_start, space_seen;
     size_t n_tokens;   /* of the segment */
     size_t n_text;     /* bytes of the segment's text */
     size_t n_run;      /* bytes since the last special token */

@@ -1,8 +1,8 @@
 /* A growing list of token ids with a limit, like struct buf for bytes.
  *
- * Growth past the limit, or without memory, sets failed and drops the rest: check once at the end with ids_check.
- * An id is a row of the embedding table; IDS_IMAGE (-200) stands for one picture, IDS_IGNORE (-100) is a label that
- * takes no part in the loss (LLaVA's llava/constants.py).
+ * Growth past the limit, or without memory, sets failed and drops the rest: check once at the end with
+ * ids_check. An id is a row of the embedding table; IDS_IMAGE (-200) stands for one picture, IDS_IGNORE
+ * (-100) is a label that takes no part in the loss (LLaVA's llava/constants.py).
  */
 #pragma once
 #include <stdbool.h>

@@ -1,7 +1,8 @@
 /* SentencePiece through a C door (spm.cc): the only file that talks to the C++ library.
  *
- * It holds no policy: models come as bytes, text goes in, ids come out. Special tokens, prefixes and joining pieces to
- * text are tokenizer.c's and detok.c's work. A handle is read-only after spm_open: any number of threads may use it.
+ * It holds no policy: models come as bytes, text goes in, ids come out. Special tokens, prefixes and joining
+ * pieces to text are tokenizer.c's and detok.c's work. A handle is read-only after spm_open: any number of
+ * threads may use it.
  */
 #pragma once
 #include <stdbool.h>
@@ -30,7 +31,8 @@ int32_t spm_find(const struct spm *s, const char *piece, size_t n);
 const char *spm_unk_text(const struct spm *s);
 
 /* Calls put(ctx, id) for each id of text[0..n). 0, or -1 without memory. */
-int spm_encode(const struct spm *s, const char *text, size_t n, void (*put)(void *ctx, int32_t id), void *ctx);
+int spm_encode(const struct spm *s, const char *text, size_t n, void (*put)(void *ctx, int32_t id),
+               void *ctx);
 
 #ifdef __cplusplus
 }

@@ -8,7 +8,7 @@
 
 enum { STOP_MAX = 1 << 16 }; /* bytes of a stop string */
 
-/* ---- Streams --------------------------------------------------------------------------------------------------- */
+/* ---- Streams ----------------------------------------------------------------------------------------- */
 
 void stream_init(struct stream *s, const struct tokenizer *t)
 {
@@ -63,7 +63,7 @@ void stream_flush(struct stream *s, struct buf *out)
     detok_init(&s->detok, s->t, true);
 }
 
-/* ---- Stop strings ---------------------------------------------------------------------------------------------- */
+/* ---- Stop strings ------------------------------------------------------------------------------------ */
 
 void stopper_init(struct stopper *s)
 {
@@ -133,7 +133,7 @@ void stopper_flush(struct stopper *s, struct buf *out)
     s->stopped = false;
 }
 
-/* ---- Keywords -------------------------------------------------------------------------------------------------- */
+/* ---- Keywords ---------------------------------------------------------------------------------------- */
 
 void keywords_init(struct keywords *k, const struct tokenizer *t)
 {

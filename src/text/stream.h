@@ -1,13 +1,13 @@
 /* Text of a growing list of ids, as it may be shown, and the strings that end it.
  *
- * struct stream: which text is ready after each id, by the rule of transformers' TextStreamer (generation/streamers.py,
- * special tokens skipped): after a line break everything, and decoding starts anew; after a CJK character everything;
- * else up to and including the last space. The reference decodes all ids since the last line break at each step; here
- * a step costs what its piece is long, and gives the same text. Half a character is never given; bytes that turn out
- * to be no character come as U+FFFD.
+ * struct stream: which text is ready after each id, by the rule of transformers' TextStreamer
+ * (generation/streamers.py, special tokens skipped): after a line break everything, and decoding starts anew;
+ * after a CJK character everything; else up to and including the last space. The reference decodes all ids
+ * since the last line break at each step; here a step costs what its piece is long, and gives the same text.
+ * Half a character is never given; bytes that turn out to be no character come as U+FFFD.
  *
- * struct stopper: several strings that end the text wherever they appear in it, also spread over pieces. Text that may
- * be the beginning of a stop string is held back, and no byte of a stop string is given.
+ * struct stopper: several strings that end the text wherever they appear in it, also spread over pieces. Text
+ * that may be the beginning of a stop string is held back, and no byte of a stop string is given.
  *
  * struct keywords: LLaVA's KeywordsStoppingCriteria (llava/mm_utils.py) for one sequence.
  */
@@ -42,9 +42,10 @@ struct stopper {
 
 void stopper_init(struct stopper *s);
 void stopper_fini(struct stopper *s);
-int stopper_add(struct stopper *s, const char *stop, size_t n, struct err *e); /* copied; an empty one is ignored */
-/* Takes text[0..n), adds to `out` what may be shown. True: a stop string was found, now or before; where several were,
- * the text ends before the one that starts first. */
+/* Copies it; an empty one is ignored. */
+int stopper_add(struct stopper *s, const char *stop, size_t n, struct err *e);
+/* Takes text[0..n), adds to `out` what may be shown. True: a stop string was found, now or before; where
+ * several were, the text ends before the one that starts first. */
 bool stopper_feed(struct stopper *s, const char *text, size_t n, struct buf *out);
 /* The text is over: adds what was held back, unless stopped. Starts anew. */
 void stopper_flush(struct stopper *s, struct buf *out);
@@ -59,7 +60,7 @@ struct keywords {
 void keywords_init(struct keywords *k, const struct tokenizer *t);
 void keywords_fini(struct keywords *k);
 int keywords_add(struct keywords *k, const char *word, struct err *e);
-/* ids: the whole sequence, prompt included; n_new: how many of its last ids were generated. True when the last ids are a
- * keyword's, or the text of the last min(n_new, longest keyword) ids has a keyword in it. As in the reference, n_new 0
- * looks at the text of the whole sequence. */
+/* ids: the whole sequence, prompt included; n_new: how many of its last ids were generated. True when the
+ * last ids are a keyword's, or the text of the last min(n_new, longest keyword) ids has a keyword in it. As
+ * in the reference, n_new 0 looks at the text of the whole sequence. */
 bool keywords_hit(const struct keywords *k, const int32_t *ids, size_t n, size_t n_new);

@@ -25,7 +25,7 @@ void supervise_picture(const struct supervise *s, struct span value, struct buf 
     if (span_find(value, 0, IMAGE) < value.n) {
         add_replaced(&rest, value, "");
         struct span text = span_strip((struct span){ rest.p ? rest.p : "", rest.n });
-        /* Taking "<image>" out can leave another one behind, as in "<im<image>age>": it is replaced as well. */
+        /* Taking "<image>" out can leave another behind, as in "<im<image>age>": it is replaced as well. */
         buf_str(&moved, "<image>");
         if (text.n) buf_chr(&moved, '\n');
         buf_add(&moved, text.p, text.n);
@@ -78,11 +78,11 @@ static int ignore_all(const struct ids *ids, struct ids *labels, struct err *e)
     return ids_check(labels, "the labels", e);
 }
 
-/* ---- Templates with roles -------------------------------------------------------------------------------------- */
+/* ---- Templates with roles ---------------------------------------------------------------------------- */
 
 /* Builds the conversation; a first turn that is not the user's is left out. */
-static int build_conv(struct conv *c, const struct supervise *s, const struct turn *turn, size_t n, bool has_image,
-                      struct err *e)
+static int build_conv(struct conv *c, const struct supervise *s, const struct turn *turn, size_t n,
+                      bool has_image, struct err *e)
 {
     struct buf text = buf_make(SAMPLE_MAX);
     int rc = 0;
@@ -112,10 +112,11 @@ struct cursor {
     struct span special; /* the token's text; n 0: none yet */
 };
 
-/* The token at byte `to` of the prompt, which must be where a token ends: encodes the text since the cursor, behind the
- * special token that the cursor stands after, so that the text comes out as it does in the whole. */
-static int token_at(const struct supervise *s, const struct cursor *at, struct span prompt, size_t to, bool has_image,
-                    size_t *ret, struct err *e)
+/* The token at byte `to` of the prompt, which must be where a token ends: encodes the text since the cursor,
+ * behind the special token that the cursor stands after, so that the text comes out as it does in the whole.
+ * */
+static int token_at(const struct supervise *s, const struct cursor *at, struct span prompt, size_t to,
+                    bool has_image, size_t *ret, struct err *e)
 {
     const struct tokenizer_info *info = tokenizer_info(s->tokenizer);
     struct buf text = buf_make(SAMPLE_MAX);
@@ -126,7 +127,8 @@ static int token_at(const struct supervise *s, const struct cursor *at, struct s
     TRY(buf_check(&text, "a sample", e));
     TRY(encode(s, (struct span){ text.p, text.n }, has_image, &ids, e));
     *ret = at->token + ids.n - (info->add_eos ? 1 : 0);
-    /* At the start BOS is part of the prompt; later it is not, and the special token has been counted already. */
+    /* At the start BOS is part of the prompt; later it is not, and the special token has been counted
+     * already. */
     if (at->special.n) *ret -= 1 + (info->add_bos && info->bos >= 0 ? 1 : 0);
 out:
     buf_free(&text);
@@ -135,7 +137,8 @@ out:
 }
 
 static int learn_answers(const struct supervise *s, const struct conv *c, const struct conv_span *span,
-                         struct span prompt, bool has_image, const struct ids *ids, struct ids *labels, struct err *e)
+                         struct span prompt, bool has_image, const struct ids *ids, struct ids *labels,
+                         struct err *e)
 {
     const struct span stop = span_of(conv_stop(c->tpl));
     const bool special = tokenizer_is_special(s->tokenizer, tokenizer_find(s->tokenizer, stop.p));
@@ -178,7 +181,7 @@ out:
     return rc;
 }
 
-/* ---- plain ----------------------------------------------------------------------------------------------------- */
+/* ---- plain ------------------------------------------------------------------------------------------- */
 
 static int supervise_plain(const struct supervise *s, const struct turn *turn, size_t n, struct ids *ids,
                            struct ids *labels, struct err *e)
@@ -187,7 +190,8 @@ static int supervise_plain(const struct supervise *s, const struct turn *turn, s
     struct ids image = ids_make(64);
     int rc;
     if (n != 2 || span_find(turn[0].value, 0, IMAGE) == turn[0].value.n)
-        return err_set(e, ERR_FORMAT, "a sample for template 'plain' needs two turns, the first with '<image>'");
+        return err_set(e, ERR_FORMAT,
+                       "a sample for template 'plain' needs two turns, the first with '<image>'");
     supervise_picture(s, turn[1].value, &answer);
     buf_add(&text, IMAGE.p, IMAGE.n);
     buf_add(&text, answer.p, answer.n);
@@ -205,7 +209,7 @@ out:
     return rc;
 }
 
-/* ---- "### Human: " ---------------------------------------------------------------------------------------------- */
+/* ---- "### Human: " ----------------------------------------------------------------------------------- */
 
 /* The reference's tokenized_lens: text-only samples count what is left after cutting, without padding ids. */
 static int count_ids(const struct supervise *s, struct span text, bool has_image, size_t *ret, struct err *e)
@@ -227,7 +231,8 @@ out:
 static void write_signal(const struct supervise *s, const struct turn *turn, bool has_image, struct buf *out)
 {
     bool human = is_folded(turn->from, "human"), gpt = is_folded(turn->from, "gpt");
-    buf_fmt(out, "### %s: ", human ? s->tpl->role[CONV_USER] : gpt ? s->tpl->role[CONV_ASSISTANT] : "unknown");
+    const char *role = human ? s->tpl->role[CONV_USER] : gpt ? s->tpl->role[CONV_ASSISTANT] : "unknown";
+    buf_fmt(out, "### %s: ", role);
     if (has_image) supervise_picture(s, turn->value, out);
     else buf_add(out, turn->value.p, turn->value.n);
     buf_chr(out, '\n');

@@ -1,13 +1,17 @@
-/* A training sample to token ids and labels (LLaVA's llava/train/train.py, preprocess and preprocess_multimodal).
+/* A training sample to token ids and labels (LLaVA's llava/train/train.py, preprocess and
+ * preprocess_multimodal).
  *
- * A label is the id itself where the model is to learn it, IDS_IGNORE elsewhere. The reference finds the answers by
- * counting the tokens of pieces of text, and throws a sample's labels away where its sums don't come out; here the
- * answers' places in the prompt are known, so that can't happen. Where the reference keeps a sample the labels are equal.
+ * A label is the id itself where the model is to learn it, IDS_IGNORE elsewhere. The reference finds the
+ * answers by counting the tokens of pieces of text, and throws a sample's labels away where its sums don't
+ * come out; here the answers' places in the prompt are known, so that can't happen. Where the reference keeps
+ * a sample the labels are equal (but for texts that hold the template's own marks, where it cuts in the wrong
+ * place, and for models that squeeze spaces, where it learns one token too many).
  * What is learned, by the template:
  *   TWO, LLAMA_2, MPT   each answer with what ends it (</s>; for LLAMA_2 the space before it too; <|im_end|>)
  *   PLAIN               everything after the picture: the answer and the line break after it
- *   SINGLE              LLaVA's first format, "### Human: ...": masked by token counts exactly as the reference does it,
- *                       which also learns the first tokens of each question and drifts by a token a turn
+ *   SINGLE              LLaVA's first format, "### Human: ...": masked by token counts exactly as the
+ *                       reference does it, which also learns the first tokens of each question and drifts
+ *                       by a token a turn
  */
 #pragma once
 #include <stdbool.h>
@@ -28,12 +32,13 @@ struct supervise {
     size_t max_length; /* both lists are cut to it (model_max_length); 0: not cut */
 };
 
-/* preprocess_multimodal for one turn of a sample with a picture: "<image>" moves to the front, once. Adds to `out`. */
+/* preprocess_multimodal for one turn of a sample with a picture: "<image>" moves to the front, once. Adds to
+ * `out`. */
 void supervise_picture(const struct supervise *s, struct span value, struct buf *out);
 
-/* ids and labels must be empty; they end up with the same length. has_image: the sample has a picture; supervise_picture
- * is then applied to every turn, and "<image>" becomes IDS_IMAGE (the caller checks that there are not more of them than
- * pictures). Errors: ERR_FORMAT for turns that don't alternate, or are of nobody known, or (PLAIN) aren't two with
- * "<image>" in the first; ERR_LIMIT. */
+/* ids and labels must be empty; they end up with the same length. has_image: the sample has a picture;
+ * supervise_picture is then applied to every turn, and "<image>" becomes IDS_IMAGE (the caller checks that
+ * there are not more of them than pictures). Errors: ERR_FORMAT for turns that don't alternate, or are of
+ * nobody known, or (PLAIN) aren't two with "<image>" in the first; ERR_LIMIT. */
 int supervise(const struct supervise *s, const struct turn *turn, size_t n, bool has_image, struct ids *ids,
               struct ids *labels, struct err *e);

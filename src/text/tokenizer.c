@@ -9,7 +9,7 @@
 
 static const char SPACE_PIECE[] = "\xe2\x96\x81"; /* U+2581, SentencePiece's space */
 
-/* ---- The model's own settings ---------------------------------------------------------------------------------- */
+/* ---- The model's own settings ------------------------------------------------------------------------ */
 
 struct wire {
     const unsigned char *p, *end;
@@ -59,8 +59,8 @@ static void read_normalizer(struct tokenizer *t, const void *model, size_t n)
     }
 }
 
-/* Opens the model twice: as it is, and with add_dummy_prefix off. A message that is repeated in a protobuf file is
- * merged field by field, so four bytes at the end change that one setting. */
+/* Opens the model twice: as it is, and with add_dummy_prefix off. A message that is repeated in a protobuf
+ * file is merged field by field, so four bytes at the end change that one setting. */
 static int open_models(struct tokenizer *t, const char *model, size_t n, const char *path, struct err *e)
 {
     static const char no_prefix[] = { 0x1a, 0x02, 0x18, 0x00 };
@@ -71,7 +71,8 @@ static int open_models(struct tokenizer *t, const char *model, size_t n, const c
     buf_add(&b, no_prefix, sizeof no_prefix);
     TRY(buf_check(&b, path, e));
     read_normalizer(t, model, n);
-    if (spm_open(&t->spm_prefix, model, n, msg, sizeof msg) < 0 || spm_open(&t->spm, b.p, b.n, msg, sizeof msg) < 0)
+    if (spm_open(&t->spm_prefix, model, n, msg, sizeof msg) < 0
+        || spm_open(&t->spm, b.p, b.n, msg, sizeof msg) < 0)
         rc = err_set(e, ERR_FORMAT, "cannot read '%s' as a SentencePiece model: %s", path, msg);
     if (rc == 0 && spm_size(t->spm) > TOKENIZER_ID_MAX)
         rc = err_set(e, ERR_LIMIT, "'%s' has %d pieces, at most %d are accepted", path, spm_size(t->spm),
@@ -81,7 +82,7 @@ out:
     return rc;
 }
 
-/* ---- Added tokens ---------------------------------------------------------------------------------------------- */
+/* ---- Added tokens ------------------------------------------------------------------------------------ */
 
 const struct added *tokenizer_added(const struct tokenizer *t, int32_t id)
 {
@@ -133,7 +134,8 @@ int32_t tokenizer_put(struct tokenizer *t, const struct added *a, struct err *e)
     int rc;
     int32_t id = a->id >= 0 ? a->id : find_added(t, a->text, a->n);
     if (a->n == 0 || a->n > TOKENIZER_TOKEN_MAX)
-        return err_set(e, ERR_LIMIT, "an added token has %zu bytes, 1 to %d are accepted", a->n, TOKENIZER_TOKEN_MAX);
+        return err_set(e, ERR_LIMIT, "an added token has %zu bytes, 1 to %d are accepted", a->n,
+                       TOKENIZER_TOKEN_MAX);
     if (id < 0) id = find_piece(t, a->text, a->n);
     if (id < 0) id = t->info.size;
     if (id >= TOKENIZER_ID_MAX)
@@ -197,7 +199,7 @@ void tokenizer_set_mode(struct tokenizer *t, enum tokenizer_mode mode)
     t->info.mode = mode;
 }
 
-/* ---- Opening --------------------------------------------------------------------------------------------------- */
+/* ---- Opening ----------------------------------------------------------------------------------------- */
 
 static void put_id(void *ctx, int32_t id)
 {
@@ -212,7 +214,8 @@ static int open_from(struct tokenizer **ret, const char *model, size_t n, const 
     struct tokenizer *t = calloc(1, sizeof *t);
     int rc;
     if (!t) return err_set(e, ERR_NOMEM, "no memory for a tokenizer");
-    t->info = (struct tokenizer_info){ .mode = mode, .bos = -1, .eos = -1, .unk = -1, .pad = -1, .add_bos = true };
+    t->info =
+        (struct tokenizer_info){ .mode = mode, .bos = -1, .eos = -1, .unk = -1, .pad = -1, .add_bos = true };
     TRY(open_models(t, model, n, path, e));
     t->info.n_pieces = spm_size(t->spm);
     TRY(grow_ids(t, t->info.n_pieces, e));
@@ -283,7 +286,7 @@ void tokenizer_close(struct tokenizer *t)
     free(t);
 }
 
-/* ---- Encoding -------------------------------------------------------------------------------------------------- */
+/* ---- Encoding ---------------------------------------------------------------------------------------- */
 
 /* The longest added token at the start of s, NULL: none. */
 static const struct added *match_added(const struct tokenizer *t, struct span s)
@@ -305,12 +308,13 @@ static bool starts_with(struct span s, const char *prefix)
 
 static int encode_spm(const struct spm *spm, struct span s, struct ids *out, struct err *e)
 {
-    if (spm_encode(spm, s.p, s.n, put_id, out) < 0) return err_set(e, ERR_NOMEM, "no memory to encode %zu bytes", s.n);
+    if (spm_encode(spm, s.p, s.n, put_id, out) < 0)
+        return err_set(e, ERR_NOMEM, "no memory to encode %zu bytes", s.n);
     return 0;
 }
 
-/* New mode: SentencePiece may drop or change a space at the start, so one is encoded behind the unk token's text,
- * whose ids are then cut off. */
+/* New mode: SentencePiece may drop or change a space at the start, so one is encoded behind the unk token's
+ * text, whose ids are then cut off. */
 static int encode_new(const struct tokenizer *t, struct span s, struct ids *out, struct err *e)
 {
     if (!starts_with(s, SPACE_PIECE) && !starts_with(s, " ")) return encode_spm(t->spm, s, out, e);
@@ -331,7 +335,8 @@ out:
     return rc;
 }
 
-/* Text after a special token in transformers 4.31: encoded with a space in front that is then cut off the first piece. */
+/* Text after a special token in transformers 4.31: encoded with a space in front that is then cut off the
+ * first piece. */
 static int encode_431(const struct tokenizer *t, struct span s, struct ids *out, struct err *e)
 {
     size_t at = out->n, n;
@@ -358,8 +363,8 @@ static int encode_plain(const struct tokenizer *t, struct span s, struct ids *ou
     return encode_spm(t->spm_prefix, s, out, e);
 }
 
-/* Cuts s at added tokens and encodes the parts. A space in front of all the text is no token of its own where a special
- * token follows at once. */
+/* Cuts s at added tokens and encodes the parts. A space in front of all the text is no token of its own where
+ * a special token follows at once. */
 static int encode_parts(const struct tokenizer *t, struct span s, struct ids *out, struct err *e)
 {
     const char *begin = s.p, *end = s.p + s.n;
@@ -370,7 +375,8 @@ static int encode_parts(const struct tokenizer *t, struct span s, struct ids *ou
         struct span part = { begin, (size_t)(p - begin) };
         if (before && before->rstrip) part = span_lstrip(part);
         if (a && a->lstrip) part = span_rstrip(part);
-        bool lone = t->info.mode == TOKENIZER_NEW && begin == s.p && part.n == 3 && starts_with(part, SPACE_PIECE);
+        bool lone =
+            t->info.mode == TOKENIZER_NEW && begin == s.p && part.n == 3 && starts_with(part, SPACE_PIECE);
         if (!(lone && a && a->special)) {
             int rc = encode_plain(t, part, out, e);
             if (rc < 0) return rc;
@@ -397,7 +403,8 @@ static int add_prefix(struct buf *b, struct span s, struct err *e)
     return buf_check(b, "text", e);
 }
 
-int tokenizer_encode_text(const struct tokenizer *t, const char *text, size_t n, struct ids *out, struct err *e)
+int tokenizer_encode_text(const struct tokenizer *t, const char *text, size_t n, struct ids *out,
+                          struct err *e)
 {
     struct buf b = buf_make(SIZE_MAX);
     struct span s = { text, n };
@@ -425,7 +432,8 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, stru
 }
 
 /* llava-hf: "<image>" is a token like others. */
-static int encode_own_image(const struct tokenizer *t, const char *text, size_t n, struct ids *out, struct err *e)
+static int encode_own_image(const struct tokenizer *t, const char *text, size_t n, struct ids *out,
+                            struct err *e)
 {
     size_t at = out->n;
     int rc = tokenizer_encode(t, text, n, out, e);
@@ -434,7 +442,8 @@ static int encode_own_image(const struct tokenizer *t, const char *text, size_t 
     return rc;
 }
 
-int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t n, struct ids *out, struct err *e)
+int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t n, struct ids *out,
+                            struct err *e)
 {
     if (t->info.image >= 0) return encode_own_image(t, text, n, out, e);
     const struct span s = { text, n }, image = span_of("<image>");

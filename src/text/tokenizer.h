@@ -1,18 +1,20 @@
-/* Text to token ids and back, equal to transformers 4.37.2's slow LlamaTokenizer (models/llama/tokenization_llama.py,
- * tokenization_utils.py) and LLaVA's tokenizer_image_token (llava/mm_utils.py).
+/* Text to token ids and back, equal to transformers 4.37.2's slow LlamaTokenizer
+ * (models/llama/tokenization_llama.py, tokenization_utils.py) and LLaVA's tokenizer_image_token
+ * (llava/mm_utils.py).
  *
  * A folder's files, all optional but one of the first two:
  *   tokenizer.model           SentencePiece
- *   tokenizer.json            used where there is no tokenizer.model: BPE with byte fallback, turned into the SentencePiece
+ *   tokenizer.json            used where there is no tokenizer.model: BPE with byte fallback, turned into the
+ *   SentencePiece
  *                             model it came from; other kinds are ERR_UNSUPPORTED
  *   tokenizer_config.json     legacy, add_bos_token, add_eos_token, *_token, additional_special_tokens,
  *                             added_tokens_decoder, model_max_length
  *   special_tokens_map.json, added_tokens.json, and the added_tokens of tokenizer.json: read only where
  *                             tokenizer_config.json has no added_tokens_decoder
  *
- * Encoding: added tokens (the special ones <s>, </s>, <unk> included) are cut out of the text first, leftmost and
- * longest match; the text between goes to SentencePiece piece by piece. What happens at the start of such a piece is
- * the mode. A tokenizer is read-only but for tokenizer_add: any number of threads may use one.
+ * Encoding: added tokens (the special ones <s>, </s>, <unk> included) are cut out of the text first, leftmost
+ * and longest match; the text between goes to SentencePiece piece by piece. What happens at the start of such
+ * a piece is the mode. A tokenizer is read-only but for tokenizer_add: any number of threads may use one.
  */
 #pragma once
 #include <stdbool.h>
@@ -25,9 +27,9 @@
 
 /* Text after a special token: "USER:" after "</s>" becomes */
 enum tokenizer_mode {
-    TOKENIZER_LEGACY, /* _US ER :   legacy true, and files without the field: every piece of text gets a space in front */
-    TOKENIZER_NEW,    /* USER :     legacy false: only the very start of the text does */
-    TOKENIZER_431,    /* US ER :    legacy false as transformers 4.31 did it: encoded with the space, which is then cut */
+    TOKENIZER_LEGACY, /* _US ER :  legacy true, or not said: every part of the text gets a space in front */
+    TOKENIZER_NEW,    /* USER :    legacy false: only the very start of the text does */
+    TOKENIZER_431,    /* US ER :   legacy false in transformers 4.31: encoded with the space, then cut */
 };
 
 struct tokenizer_info {
@@ -35,7 +37,7 @@ struct tokenizer_info {
     int32_t bos, eos, unk, pad, image; /* ids; -1: none. image: an added token "<image>" of the files' own */
     bool add_bos, add_eos;
     int32_t n_pieces;                  /* ids of the SentencePiece model */
-    int32_t size;                      /* highest id + 1, added tokens included: rows that the embedding needs */
+    int32_t size; /* highest id + 1, added tokens included: rows that the embedding needs */
     int64_t model_max_length;          /* tokens; 0: not given, or larger than any model */
 };
 
@@ -49,29 +51,35 @@ void tokenizer_close(struct tokenizer *t); /* accepts NULL */
 const struct tokenizer_info *tokenizer_info(const struct tokenizer *t);
 void tokenizer_set_mode(struct tokenizer *t, enum tokenizer_mode mode); /* for tests */
 
-/* Makes `text` one token: the id that it already has, or a new one at the end (as add_tokens does, for <im_patch>,
- * <im_start>, <im_end>, [PAD]). Special tokens are dropped by tokenizer_decode(skip_special). Returns the id or < 0. */
+/* Makes `text` one token: the id that it already has, or a new one at the end (as add_tokens does, for
+ * <im_patch>, <im_start>, <im_end>, [PAD]). Special tokens are dropped by tokenizer_decode(skip_special).
+ * Returns the id or < 0. */
 int32_t tokenizer_add(struct tokenizer *t, const char *text, bool special, struct err *e);
 /* Names the token that batches are padded with: `text` must be a token already. */
 int tokenizer_set_pad(struct tokenizer *t, const char *text, struct err *e);
-int32_t tokenizer_find(const struct tokenizer *t, const char *token); /* the id of a token's exact text, -1: none */
+/* The id of a token's exact text, -1: none. */
+int32_t tokenizer_find(const struct tokenizer *t, const char *token);
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
 
 /* The ids of text[0..n), added to `out`; `_text` without BOS and EOS, `_encode` with them as the files say.
- * ERR_FORMAT with the offset where the text is not UTF-8; ERR_LIMIT where `out` is too small; nothing else on valid
- * text but ERR_NOMEM. NULs are characters like others. */
-int tokenizer_encode_text(const struct tokenizer *t, const char *text, size_t n, struct ids *out, struct err *e);
+ * ERR_FORMAT with the offset where the text is not UTF-8; ERR_LIMIT where `out` is too small; nothing else on
+ * valid text but ERR_NOMEM. NULs are characters like others. */
+int tokenizer_encode_text(const struct tokenizer *t, const char *text, size_t n, struct ids *out,
+                          struct err *e);
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, struct ids *out, struct err *e);
 
 /* A prompt with "<image>" in it; each becomes IDS_IMAGE.
- * Where the files have no token "<image>" (LLaVA's own checkpoints): as tokenizer_image_token: the text is cut at
- * "<image>", each part encoded on its own (so each gets the space in front), without BOS but for one at the very start.
- * Where they have one (llava-hf's checkpoints): the whole text is encoded with "<image>" as that token, then its id is
- * replaced: the ids of transformers' LlavaProcessor with each run of image tokens folded into one. */
-int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t n, struct ids *out, struct err *e);
+ * Where the files have no token "<image>" (LLaVA's own checkpoints): as tokenizer_image_token: the text is
+ * cut at "<image>", each part encoded on its own (so each gets the space in front), without BOS but for one
+ * at the very start. Where they have one (llava-hf's checkpoints): the whole text is encoded with "<image>"
+ * as that token, then its id is replaced: the ids of transformers' LlavaProcessor with each run of image
+ * tokens folded into one. */
+int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t n, struct ids *out,
+                            struct err *e);
 
 /* Adds the text of ids[0..n) to `out`, as tokenizer.decode(ids, skip_special_tokens=skip_special) with
- * clean_up_tokenization_spaces False (LlamaTokenizer's default): the first space goes, byte pieces are joined to UTF-8,
- * bytes that form none become U+FFFD, added tokens that are not special stand between spaces. Ids that no token has
- * (IDS_IMAGE, rows of a padded embedding) give nothing. Check `out` with buf_check. */
-void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special, struct buf *out);
+ * clean_up_tokenization_spaces False (LlamaTokenizer's default): the first space goes, byte pieces are joined
+ * to UTF-8, bytes that form none become U+FFFD, added tokens that are not special stand between spaces. Ids
+ * that no token has (IDS_IMAGE, rows of a padded embedding) give nothing. Check `out` with buf_check. */
+void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
+                      struct buf *out);

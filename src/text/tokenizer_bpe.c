@@ -1,8 +1,8 @@
 /* A tokenizer.json made from a SentencePiece BPE model, turned back into one.
  *
- * Such a file lists pieces with ids, and merges in order of priority. SentencePiece wants a score a piece and merges
- * the pair whose whole has the highest: the negative rank of the first merge that makes a piece is that score. What
- * comes out is a serialized ModelProto (sentencepiece_model.proto), written field by field.
+ * Such a file lists pieces with ids, and merges in order of priority. SentencePiece wants a score a piece and
+ * merges the pair whose whole has the highest: the negative rank of the first merge that makes a piece is
+ * that score. What comes out is a serialized ModelProto (sentencepiece_model.proto), written field by field.
  */
 #include <jansson.h>
 #include <stdlib.h>
@@ -38,16 +38,18 @@ static int read_vocab(struct bpe *b, json_t *vocab, struct err *e)
     json_t *v;
     b->n = json_object_size(vocab);
     if (b->n == 0 || b->n > TOKENIZER_ID_MAX)
-        return err_set(e, ERR_LIMIT, "'%s' has %zu pieces, 1 to %d are accepted", b->path, b->n, TOKENIZER_ID_MAX);
+        return err_set(e, ERR_LIMIT, "'%s' has %zu pieces, 1 to %d are accepted", b->path, b->n,
+                       TOKENIZER_ID_MAX);
     b->piece = calloc(b->n, sizeof *b->piece);
     if (!b->piece) return err_set(e, ERR_NOMEM, "no memory for %zu pieces", b->n);
     json_object_foreach(vocab, key, v) {
         json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
         if (id < 0 || (size_t)id >= b->n || b->piece[id].text)
-            return err_set(e, ERR_FORMAT, "'%s': the id of piece '%.60s' is no number below %zu of its own", b->path,
-                           key, b->n);
+            return err_set(e, ERR_FORMAT, "'%s': the id of piece '%.60s' is no number below %zu of its own",
+                           b->path, key, b->n);
         size_t n = strlen(key);
-        b->piece[id] = (struct piece){ key, n, SCORE_NONE, is_byte_piece(key, n) ? PIECE_BYTE : PIECE_NORMAL };
+        b->piece[id] =
+            (struct piece){ key, n, SCORE_NONE, is_byte_piece(key, n) ? PIECE_BYTE : PIECE_NORMAL };
     }
     return 0;
 }
@@ -82,7 +84,8 @@ static int read_merges(struct bpe *b, const json_t *vocab, const json_t *merges,
         }
         const json_t *id = json_object_get(vocab, text.p);
         if (!id) {
-            rc = err_set(e, ERR_FORMAT, "'%s': merge %zu makes '%.60s', which is no piece", b->path, i, text.p);
+            rc = err_set(e, ERR_FORMAT, "'%s': merge %zu makes '%.60s', which is no piece", b->path, i,
+                         text.p);
             break;
         }
         struct piece *p = &b->piece[json_integer_value(id)];
@@ -191,11 +194,15 @@ static int build(struct buf *out, const json_t *root, const char *path, struct e
     int rc;
     if (!json_is_object(vocab) || !type || strcmp(type, "BPE") != 0
         || !json_is_true(json_object_get(model, "byte_fallback")))
-        return err_set(e, ERR_UNSUPPORTED, "'%s' is a tokenizer of kind %.40s%s; only BPE with byte fallback, as made "
-                       "from SentencePiece models, is read", path, type ? type : "unknown",
+        return err_set(e, ERR_UNSUPPORTED,
+                       "'%s' is a tokenizer of kind %.40s%s; only BPE with byte fallback, as made "
+                       "from SentencePiece models, is read",
+                       path, type ? type : "unknown",
                        type && strcmp(type, "BPE") == 0 ? " without byte fallback" : "");
-    if (!is_plain_step(json_object_get(root, "normalizer")) || !is_plain_step(json_object_get(root, "pre_tokenizer")))
-        return err_set(e, ERR_UNSUPPORTED, "'%s' changes text before it is cut in a way that is not handled", path);
+    if (!is_plain_step(json_object_get(root, "normalizer"))
+        || !is_plain_step(json_object_get(root, "pre_tokenizer")))
+        return err_set(e, ERR_UNSUPPORTED, "'%s' changes text before it is cut in a way that is not handled",
+                       path);
     if (!unk) unk = "<unk>";
     TRY(read_vocab(&b, vocab, e));
     TRY(read_merges(&b, vocab, json_object_get(model, "merges"), e));

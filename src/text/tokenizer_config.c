@@ -1,5 +1,5 @@
-/* What the JSON files beside a tokenizer.model say: the mode, and which strings are tokens of their own. The order in
- * which files win is transformers 4.37.2's (tokenization_utils_base.py, from_pretrained). */
+/* What the JSON files beside a tokenizer.model say: the mode, and which strings are tokens of their own. The
+ * order in which files win is transformers 4.37.2's (tokenization_utils_base.py, from_pretrained). */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +53,8 @@ static int get_flag(const json_t *o, const char *key, bool *ret, struct err *e)
 {
     const json_t *v = json_object_get(o, key);
     if (!v || json_is_null(v)) return 0;
-    if (!json_is_boolean(v)) return err_set(e, ERR_FORMAT, "tokenizer files: '%s' is neither true nor false", key);
+    if (!json_is_boolean(v))
+        return err_set(e, ERR_FORMAT, "tokenizer files: '%s' is neither true nor false", key);
     *ret = json_is_true(v);
     return 0;
 }
@@ -145,12 +146,14 @@ static void find_named(struct named *names, const json_t *file)
     if (json_is_array(more)) names->more = more;
 }
 
-/* Marks a token as special, adding it where it is not there yet: flags that the files gave it already stay. */
+/* Marks a token as special, adding it where it is not there yet: flags that the files gave it already stay.
+ * */
 static int32_t put_special(struct tokenizer *t, const struct added *wanted, bool named, struct err *e)
 {
     const struct added *old = NULL;
     for (size_t i = t->n_added; i-- > 0 && !old;)
-        if (t->added[i].n == wanted->n && memcmp(t->added[i].text, wanted->text, wanted->n) == 0) old = &t->added[i];
+        if (t->added[i].n == wanted->n && memcmp(t->added[i].text, wanted->text, wanted->n) == 0)
+            old = &t->added[i];
     struct added a = old ? *old : *wanted;
     char *copy = malloc(a.n + 1);
     if (!copy) return err_set(e, ERR_NOMEM, "no memory for added token '%s'", a.text);
@@ -190,8 +193,8 @@ static int put_named(struct tokenizer *t, const struct named *names, struct err 
     return 0;
 }
 
-/* A tokenizer.json made from a legacy tokenizer puts a space in front of every part: by its normalizer, or by a
- * Metaspace step with prepend_scheme "always". */
+/* A tokenizer.json made from a legacy tokenizer puts a space in front of every part: by its normalizer, or by
+ * a Metaspace step with prepend_scheme "always". */
 static bool json_is_legacy(const json_t *fast)
 {
     const json_t *norm = json_object_get(fast, "normalizer"), *pre = json_object_get(fast, "pre_tokenizer");
@@ -204,8 +207,13 @@ static bool json_is_legacy(const json_t *fast)
     return scheme && strcmp(scheme, "always") == 0;
 }
 
+<<<<<<< HEAD
 /* Without the field a slow tokenizer is legacy; what transformers 5 writes says it in tokenizer.json alone. */
 static int read_settings(struct tokenizer *t, const json_t *cfg, const json_t *fast, struct err *e)
+=======
+static int read_settings(struct tokenizer *t, const json_t *cfg, const json_t *fast, bool from_fast,
+                         struct err *e)
+>>>>>>> text
 {
     bool is_legacy = fast ? json_is_legacy(fast) : true;
     double max = json_number_value(json_object_get(cfg, "model_max_length"));

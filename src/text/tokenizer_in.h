@@ -1,4 +1,5 @@
-/* Inside of a tokenizer, for the files of src/text that build and read it; other rooms see tokenizer.h only. */
+/* Inside of a tokenizer, for the files of src/text that build and read it; other rooms see tokenizer.h only.
+ * */
 #pragma once
 #include "text/spm.h"
 #include "text/tokenizer.h"
@@ -11,8 +12,8 @@ enum {
     TOKENIZER_TOKEN_MAX = 4096,    /* bytes of one added token */
 };
 
-/* An added token. named: one of bos, eos, unk, sep, pad, cls, mask, which decode inside the text around them; any other
- * added token stands between spaces. */
+/* An added token. named: one of bos, eos, unk, sep, pad, cls, mask, which decode inside the text around them;
+ * any other added token stands between spaces. */
 struct added {
     char *text; /* owned */
     size_t n;
@@ -38,7 +39,7 @@ int tokenizer_bpe_model(struct buf *model, const char *path, struct err *e);
 /* tokenizer_config.c: reads the JSON files of dir into t, which has its SentencePiece models. */
 int tokenizer_read_config(struct tokenizer *t, const char *dir, struct err *e);
 
-/* tokenizer.c. id < 0: the piece of that text, else the next free id. Flags of a token that is already there are
- * replaced. Returns the id or < 0. */
+/* tokenizer.c. id < 0: the piece of that text, else the next free id. Flags of a token that is already there
+ * are replaced. Returns the id or < 0. */
 int32_t tokenizer_put(struct tokenizer *t, const struct added *a, struct err *e);
 const struct added *tokenizer_added(const struct tokenizer *t, int32_t id); /* NULL: none */

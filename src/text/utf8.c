@@ -15,8 +15,8 @@ static bool in_ranges(const struct range *r, size_t n, uint32_t cp)
 bool utf8_is_space(uint32_t cp)
 {
     static const struct range spaces[] = {
-        { 0x09, 0x0d }, { 0x1c, 0x20 }, { 0x85, 0x85 }, { 0xa0, 0xa0 }, { 0x1680, 0x1680 }, { 0x2000, 0x200a },
-        { 0x2028, 0x2029 }, { 0x202f, 0x202f }, { 0x205f, 0x205f }, { 0x3000, 0x3000 },
+        { 0x09, 0x0d },     { 0x1c, 0x20 },     { 0x85, 0x85 },     { 0xa0, 0xa0 },     { 0x1680, 0x1680 },
+        { 0x2000, 0x200a }, { 0x2028, 0x2029 }, { 0x202f, 0x202f }, { 0x205f, 0x205f }, { 0x3000, 0x3000 },
     };
     return in_ranges(spaces, sizeof spaces / sizeof *spaces, cp);
 }
@@ -86,7 +86,8 @@ struct span span_rstrip(struct span s)
         uint32_t cp;
         size_t len, back = 1;
         while (back < s.n && back < 4 && ((unsigned char)s.p[s.n - back] & 0xc0) == 0x80) back++;
-        if (utf8_next(s.p + s.n - back, back, &cp, &len) != UTF8_OK || len != back || !utf8_is_space(cp)) break;
+        if (utf8_next(s.p + s.n - back, back, &cp, &len) != UTF8_OK || len != back || !utf8_is_space(cp))
+            break;
         s.n -= back;
     }
     return s;

@@ -1,5 +1,5 @@
-/* Conversations and samples of any bytes, in every template: prompts are written or refused, places of messages are inside
- * the prompt, and ids and labels go together. */
+/* Conversations and samples of any bytes, in every template: prompts are written or refused, places of
+ * messages are inside the prompt, and ids and labels go together. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +42,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     check_prompt(&c);
     conv_fini(&c);
     struct ids ids = ids_make(1 << 20), labels = ids_make(1 << 20);
-    struct supervise s = { .tokenizer = t, .tpl = tpl, .im_start_end = p[1] & 4, .max_length = p[1] & 8 ? 20 : 0 };
+    struct supervise s = {
+        .tokenizer = t, .tpl = tpl, .im_start_end = p[1] & 4, .max_length = p[1] & 8 ? 20 : 0
+    };
     tokenizer_set_mode(t, (enum tokenizer_mode)((p[1] >> 4) % 3));
     if (supervise(&s, turn, k, p[1] & 2, &ids, &labels, &e) == 0) {
         if (ids.n != labels.n) abort();

@@ -1,5 +1,5 @@
-/* Any bytes as text, and as ids: encoding, decoding, streams and stop strings. Valid text must encode; what a stream gives
- * for ids without line breaks is what decoding gives. */
+/* Any bytes as text, and as ids: encoding, decoding, streams and stop strings. Valid text must encode; what a
+ * stream gives for ids without line breaks is what decoding gives. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +43,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     struct err e = { 0 };
     if (!t) {
         if (tokenizer_open_model(&t, "tests/data/tok512.model", TOKENIZER_LEGACY, &e) < 0) abort();
-        if (tokenizer_add(t, "<apart>", false, &e) < 0 || tokenizer_add(t, "<im_patch>", true, &e) < 0) abort();
+        if (tokenizer_add(t, "<apart>", false, &e) < 0 || tokenizer_add(t, "<im_patch>", true, &e) < 0)
+            abort();
     }
     if (n == 0) return 0;
     tokenizer_set_mode(t, (enum tokenizer_mode)(p[0] % 3));

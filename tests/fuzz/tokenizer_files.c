@@ -1,16 +1,17 @@
-/* The JSON files beside a model. The first byte says which file the rest is; a small model stands next to it, but for
- * tokenizer.json. What opens must encode and decode. */
+/* The JSON files beside a model. The first byte says which file the rest is; a small model stands next to it,
+ * but for tokenizer.json. What opens must encode and decode. */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
 #include "text/tokenizer.h"
 
-static char folder[] = "/tmp/llava-fuzz-XXXXXX";
+static char folder[] = "build/fuzz-XXXXXX";
 
 static void put(const char *name, const void *p, size_t n)
 {
@@ -43,14 +44,14 @@ static void try_tokenizer(struct tokenizer *t)
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 {
-    static const char *const names[] = { "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                                         "tokenizer.json" };
+    static const char *const names[] = { "tokenizer_config.json", "special_tokens_map.json",
+                                         "added_tokens.json", "tokenizer.json" };
     struct tokenizer *t = NULL;
     struct err e;
     char *model;
     size_t model_n;
     static int ready;
-    if (!ready++ && !mkdtemp(folder)) abort();
+    if (!ready++ && (mkdir("build", 0777), !mkdtemp(folder))) abort();
     if (n == 0) return 0;
     const char *name = names[p[0] % 4];
     put(name, p + 1, n - 1);

@@ -1,5 +1,6 @@
-/* The text room: conversations, labels, streams and stop strings, and files that are not what they should be. Token ids
- * in bulk are compared by text_equal.py. Tests marked (llama) need LLAVA_TEST_DATA with tokenizer/llama.model. */
+/* The text room: conversations, labels, streams and stop strings, and files that are not what they should be.
+ * Token ids in bulk are compared by text_equal.py. Tests marked (llama) need LLAVA_TEST_DATA with
+ * tokenizer/llama.model. */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,16 +20,17 @@
 #include "text/supervise.h"
 #include "text/tokenizer.h"
 
-#define S1                                                                                                           \
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, " \
-    "and polite answers to the human's questions."
-#define S2                                                                                                           \
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "  \
-    "and polite answers to the user's questions."
-#define S4                                                                                                           \
-    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the " \
-    "visual content that the user provides, and assist the user with a variety of tasks using natural language.The "   \
-    "visual content will be provided with the following format: <Image>visual content</Image>."
+#define S1                                                                                                \
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "       \
+    "helpful, detailed, and polite answers to the human's questions."
+#define S2                                                                                                \
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "        \
+    "helpful, detailed, and polite answers to the user's questions."
+#define S4                                                                                                \
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is "           \
+    "able to understand the visual content that the user provides, and assist the user with a "           \
+    "variety of tasks using natural language.The visual content will be provided with the "               \
+    "following format: <Image>visual content</Image>."
 
 static const char *small_model(void)
 {
@@ -84,7 +86,8 @@ static void check_prompt(const char *name, bool image, const char *q1, const cha
 
 static void prompts(void **state)
 {
-    static const struct { const char *name, *want; } rows[] = {
+    static const struct { const char *name, *want;
+    } rows[] = {
         { "v1", S2 " USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:" },
         { "vicuna_v1", S2 " USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:" },
         { "llava_v1", S1 " USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:" },
@@ -93,20 +96,26 @@ static void prompts(void **state)
         { "v0_mmtag", S4 "###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant:" },
         { "v0", "*lead to economic and social instability.\n###Human: <image>\nQ1###Assistant: A1###Human: "
                 "Q2###Assistant:" },
-        { "llama_2", "*please don't share false information.\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]" },
-        { "llava_llama_2",
-          "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content "
-          "that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
-          "<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]" },
+        { "llama_2", "*please don't share false information.\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 "
+                     "</s><s>[INST] Q2 [/INST]" },
+        { "llava_llama_2", "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to "
+                           "understand the visual content "
+                           "that the user provides, and assist the user with a variety of tasks using "
+                           "natural language.\n<</SYS>>\n\n"
+                           "<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]" },
         { "mistral_instruct", "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]" },
-        { "chatml_direct", "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
-                           "<|im_start|>assistant\nA1<|im_end|><|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n" },
-        { "mpt", "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. The assistant gives "
-                 "helpful and honest answers.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n"
+        { "chatml_direct",
+          "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
+          "<|im_start|>assistant\nA1<|im_end|><|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n" },
+        { "mpt", "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. The "
+                 "assistant gives "
+                 "helpful and honest "
+                 "answers.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n"
                  "A1<|im_end|><|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n" },
     };
     (void)state;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) check_prompt(rows[i].name, false, "<image>\nQ1", rows[i].want);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        check_prompt(rows[i].name, false, "<image>\nQ1", rows[i].want);
     check_prompt("llava_v1", true, "Q1\n<image>", S1 " USER: <image>\nQ1 ASSISTANT:");
     check_prompt("llava_v1", true, "\xe3\x80\x80 Q1\t<image>\n", S1 " USER: <image>\nQ1 ASSISTANT:");
     check_prompt("v1_mmtag", true, "Q1\n<image>",
@@ -218,12 +227,12 @@ static void check_ids(const struct ids *got, const int32_t *want, size_t n, cons
 }
 
 /* Ends in `tail`; supervised ids in order are `learned`. */
-static void check_sample(const char *tpl, enum tokenizer_mode mode, const char *first, size_t n_ids, const int32_t *tail,
-                         size_t n_tail, const int32_t *learned, size_t n_learned)
+static void check_sample(const char *tpl, enum tokenizer_mode mode, const char *first, size_t n_ids,
+                         const int32_t *tail, size_t n_tail, const int32_t *learned, size_t n_learned)
 {
     struct tokenizer *t = open_llama(mode);
-    struct turn turns[] = { turn_of("human", first), turn_of("gpt", "Hello there."), turn_of("human", "Again?"),
-                            turn_of("gpt", "Yes.") };
+    struct turn turns[] = { turn_of("human", first), turn_of("gpt", "Hello there."),
+                            turn_of("human", "Again?"), turn_of("gpt", "Yes.") };
     struct ids ids = ids_make(4096), labels = ids_make(4096), kept = ids_make(4096);
     struct err e = { 0 };
     struct supervise s = { .tokenizer = t, .tpl = conv_find(tpl), .max_length = 2048 };
@@ -250,18 +259,24 @@ static void labels_llama(void **state)
 #define ANSWERS IDS(15043, 727, 29889, 2, 3869, 29889, 2)
     (void)state;
     check_sample("v1", TOKENIZER_NEW, "<image>\nHi", 60,
-                 IDS(29871, -200, 29871, 13, 18567, 319, 1799, 9047, 13566, 29901, 15043, 727, 29889, 2, 11889, 29901, 11454,
-                     29973, 319, 1799, 9047, 13566, 29901, 3869, 29889, 2), ANSWERS);
-    check_sample("v1", TOKENIZER_431, "<image>\nHi", 61, IDS(29889, 2, 3308, 1001, 29901, 11454, 29973, 319, 1799, 9047, 13566,
-                 29901, 3869, 29889, 2), ANSWERS);
-    check_sample("v1", TOKENIZER_LEGACY, "<image>\nHi", 61, IDS(29889, 2, 3148, 1001, 29901, 11454, 29973, 319, 1799, 9047,
-                 13566, 29901, 3869, 29889, 2), ANSWERS);
+                 IDS(29871, -200, 29871, 13, 18567, 319, 1799, 9047, 13566, 29901, 15043, 727, 29889, 2,
+                     11889, 29901, 11454, 29973, 319, 1799, 9047, 13566, 29901, 3869, 29889, 2),
+                 ANSWERS);
+    check_sample(
+        "v1", TOKENIZER_431, "<image>\nHi", 61,
+        IDS(29889, 2, 3308, 1001, 29901, 11454, 29973, 319, 1799, 9047, 13566, 29901, 3869, 29889, 2),
+        ANSWERS);
+    check_sample(
+        "v1", TOKENIZER_LEGACY, "<image>\nHi", 61,
+        IDS(29889, 2, 3148, 1001, 29901, 11454, 29973, 319, 1799, 9047, 13566, 29901, 3869, 29889, 2),
+        ANSWERS);
     check_sample("v1", TOKENIZER_NEW, "Hi", 56, IDS(3869, 29889, 2), ANSWERS);
     check_sample("v1", TOKENIZER_431, "Hi", 57, IDS(3869, 29889, 2), ANSWERS);
     check_sample("v1", TOKENIZER_LEGACY, "Hi", 57, IDS(3869, 29889, 2), ANSWERS);
     check_sample("llava_llama_2", TOKENIZER_NEW, "<image>\nHi", 0,
-                 IDS(518, 29914, 25580, 29962, 15043, 727, 29889, 29871, 2, 1, 29961, 25580, 29962, 11454, 29973, 518, 29914,
-                     25580, 29962, 3869, 29889, 29871, 2), IDS(15043, 727, 29889, 29871, 2, 3869, 29889, 29871, 2));
+                 IDS(518, 29914, 25580, 29962, 15043, 727, 29889, 29871, 2, 1, 29961, 25580, 29962, 11454,
+                     29973, 518, 29914, 25580, 29962, 3869, 29889, 29871, 2),
+                 IDS(15043, 727, 29889, 29871, 2, 3869, 29889, 29871, 2));
 }
 
 static void plain_llama(void **state)
@@ -285,23 +300,66 @@ static void prompts_llama(void **state)
 {
     (void)state;
     static const char question[] = S2 " USER: <image>\nDescribe the image. ASSISTANT:";
-    static const char vqa[] = S2 " USER: <image>\nWhat is the man doing?\nAnswer the question using a single word or "
-                                 "phrase. ASSISTANT:";
+    static const char vqa[] =
+        S2 " USER: <image>\nWhat is the man doing?\nAnswer the question using a single word or "
+           "phrase. ASSISTANT:";
     for (int mode = 0; mode < 3; mode++) {
         struct tokenizer *t = open_llama((enum tokenizer_mode)mode);
         struct ids ids = ids_make(4096);
         struct err e = { 0 };
         if (!t) skip();
         assert_int_equal(tokenizer_encode_prompt(t, question, strlen(question), &ids, &e), 0);
-        check_ids(&ids, IDS(1, 319, 13563, 1546, 263, 12758, 1404, 322, 385, 23116, 21082, 20255, 29889, 450, 20255, 4076,
-                  8444, 29892, 13173, 29892, 322, 1248, 568, 6089, 304, 278, 1404, 29915, 29879, 5155, 29889, 3148, 1001,
-                  29901, 29871, -200, 29871, 13, 4002, 29581, 278, 1967, 29889, 319, 1799, 9047, 13566, 29901), "question");
+        check_ids(&ids,
+                  IDS(1, 319, 13563, 1546, 263, 12758, 1404, 322, 385, 23116, 21082, 20255, 29889, 450, 20255,
+                      4076, 8444, 29892, 13173, 29892, 322, 1248, 568, 6089, 304, 278, 1404, 29915, 29879,
+                      5155, 29889, 3148, 1001, 29901, 29871, -200, 29871, 13, 4002, 29581, 278, 1967, 29889,
+                      319, 1799, 9047, 13566, 29901),
+                  "question");
         ids_reset(&ids);
         assert_int_equal(tokenizer_encode_prompt(t, vqa, strlen(vqa), &ids, &e), 0);
-        check_ids(&(struct ids){ .p = ids.p + 31, .n = ids.n - 31 }, IDS(3148, 1001, 29901, 29871, -200, 29871, 13, 5618,
-                  338, 278, 767, 2599, 29973, 13, 22550, 278, 1139, 773, 263, 2323, 1734, 470, 16549, 29889, 319, 1799, 9047,
-                  13566, 29901), "vqa");
+        check_ids(&(struct ids){ .p = ids.p + 31, .n = ids.n - 31 },
+                  IDS(3148, 1001, 29901, 29871, -200, 29871, 13, 5618, 338, 278, 767, 2599, 29973, 13, 22550,
+                      278, 1139, 773, 263, 2323, 1734, 470, 16549, 29889, 319, 1799, 9047, 13566, 29901),
+                  "vqa");
         ids_free(&ids);
+        tokenizer_close(t);
+    }
+}
+
+/* chatml with a tokenizer that knows <|im_end|>: each answer and its <|im_end|> are learned. */
+static void labels_chatml(void **state)
+{
+    (void)state;
+    for (int mode = 0; mode < 3; mode++) {
+        struct tokenizer *t = open_small();
+        struct turn turns[] = { turn_of("gpt", "left out"), turn_of("human", "<image>\nHi"),
+                                turn_of("gpt", "Hello there."), turn_of("human", "Again?"),
+                                turn_of("gpt", "Yes.") };
+        struct ids ids = ids_make(4096), labels = ids_make(4096), kept = ids_make(4096),
+                   want = ids_make(4096);
+        struct err e = { 0 };
+        struct supervise s = { .tokenizer = t, .tpl = conv_find("chatml_direct") };
+        tokenizer_set_mode(t, (enum tokenizer_mode)mode);
+        int32_t end = tokenizer_add(t, "<|im_end|>", true, &e);
+        assert_int_equal(supervise(&s, turns, 5, true, &ids, &labels, &e), 0);
+        for (size_t i = 0; i < labels.n; i++)
+            if (labels.p[i] != IDS_IGNORE) ids_add(&kept, labels.p[i]);
+        /* "assistant\n" in front keeps the answer from getting a space of its own. */
+        for (int k = 0; k < 2; k++) {
+            struct ids all = ids_make(4096), head = ids_make(4096);
+            const char *text = k ? "assistant\nYes." : "assistant\nHello there.";
+            assert_int_equal(tokenizer_encode_text(t, text, strlen(text), &all, &e), 0);
+            assert_int_equal(tokenizer_encode_text(t, "assistant\n", 10, &head, &e), 0);
+            ids_add_n(&want, all.p + head.n, all.n - head.n);
+            ids_add(&want, end);
+            ids_free(&all);
+            ids_free(&head);
+        }
+        check_ids(&kept, want.p, want.n, "chatml");
+        ids_free(&ids);
+        ids_free(&labels);
+        ids_free(&kept);
+        ids_free(&want);
         tokenizer_close(t);
     }
 }
@@ -478,10 +536,22 @@ static void keywords(void **state)
 
 static void utf8(void **state)
 {
-    static const struct { const char *text; int bad; } rows[] = {
-        { "plain", -1 }, { "\xc3\xa9\xe4\xbd\xa0\xf0\x9f\x98\x80", -1 }, { "a\xff", 1 }, { "ab\xc3", 2 }, { "\xc0\x80", 0 },
-        { "\xe0\x80\x80", 0 }, { "\xed\xa0\x80", 0 }, { "\xed\x9f\xbf", -1 }, { "\xf4\x90\x80\x80", 0 },
-        { "\xf4\x8f\xbf\xbf", -1 }, { "\xf0\x8f\xbf\xbf", 0 }, { "x\xe4\xbdy", 1 }, { "\x80", 0 }, { "\xf5\x80\x80\x80", 0 },
+    static const struct { const char *text; int bad;
+    } rows[] = {
+        { "plain", -1 },
+        { "\xc3\xa9\xe4\xbd\xa0\xf0\x9f\x98\x80", -1 },
+        { "a\xff", 1 },
+        { "ab\xc3", 2 },
+        { "\xc0\x80", 0 },
+        { "\xe0\x80\x80", 0 },
+        { "\xed\xa0\x80", 0 },
+        { "\xed\x9f\xbf", -1 },
+        { "\xf4\x90\x80\x80", 0 },
+        { "\xf4\x8f\xbf\xbf", -1 },
+        { "\xf0\x8f\xbf\xbf", 0 },
+        { "x\xe4\xbdy", 1 },
+        { "\x80", 0 },
+        { "\xf5\x80\x80\x80", 0 },
     };
     (void)state;
     struct tokenizer *t = open_small();
@@ -491,9 +561,11 @@ static void utf8(void **state)
         size_t n = strlen(rows[i].text);
         char want[64];
         snprintf(want, sizeof want, "at offset %d", rows[i].bad);
-        assert_int_equal(text_check_utf8(rows[i].text, n, "the prompt", &e), rows[i].bad < 0 ? 0 : ERR_FORMAT);
+        assert_int_equal(text_check_utf8(rows[i].text, n, "the prompt", &e),
+                         rows[i].bad < 0 ? 0 : ERR_FORMAT);
         if (rows[i].bad >= 0) assert_non_null(strstr(e.msg, want));
-        assert_int_equal(tokenizer_encode_prompt(t, rows[i].text, n, &ids, &e), rows[i].bad < 0 ? 0 : ERR_FORMAT);
+        assert_int_equal(tokenizer_encode_prompt(t, rows[i].text, n, &ids, &e),
+                         rows[i].bad < 0 ? 0 : ERR_FORMAT);
         ids_free(&ids);
     }
     tokenizer_close(t);
@@ -557,8 +629,8 @@ static int make_folder(void **state)
 
 static int drop_folder(void **state)
 {
-    static const char *const names[] = { "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                                         "added_tokens.json", "tokenizer.json" };
+    static const char *const names[] = { "tokenizer.model", "tokenizer_config.json",
+                                         "special_tokens_map.json", "added_tokens.json", "tokenizer.json" };
     (void)state;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) put_file(names[i], NULL);
     return rmdir(folder);
@@ -570,14 +642,17 @@ static void configs(void **state)
     struct tokenizer *t = open_folder(NULL, NULL, NULL, NULL);
     const struct tokenizer_info *i = tokenizer_info(t);
     assert_int_equal(i->mode, TOKENIZER_LEGACY);
-    assert_true(i->bos == 1 && i->eos == 2 && i->unk == 0 && i->pad == -1 && i->image == -1 && i->size == 512);
+    assert_true(i->bos == 1 && i->eos == 2 && i->unk == 0 && i->pad == -1 && i->image == -1
+                && i->size == 512);
     assert_true(i->add_bos && !i->add_eos && i->model_max_length == 0);
     tokenizer_close(t);
 
-    t = open_folder("{\"legacy\": false, \"add_eos_token\": true, \"model_max_length\": 1000000000000000019884624838656,"
-                    "\"pad_token\": \"<pad>\", \"unk_token\": {\"content\": \"<unk>\"}, \"added_tokens_decoder\": {"
-                    "\"512\": {\"content\": \"<image>\", \"lstrip\": true, \"rstrip\": true, \"special\": true},"
-                    "\"513\": {\"content\": \"<pad>\", \"special\": true}}}", NULL, "{\"<no>\": 600}", NULL);
+    t = open_folder(
+        "{\"legacy\": false, \"add_eos_token\": true, \"model_max_length\": 1000000000000000019884624838656,"
+        "\"pad_token\": \"<pad>\", \"unk_token\": {\"content\": \"<unk>\"}, \"added_tokens_decoder\": {"
+        "\"512\": {\"content\": \"<image>\", \"lstrip\": true, \"rstrip\": true, \"special\": true},"
+        "\"513\": {\"content\": \"<pad>\", \"special\": true}}}",
+        NULL, "{\"<no>\": 600}", NULL);
     i = tokenizer_info(t);
     assert_int_equal(i->mode, TOKENIZER_NEW);
     assert_true(i->pad == 513 && i->image == 512 && i->size == 514 && i->add_eos && i->model_max_length == 0);
@@ -595,10 +670,11 @@ static void configs(void **state)
     ids_free(&b);
     tokenizer_close(t);
 
-    t = open_folder("{\"legacy\": null, \"model_max_length\": 2048}", "{\"pad_token\": {\"content\": \"<x>\"}}",
-                    "{\"<im_start>\": 512, \"<x>\": 513}", NULL);
+    t = open_folder("{\"legacy\": null, \"model_max_length\": 2048}",
+                    "{\"pad_token\": {\"content\": \"<x>\"}}", "{\"<im_start>\": 512, \"<x>\": 513}", NULL);
     i = tokenizer_info(t);
-    assert_true(i->mode == TOKENIZER_LEGACY && i->pad == 513 && i->size == 514 && i->model_max_length == 2048);
+    assert_true(i->mode == TOKENIZER_LEGACY && i->pad == 513 && i->size == 514
+                && i->model_max_length == 2048);
     assert_true(tokenizer_is_special(t, 513) && !tokenizer_is_special(t, 512));
     assert_int_equal(tokenizer_add(t, "<im_end>", true, &e), 514);
     assert_int_equal(tokenizer_add(t, "<im_end>", true, &e), 514);
@@ -615,11 +691,15 @@ static void bad_configs(void **state)
     open_folder("[]", NULL, NULL, "is no JSON object");
     open_folder("{\"legacy\": 1}", NULL, NULL, "'legacy' is neither true nor false");
     open_folder("{\"bos_token\": 3}", NULL, NULL, "a token has no text");
-    open_folder("{\"added_tokens_decoder\": {\"x\": {\"content\": \"<a>\"}}}", NULL, NULL, "'x' is not an id");
-    open_folder("{\"added_tokens_decoder\": {\"-1\": {\"content\": \"<a>\"}}}", NULL, NULL, "'-1' is not an id");
-    open_folder("{\"added_tokens_decoder\": {\"99999999999999999999\": {\"content\": \"<a>\"}}}", NULL, NULL, "is not an id");
+    open_folder("{\"added_tokens_decoder\": {\"x\": {\"content\": \"<a>\"}}}", NULL, NULL,
+                "'x' is not an id");
+    open_folder("{\"added_tokens_decoder\": {\"-1\": {\"content\": \"<a>\"}}}", NULL, NULL,
+                "'-1' is not an id");
+    open_folder("{\"added_tokens_decoder\": {\"99999999999999999999\": {\"content\": \"<a>\"}}}", NULL, NULL,
+                "is not an id");
     open_folder("{\"added_tokens_decoder\": {\"5\": {\"content\": \"\"}}}", NULL, NULL, "0 bytes");
-    open_folder("{\"added_tokens_decoder\": {\"5\": {\"content\": \"<a>\", \"single_word\": true}}}", NULL, NULL, "single_word");
+    open_folder("{\"added_tokens_decoder\": {\"5\": {\"content\": \"<a>\", \"single_word\": true}}}", NULL,
+                NULL, "single_word");
     open_folder(NULL, NULL, "{\"<a>\": 1e12}", "'<a>' is not in 0..");
     open_folder(NULL, NULL, "{\"<a>\": \"7\"}", "'<a>' is not in 0..");
     char path[200];
@@ -633,14 +713,18 @@ static void bad_configs(void **state)
     put_file("tokenizer.json", "{\"normalizer\": {\"type\": \"NFKC\"}, \"model\": {\"type\": \"BPE\", "
                                "\"byte_fallback\": true, \"vocab\": {\"a\": 0}}}");
     open_folder(NULL, NULL, NULL, "changes text");
-    put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 7}}}");
+    put_file("tokenizer.json",
+             "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 7}}}");
     open_folder(NULL, NULL, NULL, "the id of piece 'a'");
-    put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 0}, "
-                               "\"merges\": [\"a b\"]}}");
+    put_file("tokenizer.json",
+             "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 0}, "
+             "\"merges\": [\"a b\"]}}");
     open_folder(NULL, NULL, NULL, "makes 'ab', which is no piece");
-    put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 0}}}");
+    put_file("tokenizer.json",
+             "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"a\": 0}}}");
     open_folder(NULL, NULL, NULL, "no piece '<unk>'");
-    put_file("tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"<unk>\": 0}}}");
+    put_file("tokenizer.json",
+             "{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"<unk>\": 0}}}");
     open_folder(NULL, NULL, NULL, "cannot read");
     put_file("tokenizer.json", NULL);
     put_file("tokenizer.model", "this is no model");
@@ -651,11 +735,22 @@ static void bad_configs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(prompts), cmocka_unit_test(example_round), cmocka_unit_test(prompt_refusals),
-        cmocka_unit_test(conversation_life), cmocka_unit_test(names_of_models), cmocka_unit_test(picture_in_turn),
-        cmocka_unit_test(sample_refusals), cmocka_unit_test(labels_llama), cmocka_unit_test(plain_llama),
-        cmocka_unit_test(prompts_llama), cmocka_unit_test(streams), cmocka_unit_test(stop_strings),
-        cmocka_unit_test(keywords), cmocka_unit_test(utf8), cmocka_unit_test(limits),
+        cmocka_unit_test(prompts),
+        cmocka_unit_test(example_round),
+        cmocka_unit_test(prompt_refusals),
+        cmocka_unit_test(conversation_life),
+        cmocka_unit_test(names_of_models),
+        cmocka_unit_test(picture_in_turn),
+        cmocka_unit_test(sample_refusals),
+        cmocka_unit_test(labels_chatml),
+        cmocka_unit_test(labels_llama),
+        cmocka_unit_test(plain_llama),
+        cmocka_unit_test(prompts_llama),
+        cmocka_unit_test(streams),
+        cmocka_unit_test(stop_strings),
+        cmocka_unit_test(keywords),
+        cmocka_unit_test(utf8),
+        cmocka_unit_test(limits),
         cmocka_unit_test_setup_teardown(configs, make_folder, NULL),
         cmocka_unit_test_setup_teardown(bad_configs, NULL, drop_folder),
     };

@@ -5,8 +5,8 @@
  *   e TEXT     ids of tokenizer_encode          p TEXT   ids of tokenizer_encode_prompt
  *   r TEXT     ids of tokenizer_encode_text
  *   d IDS...   tokenizer_decode, all tokens     k IDS... the same, special tokens skipped
- *   t TEMPLATE IMAGE MAX TEXT TEXT ...   ids and labels of a sample, with ' / ' between; human and gpt by turns
- *   s IDS...   what a stream gives for each id and at the end, separated by '|'
+ *   t TEMPLATE IMAGE MAX TEXT TEXT ...   ids and labels of a sample, with ' / ' between; human and gpt by
+ *   turns s IDS...   what a stream gives for each id and at the end, separated by '|'
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,13 +84,16 @@ static void sample(const struct tokenizer *t, char *line)
     struct turn turn[TURNS];
     char *word[TURNS + 3] = { 0 }, *save = NULL;
     size_t n = 0;
-    for (char *w = strtok_r(line, " \n", &save); w && n < TURNS + 3; w = strtok_r(NULL, " \n", &save)) word[n++] = w;
+    for (char *w = strtok_r(line, " \n", &save); w && n < TURNS + 3; w = strtok_r(NULL, " \n", &save))
+        word[n++] = w;
     n -= 3;
     for (size_t i = 0; i < n; i++) {
         char *text = word[i + 3];
         turn[i] = (struct turn){ span_of(i % 2 ? "gpt" : "human"), { text, from_hex(text, text + 1) } };
     }
-    struct supervise s = { .tokenizer = t, .tpl = conv_find(word[0]), .max_length = strtoul(word[2], NULL, 10) };
+    struct supervise s = { .tokenizer = t,
+                           .tpl = conv_find(word[0]),
+                           .max_length = strtoul(word[2], NULL, 10) };
     if (supervise(&s, turn, n, word[1][0] == '1', &ids, &labels, &e) < 0) printf("error: %s", e.msg);
     put_ids(&ids);
     printf(" / ");
@@ -110,8 +113,9 @@ int main(int argc, char **argv)
         puts("1..0 # SKIP driven by text_equal.py");
         return 0;
     }
-    int rc = stat(argv[1], &st) == 0 && S_ISDIR(st.st_mode) ? tokenizer_open(&t, argv[1], &e)
-                                                           : tokenizer_open_model(&t, argv[1], TOKENIZER_LEGACY, &e);
+    int rc = stat(argv[1], &st) == 0 && S_ISDIR(st.st_mode)
+                 ? tokenizer_open(&t, argv[1], &e)
+                 : tokenizer_open_model(&t, argv[1], TOKENIZER_LEGACY, &e);
     if (rc < 0) {
         printf("error: %s: %s\n", err_name(e.code), e.msg);
         return 1;

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Build the emoji picture set: one PNG per (emoji, drawing style) and one line of facts per picture.
+
+Needs Debian's librsvg2-bin, and the npm packages fetched beside each other in one folder:
+  npm pack unicode-emoji-json@0.9.0 emojilib@4.0.3 \
+      @iconify-json/{noto,noto-v1,twemoji,openmoji,fluent-emoji,fluent-emoji-flat,emojione,fxemoji,streamline-emojis}
+  for f in *.tgz; do mkdir -p "${f%.tgz}" && tar xzf "$f" -C "${f%.tgz}"; done
+
+usage: make_data.py NPM_DIR OUT_DIR [--size 112] [--limit N] [--pack FILE.npz]
+--pack also writes every picture, lossless WebP, with the facts, into one file: what train.py reads.
+Writes OUT_DIR/STYLE/CODEPOINTS.png and OUT_DIR/facts.jsonl:
+  {"image", "style", "emoji", "name", "group", "keywords", "split": "train"|"test"|"hard"}
+Splits are by drawing style: twemoji is "test", openmoji is "hard", the rest "train".
+Licences: noto, noto-v1, fxemoji Apache-2.0; fluent-emoji* MIT; twemoji, emojione, streamline CC-BY-4.0;
+openmoji CC-BY-SA-4.0. Names and keywords MIT. Credit the CC-BY sets where pictures or weights are shipped.
+"""
+import argparse, glob, io, json, os, re, subprocess, sys, unicodedata
+from concurrent.futures import ThreadPoolExecutor
+
+STYLES = ["noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "fxemoji",
+          "streamline-emojis", "twemoji", "openmoji"]
+SPLIT = {"twemoji": "test", "openmoji": "hard"}
+
+
+def package(npm, name):
+    stem = name.replace("@", "").replace("/", "-")
+    found = sorted(glob.glob(os.path.join(npm, "**", stem + "-[0-9]*", "package"), recursive=True))
+    if not found:
+        sys.exit(f"make_data: '{name}' is not under {npm} (npm pack it and unpack it there)")
+    return found[-1]
+
+
+def slug(name):
+    s = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    s = s.replace("&", "and")
+    s = re.sub(r"['.!\"]", "", s)
+    return re.sub(r"[^a-z0-9]+", "-", s).strip("-")
+
+
+def svg_text(icons, name):
+    base = icons.get("aliases", {}).get(name, {}).get("parent", name)
+    icon = icons["icons"].get(base)
+    if icon is None:
+        return None
+    w, h = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {w} {h}" width="{w}" height="{h}">{icon["body"]}</svg>')
+
+
+def pack(out, path):
+    """One .npz: "facts" (the lines as bytes), "data" (lossless WebP, one after another), "end" (where each ends)."""
+    import numpy as np
+    from PIL import Image
+    lines, blobs = open(os.path.join(out, "facts.jsonl"), "rb").read(), []
+    for line in lines.splitlines():
+        b = io.BytesIO()
+        Image.open(os.path.join(out, json.loads(line)["image"])).convert("RGB").save(b, "WEBP", lossless=True, method=2)
+        blobs.append(b.getvalue())
+    np.savez(path, facts=np.frombuffer(lines, np.uint8), data=np.frombuffer(b"".join(blobs), np.uint8),
+             end=np.cumsum([len(b) for b in blobs]))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("npm"); ap.add_argument("out")
+    ap.add_argument("--size", type=int, default=112); ap.add_argument("--limit", type=int, default=0)
+    ap.add_argument("--pack")
+    a = ap.parse_args()
+    facts = json.load(open(os.path.join(package(a.npm, "unicode-emoji-json"), "data-by-emoji.json")))
+    words = json.load(open(glob.glob(os.path.join(package(a.npm, "emojilib"), "**", "emoji-en-US.json"), recursive=True)[0]))
+    sets = {s: json.load(open(os.path.join(package(a.npm, "@iconify-json/" + s), "icons.json"))) for s in STYLES}
+    jobs = []
+    for emoji, fact in facts.items():
+        if fact["group"] == "Component":
+            continue
+        one = slug(fact["name"])
+        names = {one, one.replace("flag-", "flag-for-"), one.replace("-and-", "-"), fact["slug"].replace("_", "-")}
+        code = "-".join(f"{ord(c):x}" for c in emoji)
+        for s in STYLES:
+            have = [n for n in names if n in sets[s]["icons"] or n in sets[s].get("aliases", {})]
+            if have and (text := svg_text(sets[s], sorted(have)[0])):
+                jobs.append((text, dict(image=f"{s}/{code}.png", style=s, emoji=emoji, name=fact["name"], group=fact["group"],
+                                        keywords=words.get(emoji, []), split=SPLIT.get(s, "train"))))
+    if a.limit:
+        jobs = jobs[:a.limit]
+    for s in STYLES:
+        os.makedirs(os.path.join(a.out, s), exist_ok=True)
+
+    def draw(job):
+        path = os.path.join(a.out, job[1]["image"])
+        run = subprocess.run(["rsvg-convert", "-w", str(a.size), "-h", str(a.size), "-b", "white", "-o", path],
+                             input=job[0].encode(), capture_output=True)
+        return run.returncode == 0 and os.path.getsize(path) > 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        good = list(pool.map(draw, jobs))
+    with open(os.path.join(a.out, "facts.jsonl"), "w") as f:
+        for job, ok in zip(jobs, good):
+            if ok:
+                f.write(json.dumps(job[1], ensure_ascii=False) + "\n")
+    if a.pack:
+        pack(a.out, a.pack)
+    print(f"{sum(good)} pictures, {len(good) - sum(good)} could not be drawn")
+
+
+if __name__ == "__main__":
+    main()
