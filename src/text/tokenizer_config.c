@@ -207,13 +207,8 @@ static bool json_is_legacy(const json_t *fast)
     return scheme && strcmp(scheme, "always") == 0;
 }
 
-<<<<<<< HEAD
 /* Without the field a slow tokenizer is legacy; what transformers 5 writes says it in tokenizer.json alone. */
 static int read_settings(struct tokenizer *t, const json_t *cfg, const json_t *fast, struct err *e)
-=======
-static int read_settings(struct tokenizer *t, const json_t *cfg, const json_t *fast, bool from_fast,
-                         struct err *e)
->>>>>>> text
 {
     bool is_legacy = fast ? json_is_legacy(fast) : true;
     double max = json_number_value(json_object_get(cfg, "model_max_length"));

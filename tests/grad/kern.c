@@ -33,8 +33,9 @@ struct pair {
 static const struct tensor none = { 0 };
 static const float eps = 1e-5f, scale = 0.6f;
 
-static struct tensor ints(const struct pass *p, int64_t n) { return tensor_1d((void *)(uintptr_t)p->aux, DT_I32, n); }
-static struct tensor pairs(const struct pass *p, int64_t n) { return tensor_2d((void *)(uintptr_t)p->aux, DT_I32, n, 2); }
+static void *aux(const struct pass *p) { return (void *)(uintptr_t)p->aux; }
+static struct tensor ints(const struct pass *p, int64_t n) { return tensor_1d(aux(p), DT_I32, n); }
+static struct tensor pairs(const struct pass *p, int64_t n) { return tensor_2d(aux(p), DT_I32, n, 2); }
 
 /* ---- the kernels, each with its backward below it */
 
@@ -45,7 +46,10 @@ static void matmul_b(struct pass *p)
     kern_ref.matmul_dw(p->kc, p->din[1], p->din[2], p->dy, p->in[0]);
 }
 
-static void rmsnorm_f(struct pass *p) { kern_ref.rmsnorm_fwd(p->kc, p->y, p->stat[0], p->in[0], p->in[1], eps); }
+static void rmsnorm_f(struct pass *p)
+{
+    kern_ref.rmsnorm_fwd(p->kc, p->y, p->stat[0], p->in[0], p->in[1], eps);
+}
 static void rmsnorm_b(struct pass *p)
 {
     kern_ref.rmsnorm_bwd(p->kc, p->din[0], p->din[1], p->dy, p->in[0], p->in[1], p->stat[0]);
@@ -57,7 +61,8 @@ static void layernorm_f(struct pass *p)
 }
 static void layernorm_b(struct pass *p)
 {
-    kern_ref.layernorm_bwd(p->kc, p->din[0], p->din[1], p->din[2], p->dy, p->in[0], p->in[1], p->stat[0], p->stat[1]);
+    kern_ref.layernorm_bwd(p->kc, p->din[0], p->din[1], p->din[2], p->dy, p->in[0], p->in[1], p->stat[0],
+                           p->stat[1]);
 }
 
 /* In place, and its own backward with dir -1. */
@@ -77,12 +82,13 @@ static void rope_b(struct pass *p)
 
 static void attn_f(struct pass *p)
 {
-    kern_ref.attn_fwd(p->kc, p->y, p->stat[0], p->in[0], p->in[1], p->in[2], pairs(p, p->y.n[0]), p->param, scale);
+    kern_ref.attn_fwd(p->kc, p->y, p->stat[0], p->in[0], p->in[1], p->in[2], pairs(p, p->y.n[0]),
+                      p->param, scale);
 }
 static void attn_b(struct pass *p)
 {
-    kern_ref.attn_bwd(p->kc, p->din[0], p->din[1], p->din[2], p->dy, p->y, p->stat[0], p->in[0], p->in[1], p->in[2],
-                      pairs(p, p->y.n[0]), p->param, scale);
+    kern_ref.attn_bwd(p->kc, p->din[0], p->din[1], p->din[2], p->dy, p->y, p->stat[0], p->in[0], p->in[1],
+                      p->in[2], pairs(p, p->y.n[0]), p->param, scale);
 }
 
 static void swiglu_f(struct pass *p) { kern_ref.swiglu_fwd(p->kc, p->y, p->in[0], p->in[1]); }
@@ -98,14 +104,20 @@ static void quick_gelu_f(struct pass *p) { kern_ref.quick_gelu_fwd(p->kc, p->y, 
 static void quick_gelu_b(struct pass *p) { kern_ref.quick_gelu_bwd(p->kc, p->din[0], p->dy, p->in[0]); }
 
 static void rows_get_f(struct pass *p) { kern_ref.rows_get(p->kc, p->y, p->in[0], ints(p, p->y.n[0])); }
-static void rows_get_b(struct pass *p) { kern_ref.rows_put_add(p->kc, p->din[0], ints(p, p->dy.n[0]), p->dy); }
+static void rows_get_b(struct pass *p)
+{
+    kern_ref.rows_put_add(p->kc, p->din[0], ints(p, p->dy.n[0]), p->dy);
+}
 
 static void rows_put_f(struct pass *p)
 {
     kern_ref.zero(p->kc, p->y);
     kern_ref.rows_put(p->kc, p->y, ints(p, p->in[0].n[0]), p->in[0]);
 }
-static void rows_put_b(struct pass *p) { kern_ref.rows_get_add(p->kc, p->din[0], p->dy, ints(p, p->in[0].n[0])); }
+static void rows_put_b(struct pass *p)
+{
+    kern_ref.rows_get_add(p->kc, p->din[0], p->dy, ints(p, p->in[0].n[0]));
+}
 
 static void patchify_f(struct pass *p) { kern_ref.patchify_fwd(p->kc, p->y, p->in[0], p->param); }
 static void patchify_b(struct pass *p) { kern_ref.patchify_bwd(p->kc, p->din[0], p->dy, p->param); }
@@ -130,10 +142,14 @@ static const struct pair table[] = {
     { "rmsnorm of more than one block", PAIR(rmsnorm), { D2(2, 67), D1(67) }, D2(2, 67), { 0 }, 0 },
     { "layernorm", PAIR(layernorm), { D2(3, 7), D1(7), D1(7) }, D2(3, 7), { 0 }, 0 },
     { "rope", PAIR(rope), { D2(3, 12) }, D2(3, 12), { 0, 4, 2 }, 6 },
-    { "attention, causal", PAIR(attn), { D2(4, 6), D2(4, 6), D2(4, 6) }, D2(4, 6), { 0, 1, 0, 2, 0, 3, 0, 4 }, 2 },
-    { "attention, bidirectional", PAIR(attn), { D2(3, 4), D2(5, 4), D2(5, 4) }, D2(3, 4), { 0, 5, 0, 5, 0, 5 }, 1 },
-    { "attention, packed", PAIR(attn), { D2(4, 4), D2(4, 4), D2(4, 4) }, D2(4, 4), { 0, 1, 0, 2, 2, 3, 2, 4 }, 2 },
-    { "attention, grouped heads", PAIR(attn), { D2(3, 12), D2(4, 6), D2(4, 6) }, D2(3, 12), { 0, 2, 0, 3, 1, 4 }, 4 },
+    { "attn, causal", PAIR(attn), { D2(4, 6), D2(4, 6), D2(4, 6) },
+      D2(4, 6), { 0, 1, 0, 2, 0, 3, 0, 4 }, 2 },
+    { "attn, bidirectional", PAIR(attn), { D2(3, 4), D2(5, 4), D2(5, 4) },
+      D2(3, 4), { 0, 5, 0, 5, 0, 5 }, 1 },
+    { "attn, packed", PAIR(attn), { D2(4, 4), D2(4, 4), D2(4, 4) },
+      D2(4, 4), { 0, 1, 0, 2, 2, 3, 2, 4 }, 2 },
+    { "attn, grouped heads", PAIR(attn), { D2(3, 12), D2(4, 6), D2(4, 6) },
+      D2(3, 12), { 0, 2, 0, 3, 1, 4 }, 4 },
     { "swiglu", PAIR(swiglu), { D2(3, 7), D2(3, 7) }, D2(3, 7), { 0 }, 0 },
     { "gelu", PAIR(gelu), { D2(3, 7) }, D2(3, 7), { 0 }, 0 },
     { "quick_gelu", PAIR(quick_gelu), { D2(3, 7) }, D2(3, 7), { 0 }, 0 },
@@ -157,7 +173,8 @@ static struct tensor take(struct kctx *kc, struct tensor shape, struct rng *r)
 static struct tensor take_table(struct kctx *kc, int64_t head)
 {
     enum { POSITIONS = 5 };
-    const struct tensor t = tensor_2d(arena_take(kc->scratch, (size_t)(POSITIONS * head) * 4), DT_F32, POSITIONS, head);
+    struct tensor t = tensor_2d(NULL, DT_F32, POSITIONS, head);
+    t.p = arena_take(kc->scratch, tensor_bytes(t));
     for (int64_t i = 0; i < POSITIONS * head / 2; i++) {
         const int64_t pos = i / (head / 2), k = i % (head / 2);
         ((float *)t.p)[pos * head + k] = (float)cos((double)pos / (double)(k + 1));
@@ -207,8 +224,8 @@ static void check_differences(const struct pair *pair, struct pass *p)
             const double want = (up - objective(pair, p)) / (2 * h), got = ((double *)p->din[i].p)[k];
             *x = was;
             if (!(fabs(got - want) <= 1e-6 * fmax(1, fabs(want))))
-                fail_msg("%s: gradient %lld of input %d is %.9g, differences say %.9g", pair->name, (long long)k, i,
-                         got, want);
+                fail_msg("%s: gradient %lld of input %d is %.9g, differences say %.9g", pair->name,
+                         (long long)k, i, got, want);
         }
 }
 

@@ -1,6 +1,6 @@
-/* Rotary positions and attention. Attention takes two passes per token and head: scores and their maximum, then
- * exponentials and the weighted sum; nothing is rescaled on the way. Scratch of the forward: S scores and a few heads
- * per thread; of the backward, the sums of dk and dv of one head as well. */
+/* Rotary positions and attention. Attention takes two passes per token and head: scores and their maximum,
+ * then exponentials and the weighted sum; nothing is rescaled on the way. Scratch of the forward: S scores
+ * and a few heads per thread; of the backward, the sums of dk and dv of one head as well. */
 #include <math.h>
 
 #include "kern/ref/real.h"

@@ -12,7 +12,8 @@ static double log_sum_exp(struct tensor logits, int64_t t)
     return top + log(sum);
 }
 
-void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct tensor logits, struct tensor target)
+void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct tensor logits,
+                  struct tensor target)
 {
     const int64_t T = tensor_rows(logits), V = tensor_cols(logits);
 #pragma omp parallel for schedule(static) num_threads(kc->n_threads)
@@ -25,8 +26,8 @@ void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct
     }
 }
 
-void ref_xent_bwd(struct kctx *kc, struct tensor dlogits, struct tensor dloss, struct tensor logits, struct tensor lse,
-                  struct tensor target)
+void ref_xent_bwd(struct kctx *kc, struct tensor dlogits, struct tensor dloss, struct tensor logits,
+                  struct tensor lse, struct tensor target)
 {
     if (!dlogits.p) return;
     const int64_t T = tensor_rows(logits), V = tensor_cols(logits);

@@ -1,12 +1,14 @@
-/* Matrix products with weights stored as [O,I]. Threads share the outputs (or the tokens, for dx); each converts a few
- * rows of w and uses them for all the tokens it has. Scratch: activations that are not reals, and rows per thread. */
+/* Matrix products with weights stored as [O,I]. Threads share the outputs (or the tokens, for dx); each
+ * converts a few rows of w and uses them for all the tokens it has. Scratch: activations that are not
+ * reals, and rows per thread. */
 #include "kern/ref/real.h"
 
 enum { TILE = 8 }; /* rows of w, or tokens, that a thread works on at a time */
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-void ref_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b, struct tensor res)
+void ref_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                struct tensor res)
 {
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = w.n[0];
     const size_t mark = arena_mark(kc->scratch);

@@ -5,7 +5,8 @@
 
 #include "kern/ref/real.h"
 
-void ref_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w, float eps)
+void ref_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w,
+                     float eps)
 {
     const int64_t T = tensor_rows(x), C = tensor_cols(x);
 #pragma omp parallel for schedule(static) num_threads(kc->n_threads)
@@ -18,8 +19,8 @@ void ref_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struc
     }
 }
 
-void ref_layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, struct tensor rstd, struct tensor x,
-                       struct tensor w, struct tensor b, float eps)
+void ref_layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, struct tensor rstd,
+                       struct tensor x, struct tensor w, struct tensor b, float eps)
 {
     const int64_t T = tensor_rows(x), C = tensor_cols(x);
 #pragma omp parallel for schedule(static) num_threads(kc->n_threads)
@@ -89,8 +90,9 @@ void ref_rmsnorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct
     if (dw.p) norm_dw(kc, dw, none, dy, x, none, rstd);
 }
 
-void ref_layernorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct tensor db, struct tensor dy,
-                       struct tensor x, struct tensor w, struct tensor mean, struct tensor rstd)
+void ref_layernorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct tensor db,
+                       struct tensor dy, struct tensor x, struct tensor w, struct tensor mean,
+                       struct tensor rstd)
 {
     if (dx.p) norm_dx(kc, dx, dy, x, w, mean, rstd);
     if (dw.p || db.p) norm_dw(kc, dw, db, dy, x, mean, rstd);

@@ -1,8 +1,9 @@
 /* What all reference kernels share: elements and rows of any float type as numbers to count with.
  *
- * Single elements are read and written as double. Rows are held as `real`: float, so that F32 tensors are used where
- * they lie, or double (-DREAL=double), so that F64 tensors lose nothing. Every sum and every function is double in both
- * builds and is rounded once, when it is stored: no other backend is more exact. */
+ * Single elements are read and written as double. Rows are held as `real`: float, so that F32 tensors are
+ * used where they lie, or double (-DREAL=double), so that F64 tensors lose nothing. Every sum and every
+ * function is double in both builds and is rounded once, when it is stored: no other backend is more
+ * exact. */
 #pragma once
 #include <omp.h>
 
@@ -14,13 +15,13 @@
 typedef REAL real;
 
 /* The kernels by family; contracts are in kern.h. The table below is the only user of these names. */
-#define REF_MAP(XX)                                                                                                  \
-    XX(matmul) XX(matmul_dx) XX(matmul_dw)                                                                           \
-    XX(rmsnorm_fwd) XX(rmsnorm_bwd) XX(layernorm_fwd) XX(layernorm_bwd)                                              \
-    XX(rope) XX(attn_fwd) XX(attn_bwd)                                                                               \
-    XX(swiglu_fwd) XX(swiglu_bwd) XX(gelu_fwd) XX(gelu_bwd) XX(quick_gelu_fwd) XX(quick_gelu_bwd)                    \
-    XX(add) XX(axpy) XX(cast) XX(zero)                                                                               \
-    XX(rows_get) XX(rows_put) XX(rows_get_add) XX(rows_put_add)                                                      \
+#define REF_MAP(XX)                                                                                        \
+    XX(matmul) XX(matmul_dx) XX(matmul_dw)                                                                 \
+    XX(rmsnorm_fwd) XX(rmsnorm_bwd) XX(layernorm_fwd) XX(layernorm_bwd)                                    \
+    XX(rope) XX(attn_fwd) XX(attn_bwd)                                                                     \
+    XX(swiglu_fwd) XX(swiglu_bwd) XX(gelu_fwd) XX(gelu_bwd) XX(quick_gelu_fwd) XX(quick_gelu_bwd)          \
+    XX(add) XX(axpy) XX(cast) XX(zero)                                                                     \
+    XX(rows_get) XX(rows_put) XX(rows_get_add) XX(rows_put_add)                                            \
     XX(patchify_fwd) XX(patchify_bwd) XX(xent_fwd) XX(xent_bwd)
 
 /* Declares ref_NAME with the signature of its pointer in struct kern. */

@@ -12,7 +12,8 @@ static void *row_at(struct tensor t, int64_t r)
 static void row_copy(struct tensor dst, int64_t d, struct tensor src, int64_t s)
 {
     const int64_t C = tensor_cols(dst);
-    if (dst.type == src.type) memcpy(row_at(dst, d), row_at(src, s), (size_t)C * dtype_bytes((enum dtype)dst.type));
+    const size_t bytes = (size_t)C * dtype_bytes((enum dtype)dst.type);
+    if (dst.type == src.type) memcpy(row_at(dst, d), row_at(src, s), bytes);
     else for (int64_t i = 0; i < C; i++) put(dst, d * C + i, at(src, s * C + i));
 }
 

@@ -10,13 +10,16 @@ const struct kern kern_ref = {
 
 const real *reals_span(struct tensor t, int64_t from, int64_t n, real *buf)
 {
+    const float *f32 = (const float *)t.p + from;
+    const double *f64 = (const double *)t.p + from;
+    const uint16_t *u16 = (const uint16_t *)t.p + from;
     const enum dtype own = sizeof(real) == sizeof(double) ? DT_F64 : DT_F32;
     if (t.type == own) return (const real *)t.p + from;
     switch (t.type) {
-    case DT_F32: for (int64_t i = 0; i < n; i++) buf[i] = (real)((const float *)t.p)[from + i]; break;
-    case DT_F64: for (int64_t i = 0; i < n; i++) buf[i] = (real)((const double *)t.p)[from + i]; break;
-    case DT_F16: for (int64_t i = 0; i < n; i++) buf[i] = (real)f16_to_f32(((const uint16_t *)t.p)[from + i]); break;
-    case DT_BF16: for (int64_t i = 0; i < n; i++) buf[i] = (real)bf16_to_f32(((const uint16_t *)t.p)[from + i]); break;
+    case DT_F32: for (int64_t i = 0; i < n; i++) buf[i] = (real)f32[i]; break;
+    case DT_F64: for (int64_t i = 0; i < n; i++) buf[i] = (real)f64[i]; break;
+    case DT_F16: for (int64_t i = 0; i < n; i++) buf[i] = (real)f16_to_f32(u16[i]); break;
+    case DT_BF16: for (int64_t i = 0; i < n; i++) buf[i] = (real)bf16_to_f32(u16[i]); break;
     default: BUG("%s is not a float type", dtype_name((enum dtype)t.type));
     }
     return buf;
@@ -26,7 +29,8 @@ const real *reals(struct kctx *kc, struct tensor t)
 {
     const int64_t n = tensor_count(t);
     real *buf = NULL;
-    if (dtype_bytes((enum dtype)t.type) != sizeof(real)) buf = arena_take(kc->scratch, (size_t)n * sizeof(real));
+    if (dtype_bytes((enum dtype)t.type) != sizeof(real))
+        buf = arena_take(kc->scratch, (size_t)n * sizeof(real));
     return reals_span(t, 0, n, buf);
 }
 

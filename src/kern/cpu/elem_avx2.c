@@ -1,0 +1,2 @@
+/* Element by element for avx2: see elem_impl.h. */
+#include "kern/cpu/elem_impl.h"
