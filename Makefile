@@ -33,11 +33,11 @@ WARN    := -Wall -Wextra -Wshadow -Wvla -Wpointer-arith $(if $(clang),,-Wno-form
 SANFLAG := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 COMMON  := $(OPT) $(WARN) $(SANFLAG) -fPIC -fopenmp -fvisibility=hidden -ffp-contract=off
 CPPFLAGS += -Iinclude -Isrc -D_POSIX_C_SOURCE=200809L -DLLAVA_VERSION='"$(VERSION)"' -MMD -MP
-CPPFLAGS += $(shell pkg-config --cflags $(PKGS) 2>&1)
+CPPFLAGS += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 CFLAGS  += -std=c11 $(COMMON) -Wstrict-prototypes -Wmissing-prototypes
 CXXFLAGS += -std=c++17 $(COMMON)
 LDFLAGS += $(SANFLAG) -fopenmp
-LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -ldnnl -lpthread -lm
+LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
 
 FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(LDFLAGS) $(LDLIBS)
 

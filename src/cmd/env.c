@@ -1,6 +1,5 @@
 /* llava env: what the program found, to be pasted into a bug report. */
 #include <curl/curl.h>
-#include <dnnl.h>
 #include <jansson.h>
 #include <jpeglib.h>
 #include <png.h>
@@ -35,14 +34,12 @@ int cmd_env(int argc, char **argv)
     int rc = cmd_parse(&argp, argc, argv, NULL);
     if (rc) return rc;
     struct kern k;
-    const dnnl_version_t *d = dnnl_version();
     int webp = WebPGetDecoderVersion();
     printf("llava         %s\n", llava_version());
     print_processor();
     printf("kernels       %s\n", kern_init_cpu(&k, env_get(ENV_LLAVA_CPU)));
     printf("threads       %d\n", plat_threads());
     printf("memory        %.1f GB, reads %.1f GB/s\n", (double)plat_memory_total() * 1e-9, cpu_read_ceiling(plat_threads()));
-    printf("oneDNN        %d.%d.%d\n", d->major, d->minor, d->patch);
     printf("libjpeg       %d\nlibpng        %s\nlibwebp       %d.%d.%d\n", JPEG_LIB_VERSION, png_get_libpng_ver(NULL), webp >> 16,
            webp >> 8 & 255, webp & 255);
     printf("libcurl       %s\njansson       %s\n\nenvironment\n", curl_version(), jansson_version_str());

@@ -2,7 +2,7 @@
 """Train the demo model: a LLaVA of 11 M parameters that names emoji pictures. One GPU, under ten minutes.
 
 usage: train.py PICTURES.npz TOKENIZER.model OUT_DIR [--look 200] [--talk 240]
-PICTURES.npz comes from make_data.py --pack, TOKENIZER.model from train.py --tokenizer (words.py has its settings).
+PICTURES.npz comes from make_data.py --pack, TOKENIZER.model from train.py --tokenizer-only (words.py has its settings).
 
 Stage "look" (seconds): the vision tower learns to tell the things apart, with a classifier on its mean feature.
 Stage "talk": the whole model learns to answer, end to end; the classifier stays as a second loss.
