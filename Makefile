@@ -37,7 +37,8 @@ CPPFLAGS += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 CFLAGS  += -std=c11 $(COMMON) -Wstrict-prototypes -Wmissing-prototypes
 CXXFLAGS += -std=c++17 $(COMMON)
 LDFLAGS += $(SANFLAG) -fopenmp
-LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
+LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
+LDLIBS  += $(LIBS)
 
 FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(LDFLAGS) $(LDLIBS)
 
@@ -69,8 +70,8 @@ $(B)/llava: $(CMDOBJ) $(B)/libllava.a
 $(B)/libllava.a: $(LIBOBJ)
 	@rm -f $@
 	$(Q)$(AR) rcs $@ $^
-$(B)/libllava.so: $(LIBOBJ)
-	$(call link,-shared -Wl$(comma)-soname$(comma)$(SONAME))
+$(B)/libllava.so: $(LIBOBJ) tools/exports.map
+	$(call link,-shared -Wl$(comma)-soname$(comma)$(SONAME) -Wl$(comma)--version-script=tools/exports.map)
 $(B)/obj/%.o: src/%.c $(B)/flags
 	$(call compile)
 $(B)/obj/%.o: src/%.cc $(B)/flags
@@ -185,7 +186,7 @@ install: all ## PREFIX=/usr/local DESTDIR=: program, header, libraries, llava.pc
 	install -m 644 $(B)/libllava.so $(D)/lib/libllava.so.$(VERSION)
 	ln -sf libllava.so.$(VERSION) $(D)/lib/$(SONAME)
 	ln -sf $(SONAME) $(D)/lib/libllava.so
-	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@PKGS@|$(PKGS)|' llava.pc.in > $(D)/lib/pkgconfig/llava.pc
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS)|' llava.pc.in > $(D)/lib/pkgconfig/llava.pc
 
 uninstall: ## what install put there
 	rm -f $(D)/bin/llava $(D)/include/llava.h $(D)/lib/libllava.* $(D)/lib/pkgconfig/llava.pc
