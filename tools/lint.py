@@ -26,10 +26,11 @@ VENDOR = re.compile(r"\b(?:cuda|hip|nccl)[A-Z_]\w*|\bcu(?:blas|Mem|Stream|Graph)
 VENDOR_ALLOWED = re.compile(r"^src/(?:dev/gpu\.h|kern/gpu/blas|dist/nccl)")
 # name -> what to use instead
 FORBIDDEN = {
-    "strcpy": "snprintf or buf_str", "strcat": "buf_str", "sprintf": "snprintf", "vsprintf": "vsnprintf", "gets": "fgets",
-    "strtok": "strcspn", "atoi": "strtol", "atol": "strtol", "atof": "strtod", "scanf": "strtol, strtod",
+    "strcpy": "snprintf or buf_str", "strcat": "buf_str", "sprintf": "snprintf", "vsprintf": "vsnprintf",
+    "gets": "fgets", "strtok": "strcspn", "atoi": "strtol", "atol": "strtol", "atof": "strtod", "scanf": "strtol, strtod",
     "tmpnam": "mkstemp", "mktemp": "mkstemp", "alloca": "an arena", "rand": "base/rng.h", "srand": "base/rng.h",
-    "system": "nothing: no shells", "popen": "nothing: no shells", "setlocale": "nothing: numbers are C's", "assert": "ASSERT",
+    "system": "nothing: no shells", "popen": "nothing: no shells", "setlocale": "nothing: numbers are C's",
+    "assert": "ASSERT",
 }
 BAD_SIGNS = re.compile(r"\b(?:hack|for now|unclear why|TO" r"DO|FIX" r"ME|XX" r"X)\b(?!\s*\()")
 WORKPLACE = re.compile(r"/wo" r"rk/|/ro" r"ot/|\bsub" r"agent|\bclau" r"de\b|\banthro" r"pic\b|\bpyenv\b", re.I)
@@ -116,6 +117,7 @@ def names(s, _):
             say(s.path, n, f"'{m[1]}' is not used here: {FORBIDDEN[m[1]]}")
 
 
+SIGNATURE = re.compile(r"[\w\s(*]")
 NOT_SIGNATURE = re.compile(r"[;}{]\s*$|^\s*$|^\s*#")
 
 
@@ -131,7 +133,7 @@ def functions(s):
                 start = i
         elif line.startswith("}"):
             first = start
-            while first > 0 and re.match(r"[\w\s(*]", s.bare[first - 1]) and not NOT_SIGNATURE.search(s.bare[first - 1]):
+            while first > 0 and SIGNATURE.match(s.bare[first - 1]) and not NOT_SIGNATURE.search(s.bare[first - 1]):
                 first -= 1
             yield first, i
             start = None
@@ -157,6 +159,8 @@ def layout(s, _):
             say(s.path, n, f"{len(line)} columns, more than {WIDTH}")
         if "\t" in line and not os.path.basename(s.path).startswith("Makefile"):
             say(s.path, n, "a tab")
+        if re.match(r"<{7} |>{7} |={7}$", line):
+            say(s.path, n, "a mark of a merge that was not finished")
         if line != line.rstrip():
             say(s.path, n, "blanks at the end")
     if s.text and not s.text.endswith("\n"):
