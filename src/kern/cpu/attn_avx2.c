@@ -1,2 +1,4 @@
-/* Attention for avx2: see attn_impl.h. */
+/* Attention for avx2: see attn_impl.h and attn_bwd_impl.h. */
 #include "kern/cpu/attn_impl.h"
+
+#include "kern/cpu/attn_bwd_impl.h"

@@ -1,4 +1,4 @@
-/* Attention forward: softmax with a running maximum over blocks of keys, after Dao et al., arXiv:2205.14135.
+/* Attention forward (the backward is attn_bwd_impl.h): softmax with a running maximum over blocks of keys, after Dao et al., arXiv:2205.14135.
  *
  * For one key/value head, "rows" are its queries: (token t, head g of the group), row t*G + g. With many rows, LANES of
  * them lie in the lanes of vectors: scores are kept as [key][row], so that maximum, exponential and sum need no work
@@ -22,7 +22,6 @@ enum {
     DV = 2,           /* vectors of D in a tile of registers */
     FEW = 6,          /* most rows for which dot products are faster */
     PART = 256,
-    AHEAD = 16,       /* keys between a read and what is prefetched */
 };
 static const float LOW = -1e30f; /* below every score; finite, so that differences are numbers */
 
@@ -68,7 +67,7 @@ struct room {
 };
 static size_t room_bytes(const struct attn *a)
 {
-    size_t floats = (size_t)a->dim_pad * (2 * LANES + 2 * KEYS) + KEYS * LANES;
+    size_t floats = (size_t)a->dim_pad * (2 * LANES + 2 * KEYS) + KEYS * LANES + QT;
     return (sizeof(struct room) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN + floats * sizeof(float);
 }
 static struct room *room_at(const struct attn *a, char *base)
@@ -117,9 +116,9 @@ static void block_load(const struct attn *a, float *to, struct tensor x, int64_t
     memset(to, 0, (size_t)((keys - n) * a->dim_pad) * sizeof *to);
 }
 
-/* p[key][row] = k . q for `keys` keys and the first qv vectors of rows. Sums are put down every D_RUN elements: short
+/* p[key][row] = k . q for `keys` keys k[][dim_pad] and the first qv vectors of rows q[][LANES]. Sums are put down every D_RUN elements: short
  * sums round less. */
-INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv)
+INLINE void scores_of(const struct attn *a, float *out, const float *kb, const float *qb, int64_t keys, int qv)
 {
     enum { D_RUN = 32 };
     for (int64_t d0 = 0; d0 < a->dim; d0 += D_RUN)
@@ -127,7 +126,7 @@ INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv
             vf acc[KT][QV];
             for (int i = 0; i < KT; i++)
                 for (int j = 0; j < qv; j++) acc[i][j] = vf_zero();
-            const float *k = m->k + s * a->dim_pad + d0, *q = m->q + d0 * LANES;
+            const float *k = kb + s * a->dim_pad + d0, *q = qb + d0 * LANES;
             const int64_t end = a->dim - d0 < D_RUN ? a->dim - d0 : D_RUN;
             for (int64_t d = 0; d < end; d++, k++, q += LANES) {
                 vf x[QV];
@@ -139,18 +138,18 @@ INLINE void scores_of(const struct attn *a, struct room *m, int64_t keys, int qv
             }
             for (int i = 0; i < KT; i++)
                 for (int j = 0; j < qv; j++) {
-                    float *p = m->p + (s + i) * LANES + j * VW;
+                    float *p = out + (s + i) * LANES + j * VW;
                     vf_store(p, d0 ? vf_add(vf_load(p), acc[i][j]) : acc[i][j]);
                 }
         }
 }
 
-static void scores(const struct attn *a, struct room *m, int64_t keys, int qv)
+static void scores(const struct attn *a, float *p, const float *k, const float *q, int64_t keys, int qv)
 {
     switch (qv) {
-    case 1: scores_of(a, m, keys, 1); break;
-    case 2: scores_of(a, m, keys, 2); break;
-    default: scores_of(a, m, keys, QV); break;
+    case 1: scores_of(a, p, k, q, keys, 1); break;
+    case 2: scores_of(a, p, k, q, keys, 2); break;
+    default: scores_of(a, p, k, q, keys, QV); break;
     }
 }
 
@@ -181,26 +180,30 @@ static void soften(struct room *m, int64_t s0, int64_t keys, int qv, bool masked
     }
 }
 
-/* o[row] = o[row] * fade[row] + sum over keys of p[key][row] v[key] */
-static void weigh(const struct attn *a, struct room *m, int64_t keys, int64_t rows)
+/* out[i][..] = out[i][..] * fade[i] + sum over k < n of x[i*xi + k*xk] b[k][..], for i < rows. Rows of out and b are
+ * dim_pad long; x may be read (not used) up to the next whole QT rows. */
+INLINE void weigh(const struct attn *a, float *out, const float *fade, int64_t rows, const float *x, int64_t xi,
+                  int64_t xk, const float *b, int64_t n)
 {
     for (int64_t d = 0; d < a->dim; d += DV * VW)
         for (int64_t r = 0; r < rows; r += QT) {
             vf acc[QT][DV];
-            float *o = m->o + r * a->dim_pad + d;
             for (int i = 0; i < QT; i++)
                 for (int j = 0; j < DV; j++) acc[i][j] = vf_zero();
-            const float *p = m->p + r, *v = m->v + d;
-            for (int64_t s = 0; s < keys; s++, p += LANES, v += a->dim_pad) {
-                vf x[DV];
-                for (int j = 0; j < DV; j++) x[j] = vf_load(v + j * VW);
+            const float *c = x + r * xi, *v = b + d;
+            for (int64_t k = 0; k < n; k++, c += xk, v += a->dim_pad) {
+                vf w[DV];
+                for (int j = 0; j < DV; j++) w[j] = vf_load(v + j * VW);
                 for (int i = 0; i < QT; i++)
-                    for (int j = 0; j < DV; j++) acc[i][j] = vf_fma(vf_set(p[i]), x[j], acc[i][j]);
+                    for (int j = 0; j < DV; j++) acc[i][j] = vf_fma(vf_set(c[i * xi]), w[j], acc[i][j]);
             }
+            float t[QT][DV * VW];
             for (int i = 0; i < QT; i++)
+                for (int j = 0; j < DV; j++) vf_store(t[i] + j * VW, acc[i][j]);
+            for (int i = 0; i < QT && r + i < rows; i++)
                 for (int j = 0; j < DV; j++) {
-                    float *sum = o + i * a->dim_pad + j * VW;
-                    vf_store(sum, vf_fma(vf_load(sum), vf_set(m->fade[r + i]), acc[i][j]));
+                    float *o = out + (r + i) * a->dim_pad + d + j * VW;
+                    vf_store(o, vf_fma(vf_load(o), vf_set(fade ? fade[r + i] : 1), vf_load(t[i] + j * VW)));
                 }
         }
 }
@@ -233,9 +236,9 @@ static void lanes_run(const struct attn *a, struct room *m, int64_t kv, int64_t 
         int64_t n = least((int64_t)end - s, KEYS), keys = (n + KT - 1) / KT * KT;
         block_load(a, m->k, a->k, kv, s, n, keys);
         block_load(a, m->v, a->v, kv, s, n, keys);
-        scores(a, m, keys, qv);
+        scores(a, m->p, m->k, m->q, keys, qv);
         soften(m, s, keys, qv, (float)s < last_from || (float)(s + keys) > first_to);
-        weigh(a, m, keys, rows);
+        weigh(a, m->o, m->fade, rows, m->p, 1, LANES, m->v, keys);
     }
     lanes_end(a, m, kv, r0);
 }
@@ -256,122 +259,140 @@ static void many_rows(struct kctx *kc, const struct attn *a)
 
 /* ---- few rows */
 
-/* One row's share of one part: maximum, sum of exponentials, and o[dim_pad], not yet divided. */
-struct share {
-    float top, sum;
-    float *o;
+/* One part of some key/value heads: keys [from, to), heads [kv0, kv1). Keys and values are read in the order in which
+ * they lie in memory, TILE at a time for all these heads. */
+struct part {
+    int64_t from, to, kv0, kv1, rows;
+    const float *q;   /* [kv_heads*rows][dim_pad], times scale */
+    float *p;         /* [(kv1-kv0)*rows][PART] scores, then exponentials */
+    float *o;         /* [(kv1-kv0)*rows][dim_pad] sums */
+    float *top, *sum; /* [(kv1-kv0)*rows] */
 };
+enum { TILE = 4 };
 
-/* Asks for a row that will be read AHEAD keys later. */
-INLINE void prefetch_row(const char *p, size_t bytes)
+INLINE void prefetch_span(const char *p, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
 }
 
-/* p[s - from] = q . k[s], for s in [from, to); returns the maximum. */
-INLINE float dots(const struct attn *a, float *p, const float *q, int64_t kv, int64_t from, int64_t to, enum dtype t)
+INLINE void part_scores(const struct attn *a, const struct part *g, enum dtype t)
 {
-    enum { TILE = 4 };
     const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size, step = (size_t)a->kv_heads * bytes;
-    const char *k = kv_at(a, a->k, kv, from);
-    float top = LOW;
-    for (int64_t s = from; s < to; s += TILE, k += TILE * step) {
-        vf sum[TILE];
-        for (int i = 0; i < TILE; i++) {
-            const char *row = k + (s + i < to ? (size_t)i : 0) * step;
-            sum[i] = vf_zero();
-            prefetch_row(row + AHEAD * step, bytes);
-            for (int64_t d = 0; d < a->dim; d += VW)
-                sum[i] = vf_fma(vf_load(q + d), some_as(row + (size_t)d * size, t, a->dim - d), sum[i]);
-        }
-        for (int i = 0; i < TILE && s + i < to; i++) {
-            float x = p[s + i - from] = vf_sum(sum[i]);
-            top = x > top ? x : top;
-        }
-    }
-    return top;
-}
-
-/* o = sum of p[s - from] v[s] */
-INLINE void weigh_row(const struct attn *a, float *o, const float *p, int64_t kv, int64_t from, int64_t to,
-                      enum dtype t)
-{
-    enum { WIDE = 4 };
-    const size_t size = t == DT_F32 ? 4 : 2, step = (size_t)(a->kv_heads * a->dim) * size, line = WIDE * VW * size;
-    for (int64_t d0 = 0; d0 < a->dim; d0 += WIDE * VW) {
-        const char *v = kv_at(a, a->v, kv, from) + (size_t)d0 * size;
-        vf acc[WIDE] = { vf_zero(), vf_zero(), vf_zero(), vf_zero() };
-        if (d0 + WIDE * VW <= a->dim) {
-            for (int64_t s = from; s < to; s++, v += step) {
-                prefetch_row(v + AHEAD * step, line);
-                for (int j = 0; j < WIDE; j++)
-                    acc[j] = vf_fma(vf_set(p[s - from]), vf_load_as(v + (size_t)(j * VW) * size, t), acc[j]);
+    for (int64_t s = g->from; s < g->to; s += TILE)
+        for (int64_t kv = g->kv0; kv < g->kv1; kv++) {
+            const char *k[TILE];
+            for (int i = 0; i < TILE; i++) {
+                k[i] = kv_at(a, a->k, kv, s + i < g->to ? s + i : s);
+                prefetch_span(k[i] + TILE * step, bytes);
             }
-        } else {
-            for (int64_t s = from; s < to; s++, v += step)
-                for (int j = 0; j < WIDE && d0 + j * VW < a->dim; j++)
-                    acc[j] = vf_fma(vf_set(p[s - from]),
-                                    some_as(v + (size_t)(j * VW) * size, t, a->dim - d0 - j * VW), acc[j]);
+            for (int64_t r = 0; r < g->rows; r++) {
+                const float *q = g->q + (kv * g->rows + r) * a->dim_pad;
+                vf sum[TILE] = { vf_zero(), vf_zero(), vf_zero(), vf_zero() };
+                for (int64_t d = 0; d < a->dim; d += VW)
+                    for (int i = 0; i < TILE; i++)
+                        sum[i] = vf_fma(vf_load(q + d), some_as(k[i] + (size_t)d * size, t, a->dim - d), sum[i]);
+                float *p = g->p + ((kv - g->kv0) * g->rows + r) * PART + (s - g->from);
+                for (int i = 0; i < TILE; i++) p[i] = vf_sum(sum[i]);
+            }
         }
-        for (int j = 0; j < WIDE && d0 + j * VW < a->dim_pad; j++) vf_store(o + d0 + j * VW, acc[j]);
-    }
 }
 
-INLINE void part_as(const struct attn *a, struct share *sh, const float *q, int64_t kv, int64_t from, int64_t to,
-                    enum dtype t)
+/* Scores to exponentials, zero where a row's range or the part has ended, for head and row i of the part. */
+static void part_soften(const struct attn *a, const struct part *g, int64_t i)
 {
-    float p[PART + VW];
-    float top = dots(a, p, q, kv, from, to, t);
+    const int64_t from = row_from(a, i % g->rows), to = least(row_to(a, i % g->rows), g->to);
+    float *p = g->p + i * PART, top = LOW;
+    for (int64_t s = 0; s < PART; s++) {
+        if (g->from + s < from || g->from + s >= to) p[s] = -INFINITY;
+        top = p[s] > top ? p[s] : top;
+    }
     vf sum = vf_zero();
-    for (int64_t i = to - from; i % VW; i++) p[i] = -INFINITY;
-    for (int64_t i = 0; i < to - from; i += VW) {
-        vf e = vf_exp(vf_sub(vf_load(p + i), vf_set(top)));
-        vf_store(p + i, e);
+    for (int64_t s = 0; s < PART; s += VW) {
+        vf e = vf_exp(vf_sub(vf_load(p + s), vf_set(top)));
+        vf_store(p + s, e);
         sum = vf_add(sum, e);
     }
-    sh->top = top;
-    sh->sum = vf_sum(sum);
-    weigh_row(a, sh->o, p, kv, from, to, t);
+    g->top[i] = top;
+    g->sum[i] = vf_sum(sum);
 }
 
-static void part_run(const struct attn *a, struct share *sh, const float *q, int64_t kv, int64_t from, int64_t to)
+INLINE void part_weigh(const struct attn *a, const struct part *g, enum dtype t)
+{
+    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size, step = (size_t)a->kv_heads * bytes;
+    for (int64_t s = g->from; s < g->to; s += TILE)
+        for (int64_t kv = g->kv0; kv < g->kv1; kv++) {
+            const char *v[TILE];
+            for (int i = 0; i < TILE; i++) {
+                v[i] = kv_at(a, a->v, kv, s + i < g->to ? s + i : s); /* what is repeated weighs zero */
+                prefetch_span(v[i] + TILE * step, bytes);
+            }
+            for (int64_t i = (kv - g->kv0) * g->rows; i < (kv - g->kv0 + 1) * g->rows; i++) {
+                const float *p = g->p + i * PART + (s - g->from);
+                for (int64_t d = 0; d < a->dim; d += VW) {
+                    float *o = g->o + i * a->dim_pad + d;
+                    vf x = vf_load(o);
+                    for (int j = 0; j < TILE; j++)
+                        x = vf_fma(vf_set(p[j]), some_as(v[j] + (size_t)d * size, t, a->dim - d), x);
+                    vf_store(o, x);
+                }
+            }
+        }
+}
+
+INLINE void part_as(const struct attn *a, const struct part *g, enum dtype t)
+{
+    const int64_t n = (g->kv1 - g->kv0) * g->rows;
+    memset(g->o, 0, (size_t)(n * a->dim_pad) * sizeof *g->o);
+    part_scores(a, g, t);
+    for (int64_t i = 0; i < n; i++) part_soften(a, g, i);
+    part_weigh(a, g, t);
+}
+
+static void part_run(const struct attn *a, const struct part *g)
 {
     switch (a->k.type) {
-    case DT_F32: part_as(a, sh, q, kv, from, to, DT_F32); break;
-    case DT_F16: part_as(a, sh, q, kv, from, to, DT_F16); break;
-    default: part_as(a, sh, q, kv, from, to, DT_BF16); break;
+    case DT_F32: part_as(a, g, DT_F32); break;
+    case DT_F16: part_as(a, g, DT_F16); break;
+    default: part_as(a, g, DT_BF16); break;
     }
 }
 
-/* y of one row from its shares. */
-static void join(const struct attn *a, const struct share *sh, int64_t parts, int64_t kv, int64_t r)
+/* What a row's parts leave: maxima, sums of exponentials and weighted values, [parts][kv_heads*rows]. */
+struct shares {
+    int64_t parts, all;
+    float *top, *sum, *o;
+};
+
+/* y of row r of head kv, which is number i of all. */
+static void join(const struct attn *a, const struct shares *sh, int64_t i, int64_t kv, int64_t r)
 {
     int64_t at = row_start(a, kv, r);
     float *y = (float *)a->y.p + at, top = LOW, sum = 0;
-    for (int64_t i = 0; i < parts; i++) top = fmaxf(top, sh[i].top);
-    for (int64_t i = 0; i < parts; i++) {
-        if (sh[i].sum == 0) continue;
-        float c = expf(sh[i].top - top), *o = sh[i].o;
-        for (int64_t d = 0; d < a->dim; d++) y[d] = sum == 0 ? o[d] * c : y[d] + o[d] * c;
-        sum += sh[i].sum * c;
+    for (int64_t j = 0; j < sh->parts; j++) top = sh->top[j * sh->all + i] > top ? sh->top[j * sh->all + i] : top;
+    memset(y, 0, (size_t)a->dim * sizeof *y);
+    for (int64_t j = 0; j < sh->parts; j++) {
+        const float c = expf(sh->top[j * sh->all + i] - top), *o = sh->o + (j * sh->all + i) * a->dim_pad;
+        for (int64_t d = 0; d < a->dim; d++) y[d] += o[d] * c;
+        sum += sh->sum[j * sh->all + i] * c;
     }
     for (int64_t d = 0; d < a->dim; d++) y[d] /= sum;
     if (a->lse.p) ((float *)a->lse.p)[at / a->dim] = top + logf(sum);
 }
 
-static void few_rows(struct kctx *kc, const struct attn *a)
+static void few_rows(struct kctx *kc, const struct attn *a, int64_t lo, int64_t hi)
 {
-    int64_t rows = a->tokens * a->group, lo = row_from(a, 0), hi = row_to(a, 0), all = rows * a->kv_heads;
-    for (int64_t r = 1; r < rows; r++) {
-        lo = row_from(a, r) < lo ? row_from(a, r) : lo;
-        hi = row_to(a, r) > hi ? row_to(a, r) : hi;
-    }
-    int64_t first = lo / PART, parts = (hi + PART - 1) / PART - first;
-    int n_threads = cpu_threads(kc, (hi - lo) * all * a->dim / 4);
-    size_t mark = arena_mark(kc->scratch);
-    struct share *sh = arena_take(kc->scratch, (size_t)(all * parts) * sizeof *sh);
-    float *o = arena_take(kc->scratch, (size_t)(all * parts * a->dim_pad) * sizeof *o);
+    const int64_t rows = a->tokens * a->group, all = rows * a->kv_heads, first = lo / PART;
+    const int n_threads = cpu_threads(kc, (hi - lo) * all * a->dim / 4);
+    struct shares sh = { .parts = (hi + PART - 1) / PART - first, .all = all };
+    int64_t heads = a->kv_heads; /* of a task */
+    while (heads > 1 && sh.parts * (a->kv_heads / heads) < 4 * n_threads) heads = (heads + 1) / 2;
+    const int64_t tasks = (a->kv_heads + heads - 1) / heads, room = heads * rows * PART;
+    const size_t mark = arena_mark(kc->scratch);
+    sh.top = arena_take(kc->scratch, (size_t)(sh.parts * all) * sizeof(float));
+    sh.sum = arena_take(kc->scratch, (size_t)(sh.parts * all) * sizeof(float));
+    sh.o = arena_take(kc->scratch, (size_t)(sh.parts * all * a->dim_pad) * sizeof(float));
     float *q = arena_take(kc->scratch, (size_t)(all * a->dim_pad) * sizeof *q);
+    float *p = arena_take(kc->scratch, (size_t)(n_threads * room) * sizeof *p);
 #pragma omp parallel num_threads(n_threads)
     {
 #pragma omp for schedule(static)
@@ -379,23 +400,36 @@ static void few_rows(struct kctx *kc, const struct attn *a)
             const float *from = (const float *)a->q.p + row_start(a, i / rows, i % rows);
             for (int64_t d = 0; d < a->dim_pad; d++) q[i * a->dim_pad + d] = d < a->dim ? from[d] * a->scale : 0;
         }
-        /* All rows of a head's part follow each other, while its keys and values are in the cache. */
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t kv = 0; kv < a->kv_heads; kv++)
-            for (int64_t part = 0; part < parts; part++)
-                for (int64_t i = kv * rows; i < (kv + 1) * rows; i++) {
-                    struct share *s = sh + i * parts + part;
-                    int64_t r = i % rows, from = (first + part) * PART, to = from + PART;
-                    if (from < row_from(a, r)) from = row_from(a, r);
-                    if (to > row_to(a, r)) to = row_to(a, r);
-                    *s = (struct share){ LOW, 0, o + (i * parts + part) * a->dim_pad };
-                    if (from < to) part_run(a, s, q + i * a->dim_pad, kv, from, to);
-                }
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < sh.parts * tasks; i++) {
+            const int64_t j = i / tasks, kv = i % tasks * heads, at = j * all + kv * rows;
+            const int64_t from = (first + j) * PART;
+            part_run(a, &(struct part){ from > lo ? from : lo, least(from + PART, hi), kv,
+                                        least(kv + heads, a->kv_heads), rows, q, p + omp_get_thread_num() * room,
+                                        sh.o + at * a->dim_pad, sh.top + at, sh.sum + at });
+        }
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < all; i++) join(a, sh + i * parts, parts, i / rows, i % rows);
+        for (int64_t i = 0; i < all; i++) join(a, &sh, i, i / rows, i % rows);
     }
     arena_rewind(kc->scratch, mark);
 }
+
+/* How many tokens from t on have ranges that touch each other, and the union of these. What lies between ranges of
+ * different sequences is never read: nothing may have been written there yet. */
+static int64_t run_length(const struct attn *a, int64_t t, int64_t *lo, int64_t *hi)
+{
+    const int32_t *r = a->range + 2 * t;
+    int64_t n = 1;
+    *lo = r[0];
+    *hi = r[1];
+    for (; t + n < a->tokens && r[2 * n] < *hi && r[2 * n + 1] > *lo; n++) {
+        *lo = r[2 * n] < *lo ? r[2 * n] : *lo;
+        *hi = r[2 * n + 1] > *hi ? r[2 * n + 1] : *hi;
+    }
+    return n;
+}
+
+static struct tensor rows_2d(struct tensor t) { return tensor_2d(t.p, (enum dtype)t.type, tensor_rows(t), tensor_cols(t)); }
 
 static bool cached(struct tensor t) { return t.type == DT_F32 || t.type == DT_F16 || t.type == DT_BF16; }
 
@@ -407,12 +441,15 @@ static void attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct
         kern_ref.attn_fwd(kc, y, lse, q, k, v, range, heads, scale);
         return;
     }
-    struct attn a = attn_of(y, lse, q, k, v, range, heads, scale);
-    if (a.tokens * a.group <= FEW) few_rows(kc, &a);
-    else many_rows(kc, &a);
-}
-
-void ISA(cpu_fill_attn)(struct kern *k)
-{
-    k->attn_fwd = attn_fwd;
+    const struct attn all = attn_of(y, lse, q, k, v, range, heads, scale);
+    for (int64_t t = 0, n; t < all.tokens; t += n) {
+        int64_t lo, hi;
+        n = run_length(&all, t, &lo, &hi);
+        struct attn a = attn_of(tensor_slice(rows_2d(y), t, n), lse, tensor_slice(rows_2d(q), t, n), k, v, range,
+                                heads, scale);
+        a.range += 2 * t;
+        if (lse.p) a.lse.p = (float *)lse.p + t * heads;
+        if (n * a.group <= FEW) few_rows(kc, &a, lo, hi);
+        else many_rows(kc, &a);
+    }
 }

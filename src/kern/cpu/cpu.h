@@ -45,3 +45,5 @@ void cpu_fill_elem_avx2(struct kern *);
 void cpu_fill_elem_avx512(struct kern *);
 void cpu_fill_norm_avx2(struct kern *);
 void cpu_fill_norm_avx512(struct kern *);
+void cpu_fill_loss_avx2(struct kern *);
+void cpu_fill_loss_avx512(struct kern *);

@@ -151,15 +151,6 @@ static void copy_x(struct kctx *kc, struct gemv *g, const float *x)
         }
 }
 
-/* A bias of any float type as f32; NULL where there is none. */
-static const float *as_f32(struct kctx *kc, struct tensor b)
-{
-    if (!b.p || b.type == DT_F32) return b.p;
-    float *f = arena_take(kc->scratch, (size_t)tensor_count(b) * sizeof *f);
-    dtype_convert(f, DT_F32, b.p, (enum dtype)b.type, tensor_count(b));
-    return f;
-}
-
 static bool is_half_or_f32(struct tensor w) { return w.type == DT_F32 || w.type == DT_F16 || w.type == DT_BF16; }
 
 static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
@@ -172,7 +163,7 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
     int64_t tokens = tensor_rows(x), in = tensor_cols(x), out = w.n[0];
     bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
     size_t mark = arena_mark(kc->scratch);
-    const float *bias = as_f32(kc, b);
+    const float *bias = weight_f32(kc, b);
     if (tokens > GEMV_TOKENS) {
         struct cpu_gemm g = { tokens, out, in, { x.p, DT_F32, in, false }, { w.p, (enum dtype)w.type, in, false },
                               y.p, bias, res.p, pair };

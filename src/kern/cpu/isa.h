@@ -277,3 +277,23 @@ INLINE void vf_store_as_n(void *p, enum dtype t, vf a, int64_t n)
     vf_store_as(tmp, t, a);
     memcpy(p, tmp, (size_t)n * (t == DT_F32 ? 4 : 2));
 }
+
+/* n elements of a float type as f32. */
+static inline void span_to_f32(float *dst, const void *src, enum dtype t, int64_t n)
+{
+    const char *s = src;
+    const int64_t size = (int64_t)dtype_bytes(t);
+    int64_t i = 0;
+    for (; i + VW <= n; i += VW) vf_store(dst + i, vf_load_as(s + i * size, t));
+    if (i < n) vf_store_n(dst + i, vf_load_as_n(s + i * size, t, n - i), n - i);
+}
+
+/* A norm's weight or a bias as f32: its own memory, or a copy in scratch; NULL where there is none. */
+static inline const float *weight_f32(struct kctx *kc, struct tensor w)
+{
+    if (!w.p || w.type == DT_F32) return w.p;
+    float *f = arena_take(kc->scratch, (size_t)tensor_count(w) * sizeof *f);
+    if (w.type == DT_BF16 || w.type == DT_F16) span_to_f32(f, w.p, (enum dtype)w.type, tensor_count(w));
+    else dtype_convert(f, DT_F32, w.p, (enum dtype)w.type, tensor_count(w));
+    return f;
+}

@@ -5,15 +5,6 @@
 
 static bool plain(struct tensor t) { return !t.p || t.type == DT_F32; }
 
-/* A weight or bias of any type as f32, in scratch unless it is f32 already. */
-static const float *as_f32(struct kctx *kc, struct tensor w)
-{
-    if (!w.p || w.type == DT_F32) return w.p;
-    float *f = arena_take(kc->scratch, (size_t)tensor_count(w) * sizeof *f);
-    dtype_convert(f, DT_F32, w.p, (enum dtype)w.type, tensor_count(w));
-    return f;
-}
-
 INLINE vf load_some(const float *p, int64_t left) { return left >= VW ? vf_load(p) : vf_load_n(p, left); }
 INLINE void store_some(float *p, vf v, int64_t left)
 {
@@ -69,7 +60,7 @@ static void rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, st
     }
     int64_t rows = tensor_rows(x), n = tensor_cols(x);
     size_t mark = arena_mark(kc->scratch);
-    const float *wf = as_f32(kc, w);
+    const float *wf = weight_f32(kc, w);
 #pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *xt = (const float *)x.p + t * n;
@@ -89,7 +80,7 @@ static void layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, 
     }
     int64_t rows = tensor_rows(x), n = tensor_cols(x);
     size_t mark = arena_mark(kc->scratch);
-    const float *wf = as_f32(kc, w), *bf = as_f32(kc, b);
+    const float *wf = weight_f32(kc, w), *bf = weight_f32(kc, b);
 #pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *xt = (const float *)x.p + t * n;
@@ -142,7 +133,7 @@ static void norm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct
 {
     int64_t rows = tensor_rows(x), n = tensor_cols(x);
     size_t mark = arena_mark(kc->scratch);
-    const float *wf = as_f32(kc, w);
+    const float *wf = weight_f32(kc, w);
 #pragma omp parallel num_threads(cpu_threads(kc, rows * n))
     {
 #pragma omp for schedule(static) nowait
