@@ -65,6 +65,7 @@ LLAVA_API void llava_close(struct llava_engine *engine);
 
 struct llava_info {
     const char *name, *model_type, *dtype, *device, *kernels; /* valid while the engine is open */
+    int threads;
     const char *conversation;                                 /* template that suits the model: "llava_v1" */
     bool multimodal;
     int context, vocab, width, layers;
@@ -93,8 +94,9 @@ LLAVA_API void llava_conversation_close(struct llava_conversation *c);
 /* Adds a question. n_images > 0 puts that many "<image>\n" before it, unless it already says where they go. */
 LLAVA_API int llava_conversation_ask(struct llava_conversation *c, const char *text, int n_images, struct llava_error *e);
 LLAVA_API int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e);
-/* The prompt up to where the model answers; valid until the next call with c. NULL: no memory. */
-LLAVA_API const char *llava_conversation_prompt(struct llava_conversation *c);
+/* The prompt up to where the model answers; *prompt is valid until the next call with c. LLAVA_USAGE: a template that
+ * cannot write such a conversation ("plain" with an answer). */
+LLAVA_API int llava_conversation_prompt(const char **prompt, struct llava_conversation *c, struct llava_error *e);
 /* What ends an answer, for llava_sampling.stop. */
 LLAVA_API const char *llava_conversation_stop(const struct llava_conversation *c);
 /* The i-th template's name, NULL past the last. */

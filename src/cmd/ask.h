@@ -31,5 +31,6 @@ bool ask_on_text(void *ctx, const char *text, size_t n);
 void ask_end(struct ask_text *t);
 void ask_free(struct ask_text *t);
 
-/* "24 tokens at 45.1 tok/s, 20.3 GB/s (91% of what this machine reads), first after 0.31 s" on stderr. */
-void ask_statistics(const struct llava_engine *engine, const struct llava_result *r);
+/* "24 tokens at 45.1 tok/s, 20.3 GB/s (91% of what this machine reads), first after 0.31 s" on stderr.
+ * *ceiling is GB/s, measured here when it is 0. */
+void ask_statistics(const struct llava_engine *engine, const struct llava_result *r, double *ceiling);

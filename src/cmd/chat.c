@@ -33,7 +33,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
         state->child_inputs[1] = &c->sampling;
         break;
     case K_IMAGE: c->image = arg; break;
-    case K_CONV: c->conv = arg; break;
+    case K_CONV: c->conv = cmd_conversation(state, arg); break;
     case K_DEBUG: c->debug = true; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
@@ -58,6 +58,7 @@ struct talk {
     struct llava_session *session;
     struct llava_conversation *conv;
     struct llava_image *image;
+    double ceiling; /* GB/s, measured at the first answer */
 };
 
 static int one_turn(struct chat *c, struct talk *t, const char *question, bool first, struct llava_error *e)
@@ -66,10 +67,8 @@ static int one_turn(struct chat *c, struct talk *t, const char *question, bool f
     struct llava_result result;
     const char *stop = llava_conversation_stop(t->conv), *prompt = NULL;
     int rc = llava_conversation_ask(t->conv, question, first && t->image ? 1 : 0, e);
-    if (rc >= 0) {
-        prompt = llava_conversation_prompt(t->conv);
-        rc = llava_session_prompt(t->session, prompt, &t->image, t->image != NULL, e);
-    }
+    if (rc >= 0) rc = llava_conversation_prompt(&prompt, t->conv, e);
+    if (rc >= 0) rc = llava_session_prompt(t->session, prompt, &t->image, t->image != NULL, e);
     c->sampling.stop = &stop;
     c->sampling.n_stop = stop != NULL;
     printf("ASSISTANT: ");
@@ -79,7 +78,7 @@ static int one_turn(struct chat *c, struct talk *t, const char *question, bool f
         ask_end(&text);
         if (c->debug) printf("\n{'prompt': \"%s\", 'outputs': \"%s\"}\n", prompt, text.text ? text.text : "");
         rc = llava_conversation_answer(t->conv, text.text ? text.text : "", e);
-        if (!c->model.quiet) ask_statistics(t->engine, &result);
+        if (!c->model.quiet) ask_statistics(t->engine, &result, &t->ceiling);
     } else {
         printf("\n");
     }

@@ -38,14 +38,24 @@ double cmd_real(struct argp_state *state, const char *option, const char *arg, d
     return v;
 }
 
-bool cmd_bool(struct argp_state *state, const char *option, const char *arg)
+/* arg, when it is one of the words; else a usage error that lists them. */
+static const char *one_of(struct argp_state *state, const char *option, const char *arg, const char *const *words)
 {
-    static const char *const words[] = { "true", "yes", "t", "y", "1", "false", "no", "f", "n", "0" };
-    if (!arg) return true;
-    for (int i = 0; i < 10; i++)
-        if (!strcasecmp(arg, words[i])) return i < 5;
-    argp_error(state, "--%s wants True or False, not '%s'", option, arg);
-    return false;
+    char list[200] = "";
+    for (int i = 0; words[i]; i++) {
+        if (!strcmp(arg, words[i])) return arg;
+        size_t n = strlen(list);
+        snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", words[i]);
+    }
+    argp_error(state, "--%s wants one of %s, not '%s'", option, list, arg);
+    return arg;
+}
+
+const char *cmd_conversation(struct argp_state *state, const char *arg)
+{
+    const char *names[64] = { NULL };
+    for (int i = 0; i < 63 && (names[i] = llava_conversation_name(i)) != NULL;) i++;
+    return one_of(state, "conv-mode", arg, names);
 }
 
 enum { K_PATH = CMD_MODEL_KEY, K_BASE, K_NAME, K_TOWER, K_DEVICE, K_DTYPE, K_CONTEXT, K_THREADS, K_QUIET, K_8BIT, K_4BIT, K_FLASH };
@@ -78,8 +88,9 @@ static error_t model_option(int key, char *arg, struct argp_state *state)
     case K_BASE: o->model_base = arg; break;
     case K_NAME: o->model_name = arg; break;
     case K_TOWER: o->vision_tower = arg; break;
-    case K_DEVICE: o->device = arg; break;
-    case K_DTYPE: o->dtype = arg; break;
+    case K_DEVICE: o->device = one_of(state, "device", arg, (const char *[]){ "auto", "cpu", NULL }); break;
+    case K_DTYPE: o->dtype = one_of(state, "dtype", arg, (const char *[]){ "auto", "f32", "bf16", "f16", "float32",
+                                                                           "bfloat16", "float16", NULL }); break;
     case K_CONTEXT: o->context = (int)cmd_int(state, "context", arg, 1, 1 << 20); break;
     case K_THREADS: o->threads = (int)cmd_int(state, "threads", arg, 1, 1024); break;
     case K_QUIET: o->quiet = true; break;

@@ -29,8 +29,8 @@ int cmd_parse(const struct argp *argp, int argc, char **argv, void *input);
 /* Whole and real numbers as option values; on nonsense they end the parse with a usage error that names the option. */
 long cmd_int(struct argp_state *state, const char *option, const char *arg, long min, long max);
 double cmd_real(struct argp_state *state, const char *option, const char *arg, double min, double max);
-/* True/False, yes/no, 1/0, as Hugging Face's parsers take them; NULL means true. */
-bool cmd_bool(struct argp_state *state, const char *option, const char *arg);
+/* The name of a conversation template, else a usage error that lists them. */
+const char *cmd_conversation(struct argp_state *state, const char *arg);
 
 /* Options that open a model, shared by commands through argp's children; the child's input is a struct llava_options. */
 extern const struct argp cmd_model_argp;

@@ -37,7 +37,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_IMAGE: ask_images_option(&r->images, arg, state); break;
     case K_QUERY: r->query = arg; break;
     case K_PROMPT: r->prompt = arg; break;
-    case K_CONV: r->conv = arg; break;
+    case K_CONV: r->conv = cmd_conversation(state, arg); break;
     case K_SEP: r->sep = arg; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
@@ -72,10 +72,8 @@ static int answer(struct run *r, struct llava_engine *engine, struct llava_error
     if (rc >= 0 && !prompt) {
         rc = llava_conversation_open(&conv, engine, r->conv, e);
         if (rc >= 0) rc = llava_conversation_ask(conv, r->query, n, e);
-        if (rc >= 0) {
-            prompt = llava_conversation_prompt(conv);
-            stop = llava_conversation_stop(conv);
-        }
+        if (rc >= 0) rc = llava_conversation_prompt(&prompt, conv, e);
+        if (rc >= 0) stop = llava_conversation_stop(conv);
     }
     r->sampling.stop = &stop;
     r->sampling.n_stop = stop != NULL;
@@ -83,7 +81,7 @@ static int answer(struct run *r, struct llava_engine *engine, struct llava_error
     if (rc >= 0) rc = llava_session_generate(session, &r->sampling, ask_on_text, &text, &result, e);
     if (rc >= 0) {
         ask_end(&text);
-        if (!r->model.quiet) ask_statistics(engine, &result);
+        if (!r->model.quiet) ask_statistics(engine, &result, &(double){ 0 });
     } else if (text.n) {
         ask_end(&text); /* what was printed ends its line before the message */
     }

@@ -122,6 +122,6 @@ struct kern {
  * once more with real = double. */
 extern const struct kern kern_ref;
 
-/* Fills *k for the processor this runs on: kern_ref overridden with AVX2 or AVX-512 kernels, oneDNN for large products.
+/* Fills *k for the processor this runs on: kern_ref overridden with AVX2 or AVX-512 kernels.
  * `isa` NULL: the best there is; "ref", "avx2", "avx512": at most that. Returns k->name. */
 const char *kern_init_cpu(struct kern *k, const char *isa);

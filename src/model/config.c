@@ -110,7 +110,7 @@ static void read_llama(struct reader *r, struct llama_config *c, bool mistral)
     c->H = integer(r, "num_attention_heads", 32);
     c->K = integer(r, "num_key_value_heads", mistral ? 8 : c->H);
     c->V = integer(r, "vocab_size", 32000);
-    limit(r, "hidden_size", c->C, 1, 1 << 16);
+    limit(r, "hidden_size", c->C, 1, 1 << 14);
     limit(r, "intermediate_size", c->F, 1, 1 << 18);
     limit(r, "num_hidden_layers", c->L, 1, 1000);
     limit(r, "num_attention_heads", c->H, 1, 1024);
@@ -122,10 +122,11 @@ static void read_llama(struct reader *r, struct llama_config *c, bool mistral)
     if (r->rc >= 0 && (c->D % 2 || c->H % c->K))
         r->rc = err_set(r->e, ERR_SHAPE, "'%s': %d heads, %d key/value heads and head size %d do not fit", r->path, c->H,
                         c->K, c->D);
-    c->max_pos = integer(r, "max_position_embeddings", mistral ? 32768 : 2048);
+    c->max_pos = integer(r, "max_position_embeddings", mistral ? 131072 : 2048);
     limit(r, "max_position_embeddings", c->max_pos, 1, 1 << 20);
-    c->window = mistral ? integer(r, "sliding_window", 0) : 0;
-    c->eps = (float)number(r, "rms_norm_eps", mistral ? 1e-5 : 1e-6);
+    /* null says none, absence leaves the class's default */
+    c->window = !mistral ? 0 : json_object_get(r->o, "sliding_window") ? integer(r, "sliding_window", 0) : 4096;
+    c->eps = (float)number(r, "rms_norm_eps", 1e-6);
     c->tied = boolean(r, "tie_word_embeddings", false);
     c->bias = boolean(r, "attention_bias", false);
     const char *act = string(r, "hidden_act", "silu");
@@ -196,7 +197,8 @@ static void read_tokens(struct reader *r, struct llava_config *c)
     if (!eos) return;
     size_t n = json_is_array(eos) ? json_array_size(eos) : 1;
     c->n_eos = 0;
-    for (size_t i = 0; i < n && i < 8; i++) {
+    if (n > sizeof c->eos / sizeof *c->eos) wrong(r, "eos_token_id", "a list of at most 8");
+    for (size_t i = 0; i < n && i < sizeof c->eos / sizeof *c->eos; i++) {
         const json_t *v = json_is_array(eos) ? json_array_get(eos, i) : eos;
         if (!json_is_integer(v)) wrong(r, "eos_token_id", "a token id or a list of them");
         else c->eos[c->n_eos++] = (int)json_integer_value(v);
@@ -251,7 +253,10 @@ static void read_hf(struct reader *r, struct llava_config *c, bool next)
     c->llama.tied = boolean(r, "tie_word_embeddings", boolean(&text, "tie_word_embeddings", false));
     c->select_layer = integer(r, "vision_feature_layer", -2);
     c->n_projector = 2;
-    c->select_cls = !strcmp(string(r, "vision_feature_select_strategy", "default"), "full");
+    const char *strategy = string(r, "vision_feature_select_strategy", "default");
+    c->select_cls = !strcmp(strategy, "full");
+    if (!c->select_cls && strcmp(strategy, "default") != 0)
+        r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': unexpected vision_feature_select_strategy '%s'", r->path, strategy);
     const char *act = string(r, "projector_hidden_act", "gelu");
     if (strcmp(act, "gelu") != 0)
         r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': projector_hidden_act '%s' is not supported", r->path, act);
@@ -259,6 +264,10 @@ static void read_hf(struct reader *r, struct llava_config *c, bool next)
         c->aspect = ASPECT_ANYRES;
         c->merge = MERGE_UNPAD;
         read_pinpoints(r, c, true);
+        if (r->rc >= 0 && !c->pinpoints.n) { /* LlavaNextConfig's default */
+            static const char list[] = "[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]";
+            r->rc = pinpoints_parse(&c->pinpoints, list, sizeof list - 1, true, r->e);
+        }
     } else if (!strcmp(string(r, "image_aspect_ratio", "square"), "pad")) {
         c->aspect = ASPECT_PAD; /* not transformers' key: kept by `llava convert` so that pictures are treated as trained */
     }
@@ -315,12 +324,17 @@ int llava_config_load(struct llava_config *c, const char *dir, struct err *e)
     json_decref(o);
     free(path);
     if (rc < 0) return rc;
-    struct err ignore;
+    struct err why = { 0 };
     o = NULL;
-    if (read_file(dir, "generation_config.json", &o, &path, &ignore) >= 0) {
+    rc = read_file(dir, "generation_config.json", &o, &path, &why);
+    if (rc >= 0) {
         struct reader r = { o, path, e, 0 };
         read_tokens(&r, c);
         rc = r.rc;
+    } else if (rc == ERR_MISSING) {
+        rc = 0; /* it need not be there */
+    } else if (e) {
+        *e = why;
     }
     json_decref(o);
     free(path);

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-/* What a layer needs besides its input; lives on the stack of llama_forward, so it must outlive tape_back: see there. */
+/* What a layer needs besides its input. */
 struct layer_arg {
     const struct llama *m;
     const struct llama_layer *l;
@@ -33,14 +33,12 @@ struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tens
                             const struct llama_cache *cache, bool checkpoint)
 {
     for (int i = 0; i < m->cfg.L; i++) {
-        /* On a tape the argument must outlive this call, so it lives in the arena with the activations. */
-        struct layer_arg here, *a = o->tape && !o->dry ? arena_take(o->act, sizeof *a) : &here;
-        *a = (struct layer_arg){ m, &m->layer[i], seq, cache ? &cache[i] : NULL };
+        struct layer_arg a = { m, &m->layer[i], seq, cache ? &cache[i] : NULL };
         size_t mark = arena_mark(o->act);
         if (o->tape && checkpoint) {
-            x = op_checkpoint(o, llama_layer_forward, a, x);
+            x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, x);
         } else {
-            struct tensor y = llama_layer_forward(o, a, x);
+            struct tensor y = llama_layer_forward(o, &a, x);
             if (o->tape) x = y;
             else { /* nothing of the layer is needed but its output: keep that in the input's place */
                 OP_RUN(o, cast, x, y);

@@ -34,8 +34,8 @@ struct llama_cache {
 /* Fills table[max_pos,D] with cos | sin of pos * theta^(-2i/D), scaled as cfg says.  arXiv:2104.09864 */
 void llama_rope_table(const struct llama_config *c, struct tensor table);
 
-/* x[T,C] embeddings -> [T,C] hidden states after the last norm. cache: one per layer, or NULL. With a tape each layer is
- * checkpointed when `checkpoint` says so. */
+/* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache: one per layer,
+ * or NULL. With a tape each layer is checkpointed when `checkpoint` says so; seq must then live until tape_back. */
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
                             const struct llama_cache *cache, bool checkpoint);
 /* h[T,C] -> logits [T,V] */

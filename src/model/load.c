@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/rng.h"
 
 /* ---- index */
@@ -129,7 +130,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
         b->bytes += bytes + ARENA_ALIGN;
         if (b->count) return 0;
         void *p = arena_take(&b->m->own, bytes);
-        if (pair) rc = lora_merge(b->lora, pair, as_seen(r, p, keep), t, e);
+        if (pair) rc = lora_merge(pair, as_seen(r, p, keep), t, e);
         else dtype_convert(p, keep, t.p, file, tensor_count(t));
         t = as_seen(r, p, keep);
     }
@@ -212,7 +213,7 @@ static int find_tower(struct llava_model *m, const struct llava_source *s, struc
 }
 
 /* A tower saved with the model, whose own config.json is out of reach: its shapes tell all but the head size, which is
- * 64 in every CLIP. */
+ * 64 in the CLIP towers up to ViT-L; of others nothing is guessed. */
 static int clip_from_shapes(struct llava_config *c, const struct index *ix, struct err *e)
 {
     const struct weight *patch = index_find(ix, "vision_model.embeddings.patch_embedding.weight");
@@ -220,13 +221,17 @@ static int clip_from_shapes(struct llava_config *c, const struct index *ix, stru
     const struct weight *fc1 = index_find(ix, "vision_model.encoder.layers.0.mlp.fc1.weight");
     if (!patch || !pos || !fc1 || patch->t.nd != 4 || pos->t.nd != 2 || fc1->t.nd != 2 || pos->t.n[0] < 2)
         return err_set(e, ERR_MISSING, "the checkpoint's vision tower is not whole and '%s' is not there", c->tower);
+    int64_t width = patch->t.n[0], p = patch->t.n[2], side = (int64_t)lround(sqrt((double)(pos->t.n[0] - 1)));
+    if (width < 64 || width > 1024 || width % 64 || p < 1 || p > 64 || side < 1 || side > 256 || fc1->t.n[0] > 1 << 16)
+        return err_set(e, ERR_MISSING, "the checkpoint holds a vision tower but '%s', which says how it is built, is not there "
+                       "(--vision-tower gives its folder)", c->tower);
+    log_warn("'%s' is not there: the vision tower in the checkpoint is taken for a CLIP with heads of 64", c->tower);
     int layers = 0;
     for (char name[NAME_MAX_BYTES];; layers++) {
         snprintf(name, sizeof name, "vision_model.encoder.layers.%d.mlp.fc1.weight", layers);
         if (!index_find(ix, name)) break;
     }
-    int side = (int)lround(sqrt((double)(pos->t.n[0] - 1))), p = (int)patch->t.n[2], width = (int)patch->t.n[0];
-    c->clip = (struct clip_config){ width, (int)fc1->t.n[0], layers, width >= 64 ? width / 64 : 1, side * p, p, 1e-5f,
+    c->clip = (struct clip_config){ (int)width, (int)fc1->t.n[0], layers, (int)width / 64, (int)(side * p), (int)p, 1e-5f,
                                     true };
     return 0;
 }
@@ -253,6 +258,8 @@ static int check_vision(struct llava_model *m, const char *path, struct err *e)
     if (clip_layers_used(&c->clip, c->select_layer) < 0)
         return err_set(e, ERR_SHAPE, "'%s': the vision tower has %d layers, no hidden state %d", path, c->clip.L,
                        c->select_layer);
+    if (c->select_cls && c->aspect == ASPECT_ANYRES)
+        return err_set(e, ERR_UNSUPPORTED, "'%s': the class token cannot be kept with any-resolution pictures", path);
     if (!c->mm_hidden) c->mm_hidden = c->clip.C;
     if (c->mm_hidden != c->clip.C)
         return err_set(e, ERR_SHAPE, "'%s': mm_hidden_size is %d, the vision tower's width %d", path, c->mm_hidden,

@@ -30,7 +30,7 @@ int lora_open(struct lora_set *set, const char *dir, struct err *e);
 void lora_close(struct lora_set *set); /* accepts a zeroed one */
 struct lora_pair *lora_find(struct lora_set *set, const char *name);
 /* out = w + scale * B A, sums in f32, rounded once into out's type. Marks the pair as used. */
-int lora_merge(struct lora_set *set, struct lora_pair *p, struct tensor out, struct tensor w, struct err *e);
+int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct err *e);
 /* An adapter for a weight that the model does not have is an error that names it. */
 int lora_check_used(const struct lora_set *set, const char *dir, struct err *e);
 /* base_model_name_or_path of DIR/adapter_config.json, or leaves name as it is. */

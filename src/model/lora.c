@@ -138,9 +138,8 @@ struct lora_pair *lora_find(struct lora_set *set, const char *name)
 }
 
 /* Rows are independent: each thread makes whole rows in f32 and rounds them once. */
-int lora_merge(struct lora_set *set, struct lora_pair *p, struct tensor out, struct tensor w, struct err *e)
+int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct err *e)
 {
-    (void)set;
     int64_t O = w.n[0], I = w.n[1], R = p->a->t.n[0];
     if (p->a->t.n[1] != I || p->b->t.n[0] != O)
         return err_set(e, ERR_SHAPE, "adapter of '%s' is for [%lld, %lld], the base has [%lld, %lld]", p->name,

@@ -49,8 +49,9 @@ typedef struct tensor (*op_block_fn)(struct op_ctx *o, const void *arg, struct t
 struct rec {
     void (*bwd)(struct op_ctx *, const struct rec *);
     struct tensor x[3], y, saved[3];
-    const void *arg;  /* parameters, or a checkpointed block's argument */
+    const void *arg;  /* parameters */
     op_block_fn fn;   /* checkpoint only */
+    char local[64];   /* checkpoint only: a copy of the block's argument */
     float f;
     int i;
 };
@@ -107,8 +108,9 @@ struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch);        
 struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor target);
 
 /* Runs fn(o, arg, x) keeping only x and the result; on the way back runs it again with a tape of its own. Same bits as
- * without. arg must live until tape_back.  arXiv:1604.06174 */
-struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x);
+ * without. The `bytes` (at most 64) of arg are copied; what it points to must live until tape_back. The block is walked
+ * back even if nothing in it trains and x wants no gradient.  arXiv:1604.06174 */
+struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, struct tensor x);
 
 /* ---- composites: default bodies made of the ops above; a backend may later override one with a single kernel. */
 

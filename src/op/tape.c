@@ -115,7 +115,7 @@ static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
     tape_reset(inner);
     o->tape = inner;
     x.id = dx.p ? slot_new(inner, dx) : 0;
-    struct tensor y = r->fn(o, r->arg, x);
+    struct tensor y = r->fn(o, r->local, x);
     if (y.id) {
         inner->g[y.id] = dy;
         tape_back(o);
@@ -124,9 +124,10 @@ static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
     arena_rewind(o->act, mark);
 }
 
-struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
+struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, struct tensor x)
 {
     struct tape *t = o->tape;
+    ASSERT(bytes <= sizeof((struct rec *)0)->local);
     if (!t) return fn(o, arg, x);
     struct tensor y = op_new(o, true, tensor_rows(x), tensor_cols(x));
     size_t mark = arena_mark(o->act);
@@ -138,7 +139,7 @@ struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, s
     arena_rewind(o->act, mark);
     struct rec *r = op_record(o, checkpoint_bwd, y);
     r->x[0] = x;
-    r->arg = arg;
+    memcpy(r->local, arg, bytes);
     r->fn = fn;
     return y;
 }

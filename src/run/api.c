@@ -75,7 +75,7 @@ void llava_info(const struct llava_engine *x, struct llava_info *i)
     const struct engine *g = x->g;
     *i = (struct llava_info){
         .name = g->name, .model_type = g->model.cfg.model_type, .dtype = dtype_name(g->dtype), .device = "cpu",
-        .kernels = g->kern.name, .conversation = g->conversation, .multimodal = g->model.cfg.has_vision,
+        .kernels = g->kern.name, .threads = g->kc.n_threads, .conversation = g->conversation, .multimodal = g->model.cfg.has_vision,
         .context = g->context, .vocab = g->model.cfg.llama.V, .width = g->model.cfg.llama.C, .layers = g->model.cfg.llama.L,
         .weight_bytes = engine_weight_bytes(g), .cache_bytes_per_position = engine_cache_bytes(g),
         .image_positions = g->model.cfg.has_vision ? llava_tile_rows(&g->model) : 0,
@@ -188,11 +188,14 @@ int llava_conversation_answer(struct llava_conversation *c, const char *text, st
     return done(conv_set_last(&c->conv, text, strlen(text), &err), &err, e);
 }
 
-const char *llava_conversation_prompt(struct llava_conversation *c)
+int llava_conversation_prompt(const char **prompt, struct llava_conversation *c, struct llava_error *e)
 {
-    struct err err;
+    struct err err = { 0 };
     buf_reset(&c->prompt);
-    return conv_prompt(&c->conv, &c->prompt, NULL, &err) < 0 || c->prompt.failed ? NULL : c->prompt.p;
+    int rc = conv_prompt(&c->conv, &c->prompt, NULL, &err);
+    if (rc >= 0) rc = buf_check(&c->prompt, "the prompt", &err);
+    *prompt = rc < 0 ? NULL : c->prompt.p;
+    return done(rc, &err, e);
 }
 
 const char *llava_conversation_stop(const struct llava_conversation *c) { return conv_stop(c->conv.tpl); }
@@ -219,10 +222,14 @@ void llava_session_close(struct llava_session *s)
 }
 
 /* The inner pictures of an array of outer ones; the caller frees it. */
-static int inner_images(struct image ***ret, struct llava_image *const *images, int n, struct err *err)
+static int inner_images(struct image ***ret, const struct engine *g, struct llava_image *const *images, int n,
+                        struct err *err)
 {
     *ret = object(((size_t)n + 1) * sizeof **ret, err);
-    for (int i = 0; i < n && *ret; i++) (*ret)[i] = images[i]->im;
+    for (int i = 0; i < n && *ret; i++) {
+        if (images[i]->g != g) return err_set(err, ERR_USAGE, "picture %d was opened with another engine", i + 1);
+        (*ret)[i] = images[i]->im;
+    }
     return *ret ? 0 : ERR_NOMEM;
 }
 
@@ -233,7 +240,7 @@ int llava_session_prompt(struct llava_session *s, const char *prompt, struct lla
     struct prompt p = { 0 };
     struct image **inner = NULL;
     int rc;
-    TRY(inner_images(&inner, images, n, &err));
+    TRY(inner_images(&inner, s->s->g, images, n, &err));
     s->s->image_s = 0;
     TRY(prompt_make(&p, s->s->g, prompt, inner, n, &s->s->image_s, &err));
     TRY(session_read(s->s, &p, inner, NULL, &err));
@@ -289,7 +296,7 @@ int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *p
     struct session *s = NULL;
     int rc;
     *f = (struct llava_forward){ .vocab = x->g->model.cfg.llama.V };
-    TRY(inner_images(&inner, images, n, &err));
+    TRY(inner_images(&inner, x->g, images, n, &err));
     TRY(prompt_make(&p, x->g, prompt, inner, n, NULL, &err));
     TRY(forward_pictures(f, x->g, inner, n, &err));
     f->n_ids = (int)p.ids.n;

@@ -3,6 +3,7 @@
 #include "run/engine.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +50,7 @@ static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *
     struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer, false);
     if (!s->all_logits) {
         int32_t last = s->n - 1;
-        h = op_gather(o, h, index_of(o, s->want ? s->want : &last, s->want ? s->n_want : 1, 1));
+        h = op_gather(o, h, index_of(o, &last, 1, 1));
     }
     return llama_logits(o, &g->model.llama, h);
 }
@@ -194,6 +195,14 @@ static int read_dtype(enum dtype *ret, bool *chosen, const char *name, struct er
     return err_set(e, ERR_USAGE, "dtype '%s' is not one of auto, f32, bf16, f16", name);
 }
 
+/* For the loops outside of kernels too: converting and merging while loading. */
+static int set_threads(int threads)
+{
+    int n = threads > 0 ? threads : plat_threads();
+    omp_set_num_threads(n);
+    return n;
+}
+
 static int engine_new(struct engine **ret, struct err *e)
 {
     *ret = calloc(1, sizeof **ret);
@@ -210,7 +219,7 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
     g->dtype = g->kv_type = g->model.dtype;
     kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
-    g->kc = (struct kctx){ &g->scratch, threads > 0 ? threads : plat_threads(), g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
+    g->kc = (struct kctx){ &g->scratch, threads, g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
     TRY(arena_init(&g->scratch, SCRATCH, e));
     TRY(llava_model_context(&g->model, g->context, e));
     TRY(plan(g, e));
@@ -220,14 +229,13 @@ out:
 
 static int locate_tower(char **dir, const char *name, struct err *e) { return hub_find(dir, name, NULL, e); }
 
-/* The picture processor of the model's folder, or of the tower's. */
-static int load_processor(struct engine *g, struct err *e)
+/* The picture processor of the model's folder, of its base's, or of the tower's. */
+static int load_processor(struct engine *g, const char *base, struct err *e)
 {
     const struct llava_config *c = &g->model.cfg;
     static const char *const files[] = { "preprocessor_config.json", "processor_config.json" };
-    const char *dirs[] = { g->dir, g->model.clip_dir };
-    clip_processor_default(&g->proc, c->clip.image);
-    for (int d = 0; d < 2; d++)
+    const char *dirs[] = { g->dir, base, g->model.clip_dir };
+    for (int d = 0; d < 3; d++)
         for (int f = 0; f < 2 && dirs[d]; f++) {
             char path[4096];
             snprintf(path, sizeof path, "%s/%s", dirs[d], files[f]);
@@ -297,6 +305,7 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     char *base = NULL;
     int rc;
     TRY(engine_new(&g, e));
+    int threads = set_threads(o->threads);
     TRY(hub_find(&g->dir, o->path, NULL, e));
     if (o->base) TRY(hub_find(&base, o->base, NULL, e));
     g->name = o->name ? strdup(o->name) : name_of(o->path);
@@ -304,9 +313,9 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower };
     TRY(read_dtype(&s.dtype, &s.auto_dtype, o->dtype, e));
     TRY(llava_model_open(&g->model, &s, e));
-    if (g->model.cfg.has_vision) TRY(load_processor(g, e));
+    if (g->model.cfg.has_vision) TRY(load_processor(g, base, e));
     TRY(load_text(g, base, e));
-    TRY(engine_finish(g, o->context, o->threads, e));
+    TRY(engine_finish(g, o->context, threads, e));
     *ret = g;
     g = NULL;
 out:
@@ -323,6 +332,7 @@ int engine_random(struct engine **ret, const char *preset, const char *dtype, in
     bool ignored;
     int rc;
     TRY(engine_new(&g, e));
+    threads = set_threads(threads);
     TRY(llava_config_preset(&cfg, preset, e));
     TRY(read_dtype(&type, &ignored, dtype, e));
     if (!(g->name = strdup(preset))) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));

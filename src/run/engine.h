@@ -54,11 +54,9 @@ struct step {
     const int32_t *pos;     /* position */
     const int32_t *range;   /* [n,2] cache rows seen */
     const int32_t *row;     /* cache row to fill */
-    bool all_logits;        /* logits of every row, else of the rows that `want` lists */
-    const int32_t *want;    /* [n_want] rows whose logits are wanted; NULL: the last one */
-    int n_want;
+    bool all_logits;        /* logits of every row, else of the last */
 };
-/* Logits [rows wanted, V] F32; valid until the next step. */
+/* Logits [n or 1, V] F32; valid until the next step. */
 struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s);
 
 /* pixels [n,3,S,S] F32 -> out [n * rows of a tile, C] F32, one tile at a time. */

@@ -38,6 +38,13 @@ int image_new(struct image **ret, struct engine *g, const struct picture *pic, s
         free(im);
         return rc;
     }
+    int side = c->clip.image;
+    if (im->pixels.w != side || im->pixels.h != side) {
+        rc = err_set(e, ERR_SHAPE, "the picture processor of '%s' makes pictures of %dx%d, its vision tower reads %dx%d",
+                     g->name, im->pixels.w, im->pixels.h, side, side);
+        image_free(im);
+        return rc;
+    }
     im->key = key_of(&im->pixels);
     *ret = im;
     return 0;
@@ -304,6 +311,8 @@ static int generate_begin(struct session *s, const struct llava_sampling *o, str
     s->sampler.top_k = o->top_k;
     s->sampler.top_p = o->top_p;
     rng_seed(&s->sampler.rng, o->seed);
+    stream_fini(&s->stream);
+    stream_init(&s->stream, s->g->tok);
     stopper_fini(&s->stopper);
     stopper_init(&s->stopper);
     for (int i = 0; i < o->n_stop; i++) {
@@ -337,7 +346,7 @@ static int generate_loop(struct session *s, int most, llava_text_fn on_text, voi
         bool stopped = stopper_feed(&s->stopper, piece->n ? piece->p : "", piece->n, shown);
         if (!hand_out(piece, shown, on_text, ctx)) return LLAVA_FINISH_CANCELLED;
         if (stopped) return LLAVA_FINISH_STOP;
-        if (s->n == s->g->context) break;
+        if (r->n_new == most || s->n == s->g->context) break;
         decode_one(s, token);
     }
     return LLAVA_FINISH_LENGTH;

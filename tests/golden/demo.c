@@ -70,7 +70,8 @@ static void ask(struct llava_engine *engine, struct llava_session *s, struct lla
     *out = (struct text){ .n = 0 };
     assert_int_equal(llava_conversation_open(&c, engine, "vicuna_v1", &e), 0);
     assert_int_equal(llava_conversation_ask(c, question, 1, &e), 0);
-    if (llava_session_prompt(s, llava_conversation_prompt(c), &image, 1, &e) < 0 ||
+    const char *prompt;
+    if (llava_conversation_prompt(&prompt, c, &e) < 0 || llava_session_prompt(s, prompt, &image, 1, &e) < 0 ||
         llava_session_generate(s, &how, take, out, NULL, &e) < 0)
         fail_msg("%s", e.message);
     llava_conversation_close(c);
