@@ -18,6 +18,7 @@ int main(int argc, char **argv)
     struct llava_image *image = NULL;
     struct llava_conversation *talk = NULL;
     struct llava_session *session = NULL;
+    const char *prompt = NULL;
     struct llava_error e;
     if (argc != 4) return fprintf(stderr, "usage: ask MODEL PICTURE QUESTION\n"), 2;
     o.model_path = argv[1];
@@ -26,7 +27,8 @@ int main(int argc, char **argv)
     if (rc >= 0) rc = llava_conversation_open(&talk, engine, NULL, &e);
     if (rc >= 0) rc = llava_conversation_ask(talk, argv[3], 1, &e);
     if (rc >= 0) rc = llava_session_open(&session, engine, &e);
-    if (rc >= 0) rc = llava_session_prompt(session, llava_conversation_prompt(talk), &image, 1, &e);
+    if (rc >= 0) rc = llava_conversation_prompt(&prompt, talk, &e);
+    if (rc >= 0) rc = llava_session_prompt(session, prompt, &image, 1, &e);
     if (rc >= 0) {
         const char *stop = llava_conversation_stop(talk);
         how.stop = &stop;

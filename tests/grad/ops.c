@@ -343,7 +343,7 @@ enum { BLOCKS = 4 };
 
 static struct tensor block(struct op_ctx *o, const void *arg, struct tensor x)
 {
-    struct bench *b = (struct bench *)(uintptr_t)arg;
+    struct bench *b = *(struct bench *const *)arg;
     assert_ptr_equal(o, &b->o);
     return b->c->forward(b, &x);
 }
@@ -356,7 +356,7 @@ static void stack(struct bench *b, bool checkpoint, struct tensor *dx)
     for (int i = 0; i < PARAMS; i++)
         if (b->p[i].g.p) memset(b->p[i].g.p, 0, tensor_bytes(b->p[i].g));
     struct tensor in = tape_want(&b->o, b->in[0]), x = in;
-    for (int i = 0; i < BLOCKS; i++) x = checkpoint ? op_checkpoint(&b->o, block, b, x) : block(&b->o, b, x);
+    for (int i = 0; i < BLOCKS; i++) x = checkpoint ? op_checkpoint(&b->o, block, &b, sizeof b, x) : block(&b->o, &b, x);
     b->y = x;
     memcpy(tape_grad(&b->o, x).p, b->dy.p, tensor_bytes(x));
     tape_back(&b->o);
