@@ -98,7 +98,9 @@ void tape_back(struct op_ctx *o)
     struct tape *t = o->tape;
     while (t->n > 0) {
         struct rec r = t->rec[--t->n]; /* a copy: recomputation may grow the tape */
-        if (t->g[r.y.id].p) r.bwd(o, &r); /* untouched: nothing after it wanted it */
+        if (!t->g[r.y.id].p) continue; /* untouched: nothing after it wanted it */
+        for (int i = 0; i < 3; i++) tape_grad(o, r.x[i]); /* a dry run evaluates no kernel's arguments */
+        r.bwd(o, &r);
     }
 }
 

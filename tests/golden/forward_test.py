@@ -129,7 +129,8 @@ def run_case(llava, variant, case, expected, dtype, folder, pool):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--llava", default=os.path.join(HERE, "..", "..", "build", "llava"))
+    built = os.environ.get("LLAVA_BUILD", "build")
+    parser.add_argument("--llava", default=os.path.join(HERE, "..", "..", built, "llava"))
     parser.add_argument("--only", help="one variant's name")
     args = parser.parse_args()
     with open(os.path.join(HERE, "manifest.json"), encoding="utf-8") as f:

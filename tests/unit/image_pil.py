@@ -514,7 +514,8 @@ def test_web(dump, files, folder):
 
 
 def main():
-    dumps = sorted(glob.glob(f"{ROOT}/build/*/tests/unit/image_dump"), key=os.path.getmtime)
+    build = os.environ.get("LLAVA_BUILD", "build/*")
+    dumps = sorted(glob.glob(f"{ROOT}/{build}/tests/unit/image_dump"), key=os.path.getmtime)
     path = sys.argv[1] if len(sys.argv) > 1 else dumps[-1] if dumps else None
     if not path:
         print("1..0 # SKIP no image_dump: make tests")

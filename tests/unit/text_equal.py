@@ -16,7 +16,8 @@ import tempfile
 import sentencepiece as spm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PROGRAM = os.environ.get('TEXT_LINES', os.path.join(HERE, '../../build/main/tests/unit/text_lines'))
+BUILD = os.environ.get('LLAVA_BUILD', 'build/main')
+PROGRAM = os.environ.get('TEXT_LINES', os.path.join(HERE, '../..', BUILD, 'tests/unit/text_lines'))
 SMALL = os.path.join(HERE, '../data/tok512.model')
 DATA = os.environ.get('LLAVA_TEST_DATA')
 N_STRINGS = int(os.environ.get('TEXT_STRINGS', '10000' if DATA else '3000'))
