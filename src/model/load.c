@@ -198,7 +198,10 @@ static int find_tower(struct llava_model *m, const struct llava_source *s, struc
 {
     const char *name = s->clip_path ? s->clip_path : m->cfg.tower, *slash = strrchr(name, '/');
     const char *last = slash && slash[1] ? slash + 1 : name;
-    const char *parts[][3] = { { "", "", name }, { s->path, "/", name }, { s->path, "/../", name }, { s->path, "/", last },
+    const char *parts[][3] = { { "", "", name },
+                               { s->path, "/", name },
+                               { s->path, "/../", name },
+                               { s->path, "/", last },
                                { s->path, "/../", last } };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char path[4096];
@@ -225,16 +228,19 @@ static int clip_from_shapes(struct llava_config *c, const struct index *ix, stru
         return err_set(e, ERR_MISSING, "the checkpoint's vision tower is not whole and '%s' is not there", c->tower);
     int64_t width = patch->t.n[0], p = patch->t.n[2], side = (int64_t)lround(sqrt((double)(pos->t.n[0] - 1)));
     if (width < 64 || width > 1024 || width % 64 || p < 1 || p > 64 || side < 1 || side > 256 || fc1->t.n[0] > 1 << 16)
-        return err_set(e, ERR_MISSING, "the checkpoint holds a vision tower but '%s', which says how it is built, is not there "
-                       "(--vision-tower gives its folder)", c->tower);
+        return err_set(
+            e, ERR_MISSING,
+            "the checkpoint holds a vision tower but '%s', which says how it is built, is not there "
+            "(--vision-tower gives its folder)",
+            c->tower);
     log_warn("'%s' is not there: the vision tower in the checkpoint is taken for a CLIP with heads of 64", c->tower);
     int layers = 0;
     for (char name[NAME_MAX_BYTES];; layers++) {
         snprintf(name, sizeof name, "vision_model.encoder.layers.%d.mlp.fc1.weight", layers);
         if (!index_find(ix, name)) break;
     }
-    c->clip = (struct clip_config){ (int)width, (int)fc1->t.n[0], layers, (int)width / 64, (int)(side * p), (int)p, 1e-5f,
-                                    true };
+    c->clip = (struct clip_config){ (int)width,      (int)fc1->t.n[0], layers, (int)width / 64,
+                                    (int)(side * p), (int)p,           1e-5f,  true };
     return 0;
 }
 
@@ -243,7 +249,8 @@ static bool tower_inside(const struct index *ix)
     return index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
 }
 
-/* Must the tower be opened? Not when its name is enough: it is on the hub or in a fixed place, and nothing of it changes. */
+/* Must the tower be opened? Not when its name is enough: it is on the hub or in a fixed place, and nothing of
+ * it changes. */
 static bool tower_wanted(struct llava_model *m, const struct llava_source *s, const struct index *ix,
                          const struct lora_set *lora)
 {
@@ -422,13 +429,15 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     } else {
 #pragma omp parallel for schedule(static)
         for (int64_t at = 0; at < n; at += NOISE)
-            dtype_convert((char *)t.p + (size_t)at * dtype_bytes(type), type, z->noise, DT_F32, n - at < NOISE ? n - at : NOISE);
+            dtype_convert((char *)t.p + (size_t)at * dtype_bytes(type), type, z->noise, DT_F32,
+                          n - at < NOISE ? n - at : NOISE);
     }
     r->param->w = t;
     return 0;
 }
 
-int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e)
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed,
+                       struct err *e)
 {
     *m = (struct llava_model){ .cfg = *cfg, .dtype = dtype };
     float *noise = malloc(NOISE * sizeof *noise);

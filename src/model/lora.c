@@ -56,7 +56,8 @@ static double pattern(const json_t *o, const char *module, double otherwise)
     return otherwise;
 }
 
-/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> canonical weight name, 'A' or 'B'; 0: no */
+/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> canonical weight name, 'A' or
+ * 'B'; 0: no */
 static char adapter_key(char *out, size_t size, const char *name)
 {
     if (!strncmp(name, "base_model.model.", 17)) name += 17;
@@ -78,7 +79,9 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
 {
     char name[NAME_MAX_BYTES];
     char which = adapter_key(name, sizeof name, w->name);
-    if (!which) return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name, w->file);
+    if (!which)
+        return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name,
+                       w->file);
     size_t i = 0;
     while (i < set->n && strcmp(set->pair[i].name, name) != 0) i++;
     if (i == set->n) {
@@ -89,7 +92,8 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
         snprintf(set->pair[i].name, sizeof set->pair[i].name, "%s", name);
         char module[NAME_MAX_BYTES];
         snprintf(module, sizeof module, "%.*s", (int)(strlen(name) - 7), name);
-        double r = pattern(c->rank_pattern, module, (double)c->rank), alpha = pattern(c->alpha_pattern, module, c->alpha);
+        double r = pattern(c->rank_pattern, module, (double)c->rank),
+               alpha = pattern(c->alpha_pattern, module, c->alpha);
         set->pair[i].scale = alpha / (c->rslora ? sqrt(r) : r);
     }
     if (which == 'A') set->pair[i].a = w;
@@ -205,7 +209,8 @@ int lora_check_used(const struct lora_set *set, const char *dir, struct err *e)
 {
     for (size_t i = 0; i < set->n; i++)
         if (!set->pair[i].used)
-            return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir, set->pair[i].name);
+            return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir,
+                           set->pair[i].name);
     return 0;
 }
 
