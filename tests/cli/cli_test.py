@@ -183,10 +183,10 @@ def test_pictures():
 
 
 def test_prompts():
-    refused("more <image> than pictures", answer(SEEING, prompt="<image> <image> ASSISTANT:"), '2 "<image>"', code=2)
-    refused("a picture without <image>", answer(SEEING, prompt="Why? ASSISTANT:"), '0 "<image>"', code=2)
+    refused("more <image> than pictures", answer(SEEING, prompt="<image> <image> ASSISTANT:"), '2 "<image>"')
+    refused("a picture without <image>", answer(SEEING, prompt="Why? ASSISTANT:"), '0 "<image>"')
     refused("a prompt over the context", answer(SEEING, "--context", "16"), "16")
-    refused("a context over the model's", answer(SEEING, "--context", "100000"), "100000", code=2)
+    refused("a context over the model's", answer(SEEING, "--context", "100000"), "100000")
     refused("text that is not UTF-8", answer(SEEING, image=None, prompt=b"USER: \xff\xfe ASSISTANT:"), "UTF-8")
     r = answer(SEEING, image=None, prompt="USER: \U0001f642 \u4f60\u597d\u0301 \u202e ASSISTANT:")
     ok(r.code == 0, "text in any script", r.text)
