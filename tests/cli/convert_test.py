@@ -3,10 +3,12 @@
 import os
 import resource
 import shutil
+import sys
 
 import numpy as np
 import torch
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from tap import (LLAVA, MODELS, as_f32, config, done, forward, ok, one_line, place, read_tensors, run, same,
                  write_tensors)
 

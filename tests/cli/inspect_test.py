@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import torch
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from tap import LLAVA, MODELS, done, ok, one_line, place, read_tensors, run, write_tensors
 
 WHOLE = ["vicuna-base", "llama-tied", "llama-llama3", "llava-liuhaotian", "llava-self-trained", "llava-anyres",
