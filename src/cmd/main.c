@@ -87,7 +87,8 @@ int main(int argc, char **argv)
         static char full[64];
         snprintf(full, sizeof full, "llava %s", name);
         argv[1] = full;
-        if (argc == 3 && !strcmp(argv[2], "-h")) argv[2] = (char[]){ "--help" };
+        static char help[] = "--help";
+        if (argc == 3 && !strcmp(argv[2], "-h")) argv[2] = help;
         for (int k = 2; k < argc && strcmp(argv[k], "--") != 0; k++) dashes(argv[k]);
         int rc = commands[i].run(argc - 1, argv + 1);
         if (fflush(stdout) != 0 && rc == 0) return cmd_fail(LLAVA_IO, "cannot write to standard output");
