@@ -116,12 +116,13 @@ static void pack_b(float *dst, const struct cpu_gemm *g, int64_t c0, int64_t c1,
 
 /* ---- multiplying */
 
-INLINE void multiply(vf acc[MR][NV], const float *a, const float *b, int64_t lanes, bool pair)
+/* For the first `high` (a constant) of a panel's rows. */
+INLINE void multiply(vf acc[MR][NV], const float *a, const float *b, int64_t lanes, bool pair, int high)
 {
     for (int64_t k = 0; k < lanes; k++, a += MR, b += NR) {
         vf w[NV];
         for (int j = 0; j < NV; j++) w[j] = vf_load(b + j * VW);
-        for (int i = 0; i < MR; i++) {
+        for (int i = 0; i < high; i++) {
             vf x = vf_set(a[i]);
             for (int j = 0; j < NV; j++)
                 acc[i][j] = pair ? vf_pair_fma(x, w[j], acc[i][j]) : vf_fma(x, w[j], acc[i][j]);
@@ -148,28 +149,37 @@ static void put_corner(struct target to, const float *t, int64_t rows, int64_t c
         }
 }
 
-INLINE void tile(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int64_t rows,
-                 int64_t cols)
+INLINE void tile_of(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int high,
+                    int64_t rows, int64_t cols)
 {
     vf acc[MR][NV];
-    for (int i = 0; i < MR; i++)
+    for (int i = 0; i < high; i++)
         for (int j = 0; j < NV; j++) acc[i][j] = vf_zero();
-    multiply(acc, a, b, lanes, pair);
-    if (rows < MR || cols < NR) {
+    multiply(acc, a, b, lanes, pair, high);
+    if (rows < high || cols < NR) {
         float t[MR * NR];
-        for (int i = 0; i < MR; i++)
+        for (int i = 0; i < high; i++)
             for (int j = 0; j < NV; j++) vf_store(t + i * NR + j * VW, acc[i][j]);
         put_corner(to, t, rows, cols);
         return;
     }
     for (int j = 0; j < NV; j++) {
         vf bias = to.bias ? vf_load(to.bias + j * VW) : vf_zero();
-        for (int i = 0; i < MR; i++) {
+        for (int i = 0; i < high; i++) {
             vf v = to.bias ? vf_add(acc[i][j], bias) : acc[i][j];
             if (to.add) v = vf_add(v, vf_load(to.add + i * to.ld + j * VW));
             vf_store(to.y + i * to.ld + j * VW, v);
         }
     }
+}
+
+/* The last panel of rows is seldom full: a third or two thirds of a tile then do less work. */
+INLINE void tile(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int64_t rows,
+                 int64_t cols)
+{
+    if (rows > 2 * MR / 3) tile_of(to, a, b, lanes, pair, MR, rows, cols);
+    else if (rows > MR / 3) tile_of(to, a, b, lanes, pair, 2 * MR / 3, rows, cols);
+    else tile_of(to, a, b, lanes, pair, MR / 3, rows, cols);
 }
 
 /* One block of K and of rows: the panels of a, and this thread's room for panels of b. */
