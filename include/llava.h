@@ -2,17 +2,22 @@
  *
  *   struct llava_options o = llava_options_default();
  *   o.model_path = "models/demo";
- *   struct llava_engine *engine;  struct llava_session *session;  struct llava_image *image;  struct llava_error e;
+ *   struct llava_engine *engine;
+ *   struct llava_session *session;
+ *   struct llava_image *image;
+ *   struct llava_error e;
  *   if (llava_open(&engine, &o, &e) < 0) ...e.message...
  *   llava_image_open(&image, engine, "cat.png", &e);
  *   llava_session_open(&session, engine, &e);
  *   llava_session_prompt(session, "USER: <image>\nWhat is this? ASSISTANT:", &image, 1, &e);
  *   llava_session_generate(session, &sampling, on_text, NULL, &result, &e);
  *
- * Every function that can fail returns 0 or more when done and a negative code (enum llava_code) otherwise, with one line
- * in *e (which may be NULL). Objects are made by *_open and released by *_close, which accepts NULL. Strings are UTF-8.
+ * Every function that can fail returns 0 or more when done and a negative code (enum llava_code) otherwise,
+ * with one line in *e (which may be NULL). Objects are made by *_open and released by *_close, which accepts
+ * NULL. Strings are UTF-8.
  *
- * Threads: an engine is used by one call at a time (sessions of one engine too); different engines are independent.
+ * Threads: an engine is used by one call at a time (sessions of one engine too); different engines are
+ * independent.
  */
 #pragma once
 #include <stdbool.h>
@@ -78,7 +83,8 @@ LLAVA_API void llava_info(const struct llava_engine *engine, struct llava_info *
 
 struct llava_image;
 /* Decoded and preprocessed at once; run through the vision tower when first used, and kept. Usable in many sessions. */
-LLAVA_API int llava_image_open(struct llava_image **ret, struct llava_engine *engine, const char *path, struct llava_error *e);
+LLAVA_API int llava_image_open(struct llava_image **ret, struct llava_engine *engine, const char *path,
+                               struct llava_error *e);
 /* The same from memory; name is for messages. */
 LLAVA_API int llava_image_decode(struct llava_image **ret, struct llava_engine *engine, const void *bytes, size_t n,
                                  const char *name, struct llava_error *e);
@@ -88,11 +94,12 @@ LLAVA_API void llava_image_close(struct llava_image *image);
 
 struct llava_conversation;
 /* name: a template ("vicuna_v1", "llava_v1", "mistral_instruct", ...), or NULL for the one that suits the model. */
-LLAVA_API int llava_conversation_open(struct llava_conversation **ret, const struct llava_engine *engine, const char *name,
-                                      struct llava_error *e);
+LLAVA_API int llava_conversation_open(struct llava_conversation **ret, const struct llava_engine *engine,
+                                      const char *name, struct llava_error *e);
 LLAVA_API void llava_conversation_close(struct llava_conversation *c);
 /* Adds a question. n_images > 0 puts that many "<image>\n" before it, unless it already says where they go. */
-LLAVA_API int llava_conversation_ask(struct llava_conversation *c, const char *text, int n_images, struct llava_error *e);
+LLAVA_API int llava_conversation_ask(struct llava_conversation *c, const char *text, int n_images,
+                                     struct llava_error *e);
 LLAVA_API int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e);
 /* The prompt up to where the model answers; *prompt is valid until the next call with c. LLAVA_USAGE: a template that
  * cannot write such a conversation ("plain" with an answer). */
@@ -108,10 +115,10 @@ struct llava_session;
 LLAVA_API int llava_session_open(struct llava_session **ret, struct llava_engine *engine, struct llava_error *e);
 LLAVA_API void llava_session_close(struct llava_session *s);
 
-/* Reads a whole prompt, with one "<image>" for each of the n pictures. What it has in common with what the session holds
- * (text and pictures of earlier turns) is kept and costs nothing. */
-LLAVA_API int llava_session_prompt(struct llava_session *s, const char *prompt, struct llava_image *const *images, int n,
-                                   struct llava_error *e);
+/* Reads a whole prompt, with one "<image>" for each of the n pictures. What it has in common with what the
+ * session holds (text and pictures of earlier turns) is kept and costs nothing. */
+LLAVA_API int llava_session_prompt(struct llava_session *s, const char *prompt,
+                                   struct llava_image *const *images, int n, struct llava_error *e);
 
 struct llava_sampling {
     float temperature;       /* 0: always the likeliest token */
@@ -133,8 +140,9 @@ struct llava_result {
 };
 /* A piece of the answer, as soon as it is certain. Return false to stop. */
 typedef bool (*llava_text_fn)(void *ctx, const char *text, size_t n);
-LLAVA_API int llava_session_generate(struct llava_session *s, const struct llava_sampling *p, llava_text_fn on_text, void *ctx,
-                                     struct llava_result *r, struct llava_error *e);
+LLAVA_API int llava_session_generate(struct llava_session *s, const struct llava_sampling *p,
+                                     llava_text_fn on_text, void *ctx, struct llava_result *r,
+                                     struct llava_error *e);
 
 /* ---- the numbers themselves, for those who compare */
 

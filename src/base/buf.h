@@ -22,7 +22,8 @@ void buf_str(struct buf *b, const char *s);
 void buf_chr(struct buf *b, char c);
 void buf_fmt(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void buf_reset(struct buf *b);             /* empties, keeps the memory */
-char *buf_take(struct buf *b, size_t *n);  /* ownership moves to the caller, free() it; n may be NULL; never NULL on success */
+/* Ownership moves to the caller, who frees it; n may be NULL; never NULL unless memory is out. */
+char *buf_take(struct buf *b, size_t *n);
 int buf_check(const struct buf *b, const char *what, struct err *e); /* 0, or ERR_LIMIT naming `what` */
 
 /* Whole file into memory, at most `max` bytes; the caller frees *ret. A NUL is put after the end. */

@@ -79,7 +79,8 @@ int plat_threads(void)
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
     n = quota_cores(n);
     const char *omp = env_get(ENV_OMP_NUM_THREADS);
-    if (omp && atoi(omp) > 0 && atoi(omp) < n) n = atoi(omp);
+    long most = omp ? strtol(omp, NULL, 10) : 0;
+    if (most > 0 && most < n) n = (int)most;
     return cached = startable_threads(n);
 }
 

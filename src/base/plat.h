@@ -6,8 +6,9 @@
 
 double plat_now_s(void); /* monotonic, seconds */
 
-/* Threads that kernels should use: the cores this process may run on, less where a container's CPU quota or the limit
- * on processes (RLIMIT_NPROC, 64 on some clusters) leaves fewer, or where OMP_NUM_THREADS asks for fewer. At least 1. */
+/* Threads that kernels should use: the cores this process may run on, less where a container's CPU quota or
+ * the limit on processes (RLIMIT_NPROC, 64 on some clusters) leaves fewer, or where OMP_NUM_THREADS asks for
+ * fewer. At least 1. */
 int plat_threads(void);
 
 size_t plat_memory_total(void); /* bytes of RAM, or the container's limit where that is smaller */

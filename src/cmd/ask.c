@@ -125,8 +125,10 @@ void ask_statistics(const struct llava_engine *engine, const struct llava_result
     if (info.weight_bytes > CACHED) {
         if (*ceiling <= 0) *ceiling = cpu_read_ceiling(info.threads);
         if (*ceiling > 0)
-            snprintf(share, sizeof share, " (%.0f%% of the %.1f GB/s that this machine reads)", 100 * gb / *ceiling, *ceiling);
+            snprintf(share, sizeof share, " (%.0f%% of the %.1f GB/s that this machine reads)",
+                     100 * gb / *ceiling, *ceiling);
     }
-    log_info("%d positions read (%d kept) in %.2f s, picture %.2f s; first token after %.2f s; %d tokens at %.1f tok/s, %.1f GB/s%s",
+    log_info("%d positions read (%d kept) in %.2f s, picture %.2f s; first token after %.2f s; %d tokens at "
+             "%.1f tok/s, %.1f GB/s%s",
              r->n_prompt, r->n_cached, r->prompt_s, r->image_s, r->first_s, r->n_new, tok, gb, share);
 }

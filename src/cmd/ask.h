@@ -7,8 +7,8 @@
 /* A path, or an http(s) address that is fetched into memory. */
 int ask_image_open(struct llava_image **ret, struct llava_engine *engine, const char *where, struct llava_error *e);
 enum { ASK_IMAGES_MAX = 64 };
-/* The values of --image-file, each a picture or several with `sep` between them (NULL: none). A value that is the name of
- * a file is not split. Opens them all in order. */
+/* The values of --image-file, each a picture or several with `sep` between them (NULL: none). A value that is
+ * the name of a file is not split. Opens them all in order. */
 struct ask_images {
     char *value[ASK_IMAGES_MAX];
     int n_values;

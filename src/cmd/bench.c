@@ -22,7 +22,8 @@ struct bench {
 
 static const struct argp_option options[] = {
     { NULL, 0, NULL, 0, "Bench:", 0 },
-    { "random", K_RANDOM, "7b|13b|1b|tiny", 0, "Random weights of real shapes, made in memory, instead of --model-path", 0 },
+    { "random", K_RANDOM, "7b|13b|1b|tiny", 0,
+      "Random weights of real shapes, made in memory, instead of --model-path", 0 },
     { "prompt", K_PROMPT, "N", 0, "Positions of the prompt (default 640)", 0 },
     { "gen", K_GEN, "N", 0, "Tokens to generate (default 32)", 0 },
     { "batch", K_BATCH, "N", 0, "Sequences that are generated at once (default 1)", 0 },
@@ -53,12 +54,18 @@ static error_t option(int key, char *arg, struct argp_state *state)
 
 static const struct argp_child children[] = { { &cmd_model_argp, 0, "", 1 }, { 0 } };
 static const struct argp argp = {
-    options, option, NULL,
-    "Measures the vision tower, prefill and decode, and prints one JSON object: tokens per second, milliseconds to the first "
-    "token, bytes moved per second and their share of what this machine reads (measured in the same run), floating-point "
+    options,
+    option,
+    NULL,
+    "Measures the vision tower, prefill and decode, and prints one JSON object: tokens per second, "
+    "milliseconds to the first "
+    "token, bytes moved per second and their share of what this machine reads (measured in the same run), "
+    "floating-point "
     "operations per second, peak memory.\v"
     "Example:\n  llava bench --random 1b --prompt 640 --gen 64 --dtype bf16\n\n" CMD_EXIT_STATUS,
-    children, NULL, NULL
+    children,
+    NULL,
+    NULL
 };
 
 static int by_value(const void *a, const void *b)
@@ -98,7 +105,9 @@ static void prefill(struct engine *g, struct cache *c, const struct rows *r, int
             r->range[2 * i] = base;
             r->range[2 * i + 1] = base + p + 1;
         }
-        struct step s = { .n = n, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row };
+        struct step s = {
+            .n = n, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row
+        };
         engine_step(g, c, &s);
         from += n;
     }
@@ -114,7 +123,12 @@ static void decode(struct engine *g, struct cache *c, const struct rows *r, int 
         r->range[2 * b] = b * depth;
         r->range[2 * b + 1] = b * depth + pos + 1;
     }
-    struct step s = { .n = batch, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row,
+    struct step s = { .n = batch,
+                      .token = r->token,
+                      .feature = r->feature,
+                      .pos = r->pos,
+                      .range = r->range,
+                      .row = r->row,
                       .all_logits = true };
     const float *logits = engine_step(g, c, &s).p;
     for (int b = 0; b < batch; b++) {
@@ -187,11 +201,12 @@ static int measure(const struct bench *b, struct engine *g, struct err *e)
         t[i] = plat_now_s() - from;
     }
     double step_s = median(t, b->gen), ceiling = cpu_read_ceiling(g->kc.n_threads);
-    double bytes = (double)engine_weight_bytes(g) + (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
+    double bytes = (double)engine_weight_bytes(g) +
+                   (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
     double flop = prompt_flop(g, b->prompt);
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name, "dtype",
-                          dtype_name(g->dtype), "kernels", g->kern.name, "threads", g->kc.n_threads, "prompt", b->prompt, "gen",
-                          b->gen, "batch", b->batch);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name,
+                          "dtype", dtype_name(g->dtype), "kernels", g->kern.name, "threads", g->kc.n_threads,
+                          "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
     json_object_set_new(o, "prefill_tok_s", json_real(b->prompt / prompt_s));
     json_object_set_new(o, "prefill_gflops", json_real(flop / prompt_s * 1e-9));
     json_object_set_new(o, "decode_tok_s", json_real(b->batch / step_s));
@@ -233,7 +248,8 @@ int cmd_bench(int argc, char **argv)
     }
     if (rc >= 0 && b.prompt + b.gen > g->context)
         rc = err_set(&e, ERR_LIMIT, "%d + %d positions are more than the context of %d", b.prompt, b.gen, g->context);
-    if (rc >= 0 && b.batch > g->chunk) rc = err_set(&e, ERR_LIMIT, "a batch of %d is more than a step of %d", b.batch, g->chunk);
+    if (rc >= 0 && b.batch > g->chunk)
+        rc = err_set(&e, ERR_LIMIT, "a batch of %d is more than a step of %d", b.batch, g->chunk);
     if (rc >= 0) rc = measure(&b, g, &e);
     engine_close(g);
     return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : 0;

@@ -46,11 +46,17 @@ static error_t option(int key, char *arg, struct argp_state *state)
 
 static const struct argp_child children[] = { { &cmd_model_argp, 0, "", 1 }, { &cmd_sampling_argp, 0, "", 2 }, { 0 } };
 static const struct argp argp = {
-    options, option, NULL,
-    "Talks about a picture: type a question after \"USER: \", read the answer, go on. An empty line or the end of input "
+    options,
+    option,
+    NULL,
+    "Talks about a picture: type a question after \"USER: \", read the answer, go on. An empty line or the "
+    "end of input "
     "leaves. A further question costs only its own tokens: what was said and seen is kept.\v"
-    "Example:\n  llava chat --model-path liuhaotian/llava-v1.5-7b --image-file cat.jpg --temperature 0\n\n" CMD_EXIT_STATUS,
-    children, NULL, NULL
+    "Example:\n  llava chat --model-path liuhaotian/llava-v1.5-7b --image-file cat.jpg --temperature "
+    "0\n\n" CMD_EXIT_STATUS,
+    children,
+    NULL,
+    NULL
 };
 
 struct talk {

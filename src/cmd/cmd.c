@@ -58,20 +58,37 @@ const char *cmd_conversation(struct argp_state *state, const char *arg)
     return one_of(state, "conv-mode", arg, names);
 }
 
-enum { K_PATH = CMD_MODEL_KEY, K_BASE, K_NAME, K_TOWER, K_DEVICE, K_DTYPE, K_CONTEXT, K_THREADS, K_QUIET, K_8BIT, K_4BIT, K_FLASH };
+enum {
+    K_PATH = CMD_MODEL_KEY,
+    K_BASE,
+    K_NAME,
+    K_TOWER,
+    K_DEVICE,
+    K_DTYPE,
+    K_CONTEXT,
+    K_THREADS,
+    K_QUIET,
+    K_8BIT,
+    K_4BIT,
+    K_FLASH
+};
 
 static const struct argp_option model_options[] = {
     { NULL, 0, NULL, 0, "Model:", 0 },
     { "model-path", K_PATH, "DIR|ORG/NAME", 0,
-      "Folder of the model, or its name on the hub (downloaded once into the Hugging Face cache). A whole model, a LoRA "
-      "adapter or a projector", 0 },
+      "Folder of the model, or its name on the hub (downloaded once into the Hugging Face cache). A whole "
+      "model, a LoRA "
+      "adapter or a projector",
+      0 },
     { "model-base", K_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
     { "model-name", K_NAME, "NAME", 0, "What the model is called; chooses the conversation template", 0 },
-    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 },
+    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
+      0 },
     { "device", K_DEVICE, "auto|cpu", 0, "Where to compute (auto: the best there is)", 0 },
     { "dtype", K_DTYPE, "auto|f32|bf16|f16", 0,
       "Precision. auto: f32 for models under 256 MB, else as the weights are stored", 0 },
-    { "context", K_CONTEXT, "N", 0, "Positions that a conversation may take (default: all that the model knows)", 0 },
+    { "context", K_CONTEXT, "N", 0,
+      "Positions that a conversation may take (default: all that the model knows)", 0 },
     { "threads", K_THREADS, "N", 0, "Threads (default: as many as the machine gives)", 0 },
     { "quiet", K_QUIET, NULL, 0, "No progress and no statistics", 0 },
     { "load-8bit", K_8BIT, NULL, 0, "Quantise to 8 bits while loading (needs a build that has it)", 0 },
@@ -95,7 +112,8 @@ static error_t model_option(int key, char *arg, struct argp_state *state)
     case K_THREADS: o->threads = (int)cmd_int(state, "threads", arg, 1, 1024); break;
     case K_QUIET: o->quiet = true; break;
     case K_8BIT: case K_4BIT:
-        argp_error(state, "--load-%s is not in this version: weights are used as they are stored", key == K_8BIT ? "8bit" : "4bit");
+        argp_error(state, "--load-%s is not in this version: weights are used as they are stored",
+                   key == K_8BIT ? "8bit" : "4bit");
         break;
     case K_FLASH: break;
     default: return ARGP_ERR_UNKNOWN;

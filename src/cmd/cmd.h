@@ -1,8 +1,9 @@
 /* The commands of the program, and what their option parsers share.
  *
- * A command is a function over argc, argv (argv[0] is "llava NAME") that returns an exit code: 0 done, 1 failed with one
- * line on stderr, 2 wrong usage. Options are glibc argp tables; main has already turned '_' into '-' in option names, so
- * that --max_new_tokens and --max-new-tokens are one, and unique prefixes are accepted as Python's argparse does.
+ * A command is a function over argc, argv (argv[0] is "llava NAME") that returns an exit code: 0 done, 1
+ * failed with one line on stderr, 2 wrong usage. Options are glibc argp tables; main has already turned '_'
+ * into '-' in option names, so that --max_new_tokens and --max-new-tokens are one, and unique prefixes are
+ * accepted as Python's argparse does.
  */
 #pragma once
 #include <argp.h>
@@ -32,7 +33,8 @@ double cmd_real(struct argp_state *state, const char *option, const char *arg, d
 /* The name of a conversation template, else a usage error that lists them. */
 const char *cmd_conversation(struct argp_state *state, const char *arg);
 
-/* Options that open a model, shared by commands through argp's children; the child's input is a struct llava_options. */
+/* Options that open a model, shared by commands through argp's children; the child's input is a struct
+ * llava_options. */
 extern const struct argp cmd_model_argp;
 /* Options that choose tokens: temperature, top-p, top-k, seed, new tokens, beams; input is a struct llava_sampling. */
 extern const struct argp cmd_sampling_argp;

@@ -39,9 +39,10 @@ int cmd_env(int argc, char **argv)
     print_processor();
     printf("kernels       %s\n", kern_init_cpu(&k, env_get(ENV_LLAVA_CPU)));
     printf("threads       %d\n", plat_threads());
-    printf("memory        %.1f GB, reads %.1f GB/s\n", (double)plat_memory_total() * 1e-9, cpu_read_ceiling(plat_threads()));
-    printf("libjpeg       %d\nlibpng        %s\nlibwebp       %d.%d.%d\n", JPEG_LIB_VERSION, png_get_libpng_ver(NULL), webp >> 16,
-           webp >> 8 & 255, webp & 255);
+    printf("memory        %.1f GB, reads %.1f GB/s\n", (double)plat_memory_total() * 1e-9,
+           cpu_read_ceiling(plat_threads()));
+    printf("libjpeg       %d\nlibpng        %s\nlibwebp       %d.%d.%d\n", JPEG_LIB_VERSION,
+           png_get_libpng_ver(NULL), webp >> 16, webp >> 8 & 255, webp & 255);
     printf("libcurl       %s\njansson       %s\n\nenvironment\n", curl_version(), jansson_version_str());
     static const struct { enum env_name name; const char *text, *help; } names[] = {
 #define XX(name, text) { ENV_##name, #name, text },

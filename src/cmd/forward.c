@@ -64,7 +64,8 @@ static int save(const char *path, const struct llava_forward *f, struct llava_er
     if (f->n_tiles) {
         struct tensor px = { f->pixels, DT_F32, 4, 0, { f->n_tiles, 3, f->side, f->side } };
         w[n++] = (struct weight){ .name = "pixel_values", .t = px };
-        w[n++] = (struct weight){ .name = "image_features", .t = tensor_2d(f->features, DT_F32, f->n_features, f->width) };
+        w[n++] = (struct weight){ .name = "image_features",
+                                  .t = tensor_2d(f->features, DT_F32, f->n_features, f->width) };
     }
     w[n++] = (struct weight){ .name = "logits", .t = tensor_2d(f->logits, DT_F32, f->n_positions, f->vocab) };
     static const char *const meta[] = { "format", "pt", NULL };

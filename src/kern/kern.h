@@ -1,19 +1,21 @@
 /* THE KERNEL TABLE: every computation of the program, one pointer and one contract each.
  *
- * `ref` (plain C, any float type, sums in `real`) is complete and is the contract; a backend starts from its copy and
- * overrides what it does faster. Model and op code never see a backend; only `run` and `train` choose one.
+ * `ref` (plain C, any float type, sums in `real`) is complete and is the contract; a backend starts from its
+ * copy and overrides what it does faster. Model and op code never see a backend; only `run` and `train`
+ * choose one.
  *
- * Letters: T tokens (rows), C width, I,O in and out of a linear, H heads, K key/value heads, D head size, F feed-forward
- * width, V vocabulary, S rows of a key/value store. All tensors are row-major and contiguous; [.., C] may be seen as
- * rows of C (tensor_rows, tensor_cols).
+ * Letters: T tokens (rows), C width, I,O in and out of a linear, H heads, K key/value heads, D head size, F
+ * feed-forward width, V vocabulary, S rows of a key/value store. All tensors are row-major and contiguous;
+ * [.., C] may be seen as rows of C (tensor_rows, tensor_cols).
  *
  * For every kernel:
  *  - activations (x, y, dx, dy, ...) are all of one type, "act": F32; `ref` also takes F64, BF16 and F16;
- *  - weights w are any float type and may differ from act; norms' w and biases too; gradients of weights are act or F32;
+ *  - weights w are any float type and may differ from act; norms' w and biases too; gradients of weights are
+ * act or F32;
  *  - indices and positions are I32, statistics (rstd, mean, lse, loss) are act or F32;
  *  - gradients accumulate (+=); a gradient with p == NULL is not wanted. No exceptions;
- *  - it allocates nothing (scratch comes from kctx and is given back), keeps no state, and gives the same bits for the
- *    same input and the same number of threads;
+ *  - it allocates nothing (scratch comes from kctx and is given back), keeps no state, and gives the same
+ * bits for the same input and the same number of threads;
  *  - shapes are checked by the op that calls it, so a wrong one here is a bug.
  */
 #pragma once
@@ -34,7 +36,8 @@ struct kern {
     /* ---- matrix products. w[O,I] is a weight as checkpoints store it: rows are outputs. */
 
     /* y = x w^T + b + res.  x[T,I], y,res[T,O], b[O]; b, res may be absent; res may be y itself. Any T >= 1. */
-    void (*matmul)(struct kctx *, struct tensor y, struct tensor x, struct tensor w, struct tensor b, struct tensor res);
+    void (*matmul)(struct kctx *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                   struct tensor res);
     /* dx[T,I] += dy[T,O] w[O,I] */
     void (*matmul_dx)(struct kctx *, struct tensor dx, struct tensor dy, struct tensor w);
     /* dw[O,I] += dy[T,O]^T x[T,I];  db[O] += column sums of dy.  dw or db may be absent. */
@@ -43,7 +46,8 @@ struct kern {
     /* ---- norms over the last dimension, statistics in real; C <= 16384. y may equal x. */
 
     /* y = w * x * rstd, rstd[T] = 1/sqrt(mean(x^2) + eps).  x,y[T,C], w[C].  arXiv:1910.07467 eq. 4 */
-    void (*rmsnorm_fwd)(struct kctx *, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w, float eps);
+    void (*rmsnorm_fwd)(struct kctx *, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w,
+                        float eps);
     void (*rmsnorm_bwd)(struct kctx *, struct tensor dx, struct tensor dw, struct tensor dy, struct tensor x,
                         struct tensor w, struct tensor rstd);
     /* y = w * (x - mean) * rstd + b.  mean,rstd[T], variance without Bessel's correction.  arXiv:1607.06450 eq. 4 */
@@ -103,8 +107,9 @@ struct kern {
 
     /* ---- pictures */
 
-    /* y[n*P + r*g + c] = the p x p square at row r, column c of picture n, channels outermost: a convolution with stride
-     * = kernel = p is then a matmul with w[O, 3*p*p].  x[N,3,S,S], y[N*g*g, 3*p*p], g = S/p (a rest is dropped). */
+    /* y[n*P + r*g + c] = the p x p square at row r, column c of picture n, channels outermost: a convolution
+     * with stride = kernel = p is then a matmul with w[O, 3*p*p].  x[N,3,S,S], y[N*g*g, 3*p*p], g = S/p (a
+     * rest is dropped). */
     void (*patchify_fwd)(struct kctx *, struct tensor y, struct tensor x, int p);
     void (*patchify_bwd)(struct kctx *, struct tensor dx, struct tensor dy, int p);
 
@@ -118,8 +123,8 @@ struct kern {
                      struct tensor target);
 };
 
-/* Complete, slow, exact; the oracle of every other backend. Compiled once with real = float and, for the gradient tests,
- * once more with real = double. */
+/* Complete, slow, exact; the oracle of every other backend. Compiled once with real = float and, for the
+ * gradient tests, once more with real = double. */
 extern const struct kern kern_ref;
 
 /* Fills *k for the processor this runs on: kern_ref overridden with AVX2 or AVX-512 kernels.

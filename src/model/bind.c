@@ -56,10 +56,13 @@ static const struct row clip_head_rows[] = {
     NORM(clip, "vision_model.pre_layrnorm", pre, 0),
 };
 static const struct row clip_layer_rows[] = {
-    PAIR(clip_layer, VL "self_attn.k_proj", k, "CC", "C", 0), PAIR(clip_layer, VL "self_attn.v_proj", v, "CC", "C", 0),
-    PAIR(clip_layer, VL "self_attn.q_proj", q, "CC", "C", 0), PAIR(clip_layer, VL "self_attn.out_proj", o, "CC", "C", 0),
+    PAIR(clip_layer, VL "self_attn.k_proj", k, "CC", "C", 0),
+    PAIR(clip_layer, VL "self_attn.v_proj", v, "CC", "C", 0),
+    PAIR(clip_layer, VL "self_attn.q_proj", q, "CC", "C", 0),
+    PAIR(clip_layer, VL "self_attn.out_proj", o, "CC", "C", 0),
     NORM(clip_layer, VL "layer_norm1", ln1, 0),
-    PAIR(clip_layer, VL "mlp.fc1", fc1, "FC", "F", 0), PAIR(clip_layer, VL "mlp.fc2", fc2, "CF", "C", 0),
+    PAIR(clip_layer, VL "mlp.fc1", fc1, "FC", "F", 0),
+    PAIR(clip_layer, VL "mlp.fc2", fc2, "CF", "C", 0),
     NORM(clip_layer, VL "layer_norm2", ln2, 0),
 };
 static const struct row clip_post_rows[] = { NORM(clip, "vision_model.post_layernorm", post, BIND_OPTIONAL) };
@@ -160,7 +163,9 @@ int llava_each(struct llava_model *m, bind_fn fn, void *ctx, struct err *e)
 {
     const struct llama_config *l = &m->cfg.llama;
     const struct clip_config *c = &m->cfg.clip;
-    struct walk w = { fn, ctx, e, PART_LLAMA, { l->C, l->F, l->V, (int64_t)l->H * l->D, (int64_t)l->K * l->D, 0, 0 }, 0 };
+    struct walk w = {
+        fn, ctx, e, PART_LLAMA, { l->C, l->F, l->V, (int64_t)l->H * l->D, (int64_t)l->K * l->D, 0, 0 }, 0
+    };
     int rc = each_llama(&w, &m->llama);
     if (rc < 0 || !m->cfg.has_vision) return rc;
     w.part = PART_PROJECTOR;

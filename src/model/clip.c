@@ -34,7 +34,8 @@ static struct tensor clip_embed(struct op_ctx *o, const struct clip *m, struct t
 {
     int64_t n = pixels.n[0], p = clip_patches(&m->cfg), rows = n * (p + 1);
     int32_t *cls, *pos, *put;
-    struct tensor i_cls = indices(o, rows, 1, &cls), i_pos = indices(o, rows, 1, &pos), i_put = indices(o, n * p, 1, &put);
+    struct tensor i_cls = indices(o, rows, 1, &cls), i_pos = indices(o, rows, 1, &pos),
+                  i_put = indices(o, n * p, 1, &put);
     for (int64_t i = 0; i < rows && cls; i++) {
         cls[i] = i % (p + 1) ? -1 : 0;
         pos[i] = (int32_t)(i % (p + 1));
@@ -52,7 +53,8 @@ int clip_layers_used(const struct clip_config *c, int select_layer)
     return n < 0 || n > c->L ? -1 : n;
 }
 
-struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor pixels, int select_layer, bool select_cls)
+struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor pixels, int select_layer,
+                           bool select_cls)
 {
     int64_t n = pixels.n[0], p = clip_patches(&m->cfg);
     struct tensor x = op_layernorm(o, clip_embed(o, m, pixels), &m->pre, m->cfg.eps);

@@ -23,8 +23,9 @@ static inline int clip_patches(const struct clip_config *c)
     return (c->image / c->patch) * (c->image / c->patch);
 }
 
-/* pixels[N,3,S,S] act -> [N*P,C] (select_cls: [N*(P+1),C]): hidden_states[select_layer] as LLaVA indexes it, where -1 is
- * the output of the last layer and 0 that of pre_layrnorm. */
-struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor pixels, int select_layer, bool select_cls);
+/* pixels[N,3,S,S] act -> [N*P,C] (select_cls: [N*(P+1),C]): hidden_states[select_layer] as LLaVA indexes it,
+ * where -1 is the output of the last layer and 0 that of pre_layrnorm. */
+struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor pixels, int select_layer,
+                           bool select_cls);
 /* Layers that clip_forward runs for this select_layer; -1 when there is no such layer. */
 int clip_layers_used(const struct clip_config *c, int select_layer);

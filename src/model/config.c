@@ -120,8 +120,8 @@ static void read_llama(struct reader *r, struct llama_config *c, bool mistral)
     c->D = integer(r, "head_dim", c->C / c->H);
     limit(r, "head_dim", c->D, 2, 1024);
     if (r->rc >= 0 && (c->D % 2 || c->H % c->K))
-        r->rc = err_set(r->e, ERR_SHAPE, "'%s': %d heads, %d key/value heads and head size %d do not fit", r->path, c->H,
-                        c->K, c->D);
+        r->rc = err_set(r->e, ERR_SHAPE, "'%s': %d heads, %d key/value heads and head size %d do not fit",
+                        r->path, c->H, c->K, c->D);
     c->max_pos = integer(r, "max_position_embeddings", mistral ? 131072 : 2048);
     limit(r, "max_position_embeddings", c->max_pos, 1, 1 << 20);
     /* null says none, absence leaves the class's default */
@@ -256,7 +256,8 @@ static void read_hf(struct reader *r, struct llava_config *c, bool next)
     const char *strategy = string(r, "vision_feature_select_strategy", "default");
     c->select_cls = !strcmp(strategy, "full");
     if (!c->select_cls && strcmp(strategy, "default") != 0)
-        r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': unexpected vision_feature_select_strategy '%s'", r->path, strategy);
+        r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': unexpected vision_feature_select_strategy '%s'",
+                        r->path, strategy);
     const char *act = string(r, "projector_hidden_act", "gelu");
     if (strcmp(act, "gelu") != 0)
         r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': projector_hidden_act '%s' is not supported", r->path, act);
@@ -269,7 +270,8 @@ static void read_hf(struct reader *r, struct llava_config *c, bool next)
             r->rc = pinpoints_parse(&c->pinpoints, list, sizeof list - 1, true, r->e);
         }
     } else if (!strcmp(string(r, "image_aspect_ratio", "square"), "pad")) {
-        c->aspect = ASPECT_PAD; /* not transformers' key: kept by `llava convert` so that pictures are treated as trained */
+        c->aspect = ASPECT_PAD; /* not transformers' key: kept by `llava convert` so that pictures are treated
+                                   as trained */
     }
 }
 

@@ -25,7 +25,8 @@ struct llama {
 struct llama_seq {
     struct tensor pos;   /* [T] position of each token: its angle in RoPE */
     struct tensor range; /* [T,2] rows of k and v that each token sees: [from, to) */
-    struct tensor row;   /* [T] cache row where each token's k and v are put; p NULL: no cache, they are this call's own */
+    struct tensor row;   /* [T] cache row where each token's k and v are put; p NULL: no cache, they are this
+                            call's own */
 };
 struct llama_cache {
     struct tensor k, v; /* [S,K*D] of one layer */
@@ -34,8 +35,9 @@ struct llama_cache {
 /* Fills table[max_pos,D] with cos | sin of pos * theta^(-2i/D), scaled as cfg says.  arXiv:2104.09864 */
 void llama_rope_table(const struct llama_config *c, struct tensor table);
 
-/* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache: one per layer,
- * or NULL. With a tape each layer is checkpointed when `checkpoint` says so; seq must then live until tape_back. */
+/* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache:
+ * one per layer, or NULL. With a tape each layer is checkpointed when `checkpoint` says so; seq must then
+ * live until tape_back. */
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
                             const struct llama_cache *cache, bool checkpoint);
 /* h[T,C] -> logits [T,V] */

@@ -20,6 +20,8 @@ struct llava_model {
     int n_weights;                            /* the later set's is used */
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
+    struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
+    bool tower_inside;                        /* the tower's weights are in the checkpoint */
     enum dtype dtype;                         /* what was asked for, or chosen */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
@@ -67,14 +69,20 @@ struct llava_source {
     /* How an org/name (a tower's) becomes a folder: the hub's function, or NULL to allow folders only. */
     int (*locate)(char **dir, const char *name, struct err *e);
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
-    bool auto_dtype;       /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are stored */
-    enum dtype dtype;      /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in f32) */
+    bool auto_dtype;  /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are
+                         stored */
+    enum dtype dtype; /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in
+                         f32) */
     bool text_only;        /* don't load the tower */
+    bool tower_by_name;    /* leave a tower closed that is neither in the checkpoint nor beside it (for saving) */
+    bool unmerged; /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see
+                      save.h) */
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);
 /* Random parameters of the given shapes, in memory; reproducible. */
-int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e);
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed,
+                       struct err *e);
 void llava_model_close(struct llava_model *m); /* accepts a zeroed one */
 /* cos|sin for positions [0, n). Must be called once before forward; takes its memory from m->own_more. */
 int llava_model_context(struct llava_model *m, int n, struct err *e);

@@ -25,7 +25,7 @@ static int entry_order(const void *a, const void *b)
 }
 
 /* Canonical names of a set, added to the index; of two with one name the later set's wins. */
-static int index_add(struct index *ix, const struct weights *w, struct err *e)
+int index_add(struct index *ix, const struct weights *w, struct err *e)
 {
     size_t n = weights_count(w);
     struct entry *at = realloc(ix->at, (ix->n + n + 1) * sizeof *at);
@@ -78,14 +78,13 @@ struct binder {
 };
 
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
-static enum dtype kept_type(const struct binder *b, const struct bind_row *r, enum dtype file)
+enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file)
 {
-    if (b->s->keep_dtype) return file;
-    if (!(r->flags & BIND_DECAY) || b->m->dtype == DT_F32) return file == DT_F64 ? DT_F32 : file;
-    return b->m->dtype;
+    if (!(r->flags & BIND_DECAY) || want == DT_F32) return file == DT_F64 ? DT_F32 : file;
+    return want;
 }
 
-static int check_shape(const struct bind_row *r, const struct weight *w, struct err *e)
+int bind_check(const struct bind_row *r, const struct weight *w, struct err *e)
 {
     struct tensor want = { .nd = (int8_t)r->nd };
     memcpy(want.n, r->shape, sizeof want.n);
@@ -102,7 +101,7 @@ static int check_shape(const struct bind_row *r, const struct weight *w, struct 
 }
 
 /* Kernels see matrices as [rows, cols]: a convolution's [C,3,p,p] as [C,3*p*p], one-row tables as [1,C]. */
-static struct tensor as_seen(const struct bind_row *r, void *p, enum dtype t)
+struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t)
 {
     bool one_row = strstr(r->name, "class_embedding") || strstr(r->name, "image_newline");
     if (r->nd == 1) return one_row ? tensor_2d(p, t, 1, r->shape[0]) : tensor_1d(p, t, r->shape[0]);
@@ -119,20 +118,23 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
         if (r->flags & BIND_OPTIONAL) return 0;
         return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, b->s->path);
     }
-    int rc = check_shape(r, w, e);
+    int rc = bind_check(r, w, e);
     if (rc < 0) return rc;
-    enum dtype file = (enum dtype)w->t.type, keep = kept_type(b, r, file);
+    enum dtype file = (enum dtype)w->t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
-    struct tensor t = as_seen(r, w->t.p, file);
-    if (keep != file || pair) {
+    struct tensor t = bind_view(r, w->t.p, file);
+    if (pair && b->s->unmerged) {
+        rc = lora_fits(pair, t, e);
+        pair->used = true;
+    } else if (keep != file || pair) {
         size_t bytes = (size_t)tensor_count(t) * dtype_bytes(keep);
         b->bytes += bytes + ARENA_ALIGN;
         if (b->count) return 0;
         void *p = arena_take(&b->m->own, bytes);
-        if (pair) rc = lora_merge(pair, as_seen(r, p, keep), t, e);
+        if (pair) rc = lora_merge(pair, bind_view(r, p, keep), t, e);
         else dtype_convert(p, keep, t.p, file, tensor_count(t));
-        t = as_seen(r, p, keep);
+        t = bind_view(r, p, keep);
     }
     r->param->w = t;
     r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
@@ -196,7 +198,10 @@ static int find_tower(struct llava_model *m, const struct llava_source *s, struc
 {
     const char *name = s->clip_path ? s->clip_path : m->cfg.tower, *slash = strrchr(name, '/');
     const char *last = slash && slash[1] ? slash + 1 : name;
-    const char *parts[][3] = { { "", "", name }, { s->path, "/", name }, { s->path, "/../", name }, { s->path, "/", last },
+    const char *parts[][3] = { { "", "", name },
+                               { s->path, "/", name },
+                               { s->path, "/../", name },
+                               { s->path, "/", last },
                                { s->path, "/../", last } };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char path[4096];
@@ -223,23 +228,49 @@ static int clip_from_shapes(struct llava_config *c, const struct index *ix, stru
         return err_set(e, ERR_MISSING, "the checkpoint's vision tower is not whole and '%s' is not there", c->tower);
     int64_t width = patch->t.n[0], p = patch->t.n[2], side = (int64_t)lround(sqrt((double)(pos->t.n[0] - 1)));
     if (width < 64 || width > 1024 || width % 64 || p < 1 || p > 64 || side < 1 || side > 256 || fc1->t.n[0] > 1 << 16)
-        return err_set(e, ERR_MISSING, "the checkpoint holds a vision tower but '%s', which says how it is built, is not there "
-                       "(--vision-tower gives its folder)", c->tower);
+        return err_set(
+            e, ERR_MISSING,
+            "the checkpoint holds a vision tower but '%s', which says how it is built, is not there "
+            "(--vision-tower gives its folder)",
+            c->tower);
     log_warn("'%s' is not there: the vision tower in the checkpoint is taken for a CLIP with heads of 64", c->tower);
     int layers = 0;
     for (char name[NAME_MAX_BYTES];; layers++) {
         snprintf(name, sizeof name, "vision_model.encoder.layers.%d.mlp.fc1.weight", layers);
         if (!index_find(ix, name)) break;
     }
-    c->clip = (struct clip_config){ (int)width, (int)fc1->t.n[0], layers, (int)width / 64, (int)(side * p), (int)p, 1e-5f,
-                                    true };
+    c->clip = (struct clip_config){ (int)width,      (int)fc1->t.n[0], layers, (int)width / 64,
+                                    (int)(side * p), (int)p,           1e-5f,  true };
     return 0;
 }
 
-static int open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
+static bool tower_inside(const struct index *ix)
 {
-    bool inside = index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
+    return index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
+}
+
+/* Must the tower be opened? Not when its name is enough: it is on the hub or in a fixed place, and nothing of
+ * it changes. */
+static bool tower_wanted(struct llava_model *m, const struct llava_source *s, const struct index *ix,
+                         const struct lora_set *lora)
+{
+    const struct llava_config *c = &m->cfg;
+    if (!s->tower_by_name || c->has_clip || !c->mm_hidden || tower_inside(ix)) return true;
+    for (size_t i = 0; i < lora->n; i++)
+        if (!strncmp(lora->pair[i].name, "vision_model.", 13)) return true;
+    if (s->clip_path || *c->tower == '/' || (*c->tower != '.' && strchr(c->tower, '/'))) return false; /* ORG/NAME */
+    struct llava_source here = { .path = s->path };
+    bool found = find_tower(m, &here, NULL) >= 0;
+    free(m->clip_dir);
+    m->clip_dir = NULL;
+    return found;
+}
+
+int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
+{
+    bool inside = tower_inside(ix);
     int rc = 0;
+    m->tower_inside = inside;
     if (!m->cfg.has_clip) {
         struct err why = { 0 };
         rc = find_tower(m, s, &why);
@@ -270,7 +301,7 @@ static int check_vision(struct llava_model *m, const char *path, struct err *e)
     return 0;
 }
 
-static int make_layers(struct llava_model *m, struct err *e)
+int model_make_layers(struct llava_model *m, struct err *e)
 {
     m->llama.cfg = m->cfg.llama;
     m->clip.cfg = m->cfg.clip;
@@ -281,7 +312,7 @@ static int make_layers(struct llava_model *m, struct err *e)
 }
 
 /* What kind of folder: the files in it say. */
-static int open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
+int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
                       struct err *e)
 {
     bool adapter = exists(s->path, "adapter_config.json");
@@ -309,22 +340,33 @@ out:
     return rc;
 }
 
+/* Hands the adapters to the model, for whoever merges them one at a time. */
+static int keep_lora(struct llava_model *m, struct lora_set *lora, struct err *e)
+{
+    m->lora = malloc(sizeof *m->lora);
+    if (!m->lora) return err_set(e, ERR_NOMEM, "no memory for an adapter");
+    *m->lora = *lora;
+    *lora = (struct lora_set){ 0 };
+    return 0;
+}
+
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
     *m = (struct llava_model){ 0 };
     struct index ix = { 0 };
     struct lora_set lora = { 0 };
     int rc;
-    TRY(open_files(m, s, &ix, &lora, e));
+    TRY(model_open_files(m, s, &ix, &lora, e));
     if (s->text_only) m->cfg.has_vision = m->cfg.has_clip = false;
-    if (m->cfg.has_vision) {
-        TRY(open_tower(m, s, &ix, e));
+    if (m->cfg.has_vision && tower_wanted(m, s, &ix, &lora)) {
+        TRY(model_open_tower(m, s, &ix, e));
         TRY(check_vision(m, s->path, e));
     }
-    TRY(make_layers(m, e));
+    TRY(model_make_layers(m, e));
     choose_dtype(m, s, &ix);
     TRY(bind_all(m, s, &ix, &lora, e));
     TRY(lora_check_used(&lora, s->path, e));
+    if (s->unmerged && lora.n) TRY(keep_lora(m, &lora, e));
 out:
     lora_close(&lora);
     free(ix.at);
@@ -337,6 +379,8 @@ void llava_model_close(struct llava_model *m)
     free(m->llama.layer);
     free(m->clip.layer);
     free(m->clip_dir);
+    if (m->lora) lora_close(m->lora);
+    free(m->lora);
     for (int i = 0; i < m->n_weights; i++) weights_close(m->weights[i]);
     arena_fini(&m->own);
     arena_fini(&m->own_more);
@@ -374,7 +418,7 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     (void)e;
     bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
     enum dtype type = matrix ? z->dtype : DT_F32;
-    struct tensor t = as_seen(r, NULL, type);
+    struct tensor t = bind_view(r, NULL, type);
     z->bytes += tensor_bytes(t) + ARENA_ALIGN;
     if (z->count) return 0;
     t.p = arena_take(&z->m->own, tensor_bytes(t));
@@ -385,13 +429,15 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     } else {
 #pragma omp parallel for schedule(static)
         for (int64_t at = 0; at < n; at += NOISE)
-            dtype_convert((char *)t.p + (size_t)at * dtype_bytes(type), type, z->noise, DT_F32, n - at < NOISE ? n - at : NOISE);
+            dtype_convert((char *)t.p + (size_t)at * dtype_bytes(type), type, z->noise, DT_F32,
+                          n - at < NOISE ? n - at : NOISE);
     }
     r->param->w = t;
     return 0;
 }
 
-int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed, struct err *e)
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed,
+                       struct err *e)
 {
     *m = (struct llava_model){ .cfg = *cfg, .dtype = dtype };
     float *noise = malloc(NOISE * sizeof *noise);
@@ -401,7 +447,7 @@ int llava_model_random(struct llava_model *m, const struct llava_config *cfg, en
     for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
     struct randomiser z = { .m = m, .dtype = dtype, .noise = noise, .count = true };
     int rc;
-    TRY(make_layers(m, e));
+    TRY(model_make_layers(m, e));
     TRY(llava_each(m, random_one, &z, e));
     TRY(arena_init(&m->own, z.bytes, e));
     z.count = false;

@@ -8,11 +8,29 @@ struct entry {
     int rank; /* of two entries with one name, the higher wins */
 };
 struct index {
-    struct entry *at; /* sorted by name */
+    struct entry *at; /* sorted by name; the caller's, to free() */
     size_t n;
     int rank;
 };
+/* Adds the canonical names of a set; of two with one name the later set's wins. */
+int index_add(struct index *ix, const struct weights *w, struct err *e);
 const struct weight *index_find(const struct index *ix, const char *name); /* NULL: none */
+
+/* Does the tensor of a file fit the row? Error: names both shapes, or the type. */
+int bind_check(const struct bind_row *r, const struct weight *w, struct err *e);
+
+/* The type that a parameter is kept in when its file has `file` and `want` is asked for. */
+enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file);
+/* Data of a file's shape as kernels see it. */
+struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t);
+
+/* The steps of llava_model_open, for `inspect`, which goes on where one fails: configuration and files (of an
+ * adapter its own and its base's); the tower; the arrays of layers. */
+struct lora_set;
+int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
+                     struct err *e);
+int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e);
+int model_make_layers(struct llava_model *m, struct err *e);
 
 /* A LoRA folder: pairs of matrices by the canonical name of the weight they change. */
 struct lora_pair {
@@ -29,6 +47,8 @@ struct lora_set {
 int lora_open(struct lora_set *set, const char *dir, struct err *e);
 void lora_close(struct lora_set *set); /* accepts a zeroed one */
 struct lora_pair *lora_find(struct lora_set *set, const char *name);
+/* Are the matrices of the right size for w? */
+int lora_fits(const struct lora_pair *p, struct tensor w, struct err *e);
 /* out = w + scale * B A, sums in f32, rounded once into out's type. Marks the pair as used. */
 int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct err *e);
 /* An adapter for a weight that the model does not have is an error that names it. */

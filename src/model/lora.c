@@ -56,7 +56,8 @@ static double pattern(const json_t *o, const char *module, double otherwise)
     return otherwise;
 }
 
-/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> canonical weight name, 'A' or 'B'; 0: no */
+/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> canonical weight name, 'A' or
+ * 'B'; 0: no */
 static char adapter_key(char *out, size_t size, const char *name)
 {
     if (!strncmp(name, "base_model.model.", 17)) name += 17;
@@ -78,7 +79,9 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
 {
     char name[NAME_MAX_BYTES];
     char which = adapter_key(name, sizeof name, w->name);
-    if (!which) return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name, w->file);
+    if (!which)
+        return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name,
+                       w->file);
     size_t i = 0;
     while (i < set->n && strcmp(set->pair[i].name, name) != 0) i++;
     if (i == set->n) {
@@ -89,7 +92,8 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
         snprintf(set->pair[i].name, sizeof set->pair[i].name, "%s", name);
         char module[NAME_MAX_BYTES];
         snprintf(module, sizeof module, "%.*s", (int)(strlen(name) - 7), name);
-        double r = pattern(c->rank_pattern, module, (double)c->rank), alpha = pattern(c->alpha_pattern, module, c->alpha);
+        double r = pattern(c->rank_pattern, module, (double)c->rank),
+               alpha = pattern(c->alpha_pattern, module, c->alpha);
         set->pair[i].scale = alpha / (c->rslora ? sqrt(r) : r);
     }
     if (which == 'A') set->pair[i].a = w;
@@ -137,48 +141,76 @@ struct lora_pair *lora_find(struct lora_set *set, const char *name)
     return set->n ? bsearch(&key, set->pair, set->n, sizeof key, pair_order) : NULL;
 }
 
-/* Rows are independent: each thread makes whole rows in f32 and rounds them once. */
+int lora_fits(const struct lora_pair *p, struct tensor w, struct err *e)
+{
+    if (w.nd == 2 && p->a->t.n[1] == w.n[1] && p->b->t.n[0] == w.n[0]) return 0;
+    return err_set(e, ERR_SHAPE, "adapter of '%s' is for [%lld, %lld], the base has [%lld, %lld]", p->name,
+                   (long long)p->b->t.n[0], (long long)p->a->t.n[1], (long long)w.n[0], (long long)w.n[1]);
+}
+
+enum { TILE_ROWS = 4, TILE_COLS = 1024 }; /* of B A: sums stay in the first cache, rows of A are used for four */
+
+/* sum = B[4,R] A[R,cols of I]. Each sum runs over r from 0 up, in f32. */
+static void tile_product(float sum[TILE_ROWS][TILE_COLS], const float *a, const float *b, int64_t R, int64_t I,
+                         int64_t cols)
+{
+    memset(sum, 0, sizeof(float) * TILE_ROWS * TILE_COLS);
+    for (int64_t r = 0; r < R; r++) {
+        const float *x = a + r * I;
+        float b0 = b[r], b1 = b[R + r], b2 = b[2 * R + r], b3 = b[3 * R + r];
+#pragma omp simd
+        for (int64_t i = 0; i < cols; i++) {
+            sum[0][i] += b0 * x[i];
+            sum[1][i] += b1 * x[i];
+            sum[2][i] += b2 * x[i];
+            sum[3][i] += b3 * x[i];
+        }
+    }
+}
+
+/* n elements from `at` on: out = w + scale * sum, rounded once. */
+static void tile_put(struct tensor out, struct tensor w, int64_t at, int64_t n, const float *sum, float scale)
+{
+    float row[TILE_COLS];
+    enum dtype from = (enum dtype)w.type, to = (enum dtype)out.type;
+    dtype_convert(row, DT_F32, (char *)w.p + (size_t)at * dtype_bytes(from), from, n);
+    for (int64_t i = 0; i < n; i++) row[i] += scale * sum[i];
+    dtype_convert((char *)out.p + (size_t)at * dtype_bytes(to), to, row, DT_F32, n);
+}
+
 int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct err *e)
 {
-    int64_t O = w.n[0], I = w.n[1], R = p->a->t.n[0];
-    if (p->a->t.n[1] != I || p->b->t.n[0] != O)
-        return err_set(e, ERR_SHAPE, "adapter of '%s' is for [%lld, %lld], the base has [%lld, %lld]", p->name,
-                       (long long)p->b->t.n[0], (long long)p->a->t.n[1], (long long)O, (long long)I);
-    float *a = malloc((size_t)(R * I) * sizeof *a), *b = malloc((size_t)(O * R) * sizeof *b);
-    bool failed = !a || !b;
-    if (!failed) {
+    int rc = lora_fits(p, w, e);
+    if (rc < 0) return rc;
+    int64_t O = w.n[0], I = w.n[1], R = p->a->t.n[0], rows = (O + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    float *a = malloc((size_t)(R * I) * sizeof *a), *b = calloc((size_t)(rows * R), sizeof *b);
+    if (a && b) {
         dtype_convert(a, DT_F32, p->a->t.p, (enum dtype)p->a->t.type, R * I);
         dtype_convert(b, DT_F32, p->b->t.p, (enum dtype)p->b->t.type, O * R);
-    }
-#pragma omp parallel if (!failed)
-    {
-        float *sum = malloc((size_t)I * sizeof *sum), *row = malloc((size_t)I * sizeof *row);
-        if (!sum || !row) failed = true; /* every writer writes the same value */
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t o = 0; o < O; o++) {
-            if (failed) continue;
-            memset(sum, 0, (size_t)I * sizeof *sum);
-            for (int64_t r = 0; r < R; r++)
-                for (int64_t i = 0; i < I; i++) sum[i] += b[o * R + r] * a[r * I + i];
-            dtype_convert(row, DT_F32, (char *)w.p + (size_t)(o * I) * dtype_bytes((enum dtype)w.type), (enum dtype)w.type, I);
-            for (int64_t i = 0; i < I; i++) row[i] += (float)p->scale * sum[i];
-            dtype_convert((char *)out.p + (size_t)(o * I) * dtype_bytes((enum dtype)out.type), (enum dtype)out.type, row, DT_F32, I);
-        }
-        free(sum);
-        free(row);
+#pragma omp parallel for schedule(static)
+        for (int64_t o = 0; o < O; o += TILE_ROWS)
+            for (int64_t i = 0; i < I; i += TILE_COLS) {
+                float sum[TILE_ROWS][TILE_COLS];
+                int64_t cols = I - i < TILE_COLS ? I - i : TILE_COLS;
+                tile_product(sum, a + i, b + o * R, R, I, cols);
+                for (int64_t k = 0; k < TILE_ROWS && o + k < O; k++)
+                    tile_put(out, w, (o + k) * I + i, cols, sum[k], (float)p->scale);
+            }
+        p->used = true;
+    } else {
+        rc = err_set(e, ERR_NOMEM, "no memory to merge '%s'", p->name);
     }
     free(a);
     free(b);
-    p->used = true;
-    return failed ? err_set(e, ERR_NOMEM, "no memory to merge '%s'", p->name) : 0;
+    return rc;
 }
 
 int lora_check_used(const struct lora_set *set, const char *dir, struct err *e)
 {
     for (size_t i = 0; i < set->n; i++)
         if (!set->pair[i].used)
-            return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir, set->pair[i].name);
+            return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir,
+                           set->pair[i].name);
     return 0;
 }
 

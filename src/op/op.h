@@ -84,13 +84,16 @@ struct tensor tape_want(struct op_ctx *o, struct tensor x);
 
 /* ---- ops. x is [T,C] unless said; results are new [T,..] tensors of o->type. */
 
-struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l);                        /* [T,I] -> [T,O] */
-struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res); /* + res[T,O] */
+struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l); /* [T,I] -> [T,O] */
+struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l,
+                            struct tensor res); /* + res[T,O] */
 struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps);
 struct tensor op_layernorm(struct op_ctx *o, struct tensor x, const struct layernorm *n, float eps);
-struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos, struct tensor table);          /* in place */
+struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos,
+                      struct tensor table); /* in place */
 /* k,v: this call's own rows, or a cache (then no tape). range[T,2]. scale: 1/sqrt(D). See kern.h attn_fwd. */
-struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v, struct tensor range, int heads);
+struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v,
+                           struct tensor range, int heads);
 struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u);
 struct tensor op_gelu(struct op_ctx *o, struct tensor x);
 struct tensor op_quick_gelu(struct op_ctx *o, struct tensor x);
@@ -103,7 +106,7 @@ struct tensor op_gather(struct op_ctx *o, struct tensor x, struct tensor idx);
 struct tensor op_splice(struct op_ctx *o, struct tensor y, struct tensor x, struct tensor idx);
 /* Rows of x into a cache, in place; never on a tape. */
 void op_store(struct op_ctx *o, struct tensor cache, struct tensor idx, struct tensor x);
-struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch);                                   /* [N,3,S,S] -> [N*g*g,3*p*p] */
+struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch); /* [N,3,S,S] -> [N*g*g,3*p*p] */
 /* Loss of each row, 0 where target < 0: logits[T,V], target[T] I32 -> [T]. */
 struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor target);
 

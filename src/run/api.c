@@ -74,10 +74,20 @@ void llava_info(const struct llava_engine *x, struct llava_info *i)
 {
     const struct engine *g = x->g;
     *i = (struct llava_info){
-        .name = g->name, .model_type = g->model.cfg.model_type, .dtype = dtype_name(g->dtype), .device = "cpu",
-        .kernels = g->kern.name, .threads = g->kc.n_threads, .conversation = g->conversation, .multimodal = g->model.cfg.has_vision,
-        .context = g->context, .vocab = g->model.cfg.llama.V, .width = g->model.cfg.llama.C, .layers = g->model.cfg.llama.L,
-        .weight_bytes = engine_weight_bytes(g), .cache_bytes_per_position = engine_cache_bytes(g),
+        .name = g->name,
+        .model_type = g->model.cfg.model_type,
+        .dtype = dtype_name(g->dtype),
+        .device = "cpu",
+        .kernels = g->kern.name,
+        .threads = g->kc.n_threads,
+        .conversation = g->conversation,
+        .multimodal = g->model.cfg.has_vision,
+        .context = g->context,
+        .vocab = g->model.cfg.llama.V,
+        .width = g->model.cfg.llama.C,
+        .layers = g->model.cfg.llama.L,
+        .weight_bytes = engine_weight_bytes(g),
+        .cache_bytes_per_position = engine_cache_bytes(g),
         .image_positions = g->model.cfg.has_vision ? llava_tile_rows(&g->model) : 0,
     };
 }
@@ -265,7 +275,8 @@ int llava_session_generate(struct llava_session *s, const struct llava_sampling 
 
 /* ---- forward */
 
-static int forward_pictures(struct llava_forward *f, struct engine *g, struct image *const *images, int n, struct err *err)
+static int forward_pictures(struct llava_forward *f, struct engine *g, struct image *const *images, int n,
+                            struct err *err)
 {
     f->width = g->model.cfg.llama.C;
     for (int i = 0; i < n; i++) {
@@ -287,8 +298,8 @@ static int forward_pictures(struct llava_forward *f, struct engine *g, struct im
     return 0;
 }
 
-int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *prompt, struct llava_image *const *images, int n,
-                  struct llava_error *e)
+int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *prompt,
+                  struct llava_image *const *images, int n, struct llava_error *e)
 {
     struct err err = { 0 };
     struct prompt p = { 0 };

@@ -69,7 +69,9 @@ void engine_encode(struct engine *g, const float *pixels, int n, float *out)
     for (int i = 0; i < n; i++) {
         arena_rewind(&g->act, 0);
         struct op_ctx o = context_of(g);
-        struct tensor x = { (void *)(pixels + (size_t)i * 3 * (size_t)(side * side)), DT_F32, 4, 0, { 1, 3, side, side } };
+        struct tensor x = {
+            (void *)(pixels + (size_t)i * 3 * (size_t)(side * side)), DT_F32, 4, 0, { 1, 3, side, side }
+        };
         struct tensor y = llava_encode(&o, &g->model, x);
         memcpy(out + (size_t)i * (size_t)tensor_count(y), y.p, tensor_bytes(y));
     }
@@ -214,7 +216,8 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
 {
     int most = g->model.cfg.llama.max_pos, rc;
     if (context > most)
-        return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", context, most, g->name);
+        return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", context,
+                       most, g->name);
     g->context = context > 0 ? context : most;
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
     g->dtype = g->kv_type = g->model.dtype;
@@ -343,6 +346,24 @@ int engine_random(struct engine **ret, const char *preset, const char *dtype, in
     g = NULL;
 out:
     engine_close(g);
+    return rc;
+}
+
+int engine_plan(size_t *ret, const struct llava_model *m, enum dtype dtype, int context, struct err *e)
+{
+    struct engine *g;
+    int rc = engine_new(&g, e);
+    if (rc < 0) return rc;
+    g->model = *m;
+    g->dtype = g->kv_type = dtype;
+    g->context = context;
+    g->chunk = context < CHUNK ? context : CHUNK;
+    g->model.llama.rope = tensor_2d(g, DT_F32, context, m->cfg.llama.D); /* a shape: nothing is read */
+    kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
+    rc = plan(g, e);
+    *ret = g->act.cap + (size_t)context * (size_t)m->cfg.llama.D * sizeof(float);
+    arena_fini(&g->act);
+    free(g);
     return rc;
 }
 

@@ -30,6 +30,10 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
 int engine_random(struct engine **ret, const char *preset, const char *dtype, int context, int threads, struct err *e);
 void engine_close(struct engine *g);
 
+/* Bytes besides weights and caches that a session of `context` positions needs: activations of the largest
+ * step, and the table of RoPE. Needs the parameters' shapes only. */
+int engine_plan(size_t *ret, const struct llava_model *m, enum dtype dtype, int context, struct err *e);
+
 /* Bytes that one decode step reads: the language model's weights, and the cache of one position. */
 int64_t engine_weight_bytes(const struct engine *g);
 int64_t engine_cache_bytes(const struct engine *g);

@@ -40,7 +40,8 @@ int image_new(struct image **ret, struct engine *g, const struct picture *pic, s
     }
     int side = c->clip.image;
     if (im->pixels.w != side || im->pixels.h != side) {
-        rc = err_set(e, ERR_SHAPE, "the picture processor of '%s' makes pictures of %dx%d, its vision tower reads %dx%d",
+        rc = err_set(e, ERR_SHAPE,
+                     "the picture processor of '%s' makes pictures of %dx%d, its vision tower reads %dx%d",
                      g->name, im->pixels.w, im->pixels.h, side, side);
         image_free(im);
         return rc;
@@ -126,8 +127,8 @@ static int prompt_expand(struct prompt *p, struct image *const *images, struct e
     return 0;
 }
 
-int prompt_make(struct prompt *p, struct engine *g, const char *text, struct image *const *images, int n, double *image_s,
-                struct err *e)
+int prompt_make(struct prompt *p, struct engine *g, const char *text, struct image *const *images, int n,
+                double *image_s, struct err *e)
 {
     const struct llava_config *c = &g->model.cfg;
     *p = (struct prompt){ .ids = ids_make(IDS_MAX) };
@@ -142,8 +143,8 @@ int prompt_make(struct prompt *p, struct engine *g, const char *text, struct ima
                         g->name));
     }
     if (marks != n)
-        TRY(err_set(e, ERR_USAGE, "the prompt has %d \"<image>\" and there %s %d picture%s", marks, n == 1 ? "is" : "are", n,
-                    n == 1 ? "" : "s"));
+        TRY(err_set(e, ERR_USAGE, "the prompt has %d \"<image>\" and there %s %d picture%s", marks,
+                    n == 1 ? "is" : "are", n, n == 1 ? "" : "s"));
     for (int i = 0; i < n; i++) TRY(image_encode(images[i], g, image_s, e));
     TRY(prompt_expand(p, images, e));
     if (c->text_max > 0 && p->n > c->text_max) { /* the reference cuts after splicing, silently */
@@ -224,8 +225,8 @@ static void chunk_put(struct chunk *c, int i, int p, int32_t token, int window)
 }
 
 /* Positions from..to of a prompt through the model. Feature rows are copied side by side for the step's gather. */
-static int read_chunk(struct session *s, const struct prompt *p, struct image *const *images, int from, int to, float *all,
-                      struct err *e)
+static int read_chunk(struct session *s, const struct prompt *p, struct image *const *images, int from,
+                      int to, float *all, struct err *e)
 {
     struct engine *g = s->g;
     int n = to - from, width = g->model.cfg.llama.C, vocab = g->model.cfg.llama.V, n_features = 0;
@@ -375,7 +376,8 @@ int session_generate(struct session *s, const struct llava_sampling *o, llava_te
         stream_flush(&s->stream, &piece);
     }
     int steps = s->n - from;
-    double bytes = steps * ((double)engine_weight_bytes(s->g) + (double)engine_cache_bytes(s->g) * (from + steps / 2.0));
+    double bytes =
+        steps * ((double)engine_weight_bytes(s->g) + (double)engine_cache_bytes(s->g) * (from + steps / 2.0));
     if (r->generate_s > 0) r->bytes_per_s = bytes / r->generate_s;
     s->ready = false;
     buf_free(&piece);

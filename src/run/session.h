@@ -29,8 +29,8 @@ struct prompt {
     int n;
 };
 /* Text with "<image>" and pictures to positions: encodes the text, checks the counts, runs the tower. */
-int prompt_make(struct prompt *p, struct engine *g, const char *text, struct image *const *images, int n, double *image_s,
-                struct err *e);
+int prompt_make(struct prompt *p, struct engine *g, const char *text, struct image *const *images, int n,
+                double *image_s, struct err *e);
 void prompt_fini(struct prompt *p);
 
 struct session {

@@ -27,7 +27,8 @@ enum dtype {
 size_t dtype_bytes(enum dtype t);
 bool dtype_is_float(enum dtype t);
 const char *dtype_name(enum dtype t);                    /* "F32", as safetensors writes it */
-int dtype_find(const char *name, enum dtype *ret);       /* "F32" or "f32" or "float32"/"bfloat16"/"float16"; -1: none */
+int dtype_find(const char *name,
+               enum dtype *ret); /* "F32" or "f32" or "float32"/"bfloat16"/"float16"; -1: none */
 int dtype_find_torch(const char *storage, enum dtype *ret); /* "HalfStorage"; -1: none */
 
 /* Round to nearest, ties to even; NaN stays NaN. */

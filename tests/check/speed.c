@@ -1,6 +1,6 @@
-/* The processor's kernels where rows.c, with its small shapes, does not go: products that span several blocks, functions
- * over their whole domain, attention over several sequences in one store; and, with --bench, how fast they are beside what
- * this machine can do.
+/* The processor's kernels where rows.c, with its small shapes, does not go: products that span several
+ * blocks, functions over their whole domain, attention over several sequences in one store; and, with
+ * --bench, how fast they are beside what this machine can do.
  *
  *     speed [--bench [threads [isa]]]
  */
@@ -58,11 +58,11 @@ static struct tensor take(struct setup *s, enum dtype t, int64_t rows, int64_t c
 static struct tensor noise(struct setup *s, enum dtype t, int64_t rows, int64_t cols)
 {
     struct tensor x = take(s, t, rows, cols);
-    float f;
-    for (int64_t i = 0; i < rows * cols; i++) {
-        f = (float)(2 * rng_unit(&s->rng) - 1);
-        dtype_convert((char *)x.p + (size_t)i * dtype_bytes(t), t, &f, DT_F32, 1);
-    }
+    const size_t mark = arena_mark(&s->scratch);
+    float *f = arena_take(&s->scratch, (size_t)(rows * cols) * sizeof *f);
+    for (int64_t i = 0; i < rows * cols; i++) f[i] = (float)(2 * rng_unit(&s->rng) - 1);
+    dtype_convert(x.p, t, f, DT_F32, rows * cols);
+    arena_rewind(&s->scratch, mark);
     return x;
 }
 
@@ -75,23 +75,24 @@ static struct tensor nothing(struct setup *s, int64_t rows, int64_t cols) /* NaN
 
 static double value(struct tensor t, int64_t row, int64_t col)
 {
-    float f;
-    const size_t i = (size_t)(row * tensor_cols(t) + col) * dtype_bytes((enum dtype)t.type);
-    dtype_convert(&f, DT_F32, (char *)t.p + i, (enum dtype)t.type, 1);
-    return (double)f;
+    const int64_t i = row * tensor_cols(t) + col;
+    if (t.type == DT_F32) return (double)((const float *)t.p)[i];
+    const uint16_t h = ((const uint16_t *)t.p)[i];
+    return (double)(t.type == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h));
 }
 
 /* ---- products */
 
-/* Relative error, root mean square over all corners and some elements between, of y = x w^T + b + res; *coarse: of the same
- * with x rounded to bf16 and exact sums. */
+/* Relative error, root mean square over all corners and some elements between, of y = x w^T + b + res;
+ * *coarse: of the same with x rounded to bf16 and exact sums. */
 static double product_error(struct setup *s, const struct tensor *a, double *coarse)
 {
     const int64_t rows = a[0].n[0], cols = a[0].n[1], in = a[1].n[1];
     double diff = 0, diff16 = 0, all = 0;
     for (int n = 0; n < 400; n++) {
         const int64_t t = n % 4 < 2 ? (n & 1) * (rows - 1) : (int64_t)(rng_u64(&s->rng) % (uint64_t)rows);
-        const int64_t o = n % 8 < 4 ? (n & 4 ? 0 : cols - 1 - n / 8 % cols) : (int64_t)(rng_u64(&s->rng) % (uint64_t)cols);
+        const int64_t o =
+            n % 8 < 4 ? (n & 4 ? 0 : cols - 1 - n / 8 % cols) : (int64_t)(rng_u64(&s->rng) % (uint64_t)cols);
         double want = value(a[3], 0, o) + value(a[4], t, o), want16 = want;
         for (int64_t i = 0; i < in; i++) {
             want += value(a[1], t, i) * value(a[2], o, i);
@@ -106,24 +107,26 @@ static double product_error(struct setup *s, const struct tensor *a, double *coa
     return sqrt(diff / all);
 }
 
-static void check_product(struct setup *s, enum dtype type, enum dtype product, int64_t T, int64_t I, int64_t O)
+static void check_product(struct setup *s, enum dtype type, enum dtype product, int64_t T, int64_t I,
+                          int64_t O)
 {
     double coarse;
     s->kc.product = product;
     arena_rewind(&s->data, 0);
-    const struct tensor a[] = { nothing(s, T, O), noise(s, DT_F32, T, I), noise(s, type, O, I), noise(s, type, 1, O),
-                                noise(s, DT_F32, T, O) };
+    const struct tensor a[] = { nothing(s, T, O), noise(s, DT_F32, T, I), noise(s, type, O, I),
+                                noise(s, type, 1, O), noise(s, DT_F32, T, O) };
     s->k.matmul(&s->kc, a[0], a[1], a[2], a[3], a[4]);
     const double e = product_error(s, a, &coarse), exact = 0x1p-24 * (2 + sqrt((double)I) / 4);
     if (!(e <= (product == DT_BF16 && type == DT_BF16 ? 2 * coarse + exact : exact)))
-        fail_msg("%s, product %s, T %d I %d O %d: error %.3g", dtype_name(type), dtype_name(product), (int)T, (int)I,
-                 (int)O, e);
+        fail_msg("%s, product %s, T %d I %d O %d: error %.3g", dtype_name(type), dtype_name(product), (int)T,
+                 (int)I, (int)O, e);
 }
 
 static void test_products_over_blocks(void **state)
 {
-    static const int64_t shape[][3] = { { 1, 2051, 67 },   { 3, 4099, 33 },  { 16, 1030, 130 }, { 17, 1025, 31 },
-                                        { 23, 2050, 100 }, { 25, 5000, 97 }, { 965, 40, 70 },   { 1000, 1100, 35 } };
+    static const int64_t shape[][3] = { { 1, 2051, 67 },  { 3, 4099, 33 },   { 16, 1030, 130 },
+                                        { 17, 1025, 31 }, { 23, 2050, 100 }, { 25, 5000, 97 },
+                                        { 965, 40, 70 },  { 1000, 1100, 35 } };
     struct setup s = { 0 };
     (void)state;
     for (int i = 0; i < 2; i++) {
@@ -146,7 +149,8 @@ static void test_rows_do_not_depend_on_tokens(void **state)
         for (int p = 0; p < 2; p++) {
             if (!setup_begin(&s, isas[i])) continue;
             s.kc.product = p ? DT_BF16 : DT_F32;
-            struct tensor x = noise(&s, DT_F32, MOST, I), w = noise(&s, DT_BF16, O, I), alone = nothing(&s, 1, O);
+            struct tensor x = noise(&s, DT_F32, MOST, I), w = noise(&s, DT_BF16, O, I),
+                          alone = nothing(&s, 1, O);
             s.k.matmul(&s.kc, alone, tensor_slice(x, 0, 1), w, none, none);
             for (int64_t t = 2; t <= MOST; t++) {
                 struct tensor y = nothing(&s, t, O);
@@ -180,9 +184,10 @@ static double silu(double x) { return x / (1 + exp(-x)); }
 static double gelu(double x) { return x * 0.5 * erfc(-x * 0.70710678118654752440); }
 static double quick_gelu(double x) { return x / (1 + exp(-1.702 * x)); }
 
-/* Relative error of f over [-100, 100] and at the ends of f32: 4e-7, and what rounding an argument like 1.702 x does to its
- * exponential. Below `least` the result may lose digits or be zero. */
-static void check_function(const struct tensor x, const struct tensor y, double (*f)(double), const char *name)
+/* Relative error of f over [-100, 100] and at the ends of f32: 4e-7, and what rounding an argument like 1.702
+ * x does to its exponential. Below `least` the result may lose digits or be zero. */
+static void check_function(const struct tensor x, const struct tensor y, double (*f)(double),
+                           const char *name)
 {
     const double least = 1e-34;
     for (int64_t i = 0; i < tensor_count(x); i++) {
@@ -195,7 +200,8 @@ static void check_function(const struct tensor x, const struct tensor y, double 
 
 static void test_functions_over_all_numbers(void **state)
 {
-    static const float ends[] = { 0, -0.0f, 1e-45f, -1e-40f, 3e38f, -3e38f, INFINITY, -INFINITY, NAN, 88.8f, -88.8f };
+    static const float ends[] = { 0,        -0.0f,     1e-45f, -1e-40f, 3e38f, -3e38f,
+                                  INFINITY, -INFINITY, NAN,    88.8f,   -88.8f };
     enum { N = 200003, ENDS = sizeof ends / sizeof *ends };
     struct setup s = { 0 };
     (void)state;
@@ -223,7 +229,8 @@ static void check_sequences(struct setup *s, int64_t sequences, int64_t tokens, 
 {
     enum { H = 4, K = 2, D = 24, ROOM = 150 };
     const int64_t T = sequences * tokens, S = sequences * ROOM;
-    struct tensor q = noise(s, DT_F32, T, H * D), k = noise(s, cache, S, K * D), v = noise(s, cache, S, K * D);
+    struct tensor q = noise(s, DT_F32, T, H * D), k = noise(s, cache, S, K * D),
+                  v = noise(s, cache, S, K * D);
     struct tensor range = take(s, DT_I32, T, 2), y = nothing(s, T, H * D), want = nothing(s, T, H * D);
     struct tensor lse = nothing(s, T, H), want_lse = nothing(s, T, H);
     for (int64_t i = 0; i < sequences; i++) {
@@ -289,7 +296,8 @@ static void run_product(struct setup *s, void *arg)
     }
 }
 
-static void bench_product(struct setup *s, enum dtype type, enum dtype product, const int64_t *n, double ceiling)
+static void bench_product(struct setup *s, enum dtype type, enum dtype product, const int64_t *n,
+                          double ceiling)
 {
     const int64_t T = n[0], I = n[1], O = n[2];
     arena_rewind(&s->data, 0);
@@ -305,9 +313,9 @@ static void bench_product(struct setup *s, enum dtype type, enum dtype product, 
                (char *)some.p + (size_t)(i % 64 * I) * dtype_bytes(type), (size_t)I * dtype_bytes(type));
     b.w.n[0] = O;
     const double t = bench_s(s, run_product, &b) / (double)b.copies, gbs = (double)bytes / t * 1e-9;
-    printf("matmul   %4d x %5d x %5d %-4s %-5s %9.3f ms %7.1f GB/s (%3.0f%% of reading) %7.1f GFLOP/s\n", (int)T, (int)I,
-           (int)O, dtype_name(type), product == DT_BF16 ? "bf16" : "", t * 1e3, gbs, 100 * gbs / ceiling,
-           2e-9 * (double)(T * I * O) / t);
+    printf("matmul   %4d x %5d x %5d %-4s %-5s %9.3f ms %7.1f GB/s (%3.0f%% of reading) %7.1f GFLOP/s\n",
+           (int)T, (int)I, (int)O, dtype_name(type), product == DT_BF16 ? "bf16" : "", t * 1e3, gbs,
+           100 * gbs / ceiling, 2e-9 * (double)(T * I * O) / t);
 }
 
 struct attn_bench {
@@ -326,27 +334,29 @@ static void bench_attn(struct setup *s, const int64_t *n, enum dtype cache)
     const int64_t T = n[0], S = n[1], H = n[2], K = n[3], D = n[4], causal = n[5];
     double pairs = 0;
     arena_rewind(&s->data, 0);
-    struct attn_bench b = { nothing(s, T, H * D), noise(s, DT_F32, T, H * D), noise(s, cache, S, K * D),
-                            noise(s, cache, S, K * D), take(s, DT_I32, T, 2), (int)H };
+    struct attn_bench b = { nothing(s, T, H * D),      noise(s, DT_F32, T, H * D), noise(s, cache, S, K * D),
+                            noise(s, cache, S, K * D), take(s, DT_I32, T, 2),      (int)H };
     for (int64_t t = 0; t < T; t++) {
         ((int32_t *)b.range.p)[2 * t] = 0;
         ((int32_t *)b.range.p)[2 * t + 1] = (int32_t)(causal ? S - T + t + 1 : S);
         pairs += ((int32_t *)b.range.p)[2 * t + 1];
     }
     const double t = bench_s(s, run_attn, &b);
-    printf("attn_fwd T %d S %d H %d K %d D %d %-4s %9.3f ms %7.1f GB/s %7.1f GFLOP/s\n", (int)T, (int)S, (int)H, (int)K,
-           (int)D, dtype_name(cache), t * 1e3, 2e-9 * (double)tensor_bytes(b.k) / t, 4e-9 * pairs * (double)(H * D) / t);
+    printf("attn_fwd T %d S %d H %d K %d D %d %-4s %9.3f ms %7.1f GB/s %7.1f GFLOP/s\n", (int)T, (int)S,
+           (int)H, (int)K, (int)D, dtype_name(cache), t * 1e3, 2e-9 * (double)tensor_bytes(b.k) / t,
+           4e-9 * pairs * (double)(H * D) / t);
 }
 
 static void bench(const char *isa, int n_threads)
 {
-    static const int64_t product[][3] = {
-        { 1, 2048, 5632 },    { 1, 4096, 11008 },   { 4, 4096, 11008 },  { 16, 4096, 11008 }, { 32, 4096, 11008 },
-        { 640, 2048, 2048 },  { 640, 2048, 5632 },  { 640, 5632, 2048 }, { 640, 2048, 256 },  { 640, 4096, 4096 },
-        { 640, 4096, 11008 }, { 577, 1024, 1024 },  { 577, 1024, 4096 } };
-    static const int64_t attn[][6] = { { 577, 577, 16, 16, 64, 0 },  { 640, 640, 32, 32, 64, 1 },
-                                       { 640, 640, 32, 4, 64, 1 },   { 1, 2048, 32, 32, 128, 1 },
-                                       { 1, 2048, 32, 4, 64, 1 },    { 4, 2048, 32, 32, 128, 1 } };
+    static const int64_t product[][3] = { { 1, 2048, 5632 },   { 1, 4096, 11008 },   { 4, 4096, 11008 },
+                                          { 16, 4096, 11008 }, { 32, 4096, 11008 },  { 640, 2048, 2048 },
+                                          { 640, 2048, 5632 }, { 640, 5632, 2048 },  { 640, 2048, 256 },
+                                          { 640, 4096, 4096 }, { 640, 4096, 11008 }, { 577, 1024, 1024 },
+                                          { 577, 1024, 4096 } };
+    static const int64_t attn[][6] = { { 577, 577, 16, 16, 64, 0 }, { 640, 640, 32, 32, 64, 1 },
+                                       { 640, 640, 32, 4, 64, 1 },  { 1, 2048, 32, 32, 128, 1 },
+                                       { 1, 2048, 32, 4, 64, 1 },   { 4, 2048, 32, 32, 128, 1 } };
     struct setup s = { 0 };
     setup_begin(&s, isa ? isa : "avx512");
     kern_init_cpu(&s.k, isa);
@@ -358,7 +368,8 @@ static void bench(const char *isa, int n_threads)
             bench_product(&s, t, DT_F32, product[i], ceiling);
             if (t == DT_BF16) bench_product(&s, t, DT_BF16, product[i], ceiling);
         }
-    for (size_t i = 0; i < sizeof attn / sizeof *attn; i++) bench_attn(&s, attn[i], attn[i][0] > 16 ? DT_F32 : DT_BF16);
+    for (size_t i = 0; i < sizeof attn / sizeof *attn; i++)
+        bench_attn(&s, attn[i], attn[i][0] > 16 ? DT_F32 : DT_BF16);
     setup_end(&s);
 }
 

@@ -1,10 +1,11 @@
 /* The demo model's greedy answers against those of transformers in float32, which tools/demo/eval.py wrote.
  *
  *   demo                            the 64 pictures in tests/golden/demo (part of `make check`)
- *   demo PICTURES EXPECTED.tsv      others: the whole of twemoji or openmoji as tools/demo/make_data.py draws them
+ *   demo PICTURES EXPECTED.tsv      others: the whole of twemoji or openmoji as tools/demo/make_data.py draws
+ * them
  *
- * A line of the table: picture, kind, question, answer, right answer if it differs, and the lead of the answer's closest
- * token in logits where that is so small that rounding may turn it.
+ * A line of the table: picture, kind, question, answer, right answer if it differs, and the lead of the
+ * answer's closest token in logits where that is so small that rounding may turn it.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -64,7 +64,8 @@ static int own_param(void *ctx, const struct bind_row *row, struct err *e)
 static double step_run(struct step *s)
 {
     struct op_ctx *o = &s->o;
-    const struct llama_seq seq = { .pos = tensor_1d(s->pos, DT_I32, s->n), .range = tensor_2d(s->range, DT_I32, s->n, 2) };
+    const struct llama_seq seq = { .pos = tensor_1d(s->pos, DT_I32, s->n),
+                                   .range = tensor_2d(s->range, DT_I32, s->n, 2) };
     arena_rewind(&s->act, 0);
     struct tensor x = op_embed(o, &s->m.llama.embed, tensor_1d(s->token, DT_I32, s->n));
     struct tensor f = llava_encode(o, &s->m, s->pixels);

@@ -1,6 +1,7 @@
-/* Every op of op.h, alone and composed, on the reference kernels in double: gradients of inputs and parameters are those
- * by central differences; using an op twice doubles them; what is frozen is neither touched nor walked and changes no
- * other gradient; a dry run takes the memory that the real one takes; a checkpoint changes no bit and needs less. */
+/* Every op of op.h, alone and composed, on the reference kernels in double: gradients of inputs and
+ * parameters are those by central differences; using an op twice doubles them; what is frozen is neither
+ * touched nor walked and changes no other gradient; a dry run takes the memory that the real one takes; a
+ * checkpoint changes no bit and needs less. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -58,7 +59,10 @@ static struct tensor linear_lora(struct bench *b, const struct tensor *in)
     b->lin[0] = (struct linear){ .w = b->p[0], .lora = &b->lora };
     return op_linear_add(&b->o, in[0], &b->lin[0], in[1]);
 }
-static struct tensor rmsnorm(struct bench *b, const struct tensor *in) { return op_rmsnorm(&b->o, in[0], &b->p[0], eps); }
+static struct tensor rmsnorm(struct bench *b, const struct tensor *in)
+{
+    return op_rmsnorm(&b->o, in[0], &b->p[0], eps);
+}
 static struct tensor layernorm(struct bench *b, const struct tensor *in)
 {
     b->norm = (struct layernorm){ b->p[0], b->p[1] };
@@ -85,7 +89,10 @@ static struct tensor embed(struct bench *b, const struct tensor *in)
 }
 static struct tensor gather(struct bench *b, const struct tensor *in) { return op_gather(&b->o, in[0], b->aux); }
 static struct tensor splice(struct bench *b, const struct tensor *in) { return op_splice(&b->o, in[0], in[1], b->aux); }
-static struct tensor patchify(struct bench *b, const struct tensor *in) { return op_patchify(&b->o, in[0], b->c->number); }
+static struct tensor patchify(struct bench *b, const struct tensor *in)
+{
+    return op_patchify(&b->o, in[0], b->c->number);
+}
 static struct tensor xent(struct bench *b, const struct tensor *in) { return op_xent(&b->o, in[0], b->aux); }
 static struct tensor norm_glu_add(struct bench *b, const struct tensor *in)
 {
@@ -202,7 +209,8 @@ static double objective(struct bench *b)
     return sum;
 }
 
-/* Runs forward `times` times over the same operands, then back; gradients of inputs into din (p NULL: none was made). */
+/* Runs forward `times` times over the same operands, then back; gradients of inputs into din (p NULL: none
+ * was made). */
 static void run(struct bench *b, unsigned frozen_in, int times, struct tensor din[INS])
 {
     struct tensor in[INS];
@@ -356,7 +364,8 @@ static void stack(struct bench *b, bool checkpoint, struct tensor *dx)
     for (int i = 0; i < PARAMS; i++)
         if (b->p[i].g.p) memset(b->p[i].g.p, 0, tensor_bytes(b->p[i].g));
     struct tensor in = tape_want(&b->o, b->in[0]), x = in;
-    for (int i = 0; i < BLOCKS; i++) x = checkpoint ? op_checkpoint(&b->o, block, &b, sizeof b, x) : block(&b->o, &b, x);
+    for (int i = 0; i < BLOCKS; i++)
+        x = checkpoint ? op_checkpoint(&b->o, block, &b, sizeof b, x) : block(&b->o, &b, x);
     b->y = x;
     memcpy(tape_grad(&b->o, x).p, b->dy.p, tensor_bytes(x));
     tape_back(&b->o);
@@ -412,8 +421,10 @@ int main(void)
     struct CMUnitTest tests[CASES + 4] = {
         { "checkpoint of norm_glu_add", test_checkpoint, NULL, NULL, (void *)(uintptr_t)&cases[CASES - 2] },
         { "checkpoint of norm_qkv", test_checkpoint, NULL, NULL, (void *)(uintptr_t)&cases[CASES - 1] },
-        { "frozen checkpoint of norm_glu_add", test_checkpoint_frozen, NULL, NULL, (void *)(uintptr_t)&cases[CASES - 2] },
-        { "frozen checkpoint of norm_qkv", test_checkpoint_frozen, NULL, NULL, (void *)(uintptr_t)&cases[CASES - 1] },
+        { "frozen checkpoint of norm_glu_add", test_checkpoint_frozen, NULL, NULL,
+          (void *)(uintptr_t)&cases[CASES - 2] },
+        { "frozen checkpoint of norm_qkv", test_checkpoint_frozen, NULL, NULL,
+          (void *)(uintptr_t)&cases[CASES - 1] },
     };
     for (int i = 0; i < CASES; i++)
         tests[4 + i] = (struct CMUnitTest){ cases[i].name, test_op, NULL, NULL, (void *)(uintptr_t)&cases[i] };

@@ -1,8 +1,9 @@
 /* Attention backward. Included behind attn_impl.h, whose layout and products it uses.
  *
- * A thread takes one key/value head with all its rows (queries of its group), so that every gradient has one writer. With
- * p = exp(score - lse) and dp = v . dy, the gradient of a score is ds = p (dp - dy . y); then dv += p dy, dk += ds q and
- * dq += ds k, block by block, as products of small matrices. q is scaled beforehand, dq at the end.
+ * A thread takes one key/value head with all its rows (queries of its group), so that every gradient has one
+ * writer. With p = exp(score - lse) and dp = v . dy, the gradient of a score is ds = p (dp - dy . y); then dv
+ * += p dy, dk += ds q and dq += ds k, block by block, as products of small matrices. q is scaled beforehand,
+ * dq at the end.
  */
 struct back {
     const struct attn *a;
@@ -24,10 +25,21 @@ static size_t back_room(struct back *b, float *base)
     const struct {
         float **p;
         size_t n;
-    } piece[] = { { &b->q, rows },          { &b->dyr, rows },        { &b->dqr, rows },        { &b->qt, lanes * pad },
-                  { &b->dyt, lanes * pad }, { &b->lse, lanes },       { &b->delta, lanes },     { &b->from, lanes },
-                  { &b->to, lanes },        { &b->k, KEYS * pad },    { &b->v, KEYS * pad },    { &b->dkb, KEYS * pad },
-                  { &b->dvb, KEYS * pad },  { &b->p, (KEYS + QT) * LANES }, { &b->ds, (KEYS + QT) * LANES } };
+    } piece[] = { { &b->q, rows },
+                  { &b->dyr, rows },
+                  { &b->dqr, rows },
+                  { &b->qt, lanes * pad },
+                  { &b->dyt, lanes * pad },
+                  { &b->lse, lanes },
+                  { &b->delta, lanes },
+                  { &b->from, lanes },
+                  { &b->to, lanes },
+                  { &b->k, KEYS * pad },
+                  { &b->v, KEYS * pad },
+                  { &b->dkb, KEYS * pad },
+                  { &b->dvb, KEYS * pad },
+                  { &b->p, (KEYS + QT) * LANES },
+                  { &b->ds, (KEYS + QT) * LANES } };
     size_t used = 0;
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
         if (base) *piece[i].p = base + used;
@@ -42,7 +54,8 @@ static void back_row(struct back *b, int64_t i)
     const struct attn *a = b->a;
     const bool real = i < b->rows;
     const int64_t at = row_start(a, b->kv, real ? i : 0);
-    const float *q = (const float *)a->q.p + at, *y = (const float *)a->y.p + at, *dy = (const float *)b->dy.p + at;
+    const float *q = (const float *)a->q.p + at, *y = (const float *)a->y.p + at,
+                *dy = (const float *)b->dy.p + at;
     float *qt = b->qt + i / LANES * a->dim * LANES + i % LANES, *dyt = b->dyt + (qt - b->qt);
     double delta = 0;
     for (int64_t d = 0; d < a->dim; d++) {
@@ -141,8 +154,9 @@ static void attn_bwd(struct kctx *kc, struct tensor dq, struct tensor dk, struct
     }
     const struct attn a = attn_of(y, lse, q, k, v, range, heads, scale);
     const int64_t rows = a.tokens * a.group;
-    struct back all = { .a = &a, .dq = dq, .dk = dk, .dv = dv, .dy = dy, .rows = rows,
-                        .blocks = (rows + LANES - 1) / LANES };
+    struct back all = {
+        .a = &a, .dq = dq, .dk = dk, .dv = dv, .dy = dy, .rows = rows, .blocks = (rows + LANES - 1) / LANES
+    };
     const int n_threads = cpu_threads(kc, rows * a.kv_heads * a.dim / 8 * (tensor_rows(k) / 8 + 1));
     const size_t mark = arena_mark(kc->scratch), room = back_room(&all, NULL);
     float *rooms = arena_take(kc->scratch, room * (size_t)n_threads * sizeof *rooms);

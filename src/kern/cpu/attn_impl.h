@@ -1,26 +1,30 @@
-/* Attention forward (the backward is attn_bwd_impl.h): softmax with a running maximum over blocks of keys, after Dao et al., arXiv:2205.14135.
+/* Attention forward (the backward is attn_bwd_impl.h): softmax with a running maximum over blocks of keys,
+ * after Dao et al., arXiv:2205.14135.
  *
- * For one key/value head, "rows" are its queries: (token t, head g of the group), row t*G + g. With many rows, LANES of
- * them lie in the lanes of vectors: scores are kept as [key][row], so that maximum, exponential and sum need no work
- * across lanes, and ranges are compares. With few rows (decode), each row's scores are dot products along D, the keys are
- * split into parts of PART that threads share, and the parts are joined at the end; where they are cut depends on nothing
- * but the position, so results do not depend on the number of threads.
+ * For one key/value head, "rows" are its queries: (token t, head g of the group), row t*G + g. With many
+ * rows, LANES of them lie in the lanes of vectors: scores are kept as [key][row], so that maximum,
+ * exponential and sum need no work across lanes, and ranges are compares. With few rows (decode), each row's
+ * scores are dot products along D, the keys are split into parts of PART that threads share, and the parts
+ * are joined at the end; where they are cut depends on nothing but the position, so results do not depend on
+ * the number of threads.
  */
 #include <math.h>
 
 #include "kern/cpu/math_impl.h"
 
 enum {
-    QV = 3,           /* vectors of rows */
+    QV = 3, /* vectors of rows */
     LANES = QV * VW,
-    KEYS = 64,        /* keys in a block */
+    KEYS = 64, /* keys in a block */
 #ifdef __AVX512F__
-    KT = 8, QT = 12,  /* keys, rows in a tile of registers */
+    KT = 8,
+    QT = 12, /* keys, rows in a tile of registers */
 #else
-    KT = 4, QT = 6,
+    KT = 4,
+    QT = 6,
 #endif
-    DV = 2,           /* vectors of D in a tile of registers */
-    FEW = 6,          /* most rows for which dot products are faster */
+    DV = 2,  /* vectors of D in a tile of registers */
+    FEW = 6, /* most rows for which dot products are faster */
     PART = 256,
 };
 static const float LOW = -1e30f; /* below every score; finite, so that differences are numbers */
@@ -32,12 +36,14 @@ struct attn {
     float scale;
 };
 
-static struct attn attn_of(struct tensor y, struct tensor lse, struct tensor q, struct tensor k, struct tensor v,
-                           struct tensor range, int heads, float scale)
+static struct attn attn_of(struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
+                           struct tensor v, struct tensor range, int heads, float scale)
 {
     int64_t dim = tensor_cols(q) / heads, kv = tensor_cols(k) / dim, pad = DV * VW;
-    return (struct attn){ y, lse, q, k, v, range.p, tensor_rows(q), heads, kv, heads / kv, dim,
-                          (dim + pad - 1) / pad * pad, scale };
+    return (struct attn){
+        y,    lse, q, k, v, range.p, tensor_rows(q), heads, kv, heads / kv, dim, (dim + pad - 1) / pad * pad,
+        scale
+    };
 }
 
 /* Where row r of key/value head `kv` starts in q and y, and which element of lse is its. */
@@ -59,10 +65,10 @@ INLINE vf some_as(const char *p, enum dtype t, int64_t left)
 
 /* A thread's room, in f32. */
 struct room {
-    float *q;      /* [dim_pad][LANES], times scale */
-    float *k, *v;  /* [KEYS][dim_pad], zeros behind dim */
-    float *p;      /* [KEYS][LANES] scores, then exponentials */
-    float *o;      /* [LANES][dim_pad] sums */
+    float *q;     /* [dim_pad][LANES], times scale */
+    float *k, *v; /* [KEYS][dim_pad], zeros behind dim */
+    float *p;     /* [KEYS][LANES] scores, then exponentials */
+    float *o;     /* [LANES][dim_pad] sums */
     float from[LANES], to[LANES], top[LANES], sum[LANES], fade[LANES];
 };
 static size_t room_bytes(const struct attn *a)
@@ -102,23 +108,26 @@ static const char *kv_at(const struct attn *a, struct tensor x, int64_t kv, int6
     return (const char *)x.p + (size_t)((s * a->kv_heads + kv) * a->dim) * dtype_bytes((enum dtype)x.type);
 }
 
-/* Keys or values [s0, s0+n) of a head, and zeros up to `keys`, so that no NaN of old memory meets a zero weight. Asks for
- * those of the next block: they lie too far apart for the processor to guess. */
-static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t n, int64_t keys)
+/* Keys or values [s0, s0+n) of a head, and zeros up to `keys`, so that no NaN of old memory meets a zero
+ * weight. Asks for those of the next block: they lie too far apart for the processor to guess. */
+static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t n,
+                       int64_t keys)
 {
     enum dtype t = (enum dtype)x.type;
     size_t size = dtype_bytes(t), bytes = (size_t)a->dim * size;
     for (int64_t s = 0; s < n; s++, to += a->dim_pad) {
         const char *p = kv_at(a, x, kv, s0 + s), *next = p + (size_t)(KEYS * a->kv_heads) * bytes;
         for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
-        for (int64_t d = 0; d < a->dim; d += VW) vf_store(to + d, some_as(p + (size_t)d * size, t, a->dim - d));
+        for (int64_t d = 0; d < a->dim; d += VW)
+            vf_store(to + d, some_as(p + (size_t)d * size, t, a->dim - d));
     }
     memset(to, 0, (size_t)((keys - n) * a->dim_pad) * sizeof *to);
 }
 
-/* p[key][row] = k . q for `keys` keys k[][dim_pad] and the first qv vectors of rows q[][LANES]. Sums are put down every D_RUN elements: short
- * sums round less. */
-INLINE void scores_of(const struct attn *a, float *out, const float *kb, const float *qb, int64_t keys, int qv)
+/* p[key][row] = k . q for `keys` keys k[][dim_pad] and the first qv vectors of rows q[][LANES]. Sums are put
+ * down every D_RUN elements: short sums round less. */
+INLINE void scores_of(const struct attn *a, float *out, const float *kb, const float *qb, int64_t keys,
+                      int qv)
 {
     enum { D_RUN = 32 };
     for (int64_t d0 = 0; d0 < a->dim; d0 += D_RUN)
@@ -158,12 +167,14 @@ static void soften(struct room *m, int64_t s0, int64_t keys, int qv, bool masked
 {
     for (int j = 0; j < qv; j++) {
         float *p = m->p + j * VW;
-        vf from = vf_load(m->from + j * VW), to = vf_load(m->to + j * VW), old = vf_load(m->top + j * VW), top = old;
+        vf from = vf_load(m->from + j * VW), to = vf_load(m->to + j * VW), old = vf_load(m->top + j * VW),
+           top = old;
         for (int64_t s = 0; s < keys; s++) {
             vf x = vf_load(p + s * LANES);
             if (masked) {
                 vf at = vf_set((float)(s0 + s));
-                x = vf_select(vf_lt(at, to), vf_select(vf_lt(at, from), vf_set(-INFINITY), x), vf_set(-INFINITY));
+                x = vf_select(vf_lt(at, to), vf_select(vf_lt(at, from), vf_set(-INFINITY), x),
+                              vf_set(-INFINITY));
                 vf_store(p + s * LANES, x);
             }
             top = vf_max(x, top);
@@ -180,10 +191,10 @@ static void soften(struct room *m, int64_t s0, int64_t keys, int qv, bool masked
     }
 }
 
-/* out[i][..] = out[i][..] * fade[i] + sum over k < n of x[i*xi + k*xk] b[k][..], for i < rows. Rows of out and b are
- * dim_pad long; x may be read (not used) up to the next whole QT rows. */
-INLINE void weigh(const struct attn *a, float *out, const float *fade, int64_t rows, const float *x, int64_t xi,
-                  int64_t xk, const float *b, int64_t n)
+/* out[i][..] = out[i][..] * fade[i] + sum over k < n of x[i*xi + k*xk] b[k][..], for i < rows. Rows of out
+ * and b are dim_pad long; x may be read (not used) up to the next whole QT rows. */
+INLINE void weigh(const struct attn *a, float *out, const float *fade, int64_t rows, const float *x,
+                  int64_t xi, int64_t xk, const float *b, int64_t n)
 {
     for (int64_t d = 0; d < a->dim; d += DV * VW)
         for (int64_t r = 0; r < rows; r += QT) {
@@ -247,9 +258,11 @@ static void many_rows(struct kctx *kc, const struct attn *a)
 {
     int64_t rows = a->tokens * a->group, blocks = (rows + LANES - 1) / LANES;
     int n_threads = cpu_threads(kc, rows * a->kv_heads * a->dim / 8 * (tensor_rows(a->k) / 8 + 1));
-    size_t mark = arena_mark(kc->scratch), bytes = (room_bytes(a) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    size_t mark = arena_mark(kc->scratch),
+           bytes = (room_bytes(a) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
     char *rooms = arena_take(kc->scratch, bytes * (size_t)n_threads);
-    /* The last blocks of a causal range are the longest: they go first, and no thread ends up with one of them alone. */
+    /* The last blocks of a causal range are the longest: they go first, and no thread ends up with one of
+     * them alone. */
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic)
     for (int64_t i = 0; i < blocks * a->kv_heads; i++)
         lanes_run(a, room_at(a, rooms + bytes * (size_t)omp_get_thread_num()), i % a->kv_heads,
@@ -259,8 +272,8 @@ static void many_rows(struct kctx *kc, const struct attn *a)
 
 /* ---- few rows */
 
-/* One part of some key/value heads: keys [from, to), heads [kv0, kv1). Keys and values are read in the order in which
- * they lie in memory, TILE at a time for all these heads. */
+/* One part of some key/value heads: keys [from, to), heads [kv0, kv1). Keys and values are read in the order
+ * in which they lie in memory, TILE at a time for all these heads. */
 struct part {
     int64_t from, to, kv0, kv1, rows;
     const float *q;   /* [kv_heads*rows][dim_pad], times scale */
@@ -277,7 +290,8 @@ INLINE void prefetch_span(const char *p, size_t bytes)
 
 INLINE void part_scores(const struct attn *a, const struct part *g, enum dtype t)
 {
-    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size, step = (size_t)a->kv_heads * bytes;
+    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size,
+                 step = (size_t)a->kv_heads * bytes;
     for (int64_t s = g->from; s < g->to; s += TILE)
         for (int64_t kv = g->kv0; kv < g->kv1; kv++) {
             const char *k[TILE];
@@ -290,7 +304,8 @@ INLINE void part_scores(const struct attn *a, const struct part *g, enum dtype t
                 vf sum[TILE] = { vf_zero(), vf_zero(), vf_zero(), vf_zero() };
                 for (int64_t d = 0; d < a->dim; d += VW)
                     for (int i = 0; i < TILE; i++)
-                        sum[i] = vf_fma(vf_load(q + d), some_as(k[i] + (size_t)d * size, t, a->dim - d), sum[i]);
+                        sum[i] =
+                            vf_fma(vf_load(q + d), some_as(k[i] + (size_t)d * size, t, a->dim - d), sum[i]);
                 float *p = g->p + ((kv - g->kv0) * g->rows + r) * PART + (s - g->from);
                 for (int i = 0; i < TILE; i++) p[i] = vf_sum(sum[i]);
             }
@@ -318,7 +333,8 @@ static void part_soften(const struct attn *a, const struct part *g, int64_t i)
 
 INLINE void part_weigh(const struct attn *a, const struct part *g, enum dtype t)
 {
-    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size, step = (size_t)a->kv_heads * bytes;
+    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size,
+                 step = (size_t)a->kv_heads * bytes;
     for (int64_t s = g->from; s < g->to; s += TILE)
         for (int64_t kv = g->kv0; kv < g->kv1; kv++) {
             const char *v[TILE];
@@ -368,7 +384,8 @@ static void join(const struct attn *a, const struct shares *sh, int64_t i, int64
 {
     int64_t at = row_start(a, kv, r);
     float *y = (float *)a->y.p + at, top = LOW, sum = 0;
-    for (int64_t j = 0; j < sh->parts; j++) top = sh->top[j * sh->all + i] > top ? sh->top[j * sh->all + i] : top;
+    for (int64_t j = 0; j < sh->parts; j++)
+        top = sh->top[j * sh->all + i] > top ? sh->top[j * sh->all + i] : top;
     memset(y, 0, (size_t)a->dim * sizeof *y);
     for (int64_t j = 0; j < sh->parts; j++) {
         const float c = expf(sh->top[j * sh->all + i] - top), *o = sh->o + (j * sh->all + i) * a->dim_pad;
@@ -398,15 +415,17 @@ static void few_rows(struct kctx *kc, const struct attn *a, int64_t lo, int64_t 
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < all; i++) { /* i = kv*rows + r */
             const float *from = (const float *)a->q.p + row_start(a, i / rows, i % rows);
-            for (int64_t d = 0; d < a->dim_pad; d++) q[i * a->dim_pad + d] = d < a->dim ? from[d] * a->scale : 0;
+            for (int64_t d = 0; d < a->dim_pad; d++)
+                q[i * a->dim_pad + d] = d < a->dim ? from[d] * a->scale : 0;
         }
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < sh.parts * tasks; i++) {
             const int64_t j = i / tasks, kv = i % tasks * heads, at = j * all + kv * rows;
             const int64_t from = (first + j) * PART;
-            part_run(a, &(struct part){ from > lo ? from : lo, least(from + PART, hi), kv,
-                                        least(kv + heads, a->kv_heads), rows, q, p + omp_get_thread_num() * room,
-                                        sh.o + at * a->dim_pad, sh.top + at, sh.sum + at });
+            part_run(a,
+                     &(struct part){ from > lo ? from : lo, least(from + PART, hi), kv,
+                                     least(kv + heads, a->kv_heads), rows, q, p + omp_get_thread_num() * room,
+                                     sh.o + at * a->dim_pad, sh.top + at, sh.sum + at });
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < all; i++) join(a, &sh, i, i / rows, i % rows);
@@ -414,8 +433,8 @@ static void few_rows(struct kctx *kc, const struct attn *a, int64_t lo, int64_t 
     arena_rewind(kc->scratch, mark);
 }
 
-/* How many tokens from t on have ranges that touch each other, and the union of these. What lies between ranges of
- * different sequences is never read: nothing may have been written there yet. */
+/* How many tokens from t on have ranges that touch each other, and the union of these. What lies between
+ * ranges of different sequences is never read: nothing may have been written there yet. */
 static int64_t run_length(const struct attn *a, int64_t t, int64_t *lo, int64_t *hi)
 {
     const int32_t *r = a->range + 2 * t;
@@ -429,14 +448,18 @@ static int64_t run_length(const struct attn *a, int64_t t, int64_t *lo, int64_t 
     return n;
 }
 
-static struct tensor rows_2d(struct tensor t) { return tensor_2d(t.p, (enum dtype)t.type, tensor_rows(t), tensor_cols(t)); }
+static struct tensor rows_2d(struct tensor t)
+{
+    return tensor_2d(t.p, (enum dtype)t.type, tensor_rows(t), tensor_cols(t));
+}
 
 static bool cached(struct tensor t) { return t.type == DT_F32 || t.type == DT_F16 || t.type == DT_BF16; }
 
 static void attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
                      struct tensor v, struct tensor range, int heads, float scale)
 {
-    bool ours = y.type == DT_F32 && q.type == DT_F32 && (!lse.p || lse.type == DT_F32) && cached(k) && k.type == v.type;
+    bool ours = y.type == DT_F32 && q.type == DT_F32 && (!lse.p || lse.type == DT_F32) && cached(k) &&
+                k.type == v.type;
     if (!ours || tensor_rows(k) > 1 << 24) { /* positions are compared as f32 */
         kern_ref.attn_fwd(kc, y, lse, q, k, v, range, heads, scale);
         return;
@@ -445,8 +468,8 @@ static void attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct
     for (int64_t t = 0, n; t < all.tokens; t += n) {
         int64_t lo, hi;
         n = run_length(&all, t, &lo, &hi);
-        struct attn a = attn_of(tensor_slice(rows_2d(y), t, n), lse, tensor_slice(rows_2d(q), t, n), k, v, range,
-                                heads, scale);
+        struct attn a = attn_of(tensor_slice(rows_2d(y), t, n), lse, tensor_slice(rows_2d(q), t, n), k, v,
+                                range, heads, scale);
         a.range += 2 * t;
         if (lse.p) a.lse.p = (float *)lse.p + t * heads;
         if (n * a.group <= FEW) few_rows(kc, &a, lo, hi);

@@ -1,11 +1,12 @@
-/* What the files of the processor's backend share, and what the rest of the program may ask it beyond the table. */
+/* What the files of the processor's backend share, and what the rest of the program may ask it beyond the
+ * table. */
 #pragma once
 #include <omp.h>
 
 #include "kern/kern.h"
 
-/* GB/s at which n_threads read a buffer several times larger than the last cache: what decode is measured against.
- * 0 where there is no memory for it (256 MiB). Takes about 0.1 s. */
+/* GB/s at which n_threads read a buffer several times larger than the last cache: what decode is measured
+ * against. 0 where there is no memory for it (256 MiB). Takes about 0.1 s. */
 double cpu_read_ceiling(int n_threads);
 
 /* ---- within the backend */

@@ -1,5 +1,5 @@
-/* Kernels that work element by element, and rows by index. Tensors of f32 (and, for casts and rows, f16 and bf16); other
- * types are the reference's. */
+/* Kernels that work element by element, and rows by index. Tensors of f32 (and, for casts and rows, f16 and
+ * bf16); other types are the reference's. */
 #include "kern/cpu/math_impl.h"
 
 /* ---- y = f(a, b, c), or y += f(a, b, c) */
@@ -18,7 +18,9 @@ INLINE void map_range(const struct map *m, int64_t from, int64_t n, body f, bool
         int64_t left = from + n - i;
         vf v[3];
         for (int k = 0; k < 3; k++)
-            v[k] = !m->x[k] ? vf_set(m->fixed) : left >= VW ? vf_load(m->x[k] + i) : vf_load_n(m->x[k] + i, left);
+            v[k] = !m->x[k]     ? vf_set(m->fixed)
+                   : left >= VW ? vf_load(m->x[k] + i)
+                                : vf_load_n(m->x[k] + i, left);
         vf y = f(v[0], v[1], v[2]);
         if (plus) y = vf_add(left >= VW ? vf_load(m->y + i) : vf_load_n(m->y + i, left), y);
         if (left >= VW) vf_store(m->y + i, y);
@@ -84,12 +86,27 @@ INLINE vf product(vf a, vf b, vf c)
     return vf_mul(a, b);
 }
 
-static void silu_times_range(const struct map *m, int64_t i, int64_t n) { map_range(m, i, n, silu_times, false); }
-static void silu_times_plus(const struct map *m, int64_t i, int64_t n) { map_range(m, i, n, silu_times, true); }
-static void silu_slope_plus(const struct map *m, int64_t i, int64_t n) { map_range(m, i, n, silu_slope, true); }
+static void silu_times_range(const struct map *m, int64_t i, int64_t n)
+{
+    map_range(m, i, n, silu_times, false);
+}
+static void silu_times_plus(const struct map *m, int64_t i, int64_t n)
+{
+    map_range(m, i, n, silu_times, true);
+}
+static void silu_slope_plus(const struct map *m, int64_t i, int64_t n)
+{
+    map_range(m, i, n, silu_slope, true);
+}
 static void gelu_range(const struct map *m, int64_t i, int64_t n) { map_range(m, i, n, gelu, false); }
-static void gelu_slope_plus(const struct map *m, int64_t i, int64_t n) { map_range(m, i, n, gelu_slope, true); }
-static void quick_gelu_range(const struct map *m, int64_t i, int64_t n) { map_range(m, i, n, quick_gelu, false); }
+static void gelu_slope_plus(const struct map *m, int64_t i, int64_t n)
+{
+    map_range(m, i, n, gelu_slope, true);
+}
+static void quick_gelu_range(const struct map *m, int64_t i, int64_t n)
+{
+    map_range(m, i, n, quick_gelu, false);
+}
 static void quick_gelu_slope_plus(const struct map *m, int64_t i, int64_t n)
 {
     map_range(m, i, n, quick_gelu_slope, true);
@@ -99,7 +116,8 @@ static void product_plus(const struct map *m, int64_t i, int64_t n) { map_range(
 
 static void swiglu_fwd(struct kctx *kc, struct tensor y, struct tensor g, struct tensor u)
 {
-    if (all_f32(y, g, u)) map_run(kc, silu_times_range, (struct map){ y.p, { g.p, u.p }, 0 }, tensor_count(y));
+    if (all_f32(y, g, u))
+        map_run(kc, silu_times_range, (struct map){ y.p, { g.p, u.p }, 0 }, tensor_count(y));
     else kern_ref.swiglu_fwd(kc, y, g, u);
 }
 
@@ -135,7 +153,8 @@ static void quick_gelu_fwd(struct kctx *kc, struct tensor y, struct tensor x)
 static void quick_gelu_bwd(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor x)
 {
     if (!all_f32(dx, dy, x)) kern_ref.quick_gelu_bwd(kc, dx, dy, x);
-    else if (dx.p) map_run(kc, quick_gelu_slope_plus, (struct map){ dx.p, { dy.p, x.p }, 0 }, tensor_count(dx));
+    else if (dx.p)
+        map_run(kc, quick_gelu_slope_plus, (struct map){ dx.p, { dy.p, x.p }, 0 }, tensor_count(dx));
 }
 
 static void add(struct kctx *kc, struct tensor y, struct tensor a, struct tensor b)
@@ -184,8 +203,8 @@ static void cast(struct kctx *kc, struct tensor y, struct tensor x)
     enum dtype to = (enum dtype)y.type, from = (enum dtype)x.type;
 #pragma omp parallel for num_threads(cpu_threads(kc, n)) schedule(static)
     for (int64_t i = 0; i < n; i += CHUNK)
-        span_cast((char *)y.p + (size_t)i * dtype_bytes(to), to, (const char *)x.p + (size_t)i * dtype_bytes(from),
-                  from, n - i < CHUNK ? n - i : CHUNK);
+        span_cast((char *)y.p + (size_t)i * dtype_bytes(to), to,
+                  (const char *)x.p + (size_t)i * dtype_bytes(from), from, n - i < CHUNK ? n - i : CHUNK);
 }
 
 static void rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct tensor idx)
@@ -210,7 +229,8 @@ static void rows_put(struct kctx *kc, struct tensor y, struct tensor idx, struct
     }
 #pragma omp parallel for num_threads(cpu_threads(kc, tensor_count(x))) schedule(static)
     for (int64_t i = 0; i < tensor_count(idx); i++)
-        if (at[i] >= 0) span_cast(row(y, at[i]), (enum dtype)y.type, row(x, i), (enum dtype)x.type, tensor_cols(x));
+        if (at[i] >= 0)
+            span_cast(row(y, at[i]), (enum dtype)y.type, row(x, i), (enum dtype)x.type, tensor_cols(x));
 }
 
 static void rows_get_add(struct kctx *kc, struct tensor y, struct tensor x, struct tensor idx)
@@ -223,7 +243,9 @@ static void rows_get_add(struct kctx *kc, struct tensor y, struct tensor x, stru
     int64_t cols = tensor_cols(x);
 #pragma omp parallel for num_threads(cpu_threads(kc, tensor_count(x))) schedule(static)
     for (int64_t i = 0; i < (y.p ? tensor_count(idx) : 0); i++) {
-        struct map m = { (float *)y.p + i * cols, { (float *)y.p + i * cols, (const float *)x.p + at[i] * cols }, 0 };
+        struct map m = { (float *)y.p + i * cols,
+                         { (float *)y.p + i * cols, (const float *)x.p + at[i] * cols },
+                         0 };
         if (at[i] >= 0) sum_range(&m, 0, cols);
     }
 }

@@ -1,9 +1,11 @@
-/* Large matrix products, blocked after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
+/* Large matrix products, blocked after Goto and van de Geijn, "Anatomy of High-Performance Matrix
+ * Multiplication" (2008).
  *
- * Both sides are copied, a block at a time, into panels that hold for every k the MR (or NR) values that one step of the
- * inner loop needs, converted on the way: to f32, or to pairs of bf16. A step then multiplies MR broadcasts with NV
- * vectors. The panels of `a` are shared by all threads; each thread packs the panels of `b` that it uses. `k` below counts
- * 32-bit lanes: one f32 or one pair. Each element of y is summed by one thread in an order that depends on K only.
+ * Both sides are copied, a block at a time, into panels that hold for every k the MR (or NR) values that one
+ * step of the inner loop needs, converted on the way: to f32, or to pairs of bf16. A step then multiplies MR
+ * broadcasts with NV vectors. The panels of `a` are shared by all threads; each thread packs the panels of
+ * `b` that it uses. `k` below counts 32-bit lanes: one f32 or one pair. Each element of y is summed by one
+ * thread in an order that depends on K only.
  */
 #include "kern/cpu/isa.h"
 
@@ -14,9 +16,9 @@ enum { MR = 6, NV = 2 };
 #endif
 enum {
     NR = NV * VW,
-    KC = 1024,     /* lanes of K in a block */
-    MC = 80 * MR,  /* rows of a in a block */
-    GROUP = 4,     /* panels of b that a thread holds: GROUP*NR*KC*4 bytes, half a core's second-level cache */
+    KC = 1024,    /* lanes of K in a block */
+    MC = 80 * MR, /* rows of a in a block */
+    GROUP = 4,    /* panels of b that a thread holds: GROUP*NR*KC*4 bytes, half a core's second-level cache */
 };
 
 /* ---- packing */
@@ -40,8 +42,9 @@ INLINE vf row_lanes(const char *row, enum dtype t, bool pair, int64_t k, int64_t
     return left >= VW ? vf_load_as(p, t) : vf_load_as_n(p, t, left);
 }
 
-/* dst[k][width] for at most VW rows from r0, elements [k0, k1). A store is VW wide: what it writes past `width` is the
- * next k's, or the room behind the panel. Lanes of rows that do not exist repeat the last row; nobody reads them. */
+/* dst[k][width] for at most VW rows from r0, elements [k0, k1). A store is VW wide: what it writes past
+ * `width` is the next k's, or the room behind the panel. Lanes of rows that do not exist repeat the last row;
+ * nobody reads them. */
 INLINE void pack_by_row(float *dst, int width, const struct cpu_side *s, enum dtype t, bool pair, int64_t r0,
                         int64_t rows, int64_t k0, int64_t k1)
 {
@@ -80,8 +83,8 @@ INLINE void pack_by_k(float *dst, int width, const struct cpu_side *s, enum dtyp
     }
 }
 
-INLINE void pack_as(float *dst, int width, const struct cpu_side *s, enum dtype t, bool pair, int64_t r0, int64_t rows,
-                    int64_t k0, int64_t k1)
+INLINE void pack_as(float *dst, int width, const struct cpu_side *s, enum dtype t, bool pair, int64_t r0,
+                    int64_t rows, int64_t k0, int64_t k1)
 {
     if (s->by_k) pack_by_k(dst, width, s, t, pair, r0, rows, k0, k1);
     else pack_by_row(dst, width, s, t, pair, r0, rows, k0, k1);
@@ -145,7 +148,8 @@ static void put_corner(struct target to, const float *t, int64_t rows, int64_t c
         }
 }
 
-INLINE void tile(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int64_t rows, int64_t cols)
+INLINE void tile(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int64_t rows,
+                 int64_t cols)
 {
     vf acc[MR][NV];
     for (int i = 0; i < MR; i++)
@@ -208,7 +212,8 @@ static void run_block(struct kctx *kc, struct block bl, int64_t width, float *ro
             pack_a(bl.ap + i * bl.a_panel, bl.g, bl.m0 + i * MR, bl.m1, bl.k0, bl.k1);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < groups; i++)
-            columns(&bl, room + omp_get_thread_num() * room_each, i * width, i * width + width < n ? i * width + width : n);
+            columns(&bl, room + omp_get_thread_num() * room_each, i * width,
+                    i * width + width < n ? i * width + width : n);
     }
 }
 

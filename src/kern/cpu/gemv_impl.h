@@ -1,9 +1,9 @@
 /* Matrix products with few tokens (decode), and the choice between these and gemm_impl.h.
  *
- * The weight is read once, from where it is mapped, at the speed of memory: a thread's rows as ROWS streams, each going
- * on from row to row, so that both the processor's prefetching and ours see long runs. x is copied first, padded with
- * zeros and in the order in which elements of w come out of a load. A sum's order depends on I, and on whether T is
- * more than 2, and on nothing else.
+ * The weight is read once, from where it is mapped, at the speed of memory: a thread's rows as ROWS streams,
+ * each going on from row to row, so that both the processor's prefetching and ours see long runs. x is copied
+ * first, padded with zeros and in the order in which elements of w come out of a load. A sum's order depends
+ * on I, and on whether T is more than 2, and on nothing else.
  */
 #include "kern/cpu/isa.h"
 
@@ -17,7 +17,10 @@ enum {
 /* How a weight is multiplied: its type as f32, or bf16 as it is with x in bf16. */
 enum how { AS_F32, AS_F16, AS_BF16, AS_PAIR };
 
-INLINE int64_t step_of(enum how how) { return how == AS_PAIR ? 4 * VW : 2 * VW; } /* elements in two vectors */
+INLINE int64_t step_of(enum how how)
+{
+    return how == AS_PAIR ? 4 * VW : 2 * VW;
+} /* elements in two vectors */
 
 /* Two vectors of w from p. */
 INLINE void w_load(vf v[2], const char *p, enum how how)
@@ -30,8 +33,9 @@ INLINE void w_load(vf v[2], const char *p, enum how how)
         return;
     }
     for (int i = 0; i < 2; i++)
-        v[i] = how == AS_F32 ? vf_load((const float *)(const void *)p + i * VW)
-               : how == AS_F16 ? vf_load_f16(h + i * VW) : vf_pair_load(h + i * 2 * VW);
+        v[i] = how == AS_F32   ? vf_load((const float *)(const void *)p + i * VW)
+               : how == AS_F16 ? vf_load_f16(h + i * VW)
+                               : vf_pair_load(h + i * 2 * VW);
 }
 
 /* The same for the last n < step_of(how) elements of a row; zeros after them. */
@@ -59,8 +63,8 @@ INLINE void fma2(vf acc[2], const vf a[2], const vf b[2], int chains, bool pair)
     }
 }
 
-/* y[t][o] for `rows` outputs from o, `apart` outputs apart, and `tokens` tokens from t; both counts and `how` are
- * constants. */
+/* y[t][o] for `rows` outputs from o, `apart` outputs apart, and `tokens` tokens from t; both counts and `how`
+ * are constants. */
 INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t apart,
                  int64_t t)
 {
@@ -127,7 +131,9 @@ static void gemv_run(const struct gemv *g, int n_threads)
         case AS_F32: outputs(g, AS_F32, o, end); break;
         case AS_F16: outputs(g, AS_F16, o, end); break;
         case AS_BF16: outputs(g, AS_BF16, o, end); break;
-        case AS_PAIR: if (HAS_PAIRS) outputs(g, AS_PAIR, o, end); break;
+        case AS_PAIR:
+            if (HAS_PAIRS) outputs(g, AS_PAIR, o, end);
+            break;
         }
     }
 }
@@ -144,14 +150,18 @@ static void copy_x(struct kctx *kc, struct gemv *g, const float *x)
             float in[4 * VW] = { 0 }, *f = (float *)(void *)to;
             memcpy(in, x + i, (size_t)(g->in - i < step ? g->in - i : step) * sizeof *x);
             if (g->how == AS_PAIR)
-                for (int j = 0; j < 4; j++) vf_store_bf16((uint16_t *)(void *)to + j * VW, vf_load(in + j * VW));
+                for (int j = 0; j < 4; j++)
+                    vf_store_bf16((uint16_t *)(void *)to + j * VW, vf_load(in + j * VW));
             else if (g->how == AS_BF16)
                 for (int j = 0; j < 2 * VW; j++) f[j % 2 * VW + j / 2] = in[j];
             else memcpy(f, in, 2 * sizeof(vf));
         }
 }
 
-static bool is_half_or_f32(struct tensor w) { return w.type == DT_F32 || w.type == DT_F16 || w.type == DT_BF16; }
+static bool is_half_or_f32(struct tensor w)
+{
+    return w.type == DT_F32 || w.type == DT_F16 || w.type == DT_BF16;
+}
 
 static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                    struct tensor res)
@@ -165,12 +175,19 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
     size_t mark = arena_mark(kc->scratch);
     const float *bias = weight_f32(kc, b);
     if (tokens > GEMV_TOKENS) {
-        struct cpu_gemm g = { tokens, out, in, { x.p, DT_F32, in, false }, { w.p, (enum dtype)w.type, in, false },
-                              y.p, bias, res.p, pair };
+        struct cpu_gemm g = {
+            tokens, out,   in,  { x.p, DT_F32, in, false }, { w.p, (enum dtype)w.type, in, false }, y.p,
+            bias,   res.p, pair
+        };
         ISA(cpu_gemm)(kc, &g);
     } else {
-        struct gemv g = { w.p, NULL, y.p, bias, res.p, tokens, in, out, 0,
-                          pair ? AS_PAIR : w.type == DT_F32 ? AS_F32 : w.type == DT_F16 ? AS_F16 : AS_BF16 };
+        struct gemv g = {
+            w.p,   NULL,
+            y.p,   bias,
+            res.p, tokens,
+            in,    out,
+            0,     pair ? AS_PAIR : w.type == DT_F32 ? AS_F32 : w.type == DT_F16 ? AS_F16 : AS_BF16
+        };
         copy_x(kc, &g, x.p);
         gemv_run(&g, cpu_threads(kc, in * out / 4 * tokens));
     }
@@ -186,8 +203,10 @@ static void matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struc
     }
     int64_t tokens = tensor_rows(dy), in = w.n[1], out = w.n[0];
     bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
-    struct cpu_gemm g = { tokens, in, out, { dy.p, DT_F32, out, false }, { w.p, (enum dtype)w.type, in, true },
-                          dx.p, NULL, dx.p, pair };
+    struct cpu_gemm g = {
+        tokens, in,   out, { dy.p, DT_F32, out, false }, { w.p, (enum dtype)w.type, in, true }, dx.p,
+        NULL,   dx.p, pair
+    };
     ISA(cpu_gemm)(kc, &g);
 }
 
@@ -206,8 +225,9 @@ static void matmul_dw(struct kctx *kc, struct tensor dw, struct tensor db, struc
     }
     int64_t tokens = tensor_rows(dy), in = tensor_cols(x), out = tensor_cols(dy);
     if (dw.p) {
-        struct cpu_gemm g = { out, in, tokens, { dy.p, DT_F32, out, true }, { x.p, DT_F32, in, true },
-                              dw.p, NULL, dw.p, false };
+        struct cpu_gemm g = {
+            out, in, tokens, { dy.p, DT_F32, out, true }, { x.p, DT_F32, in, true }, dw.p, NULL, dw.p, false
+        };
         ISA(cpu_gemm)(kc, &g);
     }
     if (db.p) column_sums(db.p, dy.p, tokens, out);

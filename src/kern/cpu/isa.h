@@ -1,8 +1,10 @@
-/* Vectors of f32 in the width of the including file's instruction set, so that a kernel's body is written once.
+/* Vectors of f32 in the width of the including file's instruction set, so that a kernel's body is written
+ * once.
  *
- * A file NAME_avx2.c or NAME_avx512.c includes NAME_impl.h, which includes this. vf is VW floats. _n functions touch
- * only the first n < VW elements in memory; the lanes that were not loaded are zero. Loads and stores need no alignment.
- * ISA(name) is name_avx2 or name_avx512. Everything rounds as IEEE says; nothing here assumes finite numbers.
+ * A file NAME_avx2.c or NAME_avx512.c includes NAME_impl.h, which includes this. vf is VW floats. _n
+ * functions touch only the first n < VW elements in memory; the lanes that were not loaded are zero. Loads
+ * and stores need no alignment. ISA(name) is name_avx2 or name_avx512. Everything rounds as IEEE says;
+ * nothing here assumes finite numbers.
  */
 #pragma once
 #include <immintrin.h>
@@ -35,7 +37,7 @@ INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
 INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
-INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); } /* b where either is NaN */
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }              /* b where either is NaN */
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
 INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -105,7 +107,8 @@ INLINE vf vf_pair_join(vf even, vf odd) /* lane i: (even_i, odd_i) */
 }
 INLINE vf vf_pair_from(vf first, vf second) /* elements in order: first's VW, then second's */
 {
-    return _mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(vf_to_bf16(first)), vf_to_bf16(second), 1));
+    return _mm512_castsi512_ps(
+        _mm512_inserti64x4(_mm512_castsi256_si512(vf_to_bf16(first)), vf_to_bf16(second), 1));
 }
 
 INLINE void vf_transpose(vf r[16])
@@ -122,8 +125,10 @@ INLINE void vf_transpose(vf r[16])
             r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
         }
     for (int i = 0; i < 4; i++) { /* r[4g+i]: column i of each 128-bit lane, rows 4g..4g+3 */
-        vf a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88), b = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
-        vf c = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd), d = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
+        vf a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88),
+           b = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
+        vf c = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd),
+           d = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
         t[i] = _mm512_shuffle_f32x4(a, b, 0x88);
         t[8 + i] = _mm512_shuffle_f32x4(a, b, 0xdd);
         t[4 + i] = _mm512_shuffle_f32x4(c, d, 0x88);
@@ -216,7 +221,8 @@ INLINE void vf_store_bf16(uint16_t *p, vf a)
     __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
     r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan), 16);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
+    _mm_storeu_si128((__m128i *)p,
+                     _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
 }
 
 INLINE vf vf_pair_load(const uint16_t *p) { return vf_load((const float *)(const void *)p); }
@@ -227,9 +233,13 @@ INLINE vf vf_pair_load_n(const uint16_t *p, int64_t n)
     return vf_pair_load(t);
 }
 INLINE vf vf_pair_even(vf a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16)); }
-INLINE vf vf_pair_odd(vf a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u))); }
+INLINE vf vf_pair_odd(vf a)
+{
+    return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u)));
+}
 
-/* No instruction multiplies pairs here: HAS_PAIRS guards every call, and these only let the shared bodies compile. */
+/* No instruction multiplies pairs here: HAS_PAIRS guards every call, and these only let the shared bodies
+ * compile. */
 enum { HAS_PAIRS = 0 };
 INLINE vf vf_pair_fma(vf a, vf b, vf c) { return vf_fma(a, b, c); }
 INLINE vf vf_pair_join(vf even, vf odd) { return vf_add(even, odd); }

@@ -33,14 +33,15 @@ static bool ours(struct tensor a, struct tensor b, struct tensor c, struct tenso
     return a.type == DT_F32 && b.type == DT_F32 && c.type == DT_F32 && d.type == DT_F32;
 }
 
-static void xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct tensor logits, struct tensor target)
+static void xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct tensor logits,
+                     struct tensor target)
 {
     if (!ours(loss, lse, logits, logits)) {
         kern_ref.xent_fwd(kc, loss, lse, logits, target);
         return;
     }
     const int64_t rows = tensor_rows(logits), n = tensor_cols(logits);
-#pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
+#pragma omp parallel for num_threads(cpu_threads(kc, rows *n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *x = (const float *)logits.p + t * n;
         const int32_t want = ((const int32_t *)target.p)[t];
@@ -59,7 +60,7 @@ static void xent_bwd(struct kctx *kc, struct tensor dlogits, struct tensor dloss
         return;
     }
     const int64_t rows = tensor_rows(logits), n = tensor_cols(logits);
-#pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
+#pragma omp parallel for num_threads(cpu_threads(kc, rows *n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *x = (const float *)logits.p + t * n, d = ((const float *)dloss.p)[t];
         float *dx = (float *)dlogits.p + t * n;

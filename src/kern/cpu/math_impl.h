@@ -1,8 +1,10 @@
-/* Functions of f32 vectors, right to a few units in the last place for every input, infinities and NaN included. */
+/* Functions of f32 vectors, right to a few units in the last place for every input, infinities and NaN
+ * included. */
 #pragma once
 #include "kern/cpu/isa.h"
 
-/* e^x, within 1.1 ulp. x = n ln 2 + r with |r| <= ln(2)/2; e^r is its Taylor series to r^7, whose rest is below 6e-9. */
+/* e^x, within 1.1 ulp. x = n ln 2 + r with |r| <= ln(2)/2; e^r is its Taylor series to r^7, whose rest is
+ * below 6e-9. */
 INLINE vf vf_exp(vf x)
 {
     x = vf_max(vf_set(-106), vf_min(vf_set(90), x)); /* beyond: 0 and infinity all the same; NaN passes */
@@ -36,12 +38,14 @@ INLINE vf vf_sigmoid(vf x)
 
 /* The normal distribution: Phi(x), and its density in *pdf.
  *
- * Phi(-a) = erfcx(a/sqrt 2) e^(-a^2/2) / 2 for a = |x|. erfcx(z) is t P(t) with t = 1/(1 + 0.35 z); P is the polynomial of
- * degree 9 with the least relative error on 0 <= z <= 10.3, which is 8e-9. Beyond, e^(-a^2/2) is 0 in f32. */
+ * Phi(-a) = erfcx(a/sqrt 2) e^(-a^2/2) / 2 for a = |x|. erfcx(z) is t P(t) with t = 1/(1 + 0.35 z); P is the
+ * polynomial of degree 9 with the least relative error on 0 <= z <= 10.3, which is 8e-9. Beyond, e^(-a^2/2)
+ * is 0 in f32. */
 INLINE vf vf_normal(vf x, vf *pdf)
 {
-    static const float c[] = { 0x1.94713cp-3f, 0x1.93d22ep-3f, 0x1.802ebap-3f, 0x1.387928p-3f, 0x1.233ecep-3f,
-                               0x1.807308p-4f, -0x1.23c63ap-5f, 0x1.7f5c3ap-3f, -0x1.4a509cp-3f, 0x1.3e0948p-5f };
+    static const float c[] = { 0x1.94713cp-3f,  0x1.93d22ep-3f, 0x1.802ebap-3f,  0x1.387928p-3f,
+                               0x1.233ecep-3f,  0x1.807308p-4f, -0x1.23c63ap-5f, 0x1.7f5c3ap-3f,
+                               -0x1.4a509cp-3f, 0x1.3e0948p-5f };
     vf a = vf_select(vf_lt(vf_set(14), vf_abs(x)), vf_set(14.5f), vf_abs(x));
     vf t = vf_div(vf_set(1), vf_fma(a, vf_set(0.35f * 0.70710678118654752f), vf_set(1)));
     vf p = vf_set(c[9]);

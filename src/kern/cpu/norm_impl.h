@@ -18,7 +18,8 @@ static float row_sum(const float *x, int64_t n)
 {
     vf s[4] = { vf_zero(), vf_zero(), vf_zero(), vf_zero() };
     for (int64_t i = 0; i < n; i += 4 * VW)
-        for (int j = 0; j < 4 && i + j * VW < n; j++) s[j] = vf_add(s[j], load_some(x + i + j * VW, n - i - j * VW));
+        for (int j = 0; j < 4 && i + j * VW < n; j++)
+            s[j] = vf_add(s[j], load_some(x + i + j * VW, n - i - j * VW));
     return sum4(s);
 }
 
@@ -41,7 +42,8 @@ static float row_squares(const float *x, int64_t n, float mean)
 }
 
 /* y = (x - mean) * rstd * w + b */
-static void row_scale(float *y, const float *x, const float *w, const float *b, float mean, float rstd, int64_t n)
+static void row_scale(float *y, const float *x, const float *w, const float *b, float mean, float rstd,
+                      int64_t n)
 {
     vf m = vf_set(mean), r = vf_set(rstd);
     for (int64_t i = 0; i < n; i += VW) {
@@ -51,8 +53,8 @@ static void row_scale(float *y, const float *x, const float *w, const float *b, 
     }
 }
 
-static void rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w,
-                        float eps)
+static void rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struct tensor x,
+                        struct tensor w, float eps)
 {
     if (!plain(y) || !plain(x) || !plain(rstd)) {
         kern_ref.rmsnorm_fwd(kc, y, rstd, x, w, eps);
@@ -61,7 +63,7 @@ static void rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, st
     int64_t rows = tensor_rows(x), n = tensor_cols(x);
     size_t mark = arena_mark(kc->scratch);
     const float *wf = weight_f32(kc, w);
-#pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
+#pragma omp parallel for num_threads(cpu_threads(kc, rows *n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *xt = (const float *)x.p + t * n;
         float r = 1 / sqrtf(row_squares(xt, n, 0) / (float)n + eps);
@@ -71,8 +73,8 @@ static void rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, st
     arena_rewind(kc->scratch, mark);
 }
 
-static void layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, struct tensor rstd, struct tensor x,
-                          struct tensor w, struct tensor b, float eps)
+static void layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, struct tensor rstd,
+                          struct tensor x, struct tensor w, struct tensor b, float eps)
 {
     if (!plain(y) || !plain(x) || !plain(rstd) || !plain(mean)) {
         kern_ref.layernorm_fwd(kc, y, mean, rstd, x, w, b, eps);
@@ -81,7 +83,7 @@ static void layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, 
     int64_t rows = tensor_rows(x), n = tensor_cols(x);
     size_t mark = arena_mark(kc->scratch);
     const float *wf = weight_f32(kc, w), *bf = weight_f32(kc, b);
-#pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
+#pragma omp parallel for num_threads(cpu_threads(kc, rows *n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *xt = (const float *)x.p + t * n;
         float m = row_sum(xt, n) / (float)n, r = 1 / sqrtf(row_squares(xt, n, m) / (float)n + eps);
@@ -92,10 +94,11 @@ static void layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, 
     arena_rewind(kc->scratch, mark);
 }
 
-/* ---- backward. With g = w dy and h = (x - mean) rstd: dx += rstd (g - avg(g) - h avg(g h)); without a mean, avg(g) is
- * left out. */
+/* ---- backward. With g = w dy and h = (x - mean) rstd: dx += rstd (g - avg(g) - h avg(g h)); without a mean,
+ * avg(g) is left out. */
 
-static void row_dx(float *dx, const float *dy, const float *x, const float *w, const float *mean, float rstd, int64_t n)
+static void row_dx(float *dx, const float *dy, const float *x, const float *w, const float *mean, float rstd,
+                   int64_t n)
 {
     vf sg = vf_zero(), sgh = vf_zero(), m = vf_set(mean ? *mean : 0), r = vf_set(rstd);
     for (int64_t i = 0; i < n; i += VW) {
@@ -114,8 +117,8 @@ static void row_dx(float *dx, const float *dy, const float *x, const float *w, c
 }
 
 /* dw += sum over t of dy h, db += sum of dy, for VW columns from c; each sum runs over t in order. */
-static void columns_dw(float *dw, float *db, const float *dy, const float *x, const float *mean, const float *rstd,
-                       int64_t rows, int64_t n, int64_t c)
+static void columns_dw(float *dw, float *db, const float *dy, const float *x, const float *mean,
+                       const float *rstd, int64_t rows, int64_t n, int64_t c)
 {
     vf sw = vf_zero(), sb = vf_zero();
     for (int64_t t = 0; t < rows; t++) {
@@ -134,7 +137,7 @@ static void norm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct
     int64_t rows = tensor_rows(x), n = tensor_cols(x);
     size_t mark = arena_mark(kc->scratch);
     const float *wf = weight_f32(kc, w);
-#pragma omp parallel num_threads(cpu_threads(kc, rows * n))
+#pragma omp parallel num_threads(cpu_threads(kc, rows *n))
     {
 #pragma omp for schedule(static) nowait
         for (int64_t t = 0; t < (dx.p ? rows : 0); t++)
@@ -147,16 +150,17 @@ static void norm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct
     arena_rewind(kc->scratch, mark);
 }
 
-static void rmsnorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct tensor dy, struct tensor x,
-                        struct tensor w, struct tensor rstd)
+static void rmsnorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct tensor dy,
+                        struct tensor x, struct tensor w, struct tensor rstd)
 {
     if (plain(dx) && plain(dw) && plain(dy) && plain(x) && plain(rstd))
         norm_bwd(kc, dx, dw, (struct tensor){ 0 }, dy, x, w, NULL, rstd.p);
     else kern_ref.rmsnorm_bwd(kc, dx, dw, dy, x, w, rstd);
 }
 
-static void layernorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct tensor db, struct tensor dy,
-                          struct tensor x, struct tensor w, struct tensor mean, struct tensor rstd)
+static void layernorm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct tensor db,
+                          struct tensor dy, struct tensor x, struct tensor w, struct tensor mean,
+                          struct tensor rstd)
 {
     if (plain(dx) && plain(dw) && plain(db) && plain(dy) && plain(x) && plain(mean) && plain(rstd))
         norm_bwd(kc, dx, dw, db, dy, x, w, mean.p, rstd.p);
@@ -184,10 +188,11 @@ static void rope(struct kctx *kc, struct tensor x, struct tensor pos, struct ten
         return;
     }
     int64_t rows = tensor_rows(x), n = tensor_cols(x), dim = tensor_cols(table);
-#pragma omp parallel for num_threads(cpu_threads(kc, rows * n)) schedule(static)
+#pragma omp parallel for num_threads(cpu_threads(kc, rows *n)) schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *c = (const float *)table.p + ((const int32_t *)pos.p)[t] * dim;
-        for (int64_t i = 0; i < n; i += dim) rotate((float *)x.p + t * n + i, c, c + dim / 2, dim / 2, (float)dir);
+        for (int64_t i = 0; i < n; i += dim)
+            rotate((float *)x.p + t * n + i, c, c + dim / 2, dim / 2, (float)dir);
     }
 }
 

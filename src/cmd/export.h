@@ -1,0 +1,46 @@
+/* What `convert` and `merge` share: opening whatever holds a model and writing it as a folder.
+ *
+ * Ids of pictures: LLaVA's layout has no token "<image>", transformers' has. Going there, `<image>` and
+ * `<pad>` become tokens after the last, and embed_tokens and lm_head get rows for them (the mean of the old
+ * rows), padded to a multiple of 64; going back both tokens and all rows from them on are dropped. So a model
+ * that went there and back is the same.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/err.h"
+#include "file/saver.h"
+#include "model/save.h"
+#include "text/tokenizer.h"
+
+struct export
+{
+    const char *path, *base, *tower; /* folders or names; base and tower may be NULL */
+    const char *out;
+    enum naming naming;
+    bool projector_only, with_tower;
+    bool keep_naming; /* as the base has it: naming is not read */
+    bool keep_dtype;
+    enum dtype dtype;
+    size_t shard_bytes;
+};
+int export_model(const struct export *x, struct err *e);
+
+/* The layout that an open model was read from. */
+enum naming export_naming(const struct llava_model *m);
+/* "5GB", "500MB", "2GiB", "1000000" -> bytes; -1: not a size. */
+int export_size(size_t *ret, const char *text);
+/* "keep", "f32", "f16", "bf16" and torch's names; -1: none of them. */
+int export_dtype(bool *keep, enum dtype *ret, const char *text);
+/* Writing past a limit on file sizes must be an error like a full disk, not the end of the process. */
+void export_signals(void);
+
+/* ---- the tokenizer's files, export_text.c */
+
+/* Copies of the files in dirs (later ones win; entries may be NULL) with <image> and <pad> as tokens of these
+ * ids. */
+int export_tokens_add(struct saver *s, const char *const dirs[2], const struct tokenizer *t, int image,
+                      int pad, const struct llava_config *c, struct err *e);
+/* The same without them. */
+int export_tokens_drop(struct saver *s, const char *const dirs[2], struct err *e);

@@ -1,0 +1,63 @@
+/* What `llava inspect` finds out (inspect.c) and prints (inspect_print.c). */
+#pragma once
+#include <stdbool.h>
+
+#include "base/buf.h"
+#include "model/load.h"
+#include "text/tokenizer.h"
+
+enum item_kind { ITEM_BOUND, ITEM_ADAPTER, ITEM_IGNORED, ITEM_REPLACED, ITEM_UNBOUND };
+
+/* A tensor of a file. */
+struct item {
+    const struct weight *w;
+    enum item_kind kind;
+    enum part part;          /* BOUND */
+    char to[NAME_MAX_BYTES]; /* BOUND: the parameter; ADAPTER: the one it changes */
+};
+
+struct part_sum {
+    int64_t tensors, params, bytes;
+    unsigned types; /* bits of enum dtype */
+};
+
+/* Bytes that a session takes at one precision. */
+struct memory {
+    enum dtype dtype;
+    int64_t mapped, copies, position, cache, act,
+        total; /* position: cache of one; cache: of the whole context */
+};
+
+enum { PARTS = 3, MEMORY_KINDS = 3, DIRS = 3, NOTES_MAX = 200 };
+
+struct inspect {
+    const char *path, *base_name, *tower; /* options */
+    bool tensors, json, check;
+
+    char *dir, *base;
+    struct llava_model m;
+    struct index ix;
+    struct lora_set lora;
+    struct tokenizer *tok;
+    bool has_config, has_layers, is_adapter, is_projector;
+    char wants[512]; /* an adapter without its base: the base it names */
+    struct item *item;
+    size_t n_item;
+    struct part_sum sum[PARTS], adapter;
+    struct memory memory[MEMORY_KINDS];
+    bool has_memory;
+    struct tensor_fault {
+        const struct weight *w;
+        int64_t at;
+        bool nan;
+    } fault[20];
+    int n_fault, n_note;
+    int64_t n_absent;      /* parameters that no file has */
+    char *note[NOTES_MAX]; /* what is missing or wrong, one line each */
+};
+
+const char *inspect_part_name(enum part p);
+const char *inspect_naming(const struct inspect *s);
+void inspect_print(const struct inspect *s);
+/* One JSON object. < 0 without memory. */
+int inspect_print_json(const struct inspect *s);

@@ -1,0 +1,377 @@
+/* See save.h. */
+#define _GNU_SOURCE
+#include "model/save.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/log.h"
+#include "base/map.h"
+#include "file/json.h"
+#include "file/out.h"
+#include "model/load.h"
+
+/* One tensor to write: where it comes from. */
+struct origin {
+    struct tensor t;        /* as stored, in the shape of its file */
+    struct lora_pair *pair; /* to be merged into it, or NULL */
+};
+
+struct saving {
+    struct llava_model *m;
+    const struct save_options *o;
+    bool tower;          /* the tower's rows alone, else all that go into the checkpoint */
+    struct weight *row;  /* [n] what writers see */
+    struct origin *from; /* [n] */
+    size_t n, cap;
+    char *mem; /* of the tensor that is being written */
+    size_t mem_bytes;
+    struct progress bar;
+    int64_t done, total; /* bytes */
+};
+
+/* ---- folders */
+
+static int tree_remove_one(const char *path, const struct stat *st, int kind, struct FTW *f)
+{
+    (void)st;
+    (void)kind;
+    (void)f;
+    return remove(path);
+}
+
+static void tree_remove(const char *dir)
+{
+    nftw(dir, tree_remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+int save_dir_check(const char *dir, struct err *e)
+{
+    struct stat st;
+    if (!*dir) return err_set(e, ERR_USAGE, "the folder to write has no name");
+    if (lstat(dir, &st) < 0) return errno == ENOENT ? 0 : err_errno(e, "look at", dir);
+    if (!S_ISDIR(st.st_mode)) return err_set(e, ERR_USAGE, "'%s' is there already and is no folder", dir);
+    DIR *d = opendir(dir);
+    if (!d) return err_errno(e, "open", dir);
+    int n = 0;
+    for (struct dirent *f; (f = readdir(d));)
+        n += strcmp(f->d_name, ".") != 0 && strcmp(f->d_name, "..") != 0;
+    closedir(d);
+    return n ? err_set(e, ERR_USAGE, "'%s' is not empty: nothing was written", dir) : 0;
+}
+
+static int path_make(char **ret, const char *dir, const char *tail, struct err *e)
+{
+    size_t n = strlen(dir);
+    while (n > 1 && dir[n - 1] == '/') n--;
+    if (asprintf(ret, "%.*s%s", (int)n, dir, tail) >= 0) return 0;
+    *ret = NULL;
+    return err_set(e, ERR_NOMEM, "no memory for a path");
+}
+
+/* The finished folder gets its name. */
+static int stage_commit(const char *stage, const char *dir, struct err *e)
+{
+    char *plain, *parent = NULL;
+    int rc = path_make(&plain, dir, "", e);
+    if (rc < 0) return rc;
+    if (rename(stage, plain) < 0) rc = err_errno(e, "rename to", plain);
+    char *slash = strrchr(plain, '/');
+    if (rc >= 0 && slash) parent = strndup(plain, slash == plain ? 1 : (size_t)(slash - plain));
+    if (rc >= 0) rc = out_sync_dir(parent ? parent : ".", e);
+    free(parent);
+    free(plain);
+    return rc;
+}
+
+int save_json(struct saver *s, const char *file, const json_t *v, struct err *e)
+{
+    char *text = v ? json_dumps(v, JSON_INDENT(2) | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(15)) : NULL;
+    if (!text) return err_set(e, ERR_NOMEM, "no memory to write '%s'", file);
+    size_t n = strlen(text);
+    text[n] = '\n'; /* in the place of the NUL */
+    int rc = saver_bytes(s, file, text, n + 1, e);
+    free(text);
+    return rc;
+}
+
+/* ---- tensors */
+
+static bool has_vocab(const char *name)
+{
+    return !strcmp(name, "model.embed_tokens.weight") || !strcmp(name, "lm_head.weight");
+}
+
+/* Does this row go into the file that is being written? */
+static bool wanted(const struct saving *s, enum part part)
+{
+    if (s->tower) return part == PART_CLIP;
+    if (s->o->projector_only) return part == PART_PROJECTOR;
+    return part != PART_CLIP || s->o->naming != NAMING_LLAVA || s->o->tower_inside;
+}
+
+static int add_row(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct saving *s = ctx;
+    struct tensor t = r->param->w;
+    if (!t.p || !wanted(s, r->part)) return 0;
+    if (s->n == s->cap) {
+        size_t cap = s->cap ? 2 * s->cap : 256;
+        struct weight *row = realloc(s->row, cap * sizeof *row);
+        if (row) s->row = row;
+        struct origin *from = row ? realloc(s->from, cap * sizeof *from) : NULL;
+        if (!from) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
+        s->from = from;
+        s->cap = cap;
+    }
+    char name[NAME_MAX_BYTES];
+    if (s->tower)
+        snprintf(name, sizeof name, "%s", r->name);
+    else
+        name_in(s->o->naming, name, sizeof name, r->name);
+    char *copy = strdup(name);
+    if (!copy) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
+    t.nd = (int8_t)r->nd;
+    memcpy(t.n, r->shape, sizeof t.n);
+    s->from[s->n] = (struct origin){ t, s->m->lora ? lora_find(s->m->lora, r->name) : NULL };
+    if (!s->o->keep_dtype) t.type = (int8_t)s->o->dtype;
+    if (has_vocab(r->name) && s->o->vocab) t.n[0] = s->o->vocab;
+    s->row[s->n++] = (struct weight){ .name = copy, .t = t };
+    s->total += (int64_t)tensor_bytes(t);
+    return 0;
+}
+
+static int collect(struct saving *s, struct err *e)
+{
+    return llava_each(s->m, add_row, s, e);
+}
+
+static void saving_fini(struct saving *s)
+{
+    for (size_t i = 0; i < s->n; i++) free((void *)s->row[i].name);
+    free(s->row);
+    free(s->from);
+    free(s->mem);
+}
+
+/* dtype_convert on all cores. */
+static void convert(struct tensor to, struct tensor from)
+{
+    int64_t n = tensor_count(from), block = 1 << 18;
+    size_t out = dtype_bytes((enum dtype)to.type), in = dtype_bytes((enum dtype)from.type);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += block)
+        dtype_convert((char *)to.p + (size_t)i * out, (enum dtype)to.type, (char *)from.p + (size_t)i * in,
+                      (enum dtype)from.type, n - i < block ? n - i : block);
+}
+
+/* Rows from..to of t: each the mean of the rows before `from`, summed in f64. */
+static int fill_mean(struct tensor t, int64_t from, struct err *e)
+{
+    int64_t C = t.n[1];
+    size_t row_bytes = (size_t)C * dtype_bytes((enum dtype)t.type);
+    double *sum = calloc((size_t)C, sizeof *sum);
+    float *row = malloc((size_t)C * sizeof *row);
+    if (sum && row) {
+        for (int64_t i = 0; i < from; i++) {
+            dtype_convert(row, DT_F32, (char *)t.p + (size_t)i * row_bytes, (enum dtype)t.type, C);
+            for (int64_t j = 0; j < C; j++) sum[j] += row[j];
+        }
+        for (int64_t j = 0; j < C; j++) row[j] = (float)(sum[j] / (double)from);
+        for (int64_t i = from; i < t.n[0]; i++)
+            dtype_convert((char *)t.p + (size_t)i * row_bytes, (enum dtype)t.type, row, DT_F32, C);
+    }
+    int rc = sum && row ? 0 : err_set(e, ERR_NOMEM, "no memory for new rows of the vocabulary");
+    free(sum);
+    free(row);
+    return rc;
+}
+
+static int room(struct saving *s, size_t bytes, struct err *e)
+{
+    if (bytes <= s->mem_bytes) return 0;
+    free(s->mem);
+    s->mem = malloc(bytes);
+    s->mem_bytes = s->mem ? bytes : 0;
+    return s->mem ? 0 : err_set(e, ERR_NOMEM, "no memory for a tensor of %zu bytes", bytes);
+}
+
+/* weight_fetch_fn: the bytes of a row, straight from its file where nothing has to be done to it. */
+static int fetch(const void **ret, void *ctx, const struct weight *w, struct err *e)
+{
+    struct saving *s = ctx;
+    const struct origin *from = &s->from[w - s->row];
+    struct tensor t = w->t;
+    int rc = 0;
+    bool more = t.n[0] > from->t.n[0];
+    if (!from->pair && !more && t.type == from->t.type) {
+        *ret = from->t.p; /* fewer rows are the first ones */
+    } else {
+        int64_t count = tensor_count(from->t);
+        size_t bytes = tensor_bytes(t), whole = (size_t)count * dtype_bytes((enum dtype)t.type);
+        TRY(room(s, bytes > whole ? bytes : whole, e));
+        t.p = s->mem;
+        if (from->pair)
+            TRY(lora_merge(from->pair, t, from->t, e));
+        else
+            convert(t, from->t);
+        if (more) TRY(fill_mean(t, from->t.n[0], e));
+        *ret = s->mem;
+    }
+    s->done += (int64_t)tensor_bytes(w->t);
+    progress_step(&s->bar, s->done);
+out:
+    return rc;
+}
+
+/* ---- the folder */
+
+static int copy_file(struct saver *out, const char *dir, const char *file, struct err *e)
+{
+    char path[4096];
+    struct map m = { 0 };
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    if (access(path, F_OK) != 0) return 0;
+    int rc = map_open(&m, path, e);
+    if (rc >= 0) rc = saver_bytes(out, file, m.p, m.n, e);
+    map_close(&m);
+    return rc < 0 ? rc : 1;
+}
+
+/* preprocessor_config.json: the tower's own, or the one that this kind of tower has. */
+static int put_processor(struct saver *out, const struct saving *s, struct err *e)
+{
+    static const char file[] = "preprocessor_config.json";
+    const char *dirs[] = { s->o->side_dirs[1], s->o->side_dirs[0], s->m->clip_dir };
+    for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++) {
+        int rc = dirs[i] ? copy_file(out, dirs[i], file, e) : 0;
+        if (rc != 0) return rc < 0 ? rc : 0;
+    }
+    json_t *v = save_processor_config(&s->m->cfg.clip);
+    int rc = save_json(out, file, v, e);
+    json_decref(v);
+    return rc;
+}
+
+static enum dtype stored_type(const struct saving *s)
+{
+    const struct param *p = &s->m->llama.embed;
+    return s->o->keep_dtype ? (enum dtype)p->w.type : s->o->dtype;
+}
+
+static int put_config(struct saver *out, const struct saving *s, struct err *e)
+{
+    const struct save_options *o = s->o;
+    struct llava_config c = s->m->cfg;
+    json_t *old = NULL, *now = NULL;
+    char path[4096];
+    int rc = 0;
+    c.dtype = stored_type(s);
+    if (c.pad >= (o->vocab ? o->vocab : c.llama.V))
+        c.pad = 0; /* the <pad> of llava-hf is gone: as LLaVA has it */
+    if (o->config_dir) {
+        snprintf(path, sizeof path, "%s/config.json", o->config_dir);
+        TRY(json_file_load(&old, path, e));
+    }
+    now = save_config(&c, o, o->tower_beside ? "./vision_tower" : c.tower, old);
+    TRY(save_json(out, "config.json", now, e));
+out:
+    json_decref(old);
+    json_decref(now);
+    return rc;
+}
+
+static int write_model(struct saving *s, const char *stage, struct err *e)
+{
+    const struct save_options *o = s->o;
+    struct saver *out = NULL;
+    int rc;
+    TRY(saver_open(&out, stage, e));
+    if (!o->projector_only)
+        for (int i = 0; i < 2; i++)
+            if (o->side_dirs[i]) TRY(saver_copy_side_files(out, o->side_dirs[i], e));
+    for (int i = 0; i < 2 && o->naming != NAMING_LLAVA; i++)
+        if (o->side_dirs[i]) TRY(copy_file(out, o->side_dirs[i], "chat_template.jinja", e));
+    if (s->m->cfg.has_vision && o->naming != NAMING_LLAVA) TRY(put_processor(out, s, e));
+    TRY(put_config(out, s, e));
+    if (o->more) TRY(o->more(o->ctx, out, e));
+    if (o->projector_only)
+        TRY(saver_tensors(out, "mm_projector.bin", s->row, s->n, fetch, s, e));
+    else
+        TRY(saver_weights(out, s->row, s->n, o->shard_bytes, fetch, s, e));
+    TRY(saver_commit(out, e));
+out:
+    saver_close(out);
+    return rc;
+}
+
+static int write_tower(struct saving *s, const char *stage, struct err *e)
+{
+    struct saver *out = NULL;
+    json_t *v = NULL;
+    char *dir;
+    int rc;
+    TRY(path_make(&dir, stage, "/vision_tower", e));
+    TRY(saver_open(&out, dir, e));
+    v = save_clip_config(&s->m->cfg.clip, s->n ? (enum dtype)s->row[0].t.type : DT_F32);
+    TRY(save_json(out, "config.json", v, e));
+    TRY(put_processor(out, s, e));
+    TRY(saver_weights(out, s->row, s->n, 0, fetch, s, e));
+    TRY(saver_commit(out, e));
+out:
+    saver_close(out);
+    json_decref(v);
+    free(dir);
+    return rc;
+}
+
+static int check(const struct llava_model *m, const struct save_options *o, struct err *e)
+{
+    const struct llava_config *c = &m->cfg;
+    char type[32];
+    if (o->projector_only && (!c->has_vision || !c->n_projector))
+        return err_set(e, ERR_UNSUPPORTED, "the model has no projector to write");
+    if (o->naming == NAMING_LLAVA) return 0;
+    if (!c->has_vision)
+        return err_set(e, ERR_UNSUPPORTED, "the model has no vision tower: only LLaVA's layout suits it");
+    save_projector_type(type, sizeof type, c->n_projector);
+    if (c->n_projector != 2)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "transformers' layout has mlp2x_gelu projectors only, this one is %s", type);
+    if (c->aspect == ASPECT_ANYRES && c->merge != MERGE_UNPAD)
+        return err_set(e, ERR_UNSUPPORTED, "transformers' llava_next merges tiles as spatial_unpad only");
+    return 0;
+}
+
+int llava_model_save(struct llava_model *m, const struct save_options *o, struct err *e)
+{
+    struct saving s = { .m = m, .o = o }, tower = { .m = m, .o = o, .tower = true };
+    char *stage = NULL;
+    int rc;
+    TRY(check(m, o, e));
+    TRY(save_dir_check(o->dir, e));
+    TRY(path_make(&stage, o->dir, ".writing", e));
+    tree_remove(stage);
+    TRY(collect(&s, e));
+    if (o->tower_beside) TRY(collect(&tower, e));
+    progress_begin(&s.bar, "writing", "B", s.total + tower.total);
+    TRY(write_model(&s, stage, e));
+    tower.bar = s.bar;
+    tower.done = s.done;
+    if (o->tower_beside) TRY(write_tower(&tower, stage, e));
+    progress_end(o->tower_beside ? &tower.bar : &s.bar);
+    TRY(stage_commit(stage, o->dir, e));
+out:
+    if (rc < 0 && stage) tree_remove(stage);
+    free(stage);
+    saving_fini(&s);
+    saving_fini(&tower);
+    return rc;
+}
