@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """llava convert and llava merge: layouts, round trips, types, shards, towers, tokenizer files, and what fails."""
+import sys
 import os
 import resource
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import torch
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from tap import (LLAVA, MODELS, as_f32, config, done, forward, ok, one_line, place, read_tensors, run, same,
                  write_tensors)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """llava inspect: what is counted, what binds, what is missing, memory, --check, --tensors, --json."""
+import sys
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import torch
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from tap import LLAVA, MODELS, done, ok, one_line, place, read_tensors, run, write_tensors
 
 WHOLE = ["vicuna-base", "llama-tied", "llama-llama3", "llava-liuhaotian", "llava-self-trained", "llava-anyres",
