@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """llava convert and llava merge: layouts, round trips, types, shards, towers, tokenizer files, and what fails."""
-import sys
 import os
 import resource
 import shutil
+import sys
 
 import numpy as np
 import torch

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """llava inspect: what is counted, what binds, what is missing, memory, --check, --tensors, --json."""
-import sys
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import torch
