@@ -169,7 +169,8 @@ fuzz: ## each fuzz target for FUZZ_S seconds (60)
 	    echo "  FUZZ $$f"; \
 	    mkdir -p build/fuzz/corpus/$$f && \
 	    build/fuzz/tests/fuzz/$$f -max_total_time=$(FUZZ_S) -timeout=20 -rss_limit_mb=2048 -verbosity=0 \
-	        -artifact_prefix=build/fuzz/$$f- build/fuzz/corpus/$$f $(wildcard tests/fuzz/corpus/$$f) || exit 1; done
+	        -artifact_prefix=build/fuzz/$$f- build/fuzz/corpus/$$f \
+	        $$(ls -d tests/fuzz/corpus/$$f 2>/dev/null) || exit 1; done
 
 bench: all ## speed of this machine on 1.26 G random parameters, one JSON object a line
 	@for type in f32 bf16 f16; do build/llava bench --random 1b --prompt 640 --gen 32 --dtype $$type; done

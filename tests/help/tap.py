@@ -9,7 +9,7 @@ import tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-LLAVA = os.environ.get("LLAVA", os.path.join(ROOT, "build", "llava"))
+LLAVA = os.path.join(ROOT, os.environ.get("LLAVA_BUILD", "build"), "llava")
 MODELS = os.path.join(ROOT, "tests", "golden", "models")
 PICTURES = os.path.join(ROOT, "tests", "golden", "pictures")
 KINDS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1", "BF16": "<u2"}
