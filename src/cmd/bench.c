@@ -176,58 +176,95 @@ static double time_clip(struct engine *g, int repeat)
     return result;
 }
 
-static int measure(const struct bench *b, struct engine *g, struct err *e)
+/* What was measured; times are medians. */
+struct figures {
+    double image_s, prompt_s, step_s; /* a picture, the prompt without it, one token of every sequence */
+    double ceiling;                   /* GB/s that all threads read, measured between the steps */
+};
+
+/* Steps and passes of reading by turns: other users of a shared machine then slow both alike. */
+static void time_decode(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r,
+                        const struct cpu_reader *reader, double *t, struct figures *f)
 {
     int depth = b->prompt + b->gen;
-    struct cache c;
-    int rc = cache_init(&c, g, depth * b->batch, e);
-    if (rc < 0) return rc;
-    struct rows r = rows_new(g->chunk > b->batch ? g->chunk : b->batch);
-    double *t = malloc((size_t)(b->repeat + b->gen) * sizeof *t);
-    if (!t) BUG("no memory");
-    double image_s = g->model.cfg.has_vision && !b->no_image ? time_clip(g, b->repeat) : 0;
-    prefill(g, &c, &r, 0, depth, b->prompt < 64 ? b->prompt : 64); /* warms up */
+    double *gb = t + b->gen;
+    for (int i = 0; i < b->batch; i++) r->token[i] = i + 1;
+    for (int i = 0; i < b->gen; i++) {
+        gb[i] = cpu_reader_pass(reader, g->kc.n_threads);
+        double from = plat_now_s();
+        decode(g, c, r, b->batch, depth, b->prompt + i);
+        t[i] = plat_now_s() - from;
+    }
+    f->step_s = median(t, b->gen);
+    f->ceiling = median(gb, b->gen);
+}
+
+static void time_prompt(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r, double *t,
+                        struct figures *f)
+{
+    int depth = b->prompt + b->gen;
+    prefill(g, c, r, 0, depth, b->prompt < 64 ? b->prompt : 64); /* warms up */
     for (int i = 0; i < b->repeat; i++) {
         double from = plat_now_s();
-        prefill(g, &c, &r, 0, depth, b->prompt);
+        prefill(g, c, r, 0, depth, b->prompt);
         t[i] = plat_now_s() - from;
     }
-    double prompt_s = median(t, b->repeat);
-    for (int s = 1; s < b->batch; s++) prefill(g, &c, &r, s, depth, b->prompt);
-    for (int i = 0; i < b->batch; i++) r.token[i] = i + 1;
-    for (int i = 0; i < b->gen; i++) {
-        double from = plat_now_s();
-        decode(g, &c, &r, b->batch, depth, b->prompt + i);
-        t[i] = plat_now_s() - from;
-    }
-    double step_s = median(t, b->gen), ceiling = cpu_read_ceiling(g->kc.n_threads);
-    double bytes = (double)engine_weight_bytes(g) +
-                   (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
-    double flop = prompt_flop(g, b->prompt);
+    f->prompt_s = median(t, b->repeat);
+    for (int s = 1; s < b->batch; s++) prefill(g, c, r, s, depth, b->prompt);
+}
+
+static void print_figures(const struct bench *b, const struct engine *g, const struct figures *f)
+{
+    double cache = (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
+    double bytes = (double)engine_weight_bytes(g) + cache, gb_s = bytes / f->step_s * 1e-9;
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name,
                           "dtype", dtype_name(g->dtype), "kernels", g->kern.name, "threads", g->kc.n_threads,
                           "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
-    json_object_set_new(o, "prefill_tok_s", json_real(b->prompt / prompt_s));
-    json_object_set_new(o, "prefill_gflops", json_real(flop / prompt_s * 1e-9));
-    json_object_set_new(o, "decode_tok_s", json_real(b->batch / step_s));
-    json_object_set_new(o, "first_token_ms", json_real(1e3 * (image_s + prompt_s)));
-    if (image_s > 0) {
-        json_object_set_new(o, "clip_ms", json_real(1e3 * image_s));
-        json_object_set_new(o, "clip_gflops", json_real(clip_flop(g) / image_s * 1e-9));
-    }
-    json_object_set_new(o, "bytes_per_step", json_integer((json_int_t)bytes));
-    json_object_set_new(o, "gb_s", json_real(bytes / step_s * 1e-9));
-    json_object_set_new(o, "ceiling_gb_s", json_real(ceiling));
-    json_object_set_new(o, "share_of_ceiling", json_real(ceiling > 0 ? bytes / step_s * 1e-9 / ceiling : 0));
+    const struct { const char *name; double value; } real[] = {
+        { "prefill_tok_s", b->prompt / f->prompt_s },
+        { "prefill_gflops", prompt_flop(g, b->prompt) / f->prompt_s * 1e-9 },
+        { "decode_tok_s", b->batch / f->step_s },
+        { "first_token_ms", 1e3 * (f->image_s + f->prompt_s) },
+        { "bytes_per_step", bytes },
+        { "gb_s", gb_s },
+        { "ceiling_gb_s", f->ceiling },
+        { "share_of_ceiling", f->ceiling > 0 ? gb_s / f->ceiling : 0 },
+        { "clip_ms", 1e3 * f->image_s },
+        { "clip_gflops", f->image_s > 0 ? clip_flop(g) / f->image_s * 1e-9 : 0 },
+    };
+    for (size_t i = 0; i < sizeof real / sizeof *real; i++)
+        if (f->image_s > 0 || strncmp(real[i].name, "clip", 4) != 0)
+            json_object_set_new(o, real[i].name, json_real(real[i].value));
     json_object_set_new(o, "peak_memory_bytes", json_integer((json_int_t)plat_memory_peak()));
     char *line = json_dumps(o, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
     if (line) puts(line);
     free(line);
     json_decref(o);
+}
+
+static int measure(const struct bench *b, struct engine *g, struct err *e)
+{
+    struct cache c = { 0 };
+    struct cpu_reader reader = { 0 };
+    struct figures f = { 0 };
+    struct rows r = { 0 };
+    double *t = NULL;
+    int rc;
+    TRY(cache_init(&c, g, (b->prompt + b->gen) * b->batch, e));
+    TRY(cpu_reader_init(&reader, e));
+    r = rows_new(g->chunk > b->batch ? g->chunk : b->batch);
+    t = malloc((size_t)(b->repeat + 2 * b->gen) * sizeof *t);
+    if (!t) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
+    if (g->model.cfg.has_vision && !b->no_image) f.image_s = time_clip(g, b->repeat);
+    time_prompt(b, g, &c, &r, t, &f);
+    time_decode(b, g, &c, &r, &reader, t, &f);
+    print_figures(b, g, &f);
+out:
     free(t);
     free(r.memory);
+    cpu_reader_fini(&reader);
     cache_fini(&c);
-    return 0;
+    return rc;
 }
 
 int cmd_bench(int argc, char **argv)

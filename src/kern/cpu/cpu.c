@@ -64,22 +64,37 @@ static int64_t read_words(const char *p, size_t bytes)
     return _mm_cvtsi128_si64(s[0]);
 }
 
+enum { READ_BYTES = 256 << 20 }; /* several times the last cache */
+
+int cpu_reader_init(struct cpu_reader *r, struct err *e)
+{
+    int rc = arena_init(&r->mem, READ_BYTES, e);
+    if (rc < 0) return rc;
+    r->p = arena_take(&r->mem, READ_BYTES);
+    memset(r->p, 1, READ_BYTES); /* or every page would be the same page of zeros */
+    return 0;
+}
+
+void cpu_reader_fini(struct cpu_reader *r) { arena_fini(&r->mem); }
+
+double cpu_reader_pass(const struct cpu_reader *r, int n_threads)
+{
+    enum { CHUNK = 1 << 17 };
+    double start = plat_now_s();
+    int64_t sum = 0;
+#pragma omp parallel for num_threads(n_threads) schedule(dynamic) reduction(^ : sum)
+    for (size_t at = 0; at < READ_BYTES; at += CHUNK) sum ^= read_words(r->p + at, CHUNK);
+    double s = plat_now_s() - start;
+    return sum == 1 ? 0 : READ_BYTES / s * 1e-9; /* the test keeps the reads alive */
+}
+
 double cpu_read_ceiling(int n_threads)
 {
-    enum { BYTES = 256 << 20, CHUNK = 1 << 17, TIMES = 8 };
-    struct arena a;
-    if (arena_init(&a, BYTES, NULL) < 0) return 0;
-    char *p = arena_take(&a, BYTES);
-    memset(p, 1, BYTES); /* or every page would be the same page of zeros */
-    double best = INFINITY;
-    for (int i = 0; i < TIMES; i++) {
-        double start = plat_now_s();
-        int64_t sum = 0;
-#pragma omp parallel for num_threads(n_threads) schedule(dynamic) reduction(^ : sum)
-        for (size_t at = 0; at < BYTES; at += CHUNK) sum ^= read_words(p + at, CHUNK);
-        double s = plat_now_s() - start;
-        if (sum != 1 && s < best) best = s; /* the test keeps the reads alive */
-    }
-    arena_fini(&a);
-    return BYTES / best * 1e-9;
+    enum { TIMES = 8 };
+    struct cpu_reader r;
+    if (cpu_reader_init(&r, NULL) < 0) return 0;
+    double best = 0;
+    for (int i = 0; i < TIMES; i++) best = fmax(best, cpu_reader_pass(&r, n_threads));
+    cpu_reader_fini(&r);
+    return best;
 }

@@ -9,6 +9,15 @@
  * against. 0 where there is no memory for it (256 MiB). Takes about 0.1 s. */
 double cpu_read_ceiling(int n_threads);
 
+/* The same, a pass at a time, for those who measure between passes: on a shared machine the ceiling moves. */
+struct cpu_reader {
+    struct arena mem;
+    char *p;
+};
+int cpu_reader_init(struct cpu_reader *r, struct err *e);
+void cpu_reader_fini(struct cpu_reader *r);
+double cpu_reader_pass(const struct cpu_reader *r, int n_threads); /* GB/s; takes some 10 ms */
+
 /* ---- within the backend */
 
 /* Threads worth starting for `work` elementary steps (a float moved or a few multiplied). */

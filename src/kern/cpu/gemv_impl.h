@@ -1,26 +1,28 @@
 /* Matrix products with few tokens (decode), and the choice between these and gemm_impl.h.
  *
  * The weight is read once, from where it is mapped, at the speed of memory: a thread's rows as ROWS streams,
- * each going on from row to row, so that both the processor's prefetching and ours see long runs. x is copied
+ * each going on from row to row for as long as can be. Long runs far apart are what the processor's own
+ * prefetching likes best; prefetching of our own, or shorter runs, read a fifth less (SPEED.md). x is copied
  * first, padded with zeros and in the order in which elements of w come out of a load. A sum's order depends
  * on I, and on whether T is more than 2, and on nothing else.
  */
 #include "kern/cpu/isa.h"
 
 enum {
-    ROWS = 2,
+    ROWS = 4,
     TOKENS = 4,
+    PARTS = 4,        /* of the outputs for each thread: one that is held up leaves some to the others */
     GEMV_TOKENS = 16, /* most tokens for which this file is faster than gemm_impl.h */
-    AHEAD = 4096,     /* bytes from a load to what is prefetched */
 };
 
 /* How a weight is multiplied: its type as f32, or bf16 as it is with x in bf16. */
 enum how { AS_F32, AS_F16, AS_BF16, AS_PAIR };
 
+/* Elements in two vectors. */
 INLINE int64_t step_of(enum how how)
 {
     return how == AS_PAIR ? 4 * VW : 2 * VW;
-} /* elements in two vectors */
+}
 
 /* Two vectors of w from p. */
 INLINE void w_load(vf v[2], const char *p, enum how how)
@@ -81,7 +83,6 @@ INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64
             const char *p = w + r * apart * w_bytes + i * size;
             if (i + step <= g->in) w_load(a[r], p, how);
             else w_load_n(a[r], p, how, g->in - i);
-            for (int64_t q = 0; q < step * size; q += 64) _mm_prefetch(p + AHEAD + q, _MM_HINT_T1);
         }
         for (int j = 0; j < tokens; j++) {
             const float *p = (const float *)(const void *)(x + j * g->x_bytes);
@@ -120,10 +121,7 @@ INLINE void outputs(const struct gemv *g, enum how how, int64_t from, int64_t to
 
 static void gemv_run(const struct gemv *g, int n_threads)
 {
-    int64_t bytes = g->in * (g->how == AS_F32 ? 4 : 2), chunk = (1 << 17) / (bytes + 1) / ROWS * ROWS;
-    int64_t most = g->out / (4 * n_threads) / ROWS * ROWS;
-    if (chunk > most) chunk = most;
-    if (chunk < ROWS) chunk = ROWS;
+    int64_t parts = n_threads > 1 ? PARTS * n_threads : 1, chunk = (g->out + parts - 1) / parts;
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic)
     for (int64_t o = 0; o < g->out; o += chunk) {
         int64_t end = o + chunk < g->out ? o + chunk : g->out;
