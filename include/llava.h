@@ -16,8 +16,9 @@
  * with one line in *e (which may be NULL). Objects are made by *_open and released by *_close, which accepts
  * NULL. Strings are UTF-8.
  *
- * Threads: an engine is used by one call at a time (sessions of one engine too); different engines are
- * independent.
+ * Threads: an engine is used by one call at a time (sessions of one engine too). Opening one sets how many OpenMP
+ * threads the calling thread starts, and how much the process logs. Where threads compete for cores, set
+ * GOMP_SPINCOUNT=5000 in the environment, as the program llava does for itself.
  */
 #pragma once
 #include <stdbool.h>
@@ -39,8 +40,7 @@ enum llava_code {
     LLAVA_SHAPE = -5,       /* shapes or types do not fit */
     LLAVA_UNSUPPORTED = -6, /* well formed, but not handled */
     LLAVA_NOMEM = -7,
-    LLAVA_CANCELLED = -8,   /* a callback said so */
-    LLAVA_USAGE = -9        /* a value given by the caller is wrong */
+    LLAVA_USAGE = -8        /* a value given by the caller is wrong */
 };
 struct llava_error {
     int code;
@@ -101,6 +101,8 @@ LLAVA_API void llava_conversation_close(struct llava_conversation *c);
 LLAVA_API int llava_conversation_ask(struct llava_conversation *c, const char *text, int n_images,
                                      struct llava_error *e);
 LLAVA_API int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e);
+/* Takes back the last question and its answer: after a failure the conversation goes on from before. */
+LLAVA_API void llava_conversation_undo(struct llava_conversation *c);
 /* The prompt up to where the model answers; *prompt is valid until the next call with c. LLAVA_USAGE: a template that
  * cannot write such a conversation ("plain" with an answer). */
 LLAVA_API int llava_conversation_prompt(const char **prompt, struct llava_conversation *c, struct llava_error *e);

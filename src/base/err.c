@@ -6,6 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+void text_tame(char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < ' ' || *s == 127) *s = '?';
+}
+
 int err_set(struct err *e, enum err_code code, const char *fmt, ...)
 {
     if (!e) return code;
@@ -13,8 +19,7 @@ int err_set(struct err *e, enum err_code code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
     va_end(ap);
-    for (char *s = e->msg; *s; s++) /* names come from files: one must not bring a line end or an escape sequence */
-        if ((unsigned char)*s < ' ' || *s == 127) *s = '?';
+    text_tame(e->msg);
     e->code = code;
     return code;
 }
@@ -35,6 +40,7 @@ int err_prefix(struct err *e, const char *fmt, ...)
     vsnprintf(head, sizeof head, fmt, ap);
     va_end(ap);
     snprintf(e->msg, sizeof e->msg, "%s: %.*s", head, (int)(sizeof old - sizeof head - 3), old);
+    text_tame(e->msg);
     return e->code;
 }
 

@@ -20,8 +20,7 @@
     XX(SHAPE, -5, "shapes or types do not fit")                                 \
     XX(UNSUPPORTED, -6, "well formed, but not handled here")                    \
     XX(NOMEM, -7, "no memory")                                                  \
-    XX(CANCELLED, -8, "stopped by the caller")                                  \
-    XX(USAGE, -9, "a value given by the user is wrong")
+    XX(USAGE, -8, "a value given by the user is wrong")
 
 enum err_code {
     ERR_OK = 0,
@@ -37,6 +36,9 @@ struct err {
 
 /* Fills e (unless e is NULL) and returns code, so that a caller can `return err_set(...)`. */
 int err_set(struct err *e, enum err_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Replaces control characters: names come from files, and one must not bring a line end or an escape sequence. */
+void text_tame(char *s);
 
 /* "cannot VERB 'PATH': strerror(errno)", code ERR_IO, or ERR_MISSING for ENOENT. */
 int err_errno(struct err *e, const char *verb, const char *path);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/err.h"
 #include "base/plat.h"
 
 static enum log_level level = LOG_INFO;
@@ -16,6 +17,7 @@ static void log_line(const char *head, const char *fmt, va_list ap)
 {
     char line[2000];
     vsnprintf(line, sizeof line, fmt, ap);
+    text_tame(line);
     fprintf(stderr, "llava: %s%s\n", head, line); /* one call: lines of several threads do not mix */
 }
 

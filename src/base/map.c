@@ -10,7 +10,7 @@
 int map_open(struct map *m, const char *path, struct err *e)
 {
     *m = (struct map){ 0 };
-    int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC);
+    int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) /* a pipe must not make us wait */;
     if (fd < 0) return err_errno(e, "open", path);
     struct stat st;
     if (fstat(fd, &st) < 0) rc = err_errno(e, "stat", path);

@@ -57,7 +57,7 @@ static void *wait_on(void *gate)
 }
 
 /* RLIMIT_NPROC counts threads of all of a user's processes, so the only way to know is to try. */
-static int startable_threads(int want)
+int plat_threads_startable(int want)
 {
     enum { MOST = 256 };
     if (want > MOST) want = MOST;
@@ -81,7 +81,13 @@ int plat_threads(void)
     const char *omp = env_get(ENV_OMP_NUM_THREADS);
     long most = omp ? strtol(omp, NULL, 10) : 0;
     if (most > 0 && most < n) n = (int)most;
-    return cached = startable_threads(n);
+    return cached = plat_threads_startable(n);
+}
+
+void plat_settle(char **argv)
+{
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || setenv("GOMP_SPINCOUNT", "5000", 1) != 0) return;
+    execv("/proc/self/exe", argv); /* comes back only where that is not allowed: then it is slower, that is all */
 }
 
 size_t plat_memory_total(void)

@@ -10,6 +10,13 @@ double plat_now_s(void); /* monotonic, seconds */
  * the limit on processes (RLIMIT_NPROC, 64 on some clusters) leaves fewer, or where OMP_NUM_THREADS asks for
  * fewer. At least 1. */
 int plat_threads(void);
+/* As many threads as can be started, at most `want`. */
+int plat_threads_startable(int want);
+
+/* Called first thing in main: has OpenMP's threads wait at barriers by spinning for some 0.1 ms only, before they sleep.
+ * The default of several ms starves a machine that others use too. OpenMP reads the setting when it is loaded, so the
+ * program starts itself once more, unless the user has set it; returns when there is nothing to do. */
+void plat_settle(char **argv);
 
 size_t plat_memory_total(void); /* bytes of RAM, or the container's limit where that is smaller */
 size_t plat_memory_peak(void);  /* high-water resident bytes of this process */

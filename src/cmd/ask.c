@@ -94,7 +94,7 @@ bool ask_on_text(void *ctx, const char *text, size_t n)
     while (end > t->shown && isspace((unsigned char)t->text[end - 1])) end--;
     if (t->to && end > t->shown) {
         fwrite(t->text + t->shown, 1, end - t->shown, t->to);
-        fflush(t->to);
+        if (fflush(t->to) != 0) return false; /* nobody reads: main says so */
         t->shown = end;
     }
     return true;

@@ -289,5 +289,5 @@ int cmd_bench(int argc, char **argv)
         rc = err_set(&e, ERR_LIMIT, "a batch of %d is more than a step of %d", b.batch, g->chunk);
     if (rc >= 0) rc = measure(&b, g, &e);
     engine_close(g);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : 0;
+    return rc < 0 ? cmd_fail(e.msg) : 0;
 }

@@ -67,37 +67,43 @@ struct talk {
     double ceiling; /* GB/s, measured at the first answer */
 };
 
+/* One question and its answer. On an error the conversation is as it was before. */
 static int one_turn(struct chat *c, struct talk *t, const char *question, bool first, struct llava_error *e)
 {
     struct ask_text text = { .to = stdout };
     struct llava_result result;
     const char *stop = llava_conversation_stop(t->conv), *prompt = NULL;
     int rc = llava_conversation_ask(t->conv, question, first && t->image ? 1 : 0, e);
-    if (rc >= 0) rc = llava_conversation_prompt(&prompt, t->conv, e);
+    if (rc < 0) return rc;
+    rc = llava_conversation_prompt(&prompt, t->conv, e);
     if (rc >= 0) rc = llava_session_prompt(t->session, prompt, &t->image, t->image != NULL, e);
     c->sampling.stop = &stop;
     c->sampling.n_stop = stop != NULL;
-    printf("ASSISTANT: ");
-    fflush(stdout);
-    if (rc >= 0) rc = llava_session_generate(t->session, &c->sampling, ask_on_text, &text, &result, e);
     if (rc >= 0) {
+        printf("ASSISTANT: ");
+        fflush(stdout);
+        rc = llava_session_generate(t->session, &c->sampling, ask_on_text, &text, &result, e);
         ask_end(&text);
+    }
+    if (rc >= 0) {
         if (c->debug) printf("\n{'prompt': \"%s\", 'outputs': \"%s\"}\n", prompt, text.text ? text.text : "");
         rc = llava_conversation_answer(t->conv, text.text ? text.text : "", e);
         if (!c->model.quiet) ask_statistics(t->engine, &result, &t->ceiling);
-    } else {
-        printf("\n");
     }
+    if (rc < 0) llava_conversation_undo(t->conv);
     ask_free(&text);
     return rc;
 }
 
-static int converse(struct chat *c, struct talk *t, struct llava_error *e)
+/* Returns the exit code: a question that fails is said and left out, the conversation goes on. */
+static int converse(struct chat *c, struct talk *t)
 {
     char *line = NULL;
     size_t cap = 0;
-    int rc = 0;
-    for (bool first = true; rc >= 0; first = false) {
+    int code = 0;
+    bool first = true;
+    while (!ferror(stdout)) {
+        struct llava_error e = { 0 };
         printf("USER: ");
         fflush(stdout);
         ssize_t n = getline(&line, &cap, stdin);
@@ -106,10 +112,11 @@ static int converse(struct chat *c, struct talk *t, struct llava_error *e)
             printf("exit...\n");
             break;
         }
-        rc = one_turn(c, t, line, first, e);
+        if (one_turn(c, t, line, first, &e) < 0) code = cmd_fail(e.message);
+        else first = false;
     }
     free(line);
-    return rc;
+    return code;
 }
 
 int cmd_chat(int argc, char **argv)
@@ -120,6 +127,7 @@ int cmd_chat(int argc, char **argv)
     struct llava_error e = { 0 };
     struct talk t = { 0 };
     struct llava_info info;
+    int code = 0;
     rc = llava_open(&t.engine, &c.model, &e);
     if (rc >= 0 && c.image) rc = ask_image_open(&t.image, t.engine, c.image, &e);
     if (rc >= 0) rc = llava_session_open(&t.session, t.engine, &e);
@@ -129,11 +137,11 @@ int cmd_chat(int argc, char **argv)
         if (c.conv && strcmp(c.conv, info.conversation) != 0)
             printf("[WARNING] the auto inferred conversation mode is %s, while `--conv-mode` is %s, using %s\n",
                    info.conversation, c.conv, c.conv);
-        rc = converse(&c, &t, &e);
+        code = converse(&c, &t);
     }
     llava_conversation_close(t.conv);
     llava_session_close(t.session);
     llava_image_close(t.image);
     llava_close(t.engine);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.message) : 0;
+    return rc < 0 ? cmd_fail(e.message) : code;
 }

@@ -7,14 +7,35 @@
 #include <string.h>
 #include <strings.h>
 
-int cmd_fail(int code, const char *message)
+int cmd_fail(const char *message)
 {
     fprintf(stderr, "llava: %s\n", message);
-    return code == LLAVA_USAGE ? 2 : 1;
+    return 1;
+}
+
+/* Is there a long option that begins with name[0..n)? */
+static bool option_known(const struct argp *argp, const char *name, size_t n)
+{
+    for (const struct argp_option *o = argp->options; o && (o->name || o->key || o->doc); o++)
+        if (o->name && !strncmp(o->name, name, n)) return true;
+    for (const struct argp_child *c = argp->children; c && c->argp; c++)
+        if (option_known(c->argp, name, n)) return true;
+    return false;
+}
+
+/* --max_new_tokens=5 -> --max-new-tokens=5: LLaVA's scripts use both spellings. Values stay as they are. */
+static void dashes(const struct argp *argp, char *arg)
+{
+    char name[64];
+    size_t n = strcspn(arg + 2, "=");
+    if (strncmp(arg, "--", 2) != 0 || n >= sizeof name) return;
+    for (size_t i = 0; i < n; i++) name[i] = arg[2 + i] == '_' ? '-' : arg[2 + i];
+    if (n && option_known(argp, name, n)) memcpy(arg + 2, name, n);
 }
 
 int cmd_parse(const struct argp *argp, int argc, char **argv, void *input)
 {
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) dashes(argp, argv[i]);
     argp_err_exit_status = 2;
     return argp_parse(argp, argc, argv, 0, NULL, input) ? 2 : 0;
 }

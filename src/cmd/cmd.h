@@ -1,9 +1,8 @@
 /* The commands of the program, and what their option parsers share.
  *
  * A command is a function over argc, argv (argv[0] is "llava NAME") that returns an exit code: 0 done, 1
- * failed with one line on stderr, 2 wrong usage. Options are glibc argp tables; main has already turned '_'
- * into '-' in option names, so that --max_new_tokens and --max-new-tokens are one, and unique prefixes are
- * accepted as Python's argparse does.
+ * failed with one line on stderr, 2 wrong usage. Options are glibc argp tables; --max_new_tokens and
+ * --max-new-tokens are one, and unique prefixes are accepted as Python's argparse does.
  */
 #pragma once
 #include <argp.h>
@@ -21,8 +20,8 @@ int cmd_merge(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_env(int argc, char **argv);
 
-/* Prints "llava: MESSAGE" and returns the exit code for it: 2 for a wrong value given by the user, else 1. */
-int cmd_fail(int code, const char *message);
+/* Prints "llava: MESSAGE" and returns 1. */
+int cmd_fail(const char *message);
 
 /* Parses with the house's settings. 0, or the exit code to leave with (never returns for --help). */
 int cmd_parse(const struct argp *argp, int argc, char **argv, void *input);

@@ -223,7 +223,6 @@ int cmd_convert(int argc, char **argv)
     int rc = cmd_parse(&argp, argc, argv, &c);
     if (rc) return rc;
     struct err e = { 0 };
-    export_signals();
     rc = c.llama2c ? convert_llama2c(&c, &e) : export_model(&c.x, &e);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : 0;
+    return rc < 0 ? cmd_fail(e.msg) : 0;
 }

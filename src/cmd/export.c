@@ -2,7 +2,6 @@
 #include "cmd/export.h"
 
 #include <ctype.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,11 +48,6 @@ int export_dtype(bool *keep, enum dtype *ret, const char *text)
     *keep = !strcmp(text, "keep");
     if (*keep) return 0;
     return dtype_find(text, ret) < 0 || (*ret != DT_F32 && *ret != DT_F16 && *ret != DT_BF16) ? -1 : 0;
-}
-
-void export_signals(void)
-{
-    signal(SIGXFSZ, SIG_IGN);
 }
 
 static int locate(char **dir, const char *name, struct err *e)

@@ -33,8 +33,6 @@ enum naming export_naming(const struct llava_model *m);
 int export_size(size_t *ret, const char *text);
 /* "keep", "f32", "f16", "bf16" and torch's names; -1: none of them. */
 int export_dtype(bool *keep, enum dtype *ret, const char *text);
-/* Writing past a limit on file sizes must be an error like a full disk, not the end of the process. */
-void export_signals(void);
 
 /* ---- the tokenizer's files, export_text.c */
 

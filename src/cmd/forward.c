@@ -94,5 +94,5 @@ int cmd_forward(int argc, char **argv)
     llava_forward_free(&out);
     ask_images_close(&f.images);
     llava_close(engine);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.message) : 0;
+    return rc < 0 ? cmd_fail(e.message) : 0;
 }

@@ -431,5 +431,5 @@ int cmd_inspect(int argc, char **argv)
         inspect_print(&s);
     bool bad = s.n_note || s.n_fault;
     inspect_fini(&s);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : bad;
+    return rc < 0 ? cmd_fail(e.msg) : bad;
 }

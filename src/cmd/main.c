@@ -1,8 +1,10 @@
 /* llava: one program, one command each job. See cmd.h. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/plat.h"
 #include "cmd/cmd.h"
 
 static const struct command {
@@ -59,16 +61,10 @@ static int unknown(const char *name)
     return 2;
 }
 
-/* --max_new_tokens=5 -> --max-new-tokens=5: the tutorial's scripts use both spellings. */
-static void dashes(char *arg)
-{
-    if (strncmp(arg, "--", 2) != 0) return;
-    for (char *p = arg + 2; *p && *p != '='; p++)
-        if (*p == '_') *p = '-';
-}
-
 int main(int argc, char **argv)
 {
+    plat_settle(argv);
+    signal(SIGXFSZ, SIG_IGN); /* a file over the limit is then an error of write, with a message */
     if (argc < 2) {
         usage(stderr);
         return 2;
@@ -89,9 +85,8 @@ int main(int argc, char **argv)
         argv[1] = full;
         static char help[] = "--help";
         if (argc == 3 && !strcmp(argv[2], "-h")) argv[2] = help;
-        for (int k = 2; k < argc && strcmp(argv[k], "--") != 0; k++) dashes(argv[k]);
         int rc = commands[i].run(argc - 1, argv + 1);
-        if (fflush(stdout) != 0 && rc == 0) return cmd_fail(LLAVA_IO, "cannot write to standard output");
+        if (fflush(stdout) != 0 && rc == 0) return cmd_fail("cannot write to standard output");
         return rc;
     }
     return unknown(name);

@@ -84,7 +84,6 @@ int cmd_merge(int argc, char **argv)
     int rc = cmd_parse(&argp, argc, argv, &x);
     if (rc) return rc;
     struct err e = { 0 };
-    export_signals();
     rc = export_model(&x, &e);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.msg) : 0;
+    return rc < 0 ? cmd_fail(e.msg) : 0;
 }

@@ -103,5 +103,5 @@ int cmd_run(int argc, char **argv)
     if (rc >= 0) rc = answer(&r, engine, &e);
     ask_images_close(&r.images);
     llava_close(engine);
-    return rc < 0 ? cmd_fail(LLAVA_IO, e.message) : 0;
+    return rc < 0 ? cmd_fail(e.message) : 0;
 }

@@ -1,4 +1,5 @@
 /* See out.h. */
+#define _GNU_SOURCE
 #include "file/out.h"
 
 #include <errno.h>
@@ -9,21 +10,43 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Permissions that the user's files get; mkostemps gives only 0600. */
+static mode_t file_mask(void)
+{
+    mode_t mask = umask(0);
+    umask(mask);
+    return mask;
+}
+
+/* Where the bytes go in the end: behind links, so that a link stays one. */
+static char *target_of(const char *path)
+{
+    char *real = realpath(path, NULL);
+    return real ? real : strdup(path);
+}
+
 int out_open(struct out *o, const char *path, struct err *e)
 {
     *o = (struct out){ .fd = -1 };
-    size_t n = strlen(path);
-    o->path = strdup(path);
-    o->tmp = malloc(n + sizeof ".tmp");
-    if (!o->path || !o->tmp) {
-        out_drop(o);
-        return err_set(e, ERR_NOMEM, "no memory for a path");
+    struct stat st;
+    o->path = target_of(path);
+    if (!o->path) return err_set(e, ERR_NOMEM, "no memory for a path");
+    o->direct = stat(o->path, &st) == 0 && !S_ISREG(st.st_mode);
+    if (o->direct) { /* a device or a pipe is written to, not replaced */
+        o->fd = open(o->path, O_WRONLY | O_CLOEXEC);
+    } else {
+        o->tmp = malloc(strlen(o->path) + sizeof ".XXXXXX.tmp");
+        if (!o->tmp) {
+            out_drop(o);
+            return err_set(e, ERR_NOMEM, "no memory for a path");
+        }
+        memcpy(o->tmp, o->path, strlen(o->path));
+        memcpy(o->tmp + strlen(o->path), ".XXXXXX.tmp", sizeof ".XXXXXX.tmp");
+        o->fd = mkostemps(o->tmp, 4, O_CLOEXEC); /* a new name: nobody else's file, no link */
+        if (o->fd >= 0) fchmod(o->fd, 0666 & ~file_mask());
     }
-    memcpy(o->tmp, path, n);
-    memcpy(o->tmp + n, ".tmp", sizeof ".tmp");
-    o->fd = open(o->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (o->fd >= 0) return 0;
-    int rc = err_errno(e, "create", o->tmp);
+    int rc = err_errno(e, o->direct ? "open" : "create", o->path);
     out_drop(o);
     return rc;
 }
@@ -34,21 +57,9 @@ int out_write(struct out *o, const void *p, size_t n, struct err *e)
         size_t want = n - done < (size_t)1 << 30 ? n - done : (size_t)1 << 30;
         ssize_t k = write(o->fd, (const char *)p + done, want);
         if (k < 0 && errno == EINTR) continue;
-        if (k < 0) return err_errno(e, "write", o->tmp);
+        if (k < 0) return err_errno(e, "write", o->path);
         done += (size_t)k;
         o->at += (uint64_t)k;
-    }
-    return 0;
-}
-
-int out_patch(struct out *o, uint64_t at, const void *p, size_t n, struct err *e)
-{
-    ASSERT(at + n <= o->at);
-    for (size_t done = 0; done < n;) {
-        ssize_t k = pwrite(o->fd, (const char *)p + done, n - done, (off_t)(at + done));
-        if (k < 0 && errno == EINTR) continue;
-        if (k < 0) return err_errno(e, "write", o->tmp);
-        done += (size_t)k;
     }
     return 0;
 }
@@ -77,9 +88,13 @@ int out_sync_parent(const char *path, struct err *e)
 int out_commit(struct out *o, struct err *e)
 {
     int rc = 0;
-    if (fsync(o->fd) < 0) rc = err_errno(e, "sync", o->tmp);
-    if (close(o->fd) < 0 && rc >= 0) rc = err_errno(e, "close", o->tmp);
+    if (!o->direct && fsync(o->fd) < 0) rc = err_errno(e, "sync", o->path);
+    if (close(o->fd) < 0 && rc >= 0) rc = err_errno(e, "close", o->path);
     o->fd = -1;
+    if (o->direct) {
+        out_drop(o);
+        return rc;
+    }
     if (rc >= 0 && rename(o->tmp, o->path) < 0) rc = err_errno(e, "rename to", o->path);
     if (rc < 0) unlink(o->tmp);
     else rc = out_sync_parent(o->path, e);
@@ -91,7 +106,7 @@ void out_drop(struct out *o)
 {
     if (o->path && o->fd >= 0) {
         close(o->fd);
-        unlink(o->tmp);
+        if (o->tmp) unlink(o->tmp);
     }
     free(o->path);
     free(o->tmp);

@@ -1,6 +1,7 @@
-/* A file being written under a temporary name: it appears under its own name whole and synced, or not at all.
- */
+/* A file being written under a temporary name: it appears under its own name whole and synced, or not at all. What
+ * exists and is no regular file (a device, a pipe) is written to as it is. */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -8,14 +9,13 @@
 
 struct out {
     int fd;           /* -1: not open */
-    char *path, *tmp; /* tmp is PATH.tmp */
+    char *path, *tmp; /* the target, behind links; PATH.xxxxxx.tmp beside it */
+    bool direct;      /* no regular file: no temporary name */
     uint64_t at;      /* bytes written so far */
 };
 
 int out_open(struct out *o, const char *path, struct err *e);
 int out_write(struct out *o, const void *p, size_t n, struct err *e);
-/* Overwrites n bytes at `at`, which were written before; the end stays where it is. */
-int out_patch(struct out *o, uint64_t at, const void *p, size_t n, struct err *e);
 /* Syncs, renames, syncs the folder. o is closed afterwards, whatever the result. */
 int out_commit(struct out *o, struct err *e);
 void out_drop(struct out *o); /* closes and removes the temporary file; nothing after a commit */

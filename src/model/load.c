@@ -268,6 +268,9 @@ static bool tower_wanted(struct llava_model *m, const struct llava_source *s, co
 
 int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e)
 {
+    if (m->cfg.hf_layout && s->clip_path)
+        return err_set(e, ERR_USAGE, "'%s' has its vision tower inside: another one ('%s') cannot be given", s->path,
+                       s->clip_path);
     bool inside = tower_inside(ix);
     int rc = 0;
     m->tower_inside = inside;

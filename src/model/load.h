@@ -36,7 +36,7 @@ int model_make_layers(struct llava_model *m, struct err *e);
 struct lora_pair {
     char name[NAME_MAX_BYTES]; /* "model.layers.0.self_attn.q_proj.weight" */
     const struct weight *a, *b; /* [R,I], [O,R] */
-    double scale;
+    double rank, scale;
     bool used;
 };
 struct lora_set {

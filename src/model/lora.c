@@ -82,8 +82,8 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
     if (!which)
         return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name,
                        w->file);
-    size_t i = 0;
-    while (i < set->n && strcmp(set->pair[i].name, name) != 0) i++;
+    /* Tensors come in order of their names, so the other half of a pair stands right before. */
+    size_t i = set->n && !strcmp(set->pair[set->n - 1].name, name) ? set->n - 1 : set->n;
     if (i == set->n) {
         struct lora_pair *p = realloc(set->pair, (set->n + 1) * sizeof *p);
         if (!p) return err_set(e, ERR_NOMEM, "no memory for an adapter");
@@ -95,9 +95,11 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
         double r = pattern(c->rank_pattern, module, (double)c->rank),
                alpha = pattern(c->alpha_pattern, module, c->alpha);
         set->pair[i].scale = alpha / (c->rslora ? sqrt(r) : r);
+        set->pair[i].rank = r;
     }
-    if (which == 'A') set->pair[i].a = w;
-    else set->pair[i].b = w;
+    const struct weight **half = which == 'A' ? &set->pair[i].a : &set->pair[i].b;
+    if (*half) return err_set(e, ERR_FORMAT, "'%s' and '%s' of '%s' are the same matrix", (*half)->name, w->name, w->file);
+    *half = w;
     return 0;
 }
 
@@ -120,6 +122,9 @@ int lora_open(struct lora_set *set, const char *dir, struct err *e)
         if (!p->a || !p->b || p->a->t.nd != 2 || p->b->t.nd != 2 || p->a->t.n[0] != p->b->t.n[1] ||
             !dtype_is_float((enum dtype)p->a->t.type) || !dtype_is_float((enum dtype)p->b->t.type))
             TRY(err_set(e, ERR_SHAPE, "'%s': the two matrices of '%s' do not fit", path, p->name));
+        if (p->rank != (double)p->a->t.n[0] || !isfinite(p->scale) || fabs(p->scale) > 1e6)
+            TRY(err_set(e, ERR_FORMAT, "'%s': '%s' has rank %lld, adapter_config.json says rank %g and scale %g", path, p->name,
+                        (long long)p->a->t.n[0], p->rank, p->scale));
     }
     qsort(set->pair, set->n, sizeof *set->pair, pair_order);
 out:

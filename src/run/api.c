@@ -52,6 +52,8 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     if (!o->model_path || !*o->model_path) return done(err_set(&err, ERR_USAGE, "no model path"), &err, e);
     if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
         return done(err_set(&err, ERR_USAGE, "no device '%s' in this build (there are auto, cpu)", o->device), &err, e);
+    if (o->context < 0 || o->threads < 0)
+        return done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context, o->threads), &err, e);
     log_set_level(o->quiet ? LOG_QUIET : LOG_INFO);
     struct llava_engine *x = object(sizeof *x, &err);
     if (!x) return done(ERR_NOMEM, &err, e);
@@ -94,12 +96,13 @@ void llava_info(const struct llava_engine *x, struct llava_info *i)
 
 /* ---- pictures */
 
-static int image_make(struct llava_image **ret, struct llava_engine *x, struct picture *pic, int rc, struct err *err,
-                      struct llava_error *e)
+static int image_make(struct llava_image **ret, struct llava_engine *x, struct picture *pic, const char *name, int rc,
+                      struct err *err, struct llava_error *e)
 {
     *ret = NULL;
     struct llava_image *im = rc < 0 ? NULL : object(sizeof *im, err);
     if (rc >= 0) rc = im ? image_new(&im->im, x->g, pic, err) : ERR_NOMEM;
+    if (rc < 0 && pic->rgb) err_prefix(err, "'%s'", name);
     picture_free(pic);
     if (rc < 0) free(im);
     else {
@@ -114,7 +117,7 @@ int llava_image_open(struct llava_image **ret, struct llava_engine *x, const cha
     struct err err = { 0 };
     struct picture pic = { 0 };
     int rc = picture_open(&pic, path, &err);
-    return image_make(ret, x, &pic, rc, &err, e);
+    return image_make(ret, x, &pic, path, rc, &err, e);
 }
 
 int llava_image_decode(struct llava_image **ret, struct llava_engine *x, const void *bytes, size_t n, const char *name,
@@ -123,7 +126,7 @@ int llava_image_decode(struct llava_image **ret, struct llava_engine *x, const v
     struct err err = { 0 };
     struct picture pic = { 0 };
     int rc = picture_decode(&pic, bytes, n, name, &err);
-    return image_make(ret, x, &pic, rc, &err, e);
+    return image_make(ret, x, &pic, name, rc, &err, e);
 }
 
 void llava_image_close(struct llava_image *im)
@@ -195,14 +198,21 @@ int llava_conversation_ask(struct llava_conversation *c, const char *text, int n
 int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e)
 {
     struct err err = { 0 };
+    if (c->conv.n == c->conv.offset) return done(err_set(&err, ERR_USAGE, "an answer without a question"), &err, e);
     return done(conv_set_last(&c->conv, text, strlen(text), &err), &err, e);
+}
+
+void llava_conversation_undo(struct llava_conversation *c)
+{
+    conv_drop(&c->conv, 2);
 }
 
 int llava_conversation_prompt(const char **prompt, struct llava_conversation *c, struct llava_error *e)
 {
     struct err err = { 0 };
     buf_reset(&c->prompt);
-    int rc = conv_prompt(&c->conv, &c->prompt, NULL, &err);
+    int rc = c->conv.n > c->conv.offset ? conv_prompt(&c->conv, &c->prompt, NULL, &err)
+                                        : err_set(&err, ERR_USAGE, "a prompt without a question");
     if (rc >= 0) rc = buf_check(&c->prompt, "the prompt", &err);
     *prompt = rc < 0 ? NULL : c->prompt.p;
     return done(rc, &err, e);

@@ -15,7 +15,7 @@
 
 enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep matrix products busy */
 
-static const size_t SCRATCH = (size_t)8 << 30; /* address space; pages are taken when a kernel touches them */
+enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 }; /* address space; pages are taken when a kernel touches them */
 
 /* ---- running */
 
@@ -200,7 +200,7 @@ static int read_dtype(enum dtype *ret, bool *chosen, const char *name, struct er
 /* For the loops outside of kernels too: converting and merging while loading. */
 static int set_threads(int threads)
 {
-    int n = threads > 0 ? threads : plat_threads();
+    int n = threads > 0 ? plat_threads_startable(threads) : plat_threads();
     omp_set_num_threads(n);
     return n;
 }
@@ -223,7 +223,8 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
     g->dtype = g->kv_type = g->model.dtype;
     kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
     g->kc = (struct kctx){ &g->scratch, threads, g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
-    TRY(arena_init(&g->scratch, SCRATCH, e));
+    for (size_t bytes = SCRATCH_MOST; (rc = arena_init(&g->scratch, bytes, e)) < 0; bytes /= 2)
+        if (bytes == SCRATCH_LEAST) TRY(err_prefix(e, "kernels' scratch memory"));
     TRY(llava_model_context(&g->model, g->context, e));
     TRY(plan(g, e));
 out:

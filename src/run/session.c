@@ -371,7 +371,7 @@ int session_generate(struct session *s, const struct llava_sampling *o, llava_te
         stream_flush(&s->stream, &piece);
         stopper_feed(&s->stopper, piece.n ? piece.p : "", piece.n, &shown);
         stopper_flush(&s->stopper, &shown);
-        hand_out(&piece, &shown, on_text, ctx);
+        if (!hand_out(&piece, &shown, on_text, ctx)) r->finish = LLAVA_FINISH_CANCELLED;
     } else {
         stream_flush(&s->stream, &piece);
     }

@@ -236,6 +236,11 @@ int conv_set_last(struct conv *c, const char *text, size_t n, struct err *e)
     return 0;
 }
 
+void conv_drop(struct conv *c, size_t n)
+{
+    for (; n > 0 && c->n > c->offset; n--) free(c->message[--c->n].text);
+}
+
 int conv_init(struct conv *c, const struct conv_template *tpl, struct err *e)
 {
     *c = (struct conv){ .tpl = tpl };

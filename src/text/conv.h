@@ -71,6 +71,8 @@ int conv_copy(struct conv *to, const struct conv *from, struct err *e); /* `to` 
 
 /* Copies text[0..n). text NULL: the answer that is to come. */
 int conv_add(struct conv *c, enum conv_role role, const char *text, size_t n, bool image, struct err *e);
+/* Takes back the last n messages, but never the built-in example. */
+void conv_drop(struct conv *c, size_t n);
 /* Replaces the last message's text; NULL: takes it back, to have it answered anew. */
 int conv_set_last(struct conv *c, const char *text, size_t n, struct err *e);
 
