@@ -59,8 +59,8 @@ static const struct argp argp = {
     "and bytes of each part, tensors that are ignored or that nothing uses, and the memory that running it "
     "takes."
     "\vAn adapter or a projector is shown alone, or with --model-base as the model that it makes.\n\n"
-    "What is missing or does not fit is listed as lines that begin with \"missing:\" or \"wrong:\", and the "
-    "exit status is 1.\n\n"
+    "What is missing or does not fit is listed as lines that begin with \"missing:\" or \"wrong:\"; the first "
+    "of them goes to standard error too, and the exit status is 1.\n\n"
     "Memory is what one conversation of the full context takes at each precision: weights that are used from "
     "the files as "
     "they are (pages of the system's cache), copies of weights that must be converted or merged, the cache "
@@ -418,6 +418,16 @@ static void inspect_fini(struct inspect *s)
     free(s->base);
 }
 
+/* Is anything missing, wrong or not finite? The first such thing goes to standard error, because the report may
+ * lie in a file. */
+static bool complain(const struct inspect *s)
+{
+    struct err e = { 0 };
+    if (s->n_fault) inspect_fault(&s->fault[0], &e);
+    if (s->n_note || s->n_fault) fprintf(stderr, "llava: %s\n", s->n_note ? s->note[0] : e.msg);
+    return s->n_note || s->n_fault;
+}
+
 int cmd_inspect(int argc, char **argv)
 {
     struct inspect s = { 0 };
@@ -429,7 +439,7 @@ int cmd_inspect(int argc, char **argv)
         rc = err_set(&e, ERR_NOMEM, "no memory for the report");
     else if (rc >= 0 && !s.json)
         inspect_print(&s);
-    bool bad = s.n_note || s.n_fault;
+    bool bad = rc >= 0 && complain(&s);
     inspect_fini(&s);
     return rc < 0 ? cmd_fail(e.msg) : bad;
 }

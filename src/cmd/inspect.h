@@ -51,13 +51,15 @@ struct inspect {
         int64_t at;
         bool nan;
     } fault[20];
-    int n_fault, n_note;
+    int n_fault, n_note; /* all there are; fault and note hold the first */
     int64_t n_absent;      /* parameters that no file has */
     char *note[NOTES_MAX]; /* what is missing or wrong, one line each */
 };
 
 const char *inspect_part_name(enum part p);
 const char *inspect_naming(const struct inspect *s);
+/* "not finite: 'NAME' of 'FILE' holds NaN at element N" */
+int inspect_fault(const struct tensor_fault *f, struct err *e);
 void inspect_print(const struct inspect *s);
 /* One JSON object. < 0 without memory. */
 int inspect_print_json(const struct inspect *s);

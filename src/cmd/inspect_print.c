@@ -328,13 +328,21 @@ static void print_tensors(const struct inspect *s)
     free(at);
 }
 
+int inspect_fault(const struct tensor_fault *f, struct err *e)
+{
+    return err_set(e, ERR_FORMAT, "not finite: '%s' of '%s' holds %s at element %lld", f->w->name, f->w->file,
+                   f->nan ? "NaN" : "infinity", (long long)f->at);
+}
+
 static void print_check(const struct inspect *s)
 {
     if (!s->check) return;
     printf("\n");
-    for (int i = 0; i < s->n_fault && i < 20; i++)
-        printf("not finite: '%s' of '%s' holds %s at element %lld\n", s->fault[i].w->name,
-               s->fault[i].w->file, s->fault[i].nan ? "NaN" : "infinity", (long long)s->fault[i].at);
+    for (int i = 0; i < s->n_fault && i < 20; i++) {
+        struct err e;
+        inspect_fault(&s->fault[i], &e);
+        printf("%s\n", e.msg);
+    }
     if (s->n_fault > 20) printf("and %d more tensors\n", s->n_fault - 20);
     if (!s->n_fault) printf("checked: all %zu tensors are finite\n", s->n_item);
 }

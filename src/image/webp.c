@@ -1,4 +1,5 @@
-/* WebP through libwebp. Of an animation the first frame is taken, on black where it does not cover all. */
+/* WebP through libwebp. Of an animation the first frame is taken, on black where it does not cover all. A file
+ * shorter than its own header says is cut, whichever frames are whole: so Pillow has it, through WebPDemux. */
 #include <string.h>
 
 #include <webp/decode.h>
@@ -38,6 +39,7 @@ static int decode_first_frame(struct picture *p, const struct source *s, struct 
 int webp_decode(struct picture *p, const struct source *s, struct err *e)
 {
     WebPBitstreamFeatures f;
+    if (s->n < 12 || le32(s->p + 4) > s->n - 8) return picture_truncated(s, e);
     VP8StatusCode status = WebPGetFeatures(s->p, s->n, &f);
     if (status == VP8_STATUS_NOT_ENOUGH_DATA) return picture_truncated(s, e);
     if (status != VP8_STATUS_OK)

@@ -7,6 +7,9 @@
 
 #include "text/tokenizer_in.h"
 
+static const char config_file[] = "tokenizer_config.json", map_file[] = "special_tokens_map.json",
+                  added_file[] = "added_tokens.json", fast_file[] = "tokenizer.json";
+
 /* The strings that tokenizer_config.json can name, in transformers' order; -1: not kept. */
 static const struct special {
     const char *key, *text; /* text: LlamaTokenizer's default */
@@ -22,7 +25,8 @@ static const struct special {
 };
 enum { N_SPECIALS = sizeof specials / sizeof *specials };
 
-/* What was found out before the tokens are added; the values are borrowed from the files' JSON. */
+/* What was found out before the tokens are added; the values are borrowed from the files' JSON, and read_token
+ * has accepted them. */
 struct named {
     json_t *token[N_SPECIALS]; /* a string or an object; NULL: the default; json null: none */
     json_t *more;              /* additional_special_tokens, an array, or NULL */
@@ -53,8 +57,7 @@ static int get_flag(const json_t *o, const char *key, bool *ret, struct err *e)
 {
     const json_t *v = json_object_get(o, key);
     if (!v || json_is_null(v)) return 0;
-    if (!json_is_boolean(v))
-        return err_set(e, ERR_FORMAT, "tokenizer files: '%s' is neither true nor false", key);
+    if (!json_is_boolean(v)) return err_set(e, ERR_FORMAT, "'%s' is neither true nor false", key);
     *ret = json_is_true(v);
     return 0;
 }
@@ -66,7 +69,7 @@ static int read_token(struct added *a, const json_t *v, struct err *e)
     bool word = false;
     int rc;
     *a = (struct added){ .id = -1 };
-    if (!json_is_string(text)) return err_set(e, ERR_FORMAT, "tokenizer files: a token has no text");
+    if (!json_is_string(text)) return err_set(e, ERR_FORMAT, "a token has no text");
     a->text = (char *)json_string_value(text); /* borrowed: tokenizer_put copies it */
     a->n = json_string_length(text);
     if (!json_is_object(v)) return 0;
@@ -83,8 +86,7 @@ static int read_id(int32_t *id, const json_t *v, const char *token, struct err *
 {
     double x = json_number_value(v);
     if (!json_is_number(v) || !(x >= 0 && x < TOKENIZER_ID_MAX) || x != (int32_t)x)
-        return err_set(e, ERR_FORMAT, "tokenizer files: the id of added token '%s' is not in 0..%d", token,
-                       TOKENIZER_ID_MAX - 1);
+        return err_set(e, ERR_FORMAT, "the id of added token '%s' is not in 0..%d", token, TOKENIZER_ID_MAX - 1);
     *id = (int32_t)x;
     return 0;
 }
@@ -136,14 +138,22 @@ static int put_fast_file(struct tokenizer *t, const json_t *file, struct err *e)
     return 0;
 }
 
-static void find_named(struct named *names, const json_t *file)
+static int find_named(struct named *names, const json_t *file, struct err *e)
 {
+    struct added a;
+    int rc;
     for (int i = 0; i < N_SPECIALS; i++) {
         json_t *v = json_object_get(file, specials[i].key);
+        if (v && !json_is_null(v) && (rc = read_token(&a, v, e)) < 0) return rc;
         if (v) names->token[i] = v;
     }
     json_t *more = json_object_get(file, "additional_special_tokens");
-    if (json_is_array(more)) names->more = more;
+    if (!more || json_is_null(more)) return 0;
+    if (!json_is_array(more)) return err_set(e, ERR_FORMAT, "'additional_special_tokens' is no list");
+    for (size_t i = 0; i < json_array_size(more); i++)
+        if ((rc = read_token(&a, json_array_get(more, i), e)) < 0) return rc;
+    names->more = more;
+    return 0;
 }
 
 /* Marks a token as special, adding it where it is not there yet: flags that the files gave it already stay.
@@ -223,13 +233,20 @@ out:
     return rc;
 }
 
-static int read_old_files(struct tokenizer *t, struct named *names, const json_t *map, json_t *added,
-                          const json_t *fast, struct err *e)
+/* Says in which file of dir an error is. */
+static int in_file(int rc, const char *dir, const char *name, struct err *e)
 {
-    int rc;
-    find_named(names, map);
-    if ((rc = put_added_file(t, added, e)) < 0) return rc;
-    return put_fast_file(t, fast, e);
+    return rc < 0 ? err_prefix(e, "'%s/%s'", dir, name), rc : 0;
+}
+
+/* The files beside tokenizer_config.json. What stands in them counts only where that has no
+ * added_tokens_decoder, but they must be JSON. */
+static int read_old_files(struct tokenizer *t, struct named *names, const json_t *map, json_t *added,
+                          const json_t *fast, const char *dir, struct err *e)
+{
+    int rc = in_file(find_named(names, map, e), dir, map_file, e);
+    if (rc < 0 || (rc = in_file(put_added_file(t, added, e), dir, added_file, e)) < 0) return rc;
+    return in_file(put_fast_file(t, fast, e), dir, fast_file, e);
 }
 
 int tokenizer_read_config(struct tokenizer *t, const char *dir, struct err *e)
@@ -242,18 +259,15 @@ int tokenizer_read_config(struct tokenizer *t, const char *dir, struct err *e)
         buf_fmt(&model, "%s/tokenizer.model", dir);
         TRY(buf_check(&model, "a path", e));
         bool from_fast = access(model.p, F_OK) != 0;
-        TRY(load(&cfg, dir, "tokenizer_config.json", e));
+        TRY(load(&cfg, dir, config_file, e));
+        TRY(load(&map, dir, map_file, e));
+        TRY(load(&added, dir, added_file, e));
+        TRY(in_file(find_named(&names, cfg, e), dir, config_file, e));
         json_t *decoder = json_object_get(cfg, "added_tokens_decoder");
-        find_named(&names, cfg);
-        if (from_fast || !json_is_object(decoder)) TRY(load(&fast, dir, "tokenizer.json", e));
-        TRY(read_settings(t, cfg, fast, e));
-        if (json_is_object(decoder)) {
-            TRY(put_decoder(t, decoder, e));
-        } else {
-            TRY(load(&map, dir, "special_tokens_map.json", e));
-            TRY(load(&added, dir, "added_tokens.json", e));
-            TRY(read_old_files(t, &names, map, added, fast, e));
-        }
+        if (from_fast || !json_is_object(decoder)) TRY(load(&fast, dir, fast_file, e));
+        TRY(in_file(read_settings(t, cfg, fast, e), dir, config_file, e));
+        if (json_is_object(decoder)) TRY(in_file(put_decoder(t, decoder, e), dir, config_file, e));
+        else TRY(read_old_files(t, &names, map, added, fast, dir, e));
     }
     rc = put_named(t, &names, e);
 out:

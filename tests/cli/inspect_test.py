@@ -94,6 +94,11 @@ def parts_of_models():
     ok(rc == 0 and r["parts"]["projector"]["tensors"] == 4 and "memory" in r, "a projector with its base")
 
 
+def says(err, *words):
+    """Is stderr the one line about the first finding?"""
+    return one_line(err) and all(w in err for w in words)
+
+
 def broken(name, change, source="llava-hf-old"):
     out = place(name)
     shutil.copytree(model(source), out)
@@ -114,7 +119,8 @@ def missing():
         return lambda path: os.remove(os.path.join(path, file))
 
     rc, r, err = report(broken("no-config", drop("config.json")))
-    ok(rc == 1 and err == "" and any("config.json" in m for m in r["missing"]) and len(r["unbound"]) > 50,
+    ok(rc == 1 and says(err, "config.json") and any("config.json" in m for m in r["missing"]) and
+       len(r["unbound"]) > 50,
        "no config.json: the tensors are still listed", err)
     rc, r, err = report(broken("no-shard", drop("model-00002-of-00002.safetensors")))
     ok(rc == 1 and r["config"]["language"]["layers"] == 2 and any(m.startswith("missing:") and "00002" in m
@@ -142,7 +148,15 @@ def missing():
     ok(rc == 1 and one_line(err) and out == "", "no such folder", err)
     os.mkdir(place("void"))
     rc, out, err = run("inspect", place("void"))
-    ok(rc == 1 and out.count("missing:") == 3, "an empty folder", out)
+    ok(rc == 1 and out.count("missing:") == 3 and says(err, "llava: missing: ", "config.json"), "an empty folder",
+       out + err)
+    first = [("more-layers", "llava: missing: tensor 'model.layers.2."), ("wrong-shape", "llava: wrong: cannot bind '"),
+             ("no-tower", "llava: missing: no vision tower '"), ("no-tok", "llava: missing: "),
+             ("bad-json", "llava: wrong: ")]
+    for name, line in first:
+        rc, out, err = run("inspect", place(name))
+        ok(rc == 1 and one_line(err) and err.startswith(line) and err[len("llava: "):] in out and "parts" in out,
+           f"{name}: the table, and its first finding on stderr", out + err)
     for args in ([], ["--frob"], ["a", "b"]):
         ok(run("inspect", *args)[0] == 2, f"usage: {args}")
     rc, text, _ = run("inspect", "--help")
@@ -158,8 +172,9 @@ def check():
         t[name][1].reshape(-1)[at + 5] = bits
         path = broken(f"with-{kind}", lambda p: write_tensors(os.path.join(p, "model.safetensors"), t),
                       "llava-transformers5")
-        rc, r, _ = report(path, "--check")
+        rc, r, err = report(path, "--check")
         f = r["not_finite"]
+        ok(says(err, "llava: not finite: '" + name, f"at element {at}"), f"--check: {kind} on stderr", err)
         ok(rc == 1 and len(f) == 1 and (f[0]["name"], f[0]["value"], f[0]["element"]) == (name, kind, at),
            f"--check: {kind}", f)
         rc, text, _ = run("inspect", path, "--check")

@@ -56,6 +56,33 @@ static void every_cut_is_an_error(void **state)
         expect_bad(gif_1x1, n, ERR_FORMAT, "'it' is truncated after");
 }
 
+/* Two frames of 4x4, black and white, lossless, by Pillow. A cut that leaves the first frame whole is one too;
+ * where the header tells of no more bytes than there are, the first frame is the picture. */
+static void animation_cut_after_its_first_frame(void **state)
+{
+    (void)state;
+    static const char webp[] =
+        "RIFF\x84\0\0\0WEBPVP8X\x0a\0\0\0\2\0\0\0\3\0\0\3\0\0" "ANIM\6\0\0\0\0\0\0\0\0\0"
+        "ANMF&\0\0\0\0\0\0\0\0\0\3\0\0\3\0\0\0\0\0\2VP8L\x0e\0\0\0/\3\xc0\0\0\7\x10\x11\xfd\x0f" "DD\xff\3"
+        "ANMF*\0\0\0\0\0\0\0\0\0\3\0\0\3\0\0\0\0\0\0VP8L\x11\0\0\0/\3\xc0\0\0\7\xd0\xff\xfe\xf7\xbf\xff\x81\x88\xe8"
+        "\x7f\0";
+    enum { FIRST = 90, N = sizeof webp };
+    assert_int_equal(N, 140);
+    for (size_t n = 12; n < N; n++) expect_bad(webp, n, ERR_FORMAT, "'it' is truncated after");
+    char fits[N];
+    memcpy(fits, webp, N);
+    static const size_t sizes[] = { N, FIRST };
+    for (int i = 0; i < 2; i++) {
+        struct picture p;
+        struct err e;
+        fits[4] = (char)(sizes[i] - 8);
+        assert_int_equal(picture_decode(&p, fits, sizes[i], "it", &e), 0);
+        assert_int_equal(p.w, 4);
+        for (int k = 0; k < 48; k++) assert_int_equal(p.rgb[k], 0);
+        picture_free(&p);
+    }
+}
+
 static void unknown_formats(void **state)
 {
     (void)state;
@@ -355,6 +382,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decodes),         cmocka_unit_test(every_cut_is_an_error),
+        cmocka_unit_test(animation_cut_after_its_first_frame),
         cmocka_unit_test(unknown_formats), cmocka_unit_test(limits_come_before_memory),
         cmocka_unit_test(missing_file),    cmocka_unit_test(windows),
         cmocka_unit_test(flat_stays_flat), cmocka_unit_test(configs),

@@ -215,6 +215,9 @@ def make_webp(put):
                 b = io.BytesIO()
                 im.save(b, "WEBP", **kw)
                 put("webp", mode, b.getvalue())
+    b = io.BytesIO()
+    Image.fromarray(noise(9, 7)).save(b, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(60))
+    put("webp", "exif", b.getvalue())
     for n, mode in ((3, "RGB"), (4, "RGBA")):
         frames = [Image.fromarray(noise(40, 30, n), mode) for _ in range(3)]
         for kw in ({"quality": 60}, {"lossless": True}):

@@ -684,15 +684,36 @@ static void configs(void **state)
     tokenizer_close(t);
 }
 
+/* An error names the file, also where added_tokens_decoder makes what stands in it unimportant. */
+static void bad_old_files(void)
+{
+    static const char *const configs_of[] = { NULL, "{\"added_tokens_decoder\": {}}" };
+    for (int i = 0; i < 2; i++) {
+        open_folder(configs_of[i], "{", NULL, "special_tokens_map.json', line 1");
+        open_folder(configs_of[i], "[]", NULL, "special_tokens_map.json' is no JSON object");
+        open_folder(configs_of[i], NULL, "{\"<a>\": 600,}", "added_tokens.json', line 1");
+        open_folder(configs_of[i], NULL, "7", "added_tokens.json'");
+    }
+    open_folder(NULL, "{\"pad_token\": {\"content\": 7}}", NULL,
+                "special_tokens_map.json': a token has no text");
+    open_folder(NULL, "{\"additional_special_tokens\": \"<a>\"}", NULL,
+                "special_tokens_map.json': 'additional_special_tokens' is no list");
+    open_folder(NULL, "{\"additional_special_tokens\": [[]]}", NULL,
+                "special_tokens_map.json': a token has no text");
+    put_file("tokenizer.json", "{\"added_tokens\": [{\"id\": 600}]}");
+    open_folder(NULL, NULL, NULL, "tokenizer.json': a token has no text");
+    put_file("tokenizer.json", NULL);
+}
+
 static void bad_configs(void **state)
 {
     (void)state;
     open_folder("{", NULL, NULL, "cannot parse");
     open_folder("[]", NULL, NULL, "is no JSON object");
     open_folder("{\"legacy\": 1}", NULL, NULL, "'legacy' is neither true nor false");
-    open_folder("{\"bos_token\": 3}", NULL, NULL, "a token has no text");
+    open_folder("{\"bos_token\": 3}", NULL, NULL, "tokenizer_config.json': a token has no text");
     open_folder("{\"added_tokens_decoder\": {\"x\": {\"content\": \"<a>\"}}}", NULL, NULL,
-                "'x' is not an id");
+                "tokenizer_config.json': added_tokens_decoder: 'x' is not an id");
     open_folder("{\"added_tokens_decoder\": {\"-1\": {\"content\": \"<a>\"}}}", NULL, NULL,
                 "'-1' is not an id");
     open_folder("{\"added_tokens_decoder\": {\"99999999999999999999\": {\"content\": \"<a>\"}}}", NULL, NULL,
@@ -700,8 +721,9 @@ static void bad_configs(void **state)
     open_folder("{\"added_tokens_decoder\": {\"5\": {\"content\": \"\"}}}", NULL, NULL, "0 bytes");
     open_folder("{\"added_tokens_decoder\": {\"5\": {\"content\": \"<a>\", \"single_word\": true}}}", NULL,
                 NULL, "single_word");
-    open_folder(NULL, NULL, "{\"<a>\": 1e12}", "'<a>' is not in 0..");
+    open_folder(NULL, NULL, "{\"<a>\": 1e12}", "added_tokens.json': the id of added token '<a>' is not in 0..");
     open_folder(NULL, NULL, "{\"<a>\": \"7\"}", "'<a>' is not in 0..");
+    bad_old_files();
     char path[200];
     snprintf(path, sizeof path, "%s/tokenizer.model", folder);
     assert_int_equal(rename(path, "build/text-model"), 0);
