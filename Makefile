@@ -16,8 +16,9 @@ Q       := $(if $(V),,@)
 ifeq ($(origin CC),default)
 CC      := gcc
 endif
+CLANG   := $(or $(notdir $(shell command -v clang-14)),clang)
 ifdef FUZZ
-CC      := clang
+CC      := $(CLANG)
 SAN     := fuzzer-no-link,address,undefined
 endif
 clang   := $(findstring clang,$(CC))
@@ -86,7 +87,7 @@ $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512
 
 # Changes only when the flags do: then everything is built again.
 $(B)/flags: FORCE | $(B)/
-	@pkg-config --exists $(PKGS) || { echo 'make: libraries are missing; `make deps` installs them'; exit 1; }
+	@pkg-config --exists $(PKGS) || { echo 'make: libraries are missing; `tools/deps build` installs them'; exit 1; }
 	$(file >$@.new,$(FLAGS))
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 $(B)/:
@@ -135,7 +136,7 @@ $(B)/obj64/kern_ref64.o: $(OBJ64)
 
 MAKE_   = $(MAKE) --no-print-directory
 BUILD_  = env -u MAKEFLAGS $(MAKE_) -j$(shell nproc)
-SHOW    = $(firstword $(sort $(wildcard models/demo/pictures/*.png)))
+SHOW    = models/demo/pictures/red-apple.png
 
 .PHONY: help deps demo check check-full lint fuzz bench format install uninstall clean
 help: ## this list
@@ -156,7 +157,7 @@ check: ## installs what is missing, builds, lints and runs every CPU test
 
 check-full: ## the tests under sanitizers, and everything built by clang too
 	@tools/deps build test full
-	@tests/run --step 'clang: $(BUILD_) CC=clang all tests examples' \
+	@tests/run --step 'clang: $(BUILD_) CC=$(CLANG) all tests examples' \
 	    --step 'sanitizers: $(BUILD_) SAN=address,undefined all tests examples' build/san
 
 lint: ## the rules of the house: rooms, names, lengths, words

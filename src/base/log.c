@@ -37,22 +37,26 @@ LOG_FN(log_warn, LOG_QUIET, "warning: ")
 void progress_begin(struct progress *p, const char *what, const char *unit, int64_t total)
 {
     double now = plat_now_s();
-    *p = (struct progress){ what, unit, 0, total, now, now, isatty(STDERR_FILENO) != 0, false };
+    *p = (struct progress){ .what = what, .unit = unit, .total = total, .start_s = now, .last_s = now,
+                            .tty = isatty(STDERR_FILENO) != 0, .first = -1 };
 }
 
 static void progress_draw(struct progress *p, double now)
 {
+    enum { NAME = 24, BAR = 16 }; /* with the figures a line of less than 80 columns */
     bool bytes = !strcmp(p->unit, "B");
-    double k = bytes ? 1e-6 : 1, rate = (double)p->done * k / (now - p->start_s + 1e-9);
+    size_t n_what = strlen(p->what);
+    const char *what = n_what > NAME ? p->what + n_what - NAME : p->what; /* the end of a file's name tells most */
+    double k = bytes ? 1e-6 : 1, rate = (double)(p->done - p->first) * k / (now - p->start_s + 1e-9);
     const char *unit = bytes ? "MB" : p->unit;
-    char bar[31] = "", left[40] = "";
+    char bar[BAR + 1] = "", left[40] = "";
     if (p->total > 0) {
-        int n = (int)(30 * p->done / p->total);
+        int n = (int)(BAR * p->done / p->total);
         memset(bar, '#', (size_t)n);
-        memset(bar + n, '.', (size_t)(30 - n));
+        memset(bar + n, '.', (size_t)(BAR - n));
         if (rate > 0) snprintf(left, sizeof left, ", %.0f s left", (double)(p->total - p->done) * k / rate);
     }
-    if (p->tty) fprintf(stderr, "\r\033[K%s [%s] ", p->what, bar);
+    if (p->tty) fprintf(stderr, "\r\033[K%s [%s] ", what, bar);
     else fprintf(stderr, "llava: %s ", p->what);
     if (p->total > 0) fprintf(stderr, "%.0f/%.0f %s", (double)p->done * k, (double)p->total * k, unit);
     else fprintf(stderr, "%.0f %s", (double)p->done * k, unit);
@@ -66,6 +70,7 @@ void progress_step(struct progress *p, int64_t done)
 {
     if (p->total > 0 && done > p->total) done = p->total;
     p->done = done;
+    if (p->first < 0) p->first = done; /* a resumed download starts here */
     double now = plat_now_s();
     if (level > LOG_QUIET && now - p->last_s > (p->tty ? 0.1 : 10)) progress_draw(p, now);
 }

@@ -19,6 +19,7 @@ void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 struct progress {
     const char *what, *unit;
     int64_t done, total; /* total 0: unknown */
+    int64_t first;       /* done when it began: -1 until the first step */
     double start_s, last_s;
     bool tty, shown;
 };

@@ -104,7 +104,10 @@ void ask_end(struct ask_text *t)
 {
     while (t->n && isspace((unsigned char)t->text[t->n - 1])) t->n--;
     if (t->text) t->text[t->n] = 0;
-    if (t->to) fputc('\n', t->to);
+    if (t->to) {
+        fputc('\n', t->to);
+        fflush(t->to); /* before anything goes to stderr */
+    }
 }
 
 void ask_free(struct ask_text *t)
@@ -115,20 +118,21 @@ void ask_free(struct ask_text *t)
 
 /* Weights that fit the processor's cache are read faster than memory: then a share of memory's speed means nothing. */
 enum { CACHED = 64 << 20 };
+enum { RATE_TOKENS = 8 }; /* the rate of fewer says nothing */
 
 void ask_statistics(const struct llava_engine *engine, const struct llava_result *r, double *ceiling)
 {
     struct llava_info info;
     llava_info(engine, &info);
-    double gb = r->bytes_per_s * 1e-9, tok = r->generate_s > 0 ? r->n_new / r->generate_s : 0;
+    double gb = r->bytes_per_s * 1e-9, tok = r->generate_s > 0 ? (r->n_new - 1) / r->generate_s : 0;
     char share[80] = "";
-    if (info.weight_bytes > CACHED) {
+    if (info.weight_bytes > CACHED && r->n_new >= RATE_TOKENS) {
         if (*ceiling <= 0) *ceiling = cpu_read_ceiling(info.threads);
         if (*ceiling > 0)
             snprintf(share, sizeof share, " (%.0f%% of the %.1f GB/s that this machine reads)",
                      100 * gb / *ceiling, *ceiling);
     }
-    log_info("%d positions read (%d kept) in %.2f s, picture %.2f s; first token after %.2f s; %d tokens at "
-             "%.1f tok/s, %.1f GB/s%s",
-             r->n_prompt, r->n_cached, r->prompt_s, r->image_s, r->first_s, r->n_new, tok, gb, share);
+    log_info("read %d positions (%d kept) in %.2f s, picture %.2f s; first token after %.2f s", r->n_prompt,
+             r->n_cached, r->prompt_s, r->image_s, r->first_s);
+    if (r->n_new >= RATE_TOKENS) log_info("%d tokens at %.1f tok/s, %.1f GB/s%s", r->n_new, tok, gb, share);
 }

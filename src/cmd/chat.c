@@ -52,8 +52,7 @@ static const struct argp argp = {
     "Talks about a picture: type a question after \"USER: \", read the answer, go on. An empty line or the "
     "end of input "
     "leaves. A further question costs only its own tokens: what was said and seen is kept.\v"
-    "Example:\n  llava chat --model-path liuhaotian/llava-v1.5-7b --image-file cat.jpg --temperature "
-    "0\n\n" CMD_EXIT_STATUS,
+    "Example:\n  llava chat --model-path liuhaotian/llava-v1.5-7b --image-file cat.jpg\n\n" CMD_EXIT_STATUS,
     children,
     NULL,
     NULL

@@ -48,8 +48,9 @@ static const struct argp argp = {
     "  pixel_values    [tiles,3,side,side] F32\n"
     "  image_features  [positions of pictures,width] F32, as they enter the language model\n"
     "  logits          [positions,vocabulary] F32\v"
-    "Example:\n  llava forward --model-path D --image-file cat.png --prompt \"USER: <image>\\nHi ASSISTANT:\" \\\n"
-    "      --dtype f32 --out cat.safetensors\n\n" CMD_EXIT_STATUS,
+    "Example:\n  llava forward --model-path D --image-file cat.png \\\n"
+    "      --prompt \"USER: <image> Hi ASSISTANT:\" --dtype f32 \\\n"
+    "      --out cat.safetensors\n\n" CMD_EXIT_STATUS,
     children, NULL, NULL
 };
 

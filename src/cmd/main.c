@@ -56,7 +56,7 @@ static int unknown(const char *name)
     for (int i = 1; i < N_COMMANDS; i++)
         if (distance(name, commands[i].name) < distance(name, commands[best].name)) best = i;
     fprintf(stderr, "llava: no command '%s'", name);
-    if (distance(name, commands[best].name) <= 3) fprintf(stderr, ", did you mean '%s'?", commands[best].name);
+    if (distance(name, commands[best].name) <= 2) fprintf(stderr, ", did you mean '%s'?", commands[best].name);
     fprintf(stderr, "\n");
     return 2;
 }

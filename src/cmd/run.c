@@ -54,9 +54,11 @@ static const struct argp argp = {
     options, option, NULL,
     "Answers one question about one or more pictures, on standard output.\v"
     "Examples:\n"
-    "  llava run --model-path models/demo --image-file cat.png --query \"What is this?\"\n"
-    "  llava run --model-path liuhaotian/llava-v1.5-7b --image-file a.jpg,b.jpg \\\n"
-    "      --query \"<image-placeholder> and <image-placeholder>: what differs?\" --temperature 0\n\n" CMD_EXIT_STATUS,
+    "  llava run --model-path models/demo --image-file cat.png \\\n"
+    "      --query \"What is this?\"\n"
+    "  llava run --model-path liuhaotian/llava-v1.5-7b --temperature 0 \\\n"
+    "      --image-file a.jpg,b.jpg \\\n"
+    "      --query \"<image-placeholder>, <image-placeholder>: what differs?\"\n\n" CMD_EXIT_STATUS,
     children, NULL, NULL
 };
 

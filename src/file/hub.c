@@ -481,7 +481,7 @@ static int model_fetch(char **dir, struct hub *h, struct err *e)
     char *path = NULL, *blobs = NULL;
     TRY(token_find(h, e));
     TRY(http_open(&h->http, h->endpoint, h->token, e));
-    log_info("fetching '%s' from %s", h->repo, h->endpoint);
+    log_info("no folder '%s' here: fetching it from %s", h->repo, h->endpoint);
     TRY(api_get(&api, h, e));
     TRY(list_read(api, &commit, &b, &n, e));
     if (!n) {

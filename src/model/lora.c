@@ -98,7 +98,9 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
         set->pair[i].rank = r;
     }
     const struct weight **half = which == 'A' ? &set->pair[i].a : &set->pair[i].b;
-    if (*half) return err_set(e, ERR_FORMAT, "'%s' and '%s' of '%s' are the same matrix", (*half)->name, w->name, w->file);
+    if (*half)
+        return err_set(e, ERR_FORMAT, "'%s' and '%s' of '%s' are the same matrix", (*half)->name, w->name,
+                       w->file);
     *half = w;
     return 0;
 }
@@ -123,8 +125,9 @@ int lora_open(struct lora_set *set, const char *dir, struct err *e)
             !dtype_is_float((enum dtype)p->a->t.type) || !dtype_is_float((enum dtype)p->b->t.type))
             TRY(err_set(e, ERR_SHAPE, "'%s': the two matrices of '%s' do not fit", path, p->name));
         if (p->rank != (double)p->a->t.n[0] || !isfinite(p->scale) || fabs(p->scale) > 1e6)
-            TRY(err_set(e, ERR_FORMAT, "'%s': '%s' has rank %lld, adapter_config.json says rank %g and scale %g", path, p->name,
-                        (long long)p->a->t.n[0], p->rank, p->scale));
+            TRY(err_set(e, ERR_FORMAT,
+                        "'%s': '%s' has rank %lld, adapter_config.json says rank %g and scale %g", path,
+                        p->name, (long long)p->a->t.n[0], p->rank, p->scale));
     }
     qsort(set->pair, set->n, sizeof *set->pair, pair_order);
 out:

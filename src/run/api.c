@@ -53,7 +53,9 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
         return done(err_set(&err, ERR_USAGE, "no device '%s' in this build (there are auto, cpu)", o->device), &err, e);
     if (o->context < 0 || o->threads < 0)
-        return done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context, o->threads), &err, e);
+        return done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context,
+                            o->threads),
+                    &err, e);
     log_set_level(o->quiet ? LOG_QUIET : LOG_INFO);
     struct llava_engine *x = object(sizeof *x, &err);
     if (!x) return done(ERR_NOMEM, &err, e);

@@ -15,7 +15,8 @@
 
 enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep matrix products busy */
 
-enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 }; /* address space; pages are taken when a kernel touches them */
+/* Address space; pages are taken when a kernel touches them. */
+enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 };
 
 /* ---- running */
 

@@ -1,5 +1,5 @@
-/* Any bytes as a model's config.json, as a tower's, and as generation_config.json. What is accepted must be within limits
- * that the rest of the program relies on. */
+/* Any bytes as a model's config.json, as a tower's, and as generation_config.json. What is accepted must be within
+ * limits that the rest of the program relies on. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
