@@ -13,9 +13,9 @@ int plat_threads(void);
 /* As many threads as can be started, at most `want`. */
 int plat_threads_startable(int want);
 
-/* Called first thing in main: has OpenMP's threads wait at barriers by spinning for some 0.1 ms only, before
- * they sleep. The default of several ms starves a machine that others use too. OpenMP reads the setting when it is loaded, so the
- * program starts itself once more, unless the user has set it; returns when there is nothing to do. */
+/* Called first thing in main: has OpenMP's threads wait at barriers by spinning for some 0.1 ms only, before they
+ * sleep. The default of several ms starves a machine that others use too. OpenMP reads the setting when it is
+ * loaded, so the program starts itself once more, unless the user has set it; returns when nothing is to do. */
 void plat_settle(char **argv);
 
 size_t plat_memory_total(void); /* bytes of RAM, or the container's limit where that is smaller */

@@ -86,7 +86,7 @@ int main(int argc, char **argv)
         static char help[] = "--help";
         if (argc == 3 && !strcmp(argv[2], "-h")) argv[2] = help;
         int rc = commands[i].run(argc - 1, argv + 1);
-        if (fflush(stdout) != 0 && rc == 0) return cmd_fail("cannot write to standard output");
+        if ((fflush(stdout) != 0 || ferror(stdout)) && rc == 0) return cmd_fail("cannot write to standard output");
         return rc;
     }
     return unknown(name);

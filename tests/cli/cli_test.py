@@ -114,7 +114,7 @@ def test_answers():
     r = llava("run", "--quiet", "--model-path", SEEING, "--image-file", both, "--query",
               "<image-placeholder> or <image-placeholder>?", "--max-new-tokens", "3")
     ok(r.code == 0 and r.out, "two pictures with a comma", r.text)
-    loud = llava("run", "--model-path", SEEING, "--image-file", PICTURE, "--query", "What?", "--max-new-tokens", "4")
+    loud = llava("run", "--model-path", SEEING, "--image-file", PICTURE, "--query", "What?", "--max-new-tokens", "12")
     ok(loud.code == 0 and "tok/s" in loud.err and all(x.startswith("llava: ") for x in loud.err.splitlines()),
        "statistics on stderr", loud.text)
     r = Ran([LLAVA, "run", "--quiet", "--model-path", SEEING, "--query", "x", "--max-new-tokens", "3"],

@@ -125,7 +125,7 @@ static int fetch(const void **ret, void *ctx, const struct weight *w, struct err
 {
     (void)w;
     *ret = data;
-    return --*(int *)ctx < 0 ? err_set(e, ERR_CANCELLED, "device lost") : 0;
+    return --*(int *)ctx < 0 ? err_set(e, ERR_UNSUPPORTED, "device lost") : 0;
 }
 
 static void saves_more(void **state)
@@ -163,7 +163,7 @@ static void stops(void **state)
     int left = 3;
     struct weight twice[] = { four()[0], four()[0] };
     assert_int_equal(saver_open(&s, tmp_path("stops"), &e), 0);
-    assert_int_equal(saver_weights(s, four(), 4, 20, fetch, &left, &e), ERR_CANCELLED);
+    assert_int_equal(saver_weights(s, four(), 4, 20, fetch, &left, &e), ERR_UNSUPPORTED);
     assert_string_equal(e.msg, "device lost");
     assert_int_equal(saver_commit(s, &e), ERR_USAGE);
     saver_close(s);
