@@ -30,7 +30,7 @@ variant := $(or $(if $(FUZZ),fuzz),$(subst $(empty) ,-,$(strip $(clang) $(if $(S
 B       := build/$(variant)
 
 PKGS    := jansson libcurl libjpeg libpng libwebp sentencepiece zlib
-WARN    := -Wall -Wextra -Wshadow -Wvla -Wpointer-arith $(if $(clang),,-Wno-format-truncation) -Werror
+WARN    := -Wall -Wextra -Wshadow -Wvla -Wpointer-arith $(if $(clang),-Wno-pass-failed,-Wno-format-truncation) -Werror
 SANFLAG := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 COMMON  := $(OPT) $(WARN) $(SANFLAG) -fPIC -fopenmp -fvisibility=hidden -ffp-contract=off
 CPPFLAGS += -Iinclude -Isrc -D_POSIX_C_SOURCE=200809L -DLLAVA_VERSION='"$(VERSION)"' -MMD -MP

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/map.h"
 
 int json_text_load(json_t **ret, const void *p, size_t n, const char *file, struct err *e)
 {
@@ -22,12 +23,12 @@ int json_text_load(json_t **ret, const void *p, size_t n, const char *file, stru
 
 int json_file_load(json_t **ret, const char *path, struct err *e)
 {
-    char *text;
-    size_t n;
-    int rc = file_read(&text, &n, path, JSON_FILE_MAX, e);
+    struct map m; /* which opens regular files only: a pipe would make us wait */
+    int rc = map_open(&m, path, e);
     if (rc < 0) return rc;
-    rc = json_text_load(ret, text, n, path, e);
-    free(text);
+    if (m.n > JSON_FILE_MAX) rc = err_set(e, ERR_LIMIT, "'%s' is larger than %d bytes", path, JSON_FILE_MAX);
+    else rc = json_text_load(ret, m.p, m.n, path, e);
+    map_close(&m);
     return rc;
 }
 
