@@ -27,7 +27,7 @@ int json_file_load(json_t **ret, const char *path, struct err *e)
     int rc = map_open(&m, path, e);
     if (rc < 0) return rc;
     if (m.n > JSON_FILE_MAX) rc = err_set(e, ERR_LIMIT, "'%s' is larger than %d bytes", path, JSON_FILE_MAX);
-    else rc = json_text_load(ret, m.p, m.n, path, e);
+    else rc = json_text_load(ret, m.n ? (const char *)m.p : "", m.n, path, e);
     map_close(&m);
     return rc;
 }
