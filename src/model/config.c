@@ -126,7 +126,9 @@ static void read_llama(struct reader *r, struct llama_config *c, bool mistral)
     limit(r, "max_position_embeddings", c->max_pos, 1, 1 << 20);
     /* null says none, absence leaves the class's default */
     c->window = !mistral ? 0 : json_object_get(r->o, "sliding_window") ? integer(r, "sliding_window", 0) : 4096;
+    limit(r, "sliding_window", c->window, 0, 1 << 20);
     c->eps = (float)number(r, "rms_norm_eps", 1e-6);
+    if (!(c->eps >= 0 && c->eps < 1)) wrong(r, "rms_norm_eps", "from 0 to 1");
     c->tied = boolean(r, "tie_word_embeddings", false);
     c->bias = boolean(r, "attention_bias", false);
     const char *act = string(r, "hidden_act", "silu");

@@ -212,6 +212,17 @@ static int engine_new(struct engine **ret, struct err *e)
     return *ret ? 0 : err_set(e, ERR_NOMEM, "no memory for an engine");
 }
 
+/* The best that this processor has, or what LLAVA_CPU asks for. */
+static int choose_kernels(struct kern *k, struct err *e)
+{
+    const char *want = env_get(ENV_LLAVA_CPU);
+    if (want && strcmp(want, "ref") && strcmp(want, "avx2") && strcmp(want, "avx512"))
+        return err_set(e, ERR_USAGE, "LLAVA_CPU is '%s', not one of ref, avx2, avx512", want);
+    const char *got = kern_init_cpu(k, want);
+    if (want && strcmp(want, got) != 0) log_warn("this processor has no %s, kernels are %s", want, got);
+    return 0;
+}
+
 /* Kernels, and everything whose size follows from the model. */
 static int engine_finish(struct engine *g, int context, int threads, struct err *e)
 {
@@ -222,7 +233,7 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
     g->context = context > 0 ? context : most;
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
     g->dtype = g->kv_type = g->model.dtype;
-    kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
+    TRY(choose_kernels(&g->kern, e));
     g->kc = (struct kctx){ &g->scratch, threads, g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
     for (size_t bytes = SCRATCH_MOST; (rc = arena_init(&g->scratch, bytes, e)) < 0; bytes /= 2)
         if (bytes == SCRATCH_LEAST) TRY(err_prefix(e, "kernels' scratch memory"));

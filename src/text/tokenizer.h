@@ -9,7 +9,7 @@
  *                             model it came from; other kinds are ERR_UNSUPPORTED
  *   tokenizer_config.json     legacy, add_bos_token, add_eos_token, *_token, additional_special_tokens,
  *                             added_tokens_decoder, model_max_length
- *   special_tokens_map.json, added_tokens.json, and the added_tokens of tokenizer.json: read only where
+ *   special_tokens_map.json, added_tokens.json, and the added_tokens of tokenizer.json: used only where
  *                             tokenizer_config.json has no added_tokens_decoder
  *
  * Encoding: added tokens (the special ones <s>, </s>, <unk> included) are cut out of the text first, leftmost
