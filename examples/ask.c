@@ -23,7 +23,8 @@ int main(int argc, char **argv)
               llava_conversation_prompt(&prompt, talk, &e) >= 0 && llava_session_open(&session, engine, &e) >= 0 &&
               llava_session_prompt(session, prompt, &image, 1, &e) >= 0 &&
               llava_session_generate(session, &how, print, stdout, NULL, &e) >= 0;
-    puts(ok ? "" : e.message);
+    if (ok) puts("");
+    else fprintf(stderr, "ask: %s\n", e.message);
     llava_session_close(session);
     llava_conversation_close(talk);
     llava_image_close(image);
