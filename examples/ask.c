@@ -19,7 +19,8 @@ int main(int argc, char **argv)
     const char *prompt;
     o.model_path = argc == 4 ? argv[1] : "";
     bool ok = llava_open(&engine, &o, &e) >= 0 && llava_image_open(&image, engine, argv[2], &e) >= 0 &&
-              llava_conversation_open(&talk, engine, NULL, &e) >= 0 && llava_conversation_ask(talk, argv[3], 1, &e) >= 0 &&
+              llava_conversation_open(&talk, engine, NULL, &e) >= 0 &&
+              llava_conversation_ask(talk, argv[3], 1, &e) >= 0 &&
               llava_conversation_prompt(&prompt, talk, &e) >= 0 && llava_session_open(&session, engine, &e) >= 0 &&
               llava_session_prompt(session, prompt, &image, 1, &e) >= 0 &&
               llava_session_generate(session, &how, print, stdout, NULL, &e) >= 0;
