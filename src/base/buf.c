@@ -92,24 +92,3 @@ int file_read(char **ret, size_t *n, const char *path, size_t max, struct err *e
     buf_free(&b);
     return rc;
 }
-
-int file_write(const char *path, const void *p, size_t n, struct err *e)
-{
-    int rc = 0;
-    char *tmp;
-    if (asprintf(&tmp, "%s.tmp", path) < 0) return err_set(e, ERR_NOMEM, "no memory for a path");
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) rc = err_errno(e, "create", tmp);
-    for (size_t done = 0; rc >= 0 && done < n;) {
-        ssize_t k = write(fd, (const char *)p + done, n - done);
-        if (k < 0 && errno == EINTR) continue;
-        if (k < 0) rc = err_errno(e, "write", tmp);
-        else done += (size_t)k;
-    }
-    if (rc >= 0 && fsync(fd) < 0) rc = err_errno(e, "sync", tmp);
-    if (fd >= 0 && close(fd) < 0 && rc >= 0) rc = err_errno(e, "close", tmp);
-    if (rc >= 0 && rename(tmp, path) < 0) rc = err_errno(e, "rename to", path);
-    if (rc < 0 && fd >= 0) unlink(tmp);
-    free(tmp);
-    return rc;
-}

@@ -28,5 +28,3 @@ int buf_check(const struct buf *b, const char *what, struct err *e); /* 0, or ER
 
 /* Whole file into memory, at most `max` bytes; the caller frees *ret. A NUL is put after the end. */
 int file_read(char **ret, size_t *n, const char *path, size_t max, struct err *e);
-/* Writes to PATH.tmp, syncs, renames: PATH is either old or whole. */
-int file_write(const char *path, const void *p, size_t n, struct err *e);

@@ -466,7 +466,7 @@ static int ref_make(const struct hub *h, const char *commit, struct err *e)
     *slash = 0;
     rc = out_make_dirs(path, e);
     *slash = '/';
-    if (rc >= 0) rc = file_write(path, commit, strlen(commit), e);
+    if (rc >= 0) rc = out_file(path, commit, strlen(commit), e);
     free(path);
     return rc;
 }

@@ -1,4 +1,5 @@
 /* See json.h. */
+#include "file/out.h"
 #include "file/json.h"
 
 #include <stdlib.h>
@@ -38,7 +39,7 @@ int json_file_save(const char *path, const json_t *v, struct err *e)
     if (!text) return err_set(e, ERR_NOMEM, "no memory to write '%s'", path);
     size_t n = strlen(text);
     text[n] = '\n'; /* in the place of the NUL */
-    int rc = file_write(path, text, n + 1, e);
+    int rc = out_file(path, text, n + 1, e);
     free(text);
     return rc;
 }

@@ -19,7 +19,7 @@ enum { JSON_FILE_MAX = 100 << 20 }; /* bytes; the limit for configurations and i
 /* A whole file; *ret is a new reference (json_decref). Errors: cannot parse 'config.json': line 3 column 7:
  * ... */
 int json_file_load(json_t **ret, const char *path, struct err *e);
-/* Indented by two, ASCII only, as Python's json.dump(indent=2) writes it; atomic like file_write. */
+/* Indented by two, ASCII only, as Python's json.dump(indent=2) writes it; atomic, see out.h. */
 int json_file_save(const char *path, const json_t *v, struct err *e);
 /* The same from memory; `file` is for the message. Duplicate names are refused. */
 int json_text_load(json_t **ret, const void *p, size_t n, const char *file, struct err *e);

@@ -102,6 +102,16 @@ int out_commit(struct out *o, struct err *e)
     return rc;
 }
 
+int out_file(const char *path, const void *p, size_t n, struct err *e)
+{
+    struct out o;
+    int rc = out_open(&o, path, e);
+    if (rc >= 0) rc = out_write(&o, p, n, e);
+    if (rc >= 0) return out_commit(&o, e);
+    out_drop(&o);
+    return rc;
+}
+
 void out_drop(struct out *o)
 {
     if (o->path && o->fd >= 0) {

@@ -18,6 +18,8 @@ int out_open(struct out *o, const char *path, struct err *e);
 int out_write(struct out *o, const void *p, size_t n, struct err *e);
 /* Syncs, renames, syncs the folder. o is closed afterwards, whatever the result. */
 int out_commit(struct out *o, struct err *e);
+/* A whole small file: open, write, commit. */
+int out_file(const char *path, const void *p, size_t n, struct err *e);
 void out_drop(struct out *o); /* closes and removes the temporary file; nothing after a commit */
 
 /* fsync of a folder, so that the names in it survive a power cut. */

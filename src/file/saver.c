@@ -151,7 +151,7 @@ int saver_bytes(struct saver *s, const char *file, const void *p, size_t n, stru
     char *path;
     int rc = path_make(&path, s->tmp, file, e);
     if (rc < 0) return done(s, rc);
-    rc = file_write(path, p, n, e);
+    rc = out_file(path, p, n, e);
     free(path);
     return done(s, rc);
 }

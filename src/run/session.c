@@ -286,10 +286,10 @@ int session_read(struct session *s, const struct prompt *p, struct image *const 
 
 static void decode_one(struct session *s, int32_t token)
 {
-    int32_t none = 0, pos = s->n, range[2] = { 0, s->n + 1 };
-    int window = s->g->model.cfg.llama.window;
-    if (window > 0 && pos >= window) range[0] = pos - window + 1;
-    struct step step = { .n = 1, .token = &token, .feature = &none, .pos = &pos, .range = range, .row = &pos };
+    int32_t one[6] = { 0 };
+    struct chunk c = { .token = one, .feature = one + 1, .pos = one + 2, .row = one + 3, .range = one + 4 };
+    chunk_put(&c, 0, s->n, token, s->g->model.cfg.llama.window);
+    struct step step = { .n = 1, .token = c.token, .feature = c.feature, .pos = c.pos, .range = c.range, .row = c.row };
     struct tensor logits = engine_step(s->g, &s->cache, &step);
     memcpy(s->logits, logits.p, tensor_bytes(logits));
     s->key[s->n++] = (uint64_t)token;

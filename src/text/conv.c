@@ -111,11 +111,6 @@ const struct conv_template *conv_find(const char *name)
     return &templates[i];
 }
 
-const struct conv_template *conv_default(void)
-{
-    return conv_find("vicuna_v1");
-}
-
 const char *conv_stop(const struct conv_template *tpl)
 {
     return tpl->style == CONV_SINGLE || tpl->style == CONV_MPT ? tpl->sep : tpl->sep2;

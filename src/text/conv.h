@@ -33,8 +33,6 @@ struct conv_template {
 const struct conv_template *conv_find(const char *name);
 /* The i-th key, for help and error messages; NULL after the last. */
 const char *conv_key(size_t i);
-/* vicuna_v1, LLaVA's default_conversation. */
-const struct conv_template *conv_default(void);
 
 /* The template that a model's name stands for; never NULL. CONV_CLI: chat and run_llava (serve/cli.py);
  * CONV_WEB: the web server (serve/gradio_web_server.py), where names that the reference maps to templates
