@@ -147,7 +147,7 @@ static int choose(struct job *j, struct err *e)
     struct save_options *o = &j->save;
     *o = (struct save_options){ .dir = x->out,
                                 .naming = x->keep_naming ? export_naming(&j->m) : x->naming,
-                                .projector_only = x->projector_only,
+                                .what = x->projector_only ? SAVE_PROJECTOR : SAVE_MODEL,
                                 .keep_dtype = x->keep_dtype,
                                 .dtype = x->dtype,
                                 .shard_bytes = x->shard_bytes,

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -28,6 +29,7 @@ struct saving {
     struct llava_model *m;
     const struct save_options *o;
     bool tower;          /* the tower's rows alone, else all that go into the checkpoint */
+    bool adapters;       /* the adapters' rows alone */
     struct weight *row;  /* [n] what writers see */
     struct origin *from; /* [n] */
     size_t n, cap;
@@ -110,47 +112,77 @@ static bool has_vocab(const char *name)
 }
 
 /* Does this row go into the file that is being written? */
-static bool wanted(const struct saving *s, enum part part)
+static bool wanted(const struct saving *s, const struct bind_row *r)
 {
-    if (s->tower) return part == PART_CLIP;
-    if (s->o->projector_only) return part == PART_PROJECTOR;
-    return part != PART_CLIP || s->o->naming != NAMING_LLAVA || s->o->tower_inside;
+    bool trains = (r->param->flags & PARAM_TRAIN) != 0;
+    if (s->tower) return r->part == PART_CLIP;
+    if (s->o->what == SAVE_ADAPTER) return trains;
+    if (s->o->what == SAVE_PROJECTOR) return r->part == PART_PROJECTOR || (trains && r->part == PART_LLAMA);
+    return r->part != PART_CLIP || s->o->naming != NAMING_LLAVA || s->o->tower_inside;
 }
+
+/* Takes the name. */
+static int put_row(struct saving *s, const char *name, struct tensor file, struct origin from, struct err *e)
+{
+    if (s->n == s->cap) {
+        size_t cap = s->cap ? 2 * s->cap : 256;
+        struct weight *row = realloc(s->row, cap * sizeof *row);
+        if (row) s->row = row;
+        struct origin *from_more = row ? realloc(s->from, cap * sizeof *from_more) : NULL;
+        if (!from_more) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
+        s->from = from_more;
+        s->cap = cap;
+    }
+    char *copy = strdup(name);
+    if (!copy) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
+    s->from[s->n] = from;
+    if (!s->o->keep_dtype) file.type = (int8_t)s->o->dtype;
+    s->row[s->n++] = (struct weight){ .name = copy, .t = file };
+    s->total += (int64_t)tensor_bytes(file);
+    return 0;
+}
+
+static const char peft_prefix[] = "base_model.model."; /* PeftModel.base_model, LoraModel.model */
 
 static int add_row(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct saving *s = ctx;
     struct tensor t = r->param->w;
-    if (!t.p || !wanted(s, r->part)) return 0;
-    if (s->n == s->cap) {
-        size_t cap = s->cap ? 2 * s->cap : 256;
-        struct weight *row = realloc(s->row, cap * sizeof *row);
-        if (row) s->row = row;
-        struct origin *from = row ? realloc(s->from, cap * sizeof *from) : NULL;
-        if (!from) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
-        s->from = from;
-        s->cap = cap;
-    }
-    char name[NAME_MAX_BYTES];
+    if (!t.p || !wanted(s, r)) return 0;
+    char name[NAME_MAX_BYTES], full[NAME_MAX_BYTES + sizeof peft_prefix];
     if (s->tower)
         snprintf(name, sizeof name, "%s", r->name);
     else
         name_in(s->o->naming, name, sizeof name, r->name);
-    char *copy = strdup(name);
-    if (!copy) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
+    snprintf(full, sizeof full, "%s%s", s->o->what == SAVE_ADAPTER ? peft_prefix : "", name);
     t.nd = (int8_t)r->nd;
     memcpy(t.n, r->shape, sizeof t.n);
-    s->from[s->n] = (struct origin){ t, s->m->lora ? lora_find(s->m->lora, r->name) : NULL };
-    if (!s->o->keep_dtype) t.type = (int8_t)s->o->dtype;
+    struct origin from = { t, s->m->lora ? lora_find(s->m->lora, r->name) : NULL };
     if (has_vocab(r->name) && s->o->vocab) t.n[0] = s->o->vocab;
-    s->row[s->n++] = (struct weight){ .name = copy, .t = t };
-    s->total += (int64_t)tensor_bytes(t);
+    return put_row(s, full, t, from, e);
+}
+
+/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" */
+static int add_adapter(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct saving *s = ctx;
+    const struct lora *l = r->linear ? r->linear->lora : NULL;
+    char name[NAME_MAX_BYTES], full[NAME_MAX_BYTES + 64];
+    if (!l) return 0;
+    name_in(s->o->naming, name, sizeof name, r->name);
+    int stem = (int)(strlen(name) - strlen(".weight"));
+    for (int i = 0; i < 2; i++) {
+        struct tensor t = i ? l->b.w : l->a.w;
+        snprintf(full, sizeof full, "%s%.*s.lora_%c.weight", peft_prefix, stem, name, "AB"[i]);
+        int rc = put_row(s, full, t, (struct origin){ t, NULL }, e);
+        if (rc < 0) return rc;
+    }
     return 0;
 }
 
 static int collect(struct saving *s, struct err *e)
 {
-    return llava_each(s->m, add_row, s, e);
+    return llava_each(s->m, s->adapters ? add_adapter : add_row, s, e);
 }
 
 static void saving_fini(struct saving *s)
@@ -226,7 +258,7 @@ static int fetch(const void **ret, void *ctx, const struct weight *w, struct err
         *ret = s->mem;
     }
     s->done += (int64_t)tensor_bytes(w->t);
-    progress_step(&s->bar, s->done);
+    if (!s->o->quiet) progress_step(&s->bar, s->done);
 out:
     return rc;
 }
@@ -288,13 +320,32 @@ out:
     return rc;
 }
 
-static int write_model(struct saving *s, const char *stage, struct err *e)
+/* Two parts of one folder share a bar. */
+static void pass_bar(struct saving *to, const struct saving *from)
+{
+    to->bar = from->bar;
+    to->done = from->done;
+}
+
+static int write_adapters(struct saving *s, struct saver *out, struct err *e)
+{
+    json_t *config = save_adapter_config(s->m, s->o->lora);
+    int rc;
+    TRY(saver_tensors(out, "adapter_model.safetensors", s->row, s->n, fetch, s, e));
+    TRY(save_json(out, "adapter_config.json", config, e));
+out:
+    json_decref(config);
+    return rc;
+}
+
+/* adapters: their rows, of SAVE_ADAPTER. */
+static int write_model(struct saving *s, struct saving *adapters, const char *stage, struct err *e)
 {
     const struct save_options *o = s->o;
     struct saver *out = NULL;
     int rc;
     TRY(saver_open(&out, stage, e));
-    if (!o->projector_only)
+    if (o->what != SAVE_PROJECTOR)
         for (int i = 0; i < 2; i++)
             if (o->side_dirs[i]) TRY(saver_copy_side_files(out, o->side_dirs[i], e));
     for (int i = 0; i < 2 && o->naming != NAMING_LLAVA; i++)
@@ -302,10 +353,15 @@ static int write_model(struct saving *s, const char *stage, struct err *e)
     if (s->m->cfg.has_vision && o->naming != NAMING_LLAVA) TRY(put_processor(out, s, e));
     TRY(put_config(out, s, e));
     if (o->more) TRY(o->more(o->ctx, out, e));
-    if (o->projector_only)
-        TRY(saver_tensors(out, "mm_projector.bin", s->row, s->n, fetch, s, e));
-    else
+    if (o->what == SAVE_MODEL)
         TRY(saver_weights(out, s->row, s->n, o->shard_bytes, fetch, s, e));
+    else
+        TRY(saver_tensors(out, o->what == SAVE_ADAPTER ? "non_lora_trainables.bin" : "mm_projector.bin", s->row,
+                          s->n, fetch, s, e));
+    if (o->what == SAVE_ADAPTER) {
+        pass_bar(adapters, s);
+        TRY(write_adapters(adapters, out, e));
+    }
     TRY(saver_commit(out, e));
 out:
     saver_close(out);
@@ -336,7 +392,7 @@ static int check(const struct llava_model *m, const struct save_options *o, stru
 {
     const struct llava_config *c = &m->cfg;
     char type[32];
-    if (o->projector_only && (!c->has_vision || !c->n_projector))
+    if (o->what == SAVE_PROJECTOR && (!c->has_vision || !c->n_projector))
         return err_set(e, ERR_UNSUPPORTED, "the model has no projector to write");
     if (o->naming == NAMING_LLAVA) return 0;
     if (!c->has_vision)
@@ -350,28 +406,59 @@ static int check(const struct llava_model *m, const struct save_options *o, stru
     return 0;
 }
 
+/* A folder that would not fit is refused before anything is written. Some file systems do not know their size. */
+static int check_space(const char *dir, int64_t bytes, struct err *e)
+{
+    struct statvfs fs;
+    char *parent = strdup(dir);
+    if (!parent) return err_set(e, ERR_NOMEM, "no memory for a path");
+    while (statvfs(*parent ? parent : ".", &fs) < 0 && *parent) {
+        char *slash = strrchr(parent, '/');
+        *(slash == parent && slash[1] ? slash + 1 : slash ? slash : parent) = 0;
+    }
+    free(parent);
+    double room = (double)fs.f_bavail * (double)fs.f_frsize;
+    if (!fs.f_blocks || room >= (double)bytes) return 0;
+    return err_set(e, ERR_IO, "cannot write '%s': it needs %.1f MB and the disk has %.1f MB free", dir,
+                   (double)bytes / 1e6, room / 1e6);
+}
+
+static int write_all(struct saving *s, struct saving *second, const char *dir, struct err *e)
+{
+    const struct save_options *o = s->o;
+    if (!o->quiet) progress_begin(&s->bar, "writing", "B", s->total + second->total);
+    int rc = write_model(s, second, dir, e);
+    if (o->tower_beside && rc >= 0) {
+        pass_bar(second, s);
+        rc = write_tower(second, dir, e);
+    }
+    if (!o->quiet) progress_end(second->n ? &second->bar : &s->bar);
+    return rc;
+}
+
 int llava_model_save(struct llava_model *m, const struct save_options *o, struct err *e)
 {
-    struct saving s = { .m = m, .o = o }, tower = { .m = m, .o = o, .tower = true };
+    struct saving s = { .m = m, .o = o },
+                  second = { .m = m, .o = o, .tower = o->tower_beside, .adapters = o->what == SAVE_ADAPTER };
     char *stage = NULL;
     int rc;
     TRY(check(m, o, e));
+    TRY(collect(&s, e));
+    if (second.tower || second.adapters) TRY(collect(&second, e));
+    TRY(check_space(o->dir, s.total + second.total + o->more_bytes, e));
+    if (o->into) {
+        rc = write_all(&s, &second, o->dir, e);
+        goto out;
+    }
     TRY(save_dir_check(o->dir, e));
     TRY(path_make(&stage, o->dir, ".writing", e));
     tree_remove(stage);
-    TRY(collect(&s, e));
-    if (o->tower_beside) TRY(collect(&tower, e));
-    progress_begin(&s.bar, "writing", "B", s.total + tower.total);
-    TRY(write_model(&s, stage, e));
-    tower.bar = s.bar;
-    tower.done = s.done;
-    if (o->tower_beside) TRY(write_tower(&tower, stage, e));
-    progress_end(o->tower_beside ? &tower.bar : &s.bar);
+    TRY(write_all(&s, &second, stage, e));
     TRY(stage_commit(stage, o->dir, e));
 out:
     if (rc < 0 && stage) tree_remove(stage);
     free(stage);
     saving_fini(&s);
-    saving_fini(&tower);
+    saving_fini(&second);
     return rc;
 }

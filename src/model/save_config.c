@@ -20,6 +20,12 @@ static json_t *real(double v)
     return json_real(strtod(s, NULL));
 }
 
+/* An integer where it is one, as people write lora_alpha. */
+static json_t *whole(double v)
+{
+    return v == (double)(json_int_t)v ? json_integer((json_int_t)v) : real(v);
+}
+
 static void put_int(json_t *o, const char *key, int64_t v)
 {
     json_object_set_new(o, key, json_integer(v));
@@ -180,14 +186,14 @@ static json_t *config_llava(const struct llava_config *c, const struct save_opti
     put_int(now, "pad_token_id", c->pad);
     put_str(now, "torch_dtype", torch_name(o->keep_dtype ? c->dtype : o->dtype));
     if (c->has_vision) put_vision(now, c, tower);
-    if (!old) return now;
-    json_t *both = json_deep_copy(old);
+    json_t *both = old ? json_deep_copy(old) : json_object();
     json_object_update_missing(both, now);
     for (size_t i = 0; i < sizeof forced / sizeof *forced; i++)
         if (json_object_get(now, forced[i]))
             json_object_set(both, forced[i], json_object_get(now, forced[i]));
-    if (json_object_get(both, "dtype"))
+    if (old && json_object_get(both, "dtype"))
         json_object_del(both, "dtype"); /* transformers 5's name of torch_dtype */
+    if (o->config) json_object_update(both, (json_t *)o->config);
     json_decref(now);
     return both;
 }
@@ -253,4 +259,38 @@ json_t *save_processor_config(const struct clip_config *c)
                      p.shortest, "crop_size", "height", p.crop_h, "width", p.crop_w, "resample", 3,
                      "image_mean", p.mean[0], p.mean[1], p.mean[2], "image_std", p.std[0], p.std[1], p.std[2],
                      "rescale_factor", p.scale);
+}
+
+/* Names of the linears that have adapters, each once: "q_proj", ... */
+struct targets {
+    json_t *list;
+    struct err none;
+};
+
+static int add_target(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct targets *t = ctx;
+    char name[NAME_MAX_BYTES];
+    size_t i;
+    json_t *v;
+    (void)e;
+    if (!r->linear || !r->linear->lora) return 0;
+    snprintf(name, sizeof name, "%.*s", (int)(strlen(r->name) - strlen(".weight")), r->name);
+    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
+    json_array_foreach(t->list, i, v) if (!strcmp(json_string_value(v), last)) return 0;
+    json_array_append_new(t->list, json_string(last));
+    return 0;
+}
+
+json_t *save_adapter_config(const struct llava_model *m, const struct save_lora *l)
+{
+    struct targets t = { .list = json_array() };
+    llava_each((struct llava_model *)m, add_target, &t, &t.none);
+    return json_pack("{s:{},s:n,s:s,s:s,s:b,s:b,s:b,s:n,s:n,s:{},s:o,s:o,s:n,s:s,s:n,s:s,s:i,s:{},s:n,s:o,s:s,s:b,s:b}",
+                     "alpha_pattern", "auto_mapping", "base_model_name_or_path", l->base, "bias", l->bias,
+                     "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "layers_pattern",
+                     "layers_to_transform", "loftq_config", "lora_alpha", whole(l->alpha), "lora_dropout",
+                     real(l->dropout), "megatron_config", "megatron_core", "megatron.core", "modules_to_save",
+                     "peft_type", "LORA", "r", l->rank, "rank_pattern", "revision", "target_modules", t.list,
+                     "task_type", "CAUSAL_LM", "use_dora", 0, "use_rslora", 0);
 }
