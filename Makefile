@@ -183,7 +183,7 @@ D = $(DESTDIR)$(PREFIX)
 install: all ## PREFIX=/usr/local DESTDIR=: program, header, libraries, llava.pc
 	install -d $(D)/bin $(D)/include $(D)/lib/pkgconfig
 	install $(B)/llava $(D)/bin/llava
-	install -m 644 include/llava.h $(D)/include/llava.h
+	install -m 644 include/llava.h include/llava_batch.h $(D)/include/
 	install -m 644 $(B)/libllava.a $(D)/lib/libllava.a
 	install -m 644 $(B)/libllava.so $(D)/lib/libllava.so.$(VERSION)
 	ln -sf libllava.so.$(VERSION) $(D)/lib/$(SONAME)
@@ -191,7 +191,7 @@ install: all ## PREFIX=/usr/local DESTDIR=: program, header, libraries, llava.pc
 	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS)|' llava.pc.in > $(D)/lib/pkgconfig/llava.pc
 
 uninstall: ## what install put there
-	rm -f $(D)/bin/llava $(D)/include/llava.h $(D)/lib/libllava.* $(D)/lib/pkgconfig/llava.pc
+	rm -f $(D)/bin/llava $(D)/include/llava.h $(D)/include/llava_batch.h $(D)/lib/libllava.* $(D)/lib/pkgconfig/llava.pc
 
 clean: ## removes build/
 	rm -rf build

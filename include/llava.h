@@ -16,7 +16,8 @@
  * with one line in *e (which may be NULL). Objects are made by *_open and released by *_close, which accepts
  * NULL. Strings are UTF-8.
  *
- * Threads: an engine is used by one call at a time (sessions of one engine too). Opening one sets how many OpenMP
+ * Threads: an engine is used by one call at a time (sessions of one engine too; many at once: llava_batch.h); only
+ * opening and closing pictures and everything about conversations may go on beside. Opening one sets how many OpenMP
  * threads the calling thread starts, and how much the process logs. Where threads compete for cores, set
  * GOMP_SPINCOUNT=5000 in the environment, as the program llava does for itself.
  */
@@ -40,7 +41,8 @@ enum llava_code {
     LLAVA_SHAPE = -5,       /* shapes or types do not fit */
     LLAVA_UNSUPPORTED = -6, /* well formed, but not handled */
     LLAVA_NOMEM = -7,
-    LLAVA_USAGE = -8        /* a value given by the caller is wrong */
+    LLAVA_USAGE = -8,       /* a value given by the caller is wrong */
+    LLAVA_BUSY = -9         /* too much is waiting already (llava_batch.h) */
 };
 struct llava_error {
     int code;
@@ -138,6 +140,7 @@ struct llava_result {
     enum llava_finish finish;
     int n_prompt, n_cached, n_new; /* positions of the prompt, of them not computed again, tokens generated */
     double image_s, prompt_s, first_s, generate_s; /* tower; prompt without it; prompt begin to first token; the rest */
+    double queue_s;                /* waited before the prompt was begun (llava_batch.h) */
     double bytes_per_s;            /* weights and cache read while generating */
 };
 /* A piece of the answer, as soon as it is certain. Return false to stop. */

@@ -55,7 +55,7 @@ class Source:
         self.is_code = path.endswith(CODE)
         self.bare = blanked(self.text).split("\n") if self.is_code else []
         parts = path.split("/")
-        self.room = "api" if path == "include/llava.h" else parts[1] if parts[0] == "src" and len(parts) > 2 else None
+        self.room = "api" if path.startswith("include/") else parts[1] if parts[0] == "src" and len(parts) > 2 else None
 
 
 LITERAL = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
@@ -99,7 +99,7 @@ def includes(s, rooms):
         m = re.match(r'\s*#\s*include\s+"([^"]+)"', line)
         if not m or s.room is None:
             continue
-        to = "api" if m[1] == "llava.h" else m[1].split("/")[0]
+        to = "api" if m[1] in ("llava.h", "llava_batch.h") else m[1].split("/")[0]
         if to not in rooms:
             say(s.path, n, f'include path must start with a room: "{m[1]}"')
         elif to not in rooms.get(s.room, ()):

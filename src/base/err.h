@@ -20,7 +20,8 @@
     XX(SHAPE, -5, "shapes or types do not fit")                                 \
     XX(UNSUPPORTED, -6, "well formed, but not handled here")                    \
     XX(NOMEM, -7, "no memory")                                                  \
-    XX(USAGE, -8, "a value given by the user is wrong")
+    XX(USAGE, -8, "a value given by the user is wrong")                         \
+    XX(BUSY, -9, "too much is waiting already")
 
 enum err_code {
     ERR_OK = 0,

@@ -3,12 +3,10 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "llava.h"
+#include "run/api.h"
 #include "run/session.h"
 #include "text/conv.h"
 
-struct llava_engine { struct engine *g; };
-struct llava_image { struct image *im; struct engine *g; };
 struct llava_session { struct session *s; };
 struct llava_conversation {
     struct conv conv;
@@ -18,8 +16,7 @@ struct llava_conversation {
 
 _Static_assert(sizeof((struct err *)0)->msg == sizeof((struct llava_error *)0)->message, "messages have one size");
 
-/* Every public function ends with this: the inner error becomes the caller's. */
-static int done(int rc, const struct err *from, struct llava_error *e)
+int api_done(int rc, const struct err *from, struct llava_error *e)
 {
     if (rc < 0 && e) {
         e->code = from->code;
@@ -28,8 +25,7 @@ static int done(int rc, const struct err *from, struct llava_error *e)
     return rc;
 }
 
-/* An object of n zeroed bytes; NULL and an error when there is no memory. */
-static void *object(size_t n, struct err *e)
+void *api_object(size_t n, struct err *e)
 {
     void *p = calloc(1, n);
     if (!p) err_set(e, ERR_NOMEM, "no memory");
@@ -49,22 +45,23 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
 {
     struct err err = { 0 };
     *ret = NULL;
-    if (!o->model_path || !*o->model_path) return done(err_set(&err, ERR_USAGE, "no model path"), &err, e);
+    if (!o->model_path || !*o->model_path) return api_done(err_set(&err, ERR_USAGE, "no model path"), &err, e);
     if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
-        return done(err_set(&err, ERR_USAGE, "no device '%s' in this build (there are auto, cpu)", o->device), &err, e);
+        return api_done(err_set(&err, ERR_USAGE, "no device '%s' in this build (there are auto, cpu)", o->device),
+                        &err, e);
     if (o->context < 0 || o->threads < 0)
-        return done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context,
+        return api_done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context,
                             o->threads),
                     &err, e);
     log_set_level(o->quiet ? LOG_QUIET : LOG_INFO);
-    struct llava_engine *x = object(sizeof *x, &err);
-    if (!x) return done(ERR_NOMEM, &err, e);
+    struct llava_engine *x = api_object(sizeof *x, &err);
+    if (!x) return api_done(ERR_NOMEM, &err, e);
     struct engine_options eo = { .path = o->model_path, .base = o->model_base, .name = o->model_name, .dtype = o->dtype,
                                  .tower = o->vision_tower, .context = o->context, .threads = o->threads };
     int rc = engine_open(&x->g, &eo, &err);
     if (rc < 0) free(x);
     else *ret = x;
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 void llava_close(struct llava_engine *x)
@@ -102,7 +99,7 @@ static int image_make(struct llava_image **ret, struct llava_engine *x, struct p
                       struct err *err, struct llava_error *e)
 {
     *ret = NULL;
-    struct llava_image *im = rc < 0 ? NULL : object(sizeof *im, err);
+    struct llava_image *im = rc < 0 ? NULL : api_object(sizeof *im, err);
     if (rc >= 0) rc = im ? image_new(&im->im, x->g, pic, err) : ERR_NOMEM;
     if (rc < 0 && pic->rgb) err_prefix(err, "'%s'", name);
     picture_free(pic);
@@ -111,7 +108,7 @@ static int image_make(struct llava_image **ret, struct llava_engine *x, struct p
         im->g = x->g;
         *ret = im;
     }
-    return done(rc, err, e);
+    return api_done(rc, err, e);
 }
 
 int llava_image_open(struct llava_image **ret, struct llava_engine *x, const char *path, struct llava_error *e)
@@ -151,16 +148,16 @@ int llava_conversation_open(struct llava_conversation **ret, const struct llava_
         for (size_t i = 0; conv_key(i); i++) buf_fmt(&names, "%s%s", i ? ", " : "", conv_key(i));
         err_set(&err, ERR_USAGE, "no conversation template '%s' (there are %s)", name, names.p);
         buf_free(&names);
-        return done(ERR_USAGE, &err, e);
+        return api_done(ERR_USAGE, &err, e);
     }
-    struct llava_conversation *c = object(sizeof *c, &err);
-    if (!c) return done(ERR_NOMEM, &err, e);
+    struct llava_conversation *c = api_object(sizeof *c, &err);
+    if (!c) return api_done(ERR_NOMEM, &err, e);
     c->g = x->g;
     c->prompt = buf_make(1 << 26);
     int rc = conv_init(&c->conv, t, &err);
     if (rc < 0) free(c);
     else *ret = c;
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 void llava_conversation_close(struct llava_conversation *c)
@@ -194,14 +191,14 @@ int llava_conversation_ask(struct llava_conversation *c, const char *text, int n
     if (rc >= 0) rc = conv_add(&c->conv, CONV_USER, b.p ? b.p : "", b.n, false, &err);
     if (rc >= 0) rc = conv_add(&c->conv, CONV_ASSISTANT, NULL, 0, false, &err);
     buf_free(&b);
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 int llava_conversation_answer(struct llava_conversation *c, const char *text, struct llava_error *e)
 {
     struct err err = { 0 };
-    if (c->conv.n == c->conv.offset) return done(err_set(&err, ERR_USAGE, "an answer without a question"), &err, e);
-    return done(conv_set_last(&c->conv, text, strlen(text), &err), &err, e);
+    if (c->conv.n == c->conv.offset) return api_done(err_set(&err, ERR_USAGE, "an answer without a question"), &err, e);
+    return api_done(conv_set_last(&c->conv, text, strlen(text), &err), &err, e);
 }
 
 void llava_conversation_undo(struct llava_conversation *c)
@@ -217,7 +214,7 @@ int llava_conversation_prompt(const char **prompt, struct llava_conversation *c,
                                         : err_set(&err, ERR_USAGE, "a prompt without a question");
     if (rc >= 0) rc = buf_check(&c->prompt, "the prompt", &err);
     *prompt = rc < 0 ? NULL : c->prompt.p;
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 const char *llava_conversation_stop(const struct llava_conversation *c) { return conv_stop(c->conv.tpl); }
@@ -229,11 +226,11 @@ int llava_session_open(struct llava_session **ret, struct llava_engine *x, struc
 {
     struct err err = { 0 };
     *ret = NULL;
-    struct llava_session *s = object(sizeof *s, &err);
+    struct llava_session *s = api_object(sizeof *s, &err);
     int rc = s ? session_open(&s->s, x->g, &err) : ERR_NOMEM;
     if (rc < 0) free(s);
     else *ret = s;
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 void llava_session_close(struct llava_session *s)
@@ -243,11 +240,9 @@ void llava_session_close(struct llava_session *s)
     free(s);
 }
 
-/* The inner pictures of an array of outer ones; the caller frees it. */
-static int inner_images(struct image ***ret, const struct engine *g, struct llava_image *const *images, int n,
-                        struct err *err)
+int api_images(struct image ***ret, const struct engine *g, struct llava_image *const *images, int n, struct err *err)
 {
-    *ret = object(((size_t)n + 1) * sizeof **ret, err);
+    *ret = api_object(((size_t)n + 1) * sizeof **ret, err);
     for (int i = 0; i < n && *ret; i++) {
         if (images[i]->g != g) return err_set(err, ERR_USAGE, "picture %d was opened with another engine", i + 1);
         (*ret)[i] = images[i]->im;
@@ -262,14 +257,15 @@ int llava_session_prompt(struct llava_session *s, const char *prompt, struct lla
     struct prompt p = { 0 };
     struct image **inner = NULL;
     int rc;
-    TRY(inner_images(&inner, s->s->g, images, n, &err));
+    TRY(api_images(&inner, s->s->g, images, n, &err));
     s->s->image_s = 0;
-    TRY(prompt_make(&p, s->s->g, prompt, inner, n, &s->s->image_s, &err));
+    TRY(prompt_make(&p, s->s->g, prompt, inner, n, &err));
+    for (int i = 0; i < n; i++) TRY(image_encode(inner[i], s->s->g, &s->s->image_s, &err));
     TRY(session_read(s->s, &p, inner, NULL, &err));
 out:
     prompt_fini(&p);
     free(inner);
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 struct llava_sampling llava_sampling_default(void)
@@ -282,7 +278,7 @@ int llava_session_generate(struct llava_session *s, const struct llava_sampling 
 {
     struct err err = { 0 };
     struct llava_result mine;
-    return done(session_generate(s->s, p, on_text, ctx, r ? r : &mine, &err), &err, e);
+    return api_done(session_generate(s->s, p, on_text, ctx, r ? r : &mine, &err), &err, e);
 }
 
 /* ---- forward */
@@ -297,8 +293,8 @@ static int forward_pictures(struct llava_forward *f, struct engine *g, struct im
         f->side = images[i]->pixels.w;
     }
     size_t tile = 3 * (size_t)f->side * (size_t)f->side, width = (size_t)f->width, tiles = 0, rows = 0;
-    f->pixels = object((size_t)f->n_tiles * tile * sizeof(float) + 1, err);
-    f->features = object((size_t)f->n_features * width * sizeof(float) + 1, err);
+    f->pixels = api_object((size_t)f->n_tiles * tile * sizeof(float) + 1, err);
+    f->features = api_object((size_t)f->n_features * width * sizeof(float) + 1, err);
     if (!f->pixels || !f->features) return ERR_NOMEM;
     for (int i = 0; i < n; i++) {
         const struct image *im = images[i];
@@ -319,13 +315,14 @@ int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *p
     struct session *s = NULL;
     int rc;
     *f = (struct llava_forward){ .vocab = x->g->model.cfg.llama.V };
-    TRY(inner_images(&inner, x->g, images, n, &err));
-    TRY(prompt_make(&p, x->g, prompt, inner, n, NULL, &err));
+    TRY(api_images(&inner, x->g, images, n, &err));
+    TRY(prompt_make(&p, x->g, prompt, inner, n, &err));
+    for (int i = 0; i < n; i++) TRY(image_encode(inner[i], x->g, NULL, &err));
     TRY(forward_pictures(f, x->g, inner, n, &err));
     f->n_ids = (int)p.ids.n;
     f->n_positions = p.n;
-    f->ids = object(p.ids.n * sizeof *f->ids, &err);
-    f->logits = object((size_t)p.n * (size_t)f->vocab * sizeof *f->logits, &err);
+    f->ids = api_object(p.ids.n * sizeof *f->ids, &err);
+    f->logits = api_object((size_t)p.n * (size_t)f->vocab * sizeof *f->logits, &err);
     if (!f->ids || !f->logits) TRY(ERR_NOMEM);
     memcpy(f->ids, p.ids.p, p.ids.n * sizeof *f->ids);
     TRY(session_open(&s, x->g, &err));
@@ -335,7 +332,7 @@ out:
     prompt_fini(&p);
     free(inner);
     if (rc < 0) llava_forward_free(f);
-    return done(rc, &err, e);
+    return api_done(rc, &err, e);
 }
 
 void llava_forward_free(struct llava_forward *f)

@@ -1,168 +1,11 @@
-/* See session.h. Prompts to positions, prefill with reuse, and generation. */
+/* See session.h. Prefill with reuse, and generation. */
 #include "run/session.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/log.h"
 #include "base/plat.h"
-
-/* ---- pictures */
-
-static uint64_t mix(uint64_t h, uint64_t v)
-{
-    h = (h ^ v) * 0xff51afd7ed558ccdu;
-    return h ^ (h >> 32);
-}
-
-static uint64_t key_of(const struct pixels *p)
-{
-    uint64_t h = mix(mix(mix(1, (uint64_t)p->n), (uint64_t)p->w0), (uint64_t)p->h0), v;
-    size_t n = (size_t)p->n * 3 * (size_t)p->w * (size_t)p->h / 2; /* pairs of floats */
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&v, p->data + 2 * i, sizeof v);
-        h = mix(h, v);
-    }
-    return h;
-}
-
-int image_new(struct image **ret, struct engine *g, const struct picture *pic, struct err *e)
-{
-    const struct llava_config *c = &g->model.cfg;
-    if (!c->has_vision) return err_set(e, ERR_UNSUPPORTED, "the model '%s' has no vision tower", g->name);
-    struct image *im = calloc(1, sizeof *im);
-    if (!im) return err_set(e, ERR_NOMEM, "no memory for a picture");
-    int rc = pixels_new(&im->pixels, pic, &g->proc, c->aspect, &c->pinpoints, e);
-    if (rc < 0) {
-        free(im);
-        return rc;
-    }
-    int side = c->clip.image;
-    if (im->pixels.w != side || im->pixels.h != side) {
-        rc = err_set(e, ERR_SHAPE,
-                     "the picture processor of '%s' makes pictures of %dx%d, its vision tower reads %dx%d",
-                     g->name, im->pixels.w, im->pixels.h, side, side);
-        image_free(im);
-        return rc;
-    }
-    im->key = key_of(&im->pixels);
-    *ret = im;
-    return 0;
-}
-
-void image_free(struct image *im)
-{
-    if (!im) return;
-    pixels_free(&im->pixels);
-    free(im->features);
-    free(im);
-}
-
-/* Puts tile features into the order in which the language model reads them; -1 is image_newline. */
-static int merge_features(struct image *im, struct engine *g, float *tiles, struct err *e)
-{
-    const struct llava_config *c = &g->model.cfg;
-    int width = c->llama.C, rows = llava_tile_rows(&g->model);
-    if (im->pixels.n == 1 && (c->aspect != ASPECT_ANYRES || c->merge == MERGE_FLAT)) {
-        im->features = tiles;
-        im->n_rows = rows;
-        return 0;
-    }
-    struct grid grid = { 0, 0 };
-    if (im->pixels.n > 1) grid = anyres_grid(&c->pinpoints, im->pixels.w0, im->pixels.h0, im->pixels.w);
-    int side = c->clip.image / c->clip.patch;
-    int64_t n = merge_rows(NULL, c->merge, grid, side, im->pixels.w0, im->pixels.h0);
-    int32_t *at = malloc((size_t)n * sizeof *at);
-    float *out = malloc((size_t)n * (size_t)width * sizeof *out), *newline = malloc((size_t)width * sizeof *newline);
-    if (!at || !out || !newline) {
-        free(at), free(out), free(newline), free(tiles);
-        return err_set(e, ERR_NOMEM, "no memory for a picture's features");
-    }
-    struct tensor nl = g->model.newline.w;
-    if (nl.p) dtype_convert(newline, DT_F32, nl.p, (enum dtype)nl.type, width);
-    merge_rows(at, c->merge, grid, side, im->pixels.w0, im->pixels.h0);
-    for (int64_t i = 0; i < n; i++)
-        memcpy(out + i * width, at[i] < 0 ? newline : tiles + (int64_t)at[i] * width, (size_t)width * sizeof *out);
-    free(at), free(newline), free(tiles);
-    im->features = out;
-    im->n_rows = (int)n;
-    return 0;
-}
-
-int image_encode(struct image *im, struct engine *g, double *spent_s, struct err *e)
-{
-    if (im->features) return 0;
-    double t = plat_now_s();
-    size_t rows = (size_t)im->pixels.n * (size_t)llava_tile_rows(&g->model);
-    float *tiles = malloc(rows * (size_t)g->model.cfg.llama.C * sizeof *tiles);
-    if (!tiles) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
-    engine_encode(g, im->pixels.data, im->pixels.n, tiles);
-    int rc = merge_features(im, g, tiles, e);
-    if (spent_s) *spent_s += plat_now_s() - t;
-    return rc;
-}
-
-/* ---- prompts */
-
-static int prompt_expand(struct prompt *p, struct image *const *images, struct err *e)
-{
-    int64_t n = 0;
-    int at_image = 0;
-    for (size_t i = 0; i < p->ids.n; i++) n += p->ids.p[i] == IDS_IMAGE ? images[at_image++]->n_rows : 1;
-    p->at = malloc((size_t)(n + 1) * sizeof *p->at);
-    if (!p->at) return err_set(e, ERR_NOMEM, "no memory for a prompt of %lld positions", (long long)n);
-    at_image = 0;
-    for (size_t i = 0; i < p->ids.n; i++) {
-        int32_t id = p->ids.p[i];
-        if (id != IDS_IMAGE) {
-            p->at[p->n++] = (struct position){ (uint64_t)id, id, 0, 0 };
-            continue;
-        }
-        const struct image *im = images[at_image];
-        for (int r = 0; r < im->n_rows; r++)
-            p->at[p->n++] = (struct position){ mix(im->key, (uint64_t)r + 1) | (uint64_t)1 << 63, -1, at_image, r };
-        at_image++;
-    }
-    return 0;
-}
-
-int prompt_make(struct prompt *p, struct engine *g, const char *text, struct image *const *images, int n,
-                double *image_s, struct err *e)
-{
-    const struct llava_config *c = &g->model.cfg;
-    *p = (struct prompt){ .ids = ids_make(IDS_MAX) };
-    int rc, marks = 0;
-    if (!g->tok) TRY(err_set(e, ERR_UNSUPPORTED, "the model '%s' has no tokenizer", g->name));
-    TRY(tokenizer_encode_prompt(g->tok, text, strlen(text), &p->ids, e));
-    TRY(ids_check(&p->ids, "the prompt", e));
-    for (size_t i = 0; i < p->ids.n; i++) {
-        marks += p->ids.p[i] == IDS_IMAGE;
-        if (p->ids.p[i] >= c->llama.V)
-            TRY(err_set(e, ERR_SHAPE, "token %d is past the %d rows of the embedding of '%s'", p->ids.p[i], c->llama.V,
-                        g->name));
-    }
-    if (marks != n)
-        TRY(err_set(e, ERR_USAGE, "the prompt has %d \"<image>\" and there %s %d picture%s", marks,
-                    n == 1 ? "is" : "are", n, n == 1 ? "" : "s"));
-    for (int i = 0; i < n; i++) TRY(image_encode(images[i], g, image_s, e));
-    TRY(prompt_expand(p, images, e));
-    if (c->text_max > 0 && p->n > c->text_max) { /* the reference cuts after splicing, silently */
-        log_warn("the prompt of %d positions is cut to the model's %d", p->n, c->text_max);
-        p->n = c->text_max;
-    }
-    if (p->n == 0) TRY(err_set(e, ERR_USAGE, "the prompt is empty"));
-out:
-    if (rc < 0) prompt_fini(p);
-    return rc;
-}
-
-void prompt_fini(struct prompt *p)
-{
-    ids_free(&p->ids);
-    free(p->at);
-    *p = (struct prompt){ 0 };
-}
 
 /* ---- session */
 
@@ -263,9 +106,8 @@ static int read_chunk(struct session *s, const struct prompt *p, struct image *c
 
 int session_read(struct session *s, const struct prompt *p, struct image *const *images, float *all, struct err *e)
 {
-    if (p->n > s->g->context)
-        return err_set(e, ERR_LIMIT, "the prompt has %d positions, the context of '%s' is %d", p->n, s->g->name,
-                       s->g->context);
+    int fits = prompt_fits(p, s->g, e);
+    if (fits < 0) return fits;
     double t = plat_now_s();
     int same = 0;
     while (!all && same < s->n && same < p->n - 1 && s->key[same] == p->at[same].key) same++;
@@ -302,12 +144,18 @@ static bool is_end(const struct llava_config *c, int32_t token)
     return false;
 }
 
+int sampling_check(const struct llava_sampling *o, struct err *e)
+{
+    if (o->temperature >= 0 && o->top_p > 0 && o->top_p <= 1 && o->top_k >= 0 && o->max_new_tokens >= 1) return 0;
+    return err_set(e, ERR_USAGE,
+                   "sampling wants temperature >= 0, 0 < top_p <= 1, top_k >= 0 and at least one new token");
+}
+
 static int generate_begin(struct session *s, const struct llava_sampling *o, struct err *e)
 {
     if (!s->ready) return err_set(e, ERR_USAGE, "no prompt was read before generating");
-    if (!(o->temperature >= 0) || !(o->top_p > 0 && o->top_p <= 1) || o->top_k < 0 || o->max_new_tokens < 1)
-        return err_set(e, ERR_USAGE,
-                       "sampling wants temperature >= 0, 0 < top_p <= 1, top_k >= 0 and at least one new token");
+    int rc = sampling_check(o, e);
+    if (rc < 0) return rc;
     s->sampler.temperature = o->temperature;
     s->sampler.top_k = o->top_k;
     s->sampler.top_p = o->top_p;
@@ -317,7 +165,7 @@ static int generate_begin(struct session *s, const struct llava_sampling *o, str
     stopper_fini(&s->stopper);
     stopper_init(&s->stopper);
     for (int i = 0; i < o->n_stop; i++) {
-        int rc = stopper_add(&s->stopper, o->stop[i], strlen(o->stop[i]), e);
+        rc = stopper_add(&s->stopper, o->stop[i], strlen(o->stop[i]), e);
         if (rc < 0) return rc;
     }
     return 0;

@@ -10,8 +10,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 from cli import BUILD, PICTURE, ROOT, Ran, Temp, finish, model, ok, skip  # noqa: E402
 
 PREFIX = "/opt/llava"
-FILES = {"bin/llava", "include/llava.h", "lib/libllava.a", "lib/libllava.so", "lib/libllava.so.0", "lib/libllava.so.0.1.0",
-         "lib/pkgconfig/llava.pc"}
+FILES = {"bin/llava", "include/llava.h", "include/llava_batch.h", "lib/libllava.a", "lib/libllava.so",
+         "lib/libllava.so.0", "lib/libllava.so.0.1.0", "lib/pkgconfig/llava.pc"}
 ASK = [model("llava-liuhaotian"), PICTURE, "What is it?"]
 
 

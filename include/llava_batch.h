@@ -1,0 +1,113 @@
+/* llava_batch.h - many questions to one model at once.
+ *
+ *   struct llava_batch_options o = llava_batch_options_default();
+ *   struct llava_batch *batch;
+ *   llava_batch_open(&batch, engine, &o, &e);
+ *   struct llava_request r = llava_request_default();
+ *   r.prompt = "USER: What is new? ASSISTANT:";
+ *   r.on_text = ..., r.on_end = ..., r.ctx = ...;
+ *   int64_t id = llava_batch_submit(batch, &r, &e);    from any thread; < 0: refused, and no callback comes
+ *   ...
+ *   llava_batch_close(batch);
+ *
+ * A batch owns one thread, which computes: answers advance side by side, a token each in turn, while prompts of new
+ * requests are read in chunks between these steps. What a prompt has in common with earlier ones, pictures included,
+ * is not computed again. A greedy answer is the same alone and in company; a drawn one depends on its seed only.
+ *
+ * While a batch is open its engine belongs to it: no session, no forward, no llava_image_* but opening, decoding and
+ * closing, no llava_close. These, conversations and everything below may be used from any thread.
+ */
+#pragma once
+#include "llava.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llava_batch_options {
+    int sequences;           /* answers computed side by side; 0: 16 */
+    int64_t cache_positions; /* that all of them and what is kept for reuse may hold; 0: sequences times the context,
+                                or as many as a quarter of the memory holds where that is less */
+    int queue;               /* requests that may wait; 0: 256 */
+};
+LLAVA_API struct llava_batch_options llava_batch_options_default(void);
+
+struct llava_batch;
+LLAVA_API int llava_batch_open(struct llava_batch **ret, struct llava_engine *engine,
+                               const struct llava_batch_options *o, struct llava_error *e);
+/* Cancels what is waiting or running, which ends with LLAVA_FINISH_CANCELLED, and waits for that. */
+LLAVA_API void llava_batch_close(struct llava_batch *b);
+
+/* ---- requests */
+
+/* A token and its logarithmic probability before temperature. text: its bytes, which may be half a character; valid
+ * during the callback. */
+struct llava_candidate {
+    int32_t id;
+    float logprob;
+    const char *text;
+    size_t n;
+};
+struct llava_token {
+    struct llava_candidate chosen;
+    const struct llava_candidate *top; /* [n_top] the likeliest, falling */
+    int n_top;
+};
+enum { LLAVA_TOP_MAX = 20, LLAVA_CHOICES_MAX = 64 };
+
+/* The callbacks come on the batch's own thread, which everybody waits for: they must not block. They may submit and
+ * cancel. `choice` counts a request's answers from 0; those of one request may come interleaved. Each may be NULL. */
+struct llava_request {
+    const char *prompt;                 /* whole, with one "<image>" for each picture; copied */
+    struct llava_image *const *images;  /* [n_images]; the pictures must stay open until the last on_end */
+    int n_images;
+    struct llava_sampling sampling;     /* copied; a limit past the context is cut to it */
+    int n;                              /* answers; the i-th is drawn with seed + i */
+    int top_logprobs;                   /* candidates in llava_token.top */
+    const char *adapter;                /* name of one opened with llava_adapter_open; NULL: none */
+    uint64_t client;                    /* whoever asks: those who have the least running are served next */
+    bool (*on_text)(void *ctx, int choice, const char *text, size_t n); /* as llava_text_fn */
+    void (*on_token)(void *ctx, int choice, const struct llava_token *t); /* every token, before its text */
+    /* Exactly once for each of the n answers; after the last of them the batch has forgotten the request.
+     * e NULL: done, *r says how. Else it failed; what had come until then stands. r is never NULL. */
+    void (*on_end)(void *ctx, int choice, const struct llava_result *r, const struct llava_error *e);
+    void *ctx;
+};
+LLAVA_API struct llava_request llava_request_default(void); /* llava_sampling_default, one answer */
+
+/* Puts a request into the queue: its number, > 0, or LLAVA_BUSY when the queue is full, LLAVA_LIMIT when prompt and one
+ * token do not fit the context, LLAVA_USAGE, LLAVA_FORMAT, ... for what is wrong with it. */
+LLAVA_API int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r, struct llava_error *e);
+/* Ends all answers of a request soon, with LLAVA_FINISH_CANCELLED. A request that has ended is no mistake. */
+LLAVA_API void llava_batch_cancel(struct llava_batch *b, int64_t id);
+
+/* Positions that a prompt takes, pictures included, without computing anything. */
+LLAVA_API int llava_count(struct llava_engine *engine, const char *prompt, struct llava_image *const *images, int n,
+                          struct llava_error *e);
+
+/* ---- statistics */
+
+enum { LLAVA_BUCKETS = 18 };
+struct llava_histogram {
+    uint64_t n[LLAVA_BUCKETS + 1]; /* values <= llava_bucket_s(i), but not <= that of i - 1; the last: larger ones */
+    uint64_t count;
+    double sum;                    /* seconds */
+};
+LLAVA_API double llava_bucket_s(int i); /* 0.001, 0.002, 0.005, 0.01, ... 200, 500 */
+
+struct llava_batch_stats {
+    int running, waiting;      /* answers; requests */
+    int sequences, queue;      /* their limits */
+    int64_t cache_positions, cache_running, cache_kept; /* all; held by running answers; free but still reusable */
+    uint64_t submitted, refused;                        /* requests */
+    uint64_t answered, cancelled, failed;               /* answers */
+    uint64_t prompt_positions, cached_positions;        /* read, and of them not computed again */
+    uint64_t new_tokens, pictures, cached_pictures;     /* pictures used, and of them not run through the tower again */
+    uint64_t decode_steps, prompt_steps;
+    struct llava_histogram queue_s, first_s, token_s;   /* submit to start; submit to first token; token to token */
+};
+LLAVA_API void llava_batch_stats(struct llava_batch *b, struct llava_batch_stats *ret);
+
+#ifdef __cplusplus
+}
+#endif

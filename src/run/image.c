@@ -1,0 +1,108 @@
+/* See image.h. */
+#include "run/image.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/plat.h"
+
+/* SHA-256's first half word: nobody can make a picture that passes for another's. */
+static uint64_t key_of(const struct pixels *p)
+{
+    const int32_t size[] = { p->n, p->w0, p->h0 };
+    struct hash h;
+    char hex[65];
+    hash_init(&h, HASH_SHA256);
+    hash_add(&h, size, sizeof size);
+    hash_add(&h, p->data, (size_t)p->n * 3 * (size_t)p->w * (size_t)p->h * sizeof *p->data);
+    hash_hex(&h, hex);
+    hex[16] = 0;
+    return strtoull(hex, NULL, 16);
+}
+
+/* Features of one tile, in the tower's order. */
+static bool is_plain(const struct image *im, const struct llava_config *c)
+{
+    return im->pixels.n == 1 && (c->aspect != ASPECT_ANYRES || c->merge == MERGE_FLAT);
+}
+
+/* How many rows the language model reads; at: NULL, or which tile row each is, -1 for image_newline. */
+static int64_t rows_of(const struct image *im, const struct engine *g, int32_t *at)
+{
+    const struct llava_config *c = &g->model.cfg;
+    if (is_plain(im, c)) return llava_tile_rows(&g->model);
+    struct grid grid = { 0, 0 };
+    if (im->pixels.n > 1) grid = anyres_grid(&c->pinpoints, im->pixels.w0, im->pixels.h0, im->pixels.w);
+    return merge_rows(at, c->merge, grid, c->clip.image / c->clip.patch, im->pixels.w0, im->pixels.h0);
+}
+
+int image_new(struct image **ret, const struct engine *g, const struct picture *pic, struct err *e)
+{
+    const struct llava_config *c = &g->model.cfg;
+    if (!c->has_vision) return err_set(e, ERR_UNSUPPORTED, "the model '%s' has no vision tower", g->name);
+    struct image *im = calloc(1, sizeof *im);
+    if (!im) return err_set(e, ERR_NOMEM, "no memory for a picture");
+    int rc = pixels_new(&im->pixels, pic, &g->proc, c->aspect, &c->pinpoints, e);
+    if (rc < 0) {
+        free(im);
+        return rc;
+    }
+    int side = c->clip.image;
+    if (im->pixels.w != side || im->pixels.h != side) {
+        rc = err_set(e, ERR_SHAPE,
+                     "the picture processor of '%s' makes pictures of %dx%d, its vision tower reads %dx%d",
+                     g->name, im->pixels.w, im->pixels.h, side, side);
+        image_free(im);
+        return rc;
+    }
+    im->key = key_of(&im->pixels);
+    im->n_rows = (int)rows_of(im, g, NULL);
+    *ret = im;
+    return 0;
+}
+
+void image_free(struct image *im)
+{
+    if (!im) return;
+    pixels_free(&im->pixels);
+    free(im->features);
+    free(im);
+}
+
+/* Puts tile features into the order in which the language model reads them. Takes `tiles`. */
+static int merge_features(struct image *im, const struct engine *g, float *tiles, struct err *e)
+{
+    int width = g->model.cfg.llama.C, n = im->n_rows;
+    if (is_plain(im, &g->model.cfg)) {
+        im->features = tiles;
+        return 0;
+    }
+    int32_t *at = malloc((size_t)n * sizeof *at);
+    float *out = malloc((size_t)n * (size_t)width * sizeof *out), *newline = malloc((size_t)width * sizeof *newline);
+    if (!at || !out || !newline) {
+        free(at), free(out), free(newline), free(tiles);
+        return err_set(e, ERR_NOMEM, "no memory for a picture's features");
+    }
+    struct tensor nl = g->model.newline.w;
+    if (nl.p) dtype_convert(newline, DT_F32, nl.p, (enum dtype)nl.type, width);
+    rows_of(im, g, at);
+    for (int64_t i = 0; i < n; i++)
+        memcpy(out + i * width, at[i] < 0 ? newline : tiles + (int64_t)at[i] * width, (size_t)width * sizeof *out);
+    free(at), free(newline), free(tiles);
+    im->features = out;
+    return 0;
+}
+
+int image_encode(struct image *im, struct engine *g, double *spent_s, struct err *e)
+{
+    if (im->features) return 0;
+    double t = plat_now_s();
+    size_t rows = (size_t)im->pixels.n * (size_t)llava_tile_rows(&g->model);
+    float *tiles = malloc(rows * (size_t)g->model.cfg.llama.C * sizeof *tiles);
+    if (!tiles) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
+    engine_encode(g, im->pixels.data, im->pixels.n, tiles);
+    int rc = merge_features(im, g, tiles, e);
+    if (spent_s) *spent_s += plat_now_s() - t;
+    return rc;
+}

@@ -1,0 +1,20 @@
+/* A prompt as the language model reads it: one entry a position, a token or a row of a picture. */
+#pragma once
+#include "run/image.h"
+
+struct position {
+    uint64_t key;        /* equal keys in the same place, after equal keys, mean equal cache rows */
+    int32_t token;       /* -1: a feature row */
+    int32_t image, row;
+};
+struct prompt {
+    struct ids ids;      /* with IDS_IMAGE */
+    struct position *at;
+    int n;
+};
+/* Text with one "<image>" for each of the n pictures. Computes nothing, and may be called from any thread. */
+int prompt_make(struct prompt *p, const struct engine *g, const char *text, struct image *const *images, int n,
+                struct err *e);
+/* ERR_LIMIT when it is longer than the context. */
+int prompt_fits(const struct prompt *p, const struct engine *g, struct err *e);
+void prompt_fini(struct prompt *p);
