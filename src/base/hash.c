@@ -166,3 +166,19 @@ void hash_hex(struct hash *h, char hex[65])
     for (int i = 0; i < digits; i++) hex[i] = "0123456789abcdef"[h->h[i / 8] >> (28 - 4 * (i % 8)) & 15];
     hex[digits] = 0;
 }
+
+/* Four bits a step: a table of sixteen, in bit-reversed order. */
+uint32_t crc32c(const void *p, size_t n)
+{
+    static const uint32_t table[16] = {
+        0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1, 0x417b1dbc, 0x5125dad3, 0x61c69362, 0x7198540d,
+        0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9, 0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75,
+    };
+    uint32_t c = ~0u;
+    for (const unsigned char *b = p; n--; b++) {
+        c ^= *b;
+        c = c >> 4 ^ table[c & 15];
+        c = c >> 4 ^ table[c & 15];
+    }
+    return ~c;
+}

@@ -28,3 +28,5 @@ int out_sync_parent(const char *path, struct err *e); /* of the folder that a pa
 
 /* mkdir -p. */
 int out_make_dirs(const char *path, struct err *e);
+/* rm -rf, links not followed; whatever fails stays. */
+void out_remove_tree(const char *path);

@@ -4,7 +4,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,19 +39,6 @@ struct saving {
 };
 
 /* ---- folders */
-
-static int tree_remove_one(const char *path, const struct stat *st, int kind, struct FTW *f)
-{
-    (void)st;
-    (void)kind;
-    (void)f;
-    return remove(path);
-}
-
-static void tree_remove(const char *dir)
-{
-    nftw(dir, tree_remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
 
 int save_dir_check(const char *dir, struct err *e)
 {
@@ -452,11 +438,11 @@ int llava_model_save(struct llava_model *m, const struct save_options *o, struct
     }
     TRY(save_dir_check(o->dir, e));
     TRY(path_make(&stage, o->dir, ".writing", e));
-    tree_remove(stage);
+    out_remove_tree(stage);
     TRY(write_all(&s, &second, stage, e));
     TRY(stage_commit(stage, o->dir, e));
 out:
-    if (rc < 0 && stage) tree_remove(stage);
+    if (rc < 0 && stage) out_remove_tree(stage);
     free(stage);
     saving_fini(&s);
     saving_fini(&second);

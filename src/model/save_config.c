@@ -191,6 +191,10 @@ static json_t *config_llava(const struct llava_config *c, const struct save_opti
     for (size_t i = 0; i < sizeof forced / sizeof *forced; i++)
         if (json_object_get(now, forced[i]))
             json_object_set(both, forced[i], json_object_get(now, forced[i]));
+    if (c->has_vision && old && !json_object_get(old, "mm_vision_tower")) { /* a plain model got eyes */
+        json_object_set(both, "model_type", json_object_get(now, "model_type"));
+        json_object_set(both, "architectures", json_object_get(now, "architectures"));
+    }
     if (old && json_object_get(both, "dtype"))
         json_object_del(both, "dtype"); /* transformers 5's name of torch_dtype */
     if (o->config) json_object_update(both, (json_t *)o->config);

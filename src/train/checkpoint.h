@@ -8,13 +8,13 @@
  *       loss.svg                 the curve so far
  *   OUTPUT_DIR/                  at the end: the model's files, trainer_state.json, loss.svg
  *
- * Model's files: of TRAIN_PROJECTOR config.json and mm_projector.bin (at the end, in an OUTPUT_DIR named checkpoint-*,
- * PARENT/mm_projector/checkpoint-N.bin and PARENT/config.json); of TRAIN_LORA config.json, adapter_model.safetensors,
+ * Model's files: of TRAIN_PROJECTOR config.json and mm_projector.bin (at the end, of an OUTPUT_DIR named checkpoint-*,
+ * the latter as PARENT/mm_projector/checkpoint-N.bin); of TRAIN_LORA config.json, adapter_model.safetensors,
  * adapter_config.json, non_lora_trainables.bin and the tokenizer; of TRAIN_FULL config.json, generation_config.json,
  * the tokenizer and shards of 5 GB with the vision tower inside.  Source: LLaVA's train.py and llava_trainer.py.
  *
  * A checkpoint is written to checkpoint-N.writing, synced and renamed, so it is there whole or not at all; older ones
- * go only after that. What a killed run left half done is removed by checkpoint_sweep.
+ * go only after that. What a killed run left half done is removed by checkpoint_claim.
  */
 #pragma once
 #include "model/save.h"
@@ -44,6 +44,10 @@ struct checkpoint {
     int64_t max_steps, epochs, logging_steps, save_steps, eval_steps, batch_size;
 };
 
+/* Makes output_dir, removes what a killed run left there half done, and keeps other runs out until *lock is closed:
+ * ERR_USAGE when one is at work in it. */
+int checkpoint_claim(int *lock, const char *output_dir, struct err *e);
+
 /* Writes OUTPUT_DIR/checkpoint-STEP (one that is there already is replaced), then removes the oldest beyond the limit.
  * On an error nothing of an older checkpoint is lost. A disk that is too full is found before anything is written. */
 int checkpoint_save(const struct checkpoint *c, const struct train_state *s, struct err *e);
@@ -58,5 +62,3 @@ int checkpoint_find(char **ret, const char *output_dir, const char *from, struct
  * checked: that it is whole, of this program, of the same kind and shapes, and that c->same is equal. Errors name the
  * folder. */
 int checkpoint_load(const struct checkpoint *c, const char *dir, struct train_state *s, struct err *e);
-/* Removes what killed runs left in output_dir: checkpoint-N.writing, .removing and .saving. Only of this program. */
-void checkpoint_sweep(const char *output_dir);

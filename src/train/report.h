@@ -21,9 +21,8 @@ struct report;
 struct report_options {
     unsigned kinds;
     const char *output_dir, *logging_dir; /* logging_dir NULL or "": the default */
-    const char *run_name;                 /* --run_name, or NULL; wandb's name of the run */
-    int64_t step;                         /* the run goes on after this step; 0: a new run */
-    const json_t *args, *config;          /* shown in TensorBoard's TEXT page; NULL: none */
+    const struct train_state *state;      /* the run goes on after this step; 0: a new run */
+    const json_t *args, *config;          /* shown on TensorBoard's TEXT page; NULL: none */
 };
 int report_open(struct report **ret, const struct report_options *o, struct err *e);
 /* The last line of s->history, by transformers' names: loss -> train/loss, eval_loss -> eval/loss. */
