@@ -30,6 +30,8 @@ struct kctx {
                               rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does */
 };
 
+struct adamw;
+
 struct kern {
     const char *name; /* "ref", "avx2", "avx512" */
 
@@ -121,7 +123,44 @@ struct kern {
     /* dlogits[t,v] += (softmax(logits[t])_v - [v == target[t]]) * dloss[t]; ignored rows add nothing */
     void (*xent_bwd)(struct kctx *, struct tensor dlogits, struct tensor dloss, struct tensor logits, struct tensor lse,
                      struct tensor target);
+
+    /* ---- training. What is seen as one row of numbers here may have any shape. */
+
+    /* y = x with each element zeroed with probability p, the others times 1/(1-p). Which: kern_drop of key and the
+     * element's index, so that the same call gives the same zeros and nothing is kept.  0 <= p < 1.
+     * dx of it is the same kernel on dy.  JMLR 15 (2014) 1929, inverted */
+    void (*dropout)(struct kctx *, struct tensor y, struct tensor x, float p, uint64_t key);
+    /* y[1] = sum of x^2. y act or F32; sums in double, their order depends on x's length only. */
+    void (*sumsq)(struct kctx *, struct tensor y, struct tensor x);
+    /* One step of AdamW on w with the gradient g * a->scale; m, v are its moments; all in place.  w,m,v F32 (F64);
+     * g act or F32; low, any float type, or absent: w once more, rounded.
+     *   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w = w (1 - lr decay) - lr m / fix1 / (sqrt(v / fix2) + eps)
+     * arXiv:1711.05101 algorithm 2, as torch.optim.AdamW orders it; scale, learning rate and decay may be 0. */
+    void (*adamw)(struct kctx *, struct tensor w, struct tensor m, struct tensor v, struct tensor low, struct tensor g,
+                  const struct adamw *a);
 };
+
+/* What a step of AdamW needs besides its tensors. */
+struct adamw {
+    float lr, beta1, beta2, eps, decay;
+    float scale;      /* of the gradient: clipping */
+    float fix1, fix2; /* 1 - beta1^t, 1 - beta2^t of step t = 1, 2, ... */
+};
+
+/* Is element i dropped? A hash of key and i, below p 2^32. Two rounds of a 32-bit mixer whose bias is small (C. Wellons,
+ * "lowbias32"): cheap on every device. Keys should look random themselves; i < 2^32. */
+static inline uint32_t kern_mix(uint32_t x)
+{
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+static inline uint32_t kern_drop_below(float p) { return (uint32_t)((double)p * 4294967296.0); }
+static inline uint32_t kern_drop_hash(uint64_t key, uint32_t i)
+{
+    return kern_mix(kern_mix(i ^ (uint32_t)key) + (uint32_t)(key >> 32));
+}
+static inline bool kern_drop(uint64_t key, int64_t i, uint32_t below) { return kern_drop_hash(key, (uint32_t)i) < below; }
 
 /* Complete, slow, exact; the oracle of every other backend. Compiled once with real = float and, for the
  * gradient tests, once more with real = double. */

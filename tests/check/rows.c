@@ -42,6 +42,7 @@ enum role {
     WEIGHT, CACHE, TABLE, STAT, /* weight type; that or act; cos and sin; given by the forward kernel */
     OUT, OUT_STAT,              /* written over, so poisoned before */
     CHANGE, PUT,                /* act changed in place; rows of a store of any type */
+    STATE, SQUARES, STATE_IN,   /* act or F32: changed in place, squares in place, read */
     ADD, ADD_W,                 /* gradients; of weights */
     POS, RANGE, INDEX, DISTINCT, TARGET,
 };
@@ -103,6 +104,10 @@ CALL(patchify_fwd, a[0], a[1], (int)size(d, 'P'))
 CALL(patchify_bwd, a[0], a[1], (int)size(d, 'P'))
 CALL(xent_fwd, a[0], a[1], a[2], a[3])
 CALL(xent_bwd, a[0], a[1], a[2], a[3], a[4])
+CALL(dropout, a[0], a[1], 0.3f, 77)
+CALL(sumsq, a[0], a[1])
+static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f };
+CALL(adamw, a[0], a[1], a[2], a[3], a[4], &step)
 
 /* An F64 tensor of t's shape, for results that nobody reads. */
 static struct tensor spare(struct kctx *kc, struct tensor t)
@@ -228,6 +233,13 @@ static const struct row rows[] = {
     { ROW(xent_bwd), .prepare = prepare_xent,
       .arg = { { ADD, "?T.V" }, { IN, "T" }, { WIDE, "T.V" }, { STAT, "T" }, { TARGET, "T" } },
       .sum = "", .shapes = XENTS, .bench = "T256 V32000", .flops = "5TV" },
+    { ROW(dropout), .arg = { { OUT, "T.F" }, { IN, "T.F" } },
+      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH },
+    { ROW(sumsq), .arg = { { OUT_STAT, "1" }, { IN, "T.F" } },
+      .sum = "TF", .shapes = ELEMS "; T3 F4097", .bench = ELEM_BENCH, .flops = "2TF" },
+    { ROW(adamw),
+      .arg = { { STATE, "T.F" }, { STATE, "T.F" }, { SQUARES, "T.F" }, { PUT, "?T.F" }, { STATE_IN, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench = "T5632 F2048", .flops = "14TF" },
 };
 
 /* ---- arguments by role */
@@ -243,6 +255,12 @@ static void fill_wide(struct rng *r, struct tensor t, const struct dims *d)
     (void)d;
     for (int64_t i = 0, n = tensor_count(t); i < n; i++)
         ((double *)t.p)[i] = rng_normal(r) * (rng_u64(r) % 4 ? 1 : 20);
+}
+
+static void fill_squares(struct rng *r, struct tensor t, const struct dims *d)
+{
+    fill_normal(r, t, d);
+    for (int64_t i = 0, n = tensor_count(t); i < n; i++) ((double *)t.p)[i] *= ((double *)t.p)[i];
 }
 
 static void fill_table(struct rng *r, struct tensor t, const struct dims *d)
@@ -313,6 +331,8 @@ static const struct {
     [TABLE] = { F32, false, fill_table },       [STAT] = { ACT_OR_F32, false, fill_normal },
     [OUT] = { ACT, true, fill_poison },         [OUT_STAT] = { ACT_OR_F32, true, fill_poison },
     [CHANGE] = { ACT, true, fill_normal },      [PUT] = { W, true, fill_normal },
+    [STATE] = { ACT_OR_F32, true, fill_normal }, [SQUARES] = { ACT_OR_F32, true, fill_squares },
+    [STATE_IN] = { ACT_OR_F32, false, fill_normal },
     [ADD] = { ACT, true, fill_normal },         [ADD_W] = { ACT_OR_F32, true, fill_normal },
     [POS] = { I32, false, fill_pos },           [RANGE] = { I32, false, fill_range },
     [INDEX] = { I32, false, fill_index },       [DISTINCT] = { I32, false, fill_distinct },
@@ -425,7 +445,8 @@ static void find_sense(struct test *c, struct kctx *kc, struct rng *r)
         for (int i = 0; i < c->n_args; i++) {
             b[i] = tensor_dup(kc, c->a[i]);
             const enum role role = c->row->arg[i].role;
-            if (!b[i].p || b[i].type != DT_F64 || (is_written(c, i) && role != CHANGE)) continue;
+            const bool kept = is_written(c, i) && role != CHANGE && role != STATE && role != SQUARES;
+            if (!b[i].p || b[i].type != DT_F64 || kept) continue;
             for (int64_t k = 0, n = tensor_count(b[i]); k < n; k++)
                 ((double *)b[i].p)[k] *= rng_u64(r) & 1 ? 1 + delta : 1 - delta;
         }

@@ -266,8 +266,112 @@ static void rows_put_add(struct kctx *kc, struct tensor y, struct tensor idx, st
     }
 }
 
+/* ---- training */
+
+/* n elements from index `first` on; hashes first, so that both loops become vector code. */
+static void drop_range(float *to, const float *from, int n, uint32_t first, uint64_t key, uint32_t below, float kept)
+{
+    enum { SOME = 256 };
+    uint32_t hash[SOME];
+    for (int i = 0; i < n; i += SOME) {
+        const int many = n - i < SOME ? n - i : SOME;
+        for (int j = 0; j < SOME; j++) hash[j] = kern_drop_hash(key, first + (uint32_t)(i + j));
+        for (int j = 0; j < many; j++) to[i + j] = hash[j] < below ? 0 : from[i + j] * kept;
+    }
+}
+
+static void dropout(struct kctx *kc, struct tensor y, struct tensor x, float p, uint64_t key)
+{
+    enum { CHUNK = 1 << 13 };
+    if (!all_f32(y, x, none)) {
+        kern_ref.dropout(kc, y, x, p, key);
+        return;
+    }
+    const int64_t n = tensor_count(x);
+    const uint32_t below = kern_drop_below(p);
+    const float kept = 1 / (1 - p);
+#pragma omp parallel for num_threads(cpu_threads(kc, 4 * n)) schedule(static)
+    for (int64_t c = 0; c < n; c += CHUNK)
+        drop_range((float *)y.p + c, (const float *)x.p + c, (int)(n - c < CHUNK ? n - c : CHUNK), (uint32_t)c, key,
+                   below, kept);
+}
+
+/* Chunks have a sum of their own; these are added in order. */
+static void sumsq(struct kctx *kc, struct tensor y, struct tensor x)
+{
+    enum { CHUNK = 1 << 12 };
+    if (!all_f32(y, x, none)) {
+        kern_ref.sumsq(kc, y, x);
+        return;
+    }
+    const int64_t n = tensor_count(x), chunks = (n + CHUNK - 1) / CHUNK;
+    const size_t mark = arena_mark(kc->scratch);
+    float *part = arena_take(kc->scratch, (size_t)chunks * sizeof *part);
+#pragma omp parallel for num_threads(cpu_threads(kc, n)) schedule(static)
+    for (int64_t c = 0; c < chunks; c++) {
+        vf s[2] = { vf_zero(), vf_zero() };
+        const float *p = (const float *)x.p + c * CHUNK;
+        const int64_t left = n - c * CHUNK < CHUNK ? n - c * CHUNK : CHUNK;
+        for (int64_t i = 0; i < left; i += VW) {
+            const vf v = left - i >= VW ? vf_load(p + i) : vf_load_n(p + i, left - i);
+            s[i / VW % 2] = vf_fma(v, v, s[i / VW % 2]);
+        }
+        part[c] = vf_sum(vf_add(s[0], s[1]));
+    }
+    double sum = 0;
+    for (int64_t c = 0; c < chunks; c++) sum += (double)part[c];
+    *(float *)y.p = (float)sum;
+    arena_rewind(kc->scratch, mark);
+}
+
+/* VW elements, or the first n: w, m and v in place; the new w. */
+INLINE vf adamw_some(float *w, float *m, float *v, const float *g, const struct adamw *a, int64_t n)
+{
+    const vf d = vf_mul(n < VW ? vf_load_n(g, n) : vf_load(g), vf_set(a->scale));
+    vf m1 = n < VW ? vf_load_n(m, n) : vf_load(m), v1 = n < VW ? vf_load_n(v, n) : vf_load(v);
+    m1 = vf_fma(vf_sub(d, m1), vf_set(1 - a->beta1), m1);
+    v1 = vf_fma(vf_mul(d, d), vf_set(1 - a->beta2), vf_mul(v1, vf_set(a->beta2)));
+    const vf root = vf_add(vf_sqrt(vf_div(v1, vf_set(a->fix2))), vf_set(a->eps));
+    vf w1 = vf_mul(n < VW ? vf_load_n(w, n) : vf_load(w), vf_set(1 - a->lr * a->decay));
+    w1 = vf_sub(w1, vf_mul(vf_set(a->lr / a->fix1), vf_div(m1, root)));
+    if (n < VW) {
+        vf_store_n(m, m1, n);
+        vf_store_n(v, v1, n);
+        vf_store_n(w, w1, n);
+    } else {
+        vf_store(m, m1);
+        vf_store(v, v1);
+        vf_store(w, w1);
+    }
+    return w1;
+}
+
+static void adamw(struct kctx *kc, struct tensor w, struct tensor m, struct tensor v, struct tensor low,
+                  struct tensor g, const struct adamw *a)
+{
+    if (!all_f32(w, m, v) || !all_f32(g, none, none) || (low.p && !castable(low))) {
+        kern_ref.adamw(kc, w, m, v, low, g, a);
+        return;
+    }
+    enum { CHUNK = 1 << 13 };
+    const int64_t n = tensor_count(w);
+    const enum dtype to = (enum dtype)low.type;
+    const size_t size = dtype_bytes(to);
+#pragma omp parallel for num_threads(cpu_threads(kc, 4 * n)) schedule(static)
+    for (int64_t c = 0; c < n; c += CHUNK)
+        for (int64_t i = c; i < n && i < c + CHUNK; i += VW) {
+            const vf w1 = adamw_some((float *)w.p + i, (float *)m.p + i, (float *)v.p + i, (const float *)g.p + i, a,
+                                     n - i);
+            if (low.p && n - i >= VW) vf_store_as((char *)low.p + (size_t)i * size, to, w1);
+            else if (low.p) vf_store_as_n((char *)low.p + (size_t)i * size, to, w1, n - i);
+        }
+}
+
 void ISA(cpu_fill_elem)(struct kern *k)
 {
+    k->dropout = dropout;
+    k->sumsq = sumsq;
+    k->adamw = adamw;
     k->swiglu_fwd = swiglu_fwd;
     k->swiglu_bwd = swiglu_bwd;
     k->gelu_fwd = gelu_fwd;

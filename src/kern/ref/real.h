@@ -22,7 +22,8 @@ typedef REAL real;
     XX(swiglu_fwd) XX(swiglu_bwd) XX(gelu_fwd) XX(gelu_bwd) XX(quick_gelu_fwd) XX(quick_gelu_bwd)          \
     XX(add) XX(axpy) XX(cast) XX(zero)                                                                     \
     XX(rows_get) XX(rows_put) XX(rows_get_add) XX(rows_put_add)                                            \
-    XX(patchify_fwd) XX(patchify_bwd) XX(xent_fwd) XX(xent_bwd)
+    XX(patchify_fwd) XX(patchify_bwd) XX(xent_fwd) XX(xent_bwd)                                            \
+    XX(dropout) XX(sumsq) XX(adamw)
 
 /* Declares ref_NAME with the signature of its pointer in struct kern. */
 #define XX(name) __typeof__(*(((struct kern *)0)->name)) ref_##name;
