@@ -126,8 +126,8 @@ struct kern {
 
     /* ---- training. What is seen as one row of numbers here may have any shape. */
 
-    /* y = x with each element zeroed with probability p, the others times 1/(1-p). Which: kern_drop of key and the
-     * element's index, so that the same call gives the same zeros and nothing is kept.  0 <= p < 1.
+    /* y = x with each element zeroed with probability p, the others times 1/(1-p). Which: kern_drop of key and
+     * the element's index, so that the same call gives the same zeros and nothing is kept.  0 <= p < 1.
      * dx of it is the same kernel on dy.  JMLR 15 (2014) 1929, inverted */
     void (*dropout)(struct kctx *, struct tensor y, struct tensor x, float p, uint64_t key);
     /* y[1] = sum of x^2. y act or F32; sums in double, their order depends on x's length only. */
@@ -147,8 +147,8 @@ struct adamw {
     float fix1, fix2; /* 1 - beta1^t, 1 - beta2^t of step t = 1, 2, ... */
 };
 
-/* Is element i dropped? A hash of key and i, below p 2^32. Two rounds of a 32-bit mixer whose bias is small (C. Wellons,
- * "lowbias32"): cheap on every device. Keys should look random themselves; i < 2^32. */
+/* Is element i dropped? A hash of key and i, below p 2^32. Two rounds of a 32-bit mixer whose bias is small
+ * (C. Wellons, "lowbias32"): cheap on every device. Keys should look random themselves; i < 2^32. */
 static inline uint32_t kern_mix(uint32_t x)
 {
     x = (x ^ (x >> 16)) * 0x7feb352du;
@@ -160,7 +160,10 @@ static inline uint32_t kern_drop_hash(uint64_t key, uint32_t i)
 {
     return kern_mix(kern_mix(i ^ (uint32_t)key) + (uint32_t)(key >> 32));
 }
-static inline bool kern_drop(uint64_t key, int64_t i, uint32_t below) { return kern_drop_hash(key, (uint32_t)i) < below; }
+static inline bool kern_drop(uint64_t key, int64_t i, uint32_t below)
+{
+    return kern_drop_hash(key, (uint32_t)i) < below;
+}
 
 /* Complete, slow, exact; the oracle of every other backend. Compiled once with real = float and, for the
  * gradient tests, once more with real = double. */

@@ -67,6 +67,10 @@ struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor
     int layers = clip_layers_used(&m->cfg, select_layer);
     for (int i = 0; i < layers; i++) {
         struct layer_arg a = { m, &m->layer[i], i_range };
+        if (o->tape && o->checkpoint) {
+            x = op_checkpoint(o, clip_layer_forward, &a, sizeof a, x);
+            continue;
+        }
         size_t mark = arena_mark(o->act);
         struct tensor y = clip_layer_forward(o, &a, x);
         if (o->tape) x = y;

@@ -30,12 +30,12 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
 }
 
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
-                            const struct llama_cache *cache, bool checkpoint)
+                            const struct llama_cache *cache)
 {
     for (int i = 0; i < m->cfg.L; i++) {
         struct layer_arg a = { m, &m->layer[i], seq, cache ? &cache[i] : NULL };
         size_t mark = arena_mark(o->act);
-        if (o->tape && checkpoint) {
+        if (o->tape && o->checkpoint) {
             x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, x);
         } else {
             struct tensor y = llama_layer_forward(o, &a, x);

@@ -36,9 +36,9 @@ struct llama_cache {
 void llama_rope_table(const struct llama_config *c, struct tensor table);
 
 /* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache:
- * one per layer, or NULL. With a tape each layer is checkpointed when `checkpoint` says so; seq must then
+ * one per layer, or NULL. With a tape each layer is checkpointed when o->checkpoint says so; seq must then
  * live until tape_back. */
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
-                            const struct llama_cache *cache, bool checkpoint);
+                            const struct llama_cache *cache);
 /* h[T,C] -> logits [T,V] */
 struct tensor llama_logits(struct op_ctx *o, const struct llama *m, struct tensor h);

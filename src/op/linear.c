@@ -1,6 +1,17 @@
 /* linear: y = x W^T + b (+ res) (+ scale * (x A^T) B^T), forward and backward. */
 #include "op/op.h"
 
+static bool drops(const struct op_ctx *o, const struct lora *l) { return o->drop_key && l->drop > 0; }
+
+/* What A reads: x, or a copy of it with elements dropped. The same on every call within a step. */
+static struct tensor lora_input(struct op_ctx *o, const struct lora *l, struct tensor x)
+{
+    if (!drops(o, l)) return x;
+    struct tensor y = op_new(o, false, tensor_rows(x), tensor_cols(x));
+    OP_RUN(o, dropout, y, x, l->drop, o->drop_key ^ l->id);
+    return y;
+}
+
 /* dB, dA and the part of dx that goes through the adapter; u = x A^T was kept. */
 static void lora_bwd(struct op_ctx *o, const struct lora *l, struct tensor x, struct tensor u, struct tensor dy)
 {
@@ -13,8 +24,17 @@ static void lora_bwd(struct op_ctx *o, const struct lora *l, struct tensor x, st
     OP_RUN(o, zero, du);
     OP_RUN(o, matmul_dx, du, sdy, l->b.w);
     if (param_trains(&l->b)) OP_RUN(o, matmul_dw, l->b.g, none, sdy, u);
-    if (param_trains(&l->a)) OP_RUN(o, matmul_dw, l->a.g, none, du, x);
-    if (dx.p) OP_RUN(o, matmul_dx, dx, du, l->a.w);
+    struct tensor in = param_trains(&l->a) ? lora_input(o, l, x) : none;
+    if (in.p) OP_RUN(o, matmul_dw, l->a.g, none, du, in);
+    if (dx.p && drops(o, l)) {
+        struct tensor t = op_new(o, false, tensor_rows(dx), tensor_cols(dx));
+        OP_RUN(o, zero, t);
+        OP_RUN(o, matmul_dx, t, du, l->a.w);
+        OP_RUN(o, dropout, t, t, l->drop, o->drop_key ^ l->id);
+        OP_RUN(o, axpy, dx, t, 1);
+    } else if (dx.p) {
+        OP_RUN(o, matmul_dx, dx, du, l->a.w);
+    }
     arena_rewind(o->act, mark);
 }
 
@@ -46,8 +66,8 @@ struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct line
     if (l->lora) { /* y += B (scale * A x): the scale goes onto the small tensor, u stays as A x for the way back */
         u = op_new(o, false, rows, l->lora->a.w.n[0]);
         size_t mark = arena_mark(o->act);
-        struct tensor su = op_new(o, false, rows, tensor_cols(u));
-        OP_RUN(o, matmul, u, x, l->lora->a.w, none, none);
+        struct tensor su = op_new(o, false, rows, tensor_cols(u)), in = lora_input(o, l->lora, x);
+        OP_RUN(o, matmul, u, in, l->lora->a.w, none, none);
         OP_RUN(o, zero, su);
         OP_RUN(o, axpy, su, u, l->lora->scale);
         OP_RUN(o, matmul, y, su, l->lora->b.w, none, y);

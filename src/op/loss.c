@@ -21,3 +21,32 @@ struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor targ
     }
     return loss;
 }
+
+struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor target,
+                             struct tensor dloss, int chunk)
+{
+    const int64_t rows = tensor_rows(x), V = l->w.w.n[0];
+    const struct tensor none = { 0 };
+    OP_CHECK(tensor_count(target) == rows && tensor_cols(x) == l->w.w.n[1] && !l->lora, x, target);
+    struct tensor loss = op_new(o, false, rows, 1), dx = tape_grad(o, x);
+    struct tensor dw = o->tape ? param_grad(&l->w) : none, db = o->tape ? param_grad(&l->b) : none;
+    const bool back = dx.p || dw.p || db.p;
+    loss.nd = 1;
+    for (int64_t from = 0; from < rows; from += chunk) {
+        const int64_t n = rows - from < chunk ? rows - from : chunk;
+        const size_t mark = arena_mark(o->act);
+        struct tensor logits = op_new(o, false, n, V), lse = op_new_1d(o, o->type, n);
+        struct tensor xs = tensor_slice(x, from, n), want = tensor_slice(target, from, n);
+        OP_RUN(o, matmul, logits, xs, l->w.w, l->b.w, none);
+        OP_RUN(o, xent_fwd, tensor_slice(loss, from, n), lse, logits, want);
+        if (back) {
+            struct tensor dlogits = op_new(o, false, n, V);
+            OP_RUN(o, zero, dlogits);
+            OP_RUN(o, xent_bwd, dlogits, tensor_slice(dloss, from, n), logits, lse, want);
+            if (dx.p) OP_RUN(o, matmul_dx, tensor_slice(dx, from, n), dlogits, l->w.w);
+            if (dw.p || db.p) OP_RUN(o, matmul_dw, dw, db, dlogits, xs);
+        }
+        arena_rewind(o->act, mark);
+    }
+    return loss;
+}

@@ -31,6 +31,8 @@ struct param {
 struct lora {
     struct param a, b;
     float scale; /* alpha / r */
+    float drop;  /* probability with which A's inputs are zeroed while op_ctx.drop_key is set */
+    uint64_t id; /* of this adapter, mixed into the key; random looking */
 };
 struct linear {
     struct param w, b; /* w[O,I]; b[O] or absent */
@@ -73,6 +75,8 @@ struct op_ctx {
     struct tape *tape;
     enum dtype type; /* of activations: F32; F64 in gradient tests */
     bool dry;
+    bool checkpoint;   /* with a tape: layers keep their input and output only, and run again on the way back */
+    uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
 };
 
 /* Gradient of x: a buffer of x's shape in the activation arena, zeroed when first asked for; p NULL if x has id 0. */
@@ -109,6 +113,10 @@ void op_store(struct op_ctx *o, struct tensor cache, struct tensor idx, struct t
 struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch); /* [N,3,S,S] -> [N*g*g,3*p*p] */
 /* Loss of each row, 0 where target < 0: logits[T,V], target[T] I32 -> [T]. */
 struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor target);
+/* op_xent(op_linear(x, l), target), `chunk` rows of logits at a time: they are never all there. The losses' gradient is
+ * given beforehand, dloss[T], so that x's gradient and l's are made on the way; there is no record. */
+struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor target,
+                             struct tensor dloss, int chunk);
 
 /* Runs fn(o, arg, x) keeping only x and the result; on the way back runs it again with a tape of its own. Same bits as
  * without. The `bytes` (at most 64) of arg are copied; what it points to must live until tape_back. The block is walked

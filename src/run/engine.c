@@ -48,7 +48,7 @@ static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *
 {
     struct llama_seq seq = { .pos = index_of(o, s->pos, s->n, 1), .range = index_of(o, s->range, s->n, 2),
                              .row = index_of(o, s->row, s->n, 1) };
-    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer, false);
+    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer);
     if (!s->all_logits) {
         int32_t last = s->n - 1;
         h = op_gather(o, h, index_of(o, &last, 1, 1));

@@ -67,10 +67,11 @@ static double step_run(struct step *s)
     const struct llama_seq seq = { .pos = tensor_1d(s->pos, DT_I32, s->n),
                                    .range = tensor_2d(s->range, DT_I32, s->n, 2) };
     arena_rewind(&s->act, 0);
+    o->checkpoint = s->checkpoint;
     struct tensor x = op_embed(o, &s->m.llama.embed, tensor_1d(s->token, DT_I32, s->n));
     struct tensor f = llava_encode(o, &s->m, s->pixels);
     x = op_splice(o, x, f, tensor_1d(s->feature, DT_I32, s->n_features));
-    struct tensor logits = llama_logits(o, &s->m.llama, llama_forward(o, &s->m.llama, x, &seq, NULL, s->checkpoint));
+    struct tensor logits = llama_logits(o, &s->m.llama, llama_forward(o, &s->m.llama, x, &seq, NULL));
     struct tensor loss = op_xent(o, logits, tensor_1d(s->target, DT_I32, s->n)), g = tape_grad(o, loss);
     double sum = 0;
     for (int i = 0; i < s->n; i++) {

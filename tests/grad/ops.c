@@ -55,7 +55,15 @@ static struct tensor linear_add(struct bench *b, const struct tensor *in)
 }
 static struct tensor linear_lora(struct bench *b, const struct tensor *in)
 {
-    b->lora = (struct lora){ b->p[1], b->p[2], 0.7f };
+    b->lora = (struct lora){ b->p[1], b->p[2], 0.7f, 0, 0 };
+    b->lin[0] = (struct linear){ .w = b->p[0], .lora = &b->lora };
+    return op_linear_add(&b->o, in[0], &b->lin[0], in[1]);
+}
+/* The same elements are dropped every time: the differences see a function without chance. */
+static struct tensor linear_drop(struct bench *b, const struct tensor *in)
+{
+    b->o.drop_key = 0x123456789abcdefu;
+    b->lora = (struct lora){ b->p[1], b->p[2], 0.7f, 0.4f, 99 };
     b->lin[0] = (struct linear){ .w = b->p[0], .lora = &b->lora };
     return op_linear_add(&b->o, in[0], &b->lin[0], in[1]);
 }
@@ -117,6 +125,7 @@ static const struct op_case cases[] = {
     { "linear without bias", linear, { D2(3, 5) }, { D2(4, 5) }, 0, { 0 }, 0 },
     { "linear_add", linear_add, { D2(3, 5), D2(3, 4) }, { D2(4, 5), D1(4) }, 0, { 0 }, 0 },
     { "linear with LoRA", linear_lora, { D2(3, 5), D2(3, 4) }, { D2(4, 5), D2(2, 5), D2(4, 2) }, 0, { 0 }, 0 },
+    { "linear with LoRA, dropout", linear_drop, { D2(4, 9), D2(4, 4) }, { D2(4, 9), D2(2, 9), D2(4, 2) }, 0, { 0 }, 0 },
     { "rmsnorm", rmsnorm, { D2(3, 7) }, { D1(7) }, 0, { 0 }, 0 },
     { "rmsnorm, one token", rmsnorm, { D2(1, 7) }, { D1(7) }, 0, { 0 }, 0 },
     { "layernorm", layernorm, { D2(3, 7) }, { D1(7), D1(7) }, 0, { 0 }, 0 },
@@ -416,17 +425,49 @@ static void test_checkpoint_frozen(void **state)
     bench_fini(&b);
 }
 
+/* Head and loss in chunks are op_linear and op_xent: the same losses and gradients, chunks of any size. */
+static void test_linear_xent(void **state)
+{
+    static const struct op_case c = { "linear_xent", linear, { D2(7, 5) }, { D2(6, 5), D1(6) }, 7,
+                                      { 2, -1, 4, 0, 5, 5, 1 }, 0 };
+    struct bench b;
+    (void)state;
+    bench_init(&b, &c);
+    struct tensor dloss = take(&b.keep, (struct tensor)D1(7), NULL), x = tape_want(&b.o, b.in[0]);
+    for (int i = 0; i < 7; i++) ((double *)dloss.p)[i] = 0.1 + i;
+    struct tensor loss = op_xent(&b.o, linear(&b, &x), b.aux);
+    memcpy(tape_grad(&b.o, loss).p, dloss.p, tensor_bytes(dloss));
+    tape_back(&b.o);
+    struct tensor dx = kept(&b, tape_grad(&b.o, x)), dw = kept(&b, b.p[0].g), db = kept(&b, b.p[1].g);
+    loss = kept(&b, loss);
+    for (int chunk = 1; chunk <= 8; chunk++) {
+        tape_reset(b.o.tape);
+        arena_rewind(&b.act, 0);
+        for (int i = 0; i < 2; i++) memset(b.p[i].g.p, 0, tensor_bytes(b.p[i].g));
+        b.in[0].id = 0;
+        x = tape_want(&b.o, b.in[0]);
+        b.lin[0] = (struct linear){ .w = b.p[0], .b = b.p[1] };
+        struct tensor got = op_linear_xent(&b.o, x, &b.lin[0], b.aux, dloss, chunk);
+        assert_multiple("loss", got, loss, 1);
+        assert_multiple("dx", tape_grad(&b.o, x), dx, 1);
+        assert_multiple("dw", b.p[0].g, dw, 1);
+        assert_multiple("db", b.p[1].g, db, 1);
+    }
+    bench_fini(&b);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[CASES + 4] = {
+    struct CMUnitTest tests[CASES + 5] = {
         { "checkpoint of norm_glu_add", test_checkpoint, NULL, NULL, (void *)(uintptr_t)&cases[CASES - 2] },
         { "checkpoint of norm_qkv", test_checkpoint, NULL, NULL, (void *)(uintptr_t)&cases[CASES - 1] },
         { "frozen checkpoint of norm_glu_add", test_checkpoint_frozen, NULL, NULL,
           (void *)(uintptr_t)&cases[CASES - 2] },
         { "frozen checkpoint of norm_qkv", test_checkpoint_frozen, NULL, NULL,
           (void *)(uintptr_t)&cases[CASES - 1] },
+        { "head and loss in chunks", test_linear_xent, NULL, NULL, NULL },
     };
     for (int i = 0; i < CASES; i++)
-        tests[4 + i] = (struct CMUnitTest){ cases[i].name, test_op, NULL, NULL, (void *)(uintptr_t)&cases[i] };
+        tests[5 + i] = (struct CMUnitTest){ cases[i].name, test_op, NULL, NULL, (void *)(uintptr_t)&cases[i] };
     return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
 }
