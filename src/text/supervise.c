@@ -19,28 +19,31 @@ static void add_replaced(struct buf *out, struct span s, const char *by)
     }
 }
 
-void supervise_picture(const struct supervise *s, struct span value, struct buf *out)
+static void move_to_front(struct span value, struct buf *out)
 {
-    struct buf rest = buf_make(SAMPLE_MAX), moved = buf_make(SAMPLE_MAX);
-    if (span_find(value, 0, IMAGE) < value.n) {
-        add_replaced(&rest, value, "");
-        struct span text = span_strip((struct span){ rest.p ? rest.p : "", rest.n });
-        /* Taking "<image>" out can leave another behind, as in "<im<image>age>": it is replaced as well. */
-        buf_str(&moved, "<image>");
-        if (text.n) buf_chr(&moved, '\n');
-        buf_add(&moved, text.p, text.n);
-        if (conv_is_mmtag(s->tpl)) {
-            buf_reset(&rest);
-            add_replaced(&rest, (struct span){ moved.p, moved.n }, "<Image><image></Image>");
-            struct buf swap = rest;
-            rest = moved;
-            moved = swap;
-        }
+    struct buf rest = buf_make(SAMPLE_MAX);
+    add_replaced(&rest, value, "");
+    struct span text = span_strip((struct span){ rest.p ? rest.p : "", rest.n });
+    /* Taking "<image>" out can leave another behind, as in "<im<image>age>": it is replaced as well. */
+    buf_str(out, "<image>");
+    if (text.n) buf_chr(out, '\n');
+    buf_add(out, text.p, text.n);
+    out->failed = out->failed || rest.failed;
+    buf_free(&rest);
+}
+
+void supervise_picture(const struct supervise *s, struct span value, size_t n_images, struct buf *out)
+{
+    struct buf moved = buf_make(SAMPLE_MAX);
+    const bool tag = conv_is_mmtag(s->tpl) && span_find(value, 0, IMAGE) < value.n;
+    if (n_images == 1 && span_find(value, 0, IMAGE) < value.n) {
+        move_to_front(value, &moved);
         value = (struct span){ moved.p, moved.n };
     }
-    add_replaced(out, value, s->im_start_end ? "<im_start><image><im_end>" : "<image>");
-    out->failed = out->failed || rest.failed || moved.failed;
-    buf_free(&rest);
+    const char *by = s->im_start_end ? "<im_start><image><im_end>" : "<image>";
+    if (tag) by = s->im_start_end ? "<Image><im_start><image><im_end></Image>" : "<Image><image></Image>";
+    add_replaced(out, value, by);
+    out->failed = out->failed || moved.failed;
     buf_free(&moved);
 }
 
@@ -60,9 +63,9 @@ static bool is_folded(struct span s, const char *word)
     return true;
 }
 
-static int encode(const struct supervise *s, struct span text, bool has_image, struct ids *out, struct err *e)
+static int encode(const struct supervise *s, struct span text, size_t n_images, struct ids *out, struct err *e)
 {
-    return has_image ? tokenizer_encode_prompt(s->tokenizer, text.p, text.n, out, e)
+    return n_images ? tokenizer_encode_prompt(s->tokenizer, text.p, text.n, out, e)
                      : tokenizer_encode(s->tokenizer, text.p, text.n, out, e);
 }
 
@@ -82,7 +85,7 @@ static int ignore_all(const struct ids *ids, struct ids *labels, struct err *e)
 
 /* Builds the conversation; a first turn that is not the user's is left out. */
 static int build_conv(struct conv *c, const struct supervise *s, const struct turn *turn, size_t n,
-                      bool has_image, struct err *e)
+                      size_t n_images, struct err *e)
 {
     struct buf text = buf_make(SAMPLE_MAX);
     int rc = 0;
@@ -96,7 +99,7 @@ static int build_conv(struct conv *c, const struct supervise *s, const struct tu
             break;
         }
         buf_reset(&text);
-        if (has_image) supervise_picture(s, turn[i].value, &text);
+        if (n_images) supervise_picture(s, turn[i].value, n_images, &text);
         else buf_add(&text, turn[i].value.p, turn[i].value.n);
         TRY(buf_check(&text, "a turn", e));
         TRY(conv_add(c, role, text.p ? text.p : "", text.n, false, e));
@@ -116,7 +119,7 @@ struct cursor {
  * behind the special token that the cursor stands after, so that the text comes out as it does in the whole.
  * */
 static int token_at(const struct supervise *s, const struct cursor *at, struct span prompt, size_t to,
-                    bool has_image, size_t *ret, struct err *e)
+                    size_t n_images, size_t *ret, struct err *e)
 {
     const struct tokenizer_info *info = tokenizer_info(s->tokenizer);
     struct buf text = buf_make(SAMPLE_MAX);
@@ -125,7 +128,7 @@ static int token_at(const struct supervise *s, const struct cursor *at, struct s
     buf_add(&text, at->special.p, at->special.n);
     buf_add(&text, prompt.p + at->byte, to - at->byte);
     TRY(buf_check(&text, "a sample", e));
-    TRY(encode(s, (struct span){ text.p, text.n }, has_image, &ids, e));
+    TRY(encode(s, (struct span){ text.p, text.n }, n_images, &ids, e));
     *ret = at->token + ids.n - (info->add_eos ? 1 : 0);
     /* At the start BOS is part of the prompt; later it is not, and the special token has been counted
      * already. */
@@ -137,7 +140,7 @@ out:
 }
 
 static int learn_answers(const struct supervise *s, const struct conv *c, const struct conv_span *span,
-                         struct span prompt, bool has_image, const struct ids *ids, struct ids *labels,
+                         struct span prompt, size_t n_images, const struct ids *ids, struct ids *labels,
                          struct err *e)
 {
     const struct span stop = span_of(conv_stop(c->tpl));
@@ -147,23 +150,22 @@ static int learn_answers(const struct supervise *s, const struct conv *c, const 
         size_t from, to;
         int rc;
         if (c->message[i].n == 0) continue;
-        if ((rc = token_at(s, &at, prompt, span[i].begin, has_image, &from, e)) < 0) return rc;
-        if ((rc = token_at(s, &at, prompt, span[i].end, has_image, &to, e)) < 0) return rc;
+        if ((rc = token_at(s, &at, prompt, span[i].begin, n_images, &from, e)) < 0) return rc;
+        if ((rc = token_at(s, &at, prompt, span[i].end, n_images, &to, e)) < 0) return rc;
         learn(ids, labels, from, to);
         if (special) at = (struct cursor){ span[i].end, to, stop };
-        if (s->max_length && to >= s->max_length) break;
     }
     return 0;
 }
 
-static int supervise_roles(const struct supervise *s, const struct turn *turn, size_t n, bool has_image,
+static int supervise_roles(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images,
                            struct ids *ids, struct ids *labels, struct err *e)
 {
     struct conv c = { .tpl = s->tpl };
     struct buf prompt = buf_make(SAMPLE_MAX);
     struct conv_span *span = NULL;
     int rc;
-    TRY(build_conv(&c, s, turn, n, has_image, e));
+    TRY(build_conv(&c, s, turn, n, n_images, e));
     span = calloc(c.n + 1, sizeof *span);
     if (!span) {
         rc = err_set(e, ERR_NOMEM, "no memory for a sample");
@@ -171,9 +173,9 @@ static int supervise_roles(const struct supervise *s, const struct turn *turn, s
     }
     TRY(conv_prompt(&c, &prompt, span, e));
     const struct span text = { prompt.p, prompt.n };
-    TRY(encode(s, text, has_image, ids, e));
+    TRY(encode(s, text, n_images, ids, e));
     TRY(ignore_all(ids, labels, e));
-    TRY(learn_answers(s, &c, span, text, has_image, ids, labels, e));
+    TRY(learn_answers(s, &c, span, text, n_images, ids, labels, e));
 out:
     free(span);
     buf_free(&prompt);
@@ -183,28 +185,30 @@ out:
 
 /* ---- plain ------------------------------------------------------------------------------------------- */
 
-static int supervise_plain(const struct supervise *s, const struct turn *turn, size_t n, struct ids *ids,
-                           struct ids *labels, struct err *e)
+/* Each "<image>" of the question, and nothing else of it; then the answer. */
+static int supervise_plain(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images,
+                           struct ids *ids, struct ids *labels, struct err *e)
 {
-    struct buf text = buf_make(SAMPLE_MAX), answer = buf_make(SAMPLE_MAX);
-    struct ids image = ids_make(64);
+    struct buf text = buf_make(SAMPLE_MAX), marks = buf_make(SAMPLE_MAX);
+    struct ids image = ids_make(IDS_MAX);
     int rc;
     if (n != 2 || span_find(turn[0].value, 0, IMAGE) == turn[0].value.n)
         return err_set(e, ERR_FORMAT,
                        "a sample for template 'plain' needs two turns, the first with '<image>'");
-    supervise_picture(s, turn[1].value, &answer);
-    buf_add(&text, IMAGE.p, IMAGE.n);
-    buf_add(&text, answer.p, answer.n);
+    for (size_t i = 0; (i = span_find(turn[0].value, i, IMAGE)) < turn[0].value.n; i += IMAGE.n)
+        if (!marks.n || n_images > 1) buf_add(&marks, IMAGE.p, IMAGE.n);
+    buf_add(&text, marks.p, marks.n);
+    supervise_picture(s, turn[1].value, n_images, &text);
     buf_str(&text, s->tpl->sep);
-    TRY(buf_check(&answer, "a turn", e));
+    TRY(buf_check(&marks, "a turn", e));
     TRY(buf_check(&text, "a sample", e));
     TRY(tokenizer_encode_prompt(s->tokenizer, text.p, text.n, ids, e));
-    TRY(tokenizer_encode_prompt(s->tokenizer, IMAGE.p, IMAGE.n, &image, e));
+    TRY(tokenizer_encode_prompt(s->tokenizer, marks.p, marks.n, &image, e));
     TRY(ignore_all(ids, labels, e));
     learn(ids, labels, image.n, ids->n);
 out:
     buf_free(&text);
-    buf_free(&answer);
+    buf_free(&marks);
     ids_free(&image);
     return rc;
 }
@@ -212,14 +216,14 @@ out:
 /* ---- "### Human: " ----------------------------------------------------------------------------------- */
 
 /* The reference's tokenized_lens: text-only samples count what is left after cutting, without padding ids. */
-static int count_ids(const struct supervise *s, struct span text, bool has_image, size_t *ret, struct err *e)
+static int count_ids(const struct supervise *s, struct span text, size_t n_images, size_t *ret, struct err *e)
 {
     const struct tokenizer_info *info = tokenizer_info(s->tokenizer);
     struct ids ids = ids_make(IDS_MAX);
     int rc;
-    TRY(encode(s, text, has_image, &ids, e));
+    TRY(encode(s, text, n_images, &ids, e));
     *ret = ids.n;
-    if (has_image) goto out;
+    if (n_images) goto out;
     if (s->max_length && ids.n > s->max_length) ids.n = s->max_length;
     *ret = 0;
     for (size_t i = 0; i < ids.n; i++) *ret += ids.p[i] != (info->pad >= 0 ? info->pad : info->unk);
@@ -228,17 +232,17 @@ out:
     return rc;
 }
 
-static void write_signal(const struct supervise *s, const struct turn *turn, bool has_image, struct buf *out)
+static void write_signal(const struct supervise *s, const struct turn *turn, size_t n_images, struct buf *out)
 {
     bool human = is_folded(turn->from, "human"), gpt = is_folded(turn->from, "gpt");
     const char *role = human ? s->tpl->role[CONV_USER] : gpt ? s->tpl->role[CONV_ASSISTANT] : "unknown";
     buf_fmt(out, "### %s: ", role);
-    if (has_image) supervise_picture(s, turn->value, out);
+    if (n_images) supervise_picture(s, turn->value, n_images, out);
     else buf_add(out, turn->value.p, turn->value.n);
     buf_chr(out, '\n');
 }
 
-static int supervise_signals(const struct supervise *s, const struct turn *turn, size_t n, bool has_image,
+static int supervise_signals(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images,
                              struct ids *ids, struct ids *labels, struct err *e)
 {
     struct buf text = buf_make(SAMPLE_MAX);
@@ -248,17 +252,17 @@ static int supervise_signals(const struct supervise *s, const struct turn *turn,
     buf_fmt(&text, "%s\n\n", s->tpl->system);
     end[0] = text.n;
     for (size_t i = 0; i < n; i++) {
-        write_signal(s, &turn[i], has_image, &text);
+        write_signal(s, &turn[i], n_images, &text);
         end[i + 1] = text.n;
     }
     buf_str(&text, "### ");
     TRY(buf_check(&text, "a sample", e));
-    TRY(encode(s, (struct span){ text.p, text.n }, has_image, ids, e));
+    TRY(encode(s, (struct span){ text.p, text.n }, n_images, ids, e));
     TRY(ignore_all(ids, labels, e));
-    TRY(count_ids(s, (struct span){ text.p, end[0] }, has_image, &at, e));
+    TRY(count_ids(s, (struct span){ text.p, end[0] }, n_images, &at, e));
     learn(ids, labels, at, ids->n);
     for (size_t i = 0; i < n; i++) {
-        TRY(count_ids(s, (struct span){ text.p + end[i], end[i + 1] - end[i] }, has_image, &count, e));
+        TRY(count_ids(s, (struct span){ text.p + end[i], end[i + 1] - end[i] }, n_images, &count, e));
         bool human = is(turn[i].from, "human");
         for (size_t k = at + 2; human && k < at + count && k < ids->n; k++) labels->p[k] = IDS_IGNORE;
         at += count;
@@ -269,16 +273,24 @@ out:
     return rc;
 }
 
-int supervise(const struct supervise *s, const struct turn *turn, size_t n, bool has_image, struct ids *ids,
+int supervise(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images, struct ids *ids,
               struct ids *labels, struct err *e)
 {
     int rc;
     ASSERT(ids->n == 0 && labels->n == 0);
-    if (n == 0 || n > TURNS_MAX)
-        return err_set(e, ERR_FORMAT, "a sample has %zu turns, 1 to %d are accepted", n, TURNS_MAX);
-    if (s->tpl->style == CONV_PLAIN) rc = supervise_plain(s, turn, n, ids, labels, e);
-    else if (s->tpl->style == CONV_SINGLE) rc = supervise_signals(s, turn, n, has_image, ids, labels, e);
-    else rc = supervise_roles(s, turn, n, has_image, ids, labels, e);
-    if (rc == 0 && s->max_length && ids->n > s->max_length) ids->n = labels->n = s->max_length;
+    if (n == 0) return err_set(e, ERR_FORMAT, "a conversation without a turn");
+    if (n > TURNS_MAX) return err_set(e, ERR_LIMIT, "a conversation of %zu turns, more than %d", n, TURNS_MAX);
+    if (s->tpl->style == CONV_PLAIN) rc = supervise_plain(s, turn, n, n_images, ids, labels, e);
+    else if (s->tpl->style == CONV_SINGLE) rc = supervise_signals(s, turn, n, n_images, ids, labels, e);
+    else rc = supervise_roles(s, turn, n, n_images, ids, labels, e);
     return rc;
+}
+
+size_t supervise_cut(const struct supervise *s, struct ids *ids, struct ids *labels)
+{
+    size_t lost = 0;
+    if (s->max_length == 0 || ids->n <= s->max_length) return 0;
+    for (size_t i = s->max_length; i < labels->n; i++) lost += labels->p[i] != IDS_IGNORE;
+    ids->n = labels->n = s->max_length;
+    return lost;
 }

@@ -399,7 +399,7 @@ static void picture_in_turn(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct supervise s = { .tpl = conv_find(rows[i].tpl), .im_start_end = rows[i].im };
         struct buf b = buf_make(1000);
-        supervise_picture(&s, span_of(rows[i].value), &b);
+        supervise_picture(&s, span_of(rows[i].value), 1, &b);
         assert_string_equal(b.p, rows[i].want);
         buf_free(&b);
     }

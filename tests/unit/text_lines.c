@@ -95,6 +95,7 @@ static void sample(const struct tokenizer *t, char *line)
                            .tpl = conv_find(word[0]),
                            .max_length = strtoul(word[2], NULL, 10) };
     if (supervise(&s, turn, n, word[1][0] == '1', &ids, &labels, &e) < 0) printf("error: %s", e.msg);
+    supervise_cut(&s, &ids, &labels);
     put_ids(&ids);
     printf(" / ");
     put_ids(&labels);
