@@ -1,0 +1,91 @@
+/* See batch.h. */
+#include "train/batch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Memory for a batch of these sizes; what is there is kept if it is large enough. */
+static int batch_room(struct batch *b, int n, size_t T, size_t pixels, struct err *e)
+{
+    if (T > b->T_cap || !b->token) {
+        free(b->token);
+        b->token = malloc((T + 1) * 7 * sizeof *b->token);
+        b->T_cap = b->token ? T : 0;
+    }
+    if (n + 1 > b->n_cap) {
+        free(b->record);
+        free(b->from);
+        b->record = malloc((size_t)(n + 1) * sizeof *b->record);
+        b->from = malloc((size_t)(n + 1) * sizeof *b->from);
+        b->n_cap = b->record && b->from ? n + 1 : 0;
+    }
+    if (pixels > b->pixels_cap) {
+        free(b->pixels);
+        b->pixels = malloc(pixels * sizeof *b->pixels);
+        b->pixels_cap = b->pixels ? pixels : 0;
+    }
+    if (!b->token || n + 1 > b->n_cap || pixels > b->pixels_cap)
+        return err_set(e, ERR_NOMEM, "no memory for a batch of %d records, %zu positions", n, T);
+    b->feature = b->token + T;
+    b->target = b->feature + T;
+    b->pos = b->target + T;
+    b->range = b->pos + T;
+    b->weight = (float *)(b->range + 2 * T);
+    return 0;
+}
+
+static void put(struct batch *b, int from, int32_t token, int32_t feature, int32_t label, int window)
+{
+    int t = b->T++, pos = t - from;
+    b->token[t] = token;
+    b->feature[t] = feature;
+    b->pos[t] = pos;
+    b->range[2 * t] = window > 0 && pos >= window ? t - window + 1 : from;
+    b->range[2 * t + 1] = t + 1;
+    b->target[t] = -1;
+    b->weight[t] = 0;
+    if (pos > 0 && label != IDS_IGNORE) b->target[t - 1] = label; /* what the position before is to predict */
+}
+
+static void add_sample(struct batch *b, const struct recipe *c, const struct sample *s, float weight, int window)
+{
+    int from = b->T, end = from + s->positions;
+    int32_t feature = b->n_images * c->rows;
+    size_t pixels = (size_t)3 * (size_t)c->side * (size_t)c->side;
+    for (size_t i = 0; b->T < end; i++) {
+        if (s->ids.p[i] != IDS_IMAGE) put(b, from, s->ids.p[i], -1, s->labels.p[i], window);
+        else
+            for (int k = 0; k < c->rows && b->T < end; k++) put(b, from, -1, feature + k, IDS_IGNORE, window);
+        feature += s->ids.p[i] == IDS_IMAGE ? c->rows : 0;
+    }
+    for (int t = from; t < end; t++)
+        if (b->target[t] >= 0) b->weight[t] = weight, b->n_targets++;
+    if (s->n_images)
+        memcpy(b->pixels + (size_t)b->n_images * pixels, s->pixels, (size_t)s->n_images * pixels * sizeof *b->pixels);
+    b->n_images += s->n_images;
+    b->record[b->n] = s->record;
+    b->from[b->n++] = from;
+}
+
+int batch_make(struct batch *b, const struct recipe *c, struct sample *const *s, const float *weight, int n,
+               int window, struct err *e)
+{
+    size_t T = 0, images = 0;
+    for (int i = 0; i < n; i++) T += (size_t)s[i]->positions, images += (size_t)s[i]->n_images;
+    if (T > INT32_MAX / 8) return err_set(e, ERR_LIMIT, "a batch of %zu positions is too large", T);
+    int rc = batch_room(b, n, T, images * 3 * (size_t)c->side * (size_t)c->side, e);
+    if (rc < 0) return rc;
+    b->n = b->T = b->n_images = b->n_targets = 0;
+    for (int i = 0; i < n; i++) add_sample(b, c, s[i], weight[i], window);
+    b->from[b->n] = b->T;
+    return 0;
+}
+
+void batch_fini(struct batch *b)
+{
+    free(b->token);
+    free(b->record);
+    free(b->from);
+    free(b->pixels);
+    *b = (struct batch){ 0 };
+}

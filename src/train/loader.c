@@ -1,0 +1,350 @@
+/* See loader.h. Samples are numbered in the order in which they are needed. Threads take the next number, make its
+ * sample in a slot of a ring, and mark it ready; loader_next takes them off in order. What a slot stands for is decided
+ * under the lock, all the work is done outside. */
+#include "train/loader.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+
+struct slot {
+    struct sample sample;
+    struct record record;
+    int64_t index;   /* record of the dataset */
+    int epoch;
+    int64_t micro;   /* of the epoch, from 0 */
+    bool last;       /* of its micro-batch */
+    bool ready, fatal;
+    int rc;          /* of making the sample; err says more */
+    struct err err;
+};
+
+/* A sample that waits for a batch. */
+struct waiting {
+    struct sample sample;
+    int epoch;
+    int64_t micro; /* done when this sample is */
+    float weight;
+};
+
+struct loader {
+    struct loader_opts o;
+    struct slot *slot;
+    int n_slots, n_threads;
+    pthread_t *thread;
+    pthread_mutex_t lock;
+    pthread_cond_t work, done;  /* a slot is free, or it is time to stop; a slot is ready */
+    bool stop;
+    int64_t next, taken;        /* numbers: of the next sample to make; of the next to give out */
+    int epoch, at;              /* where `next` stands: epoch, record of the micro-batch */
+    int64_t micro;
+
+    /* of loader_next alone */
+    struct waiting *wait;
+    int n_wait, wait_cap;
+    struct sample **list;       /* [wait_cap] */
+    float *weight;              /* [wait_cap] */
+    int64_t T_wait;             /* positions that wait */
+    bool update;                /* the optimiser steps after what waits */
+    int read_epoch;             /* the place after what waits */
+    int64_t read_micro;
+    int n_skipped;
+    int64_t skipped;
+    struct batch batch;
+};
+
+/* ---- making samples */
+
+/* Claims the next number and says what it stands for; NULL after the last. Under the lock, a slot is free. */
+static struct slot *claim(struct loader *l)
+{
+    struct order *r = l->o.order;
+    const int64_t *index;
+    if (l->epoch >= l->o.epochs) return NULL;
+    if (r->epoch != l->epoch) order_epoch(r, l->epoch);
+    int n = order_micro(r, l->micro, &index);
+    struct slot *s = &l->slot[l->next++ % l->n_slots];
+    int64_t i = index[l->at];
+    s->index = l->o.row ? l->o.row[i].record : i;
+    s->epoch = l->epoch;
+    s->micro = l->micro;
+    s->last = ++l->at == n;
+    s->ready = false;
+    if (s->last) l->at = 0, l->micro++;
+    if (l->micro == r->n_micro) l->micro = 0, l->epoch++;
+    return s;
+}
+
+static void make(const struct loader *l, struct slot *s)
+{
+    s->err.msg[0] = 0;
+    s->rc = record_load(&s->record, l->o.data, s->index, &s->err);
+    s->fatal = s->rc == ERR_IO || s->rc == ERR_NOMEM;
+    if (s->rc < 0) return;
+    s->rc = sample_make(&s->sample, l->o.recipe, &s->record, true, &s->err);
+    s->fatal = s->rc == ERR_SHAPE || s->rc == ERR_NOMEM;
+}
+
+static bool has_room(const struct loader *l) { return l->next - l->taken < l->n_slots; }
+
+static void *worker(void *arg)
+{
+    struct loader *l = arg;
+    pthread_mutex_lock(&l->lock);
+    for (;;) {
+        while (!l->stop && !has_room(l)) pthread_cond_wait(&l->work, &l->lock);
+        struct slot *s = l->stop ? NULL : claim(l);
+        if (!s) break;
+        pthread_mutex_unlock(&l->lock);
+        make(l, s);
+        pthread_mutex_lock(&l->lock);
+        s->ready = true;
+        pthread_cond_signal(&l->done);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* The next sample's slot, made; NULL after the last one. It is given back with slot_free. */
+static struct slot *slot_next(struct loader *l)
+{
+    struct slot *s = NULL;
+    if (l->n_threads == 0) {
+        if ((s = claim(l))) make(l, s);
+        return s;
+    }
+    pthread_mutex_lock(&l->lock);
+    bool ended = l->taken == l->next && l->epoch >= l->o.epochs;
+    if (!ended) {
+        s = &l->slot[l->taken % l->n_slots];
+        while (l->taken == l->next || !s->ready) pthread_cond_wait(&l->done, &l->lock);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return s;
+}
+
+static void slot_free(struct loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    l->taken++;
+    pthread_cond_signal(&l->work);
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* ---- opening */
+
+static int start_threads(struct loader *l, struct err *e)
+{
+    l->thread = calloc((size_t)l->o.threads + 1, sizeof *l->thread);
+    if (!l->thread) return err_set(e, ERR_NOMEM, "no memory for %d threads", l->o.threads);
+    for (; l->n_threads < l->o.threads; l->n_threads++) {
+        if (pthread_create(&l->thread[l->n_threads], NULL, worker, l) == 0) continue;
+        if (l->n_threads == 0) log_warn("cannot start a thread: pictures are decoded between the steps");
+        else log_warn("only %d of %d threads for the data could be started", l->n_threads, l->o.threads);
+        break;
+    }
+    return 0;
+}
+
+int loader_open(struct loader **ret, const struct loader_opts *o, struct err *e)
+{
+    struct loader *l = calloc(1, sizeof *l);
+    int rc = 0;
+    if (!l) return err_set(e, ERR_NOMEM, "no memory to read the data");
+    l->o = *o;
+    l->epoch = l->read_epoch = o->epoch;
+    l->micro = l->read_micro = o->micro;
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_cond_init(&l->work, NULL);
+    pthread_cond_init(&l->done, NULL);
+    if (o->micro == o->order->n_micro) l->micro = 0, l->epoch++;
+    l->n_slots = o->order->o.batch + o->threads;
+    l->slot = calloc((size_t)l->n_slots, sizeof *l->slot);
+    if (o->threads < 0 || o->micro < 0 || o->micro > o->order->n_micro)
+        TRY(err_set(e, ERR_USAGE, "no such place in the data: epoch %d, micro-batch %lld of %lld", o->epoch,
+                    (long long)o->micro, (long long)o->order->n_micro));
+    if (!l->slot) TRY(err_set(e, ERR_NOMEM, "no memory to read the data"));
+    TRY(start_threads(l, e));
+    *ret = l;
+    return 0;
+out:
+    loader_close(l);
+    return rc;
+}
+
+void loader_close(struct loader *l)
+{
+    if (!l) return;
+    pthread_mutex_lock(&l->lock);
+    l->stop = true;
+    pthread_cond_broadcast(&l->work);
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < l->n_threads; i++) pthread_join(l->thread[i], NULL);
+    for (int i = 0; l->slot && i < l->n_slots; i++) {
+        sample_fini(&l->slot[i].sample);
+        record_fini(&l->slot[i].record);
+    }
+    for (int i = 0; i < l->wait_cap; i++) sample_fini(&l->wait[i].sample);
+    pthread_mutex_destroy(&l->lock);
+    pthread_cond_destroy(&l->work);
+    pthread_cond_destroy(&l->done);
+    batch_fini(&l->batch);
+    free(l->thread);
+    free(l->slot);
+    free(l->wait);
+    free(l->list);
+    free(l->weight);
+    free(l);
+}
+
+/* ---- batches */
+
+static int wait_room(struct loader *l, struct err *e)
+{
+    if (l->n_wait < l->wait_cap) return 0;
+    int cap = l->wait_cap ? l->wait_cap * 2 : 16;
+    struct waiting *wait = realloc(l->wait, (size_t)cap * sizeof *wait);
+    if (wait) l->wait = wait;
+    struct sample **list = realloc(l->list, (size_t)cap * sizeof *list);
+    if (list) l->list = list;
+    float *weight = realloc(l->weight, (size_t)cap * sizeof *weight);
+    if (weight) l->weight = weight;
+    if (!wait || !list || !weight) return err_set(e, ERR_NOMEM, "no memory for a batch");
+    memset(l->wait + l->wait_cap, 0, (size_t)(cap - l->wait_cap) * sizeof *wait);
+    l->wait_cap = cap;
+    return 0;
+}
+
+/* Moves a good sample to those that wait; a bad one is an error, or counted. */
+static int take(struct loader *l, struct slot *s, struct err *e)
+{
+    if (s->rc < 0 && (s->fatal || !l->o.skip_bad)) return err_set(e, s->err.code, "%s", s->err.msg);
+    if (s->rc < 0) {
+        log_warn("%s: left out", s->err.msg);
+        l->n_skipped++;
+        l->skipped++;
+        return 0;
+    }
+    int rc = wait_room(l, e);
+    if (rc < 0) return rc;
+    struct waiting *w = &l->wait[l->n_wait++];
+    struct sample old = w->sample; /* whose memory the slot goes on with */
+    *w = (struct waiting){ s->sample, s->epoch, s->micro + s->last, 0 };
+    s->sample = old;
+    l->T_wait += w->sample.positions;
+    return 0;
+}
+
+/* Adds the samples of the next micro-batch to those that wait. 0: there is none any more. */
+static int read_micro(struct loader *l, struct err *e)
+{
+    const struct order *r = l->o.order;
+    int first = l->n_wait, rc;
+    int64_t targets = 0;
+    for (bool last = false; !last;) {
+        struct slot *s = slot_next(l);
+        if (!s) return 0;
+        last = s->last;
+        l->read_epoch = s->epoch;
+        l->read_micro = s->micro + 1;
+        rc = take(l, s, e);
+        slot_free(l);
+        if (rc < 0) return rc;
+    }
+    for (int i = first; i < l->n_wait; i++) targets += l->wait[i].sample.n_targets;
+    for (int i = first; i < l->n_wait; i++)
+        l->wait[i].weight = targets ? (float)(1 / ((double)targets * r->o.accum)) : 0;
+    int64_t total = l->read_epoch * r->n_micro + l->read_micro;
+    l->update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && l->read_micro == r->n_micro);
+    return 1;
+}
+
+/* How many of those that wait go into one batch. */
+static int fitting(const struct loader *l)
+{
+    int64_t T = 0;
+    int n = 0;
+    if (!l->o.packing) return l->n_wait;
+    for (; n < l->n_wait; n++)
+        if ((T += l->wait[n].sample.positions) > l->o.packing && n) break;
+    return n;
+}
+
+/* Takes the first n out of those that wait; their memory goes to the end. */
+static void wait_drop(struct loader *l, int n)
+{
+    for (int i = 0; i < n; i++) l->T_wait -= l->wait[i].sample.positions;
+    l->n_wait -= n;
+    for (int i = 0; i < l->n_wait; i++) {
+        struct waiting w = l->wait[i];
+        l->wait[i] = l->wait[i + n];
+        l->wait[i + n] = w;
+    }
+}
+
+int loader_next(struct loader *l, const struct batch **ret, struct err *e)
+{
+    struct batch *b = &l->batch;
+    int rc = 1;
+    l->n_skipped = 0;
+    bool read = l->n_wait == 0;
+    while (read || (l->o.packing && !l->update && l->T_wait <= l->o.packing)) {
+        if ((rc = read_micro(l, e)) < 0) return rc;
+        if (rc == 0) break;
+        read = l->o.packing && l->n_wait == 0 && !l->update;
+    }
+    if (rc == 0 && l->n_wait == 0) return 0;
+    int n = fitting(l);
+    for (int i = 0; i < n; i++) {
+        l->list[i] = &l->wait[i].sample;
+        l->weight[i] = l->wait[i].weight;
+    }
+    if ((rc = batch_make(b, l->o.recipe, l->list, l->weight, n, l->o.window, e)) < 0) return rc;
+    bool all = n == l->n_wait;
+    b->epoch = all ? l->read_epoch : l->wait[n - 1].epoch;
+    b->micro = all ? l->read_micro : l->wait[n - 1].micro;
+    b->update = all && l->update;
+    b->n_skipped = l->n_skipped;
+    wait_drop(l, n);
+    *ret = b;
+    return 1;
+}
+
+int64_t loader_skipped(const struct loader *l) { return l->skipped; }
+
+/* ---- planning */
+
+static void most(struct batch_limits *m, const struct batch_limits *b)
+{
+    if (b->n > m->n) m->n = b->n;
+    if (b->T > m->T) m->T = b->T;
+    if (b->n_images > m->n_images) m->n_images = b->n_images;
+    if (b->n_targets > m->n_targets) m->n_targets = b->n_targets;
+}
+
+void loader_limits(struct batch_limits *m, const struct loader_opts *o)
+{
+    struct order *r = o->order;
+    struct batch_limits b = { 0 };
+    *m = b;
+    for (int epoch = o->epoch; epoch < o->epochs; epoch++) {
+        order_epoch(r, epoch);
+        for (int64_t micro = 0; micro < r->n_micro; micro++) {
+            const int64_t *index;
+            int n = order_micro(r, micro, &index);
+            int64_t total = epoch * r->n_micro + micro + 1;
+            for (int i = 0; i < n; i++) {
+                const struct check_row *row = &o->row[index[i]];
+                if (o->packing && b.n && b.T + row->positions > o->packing) b = (struct batch_limits){ 0 };
+                b = (struct batch_limits){ b.n + 1, b.T + row->positions, b.n_images + row->images,
+                                           b.n_targets + row->targets };
+                most(m, &b);
+            }
+            bool update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && micro + 1 == r->n_micro);
+            if (!o->packing || update) b = (struct batch_limits){ 0 };
+        }
+        if (o->order->o.kind == ORDER_SEQUENTIAL) break; /* all alike */
+    }
+}

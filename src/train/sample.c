@@ -1,0 +1,167 @@
+/* See sample.h. */
+#include "train/sample.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "image/picture.h"
+
+enum { PATH_BYTES_MAX = 1 << 14 };
+
+/* ---- pictures */
+
+/* os.path.join(folder, name) */
+static int path_of(const struct recipe *c, struct span name, struct buf *path, struct err *e)
+{
+    if (name.n == 0) return err_set(e, ERR_FORMAT, "a picture without a name");
+    if (memchr(name.p, 0, name.n)) return err_set(e, ERR_FORMAT, "a NUL in the name of a picture");
+    if (name.p[0] != '/' && c->image_folder && c->image_folder[0]) {
+        buf_str(path, c->image_folder);
+        if (path->p[path->n - 1] != '/') buf_chr(path, '/');
+    }
+    buf_add(path, name.p, name.n);
+    return buf_check(path, "the path of a picture", e);
+}
+
+/* Is there a file to read? */
+static int picture_find(const char *path, struct err *e)
+{
+    struct stat st;
+    if (stat(path, &st) < 0) return err_errno(e, "open", path);
+    if (!S_ISREG(st.st_mode)) return err_set(e, ERR_FORMAT, "'%s' is not a regular file", path);
+    return st.st_size ? 0 : err_set(e, ERR_FORMAT, "'%s' is empty", path);
+}
+
+static int picture_to(float *to, const struct recipe *c, const char *path, struct err *e)
+{
+    struct picture pic = { 0 };
+    struct pixels px = { 0 };
+    int rc;
+    TRY(picture_open(&pic, path, e));
+    TRY(pixels_new(&px, &pic, &c->proc, c->aspect == ASPECT_PAD ? ASPECT_PAD : ASPECT_SQUARE, NULL, e));
+    if (px.w != c->side || px.h != c->side)
+        TRY(err_set(e, ERR_SHAPE, "the picture processor makes pictures of %dx%d, the vision tower reads %dx%d", px.w,
+                    px.h, c->side, c->side));
+    memcpy(to, px.data, (size_t)3 * (size_t)c->side * (size_t)c->side * sizeof *to);
+out:
+    picture_free(&pic);
+    pixels_free(&px);
+    return rc;
+}
+
+static int pictures_load(struct sample *s, const struct recipe *c, const struct record *r, bool decode, struct err *e)
+{
+    size_t each = (size_t)3 * (size_t)c->side * (size_t)c->side, need = decode ? each * (size_t)s->n_images : 0;
+    struct buf path = buf_make(PATH_BYTES_MAX);
+    int rc = 0, n = decode ? s->n_images : r->n_images;
+    if (need > s->pixels_cap) {
+        free(s->pixels);
+        s->pixels = malloc(need * sizeof *s->pixels);
+        s->pixels_cap = s->pixels ? need : 0;
+        if (!s->pixels) return err_set(e, ERR_NOMEM, "no memory for %d pictures", s->n_images);
+    }
+    for (int i = 0; i < n; i++) {
+        buf_reset(&path);
+        TRY(path_of(c, r->image[i], &path, e));
+        TRY(decode ? picture_to(s->pixels + (size_t)i * each, c, path.p, e) : picture_find(path.p, e));
+    }
+out:
+    buf_free(&path);
+    return rc;
+}
+
+/* ---- text */
+
+static int count_marks(const struct ids *ids)
+{
+    int n = 0;
+    for (size_t i = 0; i < ids->n; i++) n += ids->p[i] == IDS_IMAGE;
+    return n;
+}
+
+static void drop_pads(struct sample *s, int32_t pad)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < s->ids.n; i++) {
+        if (pad >= 0 && s->ids.p[i] == pad) continue;
+        s->ids.p[n] = s->ids.p[i];
+        s->labels.p[n++] = s->labels.p[i];
+    }
+    s->ids.n = s->labels.n = n;
+}
+
+/* Counts positions up to the cut, and what of them is learned. */
+static void measure(struct sample *s, const struct recipe *c)
+{
+    const size_t most = c->text.max_length ? c->text.max_length : INT32_MAX;
+    size_t at = 0;
+    s->n_images = s->n_targets = 0;
+    for (size_t i = 0; i < s->ids.n; i++) {
+        bool picture = s->ids.p[i] == IDS_IMAGE, learn = !picture && s->labels.p[i] != IDS_IGNORE;
+        if (at < most) s->n_images += picture, s->n_targets += learn && at > 0;
+        else s->lost_targets += learn;
+        at += picture ? (size_t)c->rows : 1;
+    }
+    s->positions = (int)(at < most ? at : most);
+}
+
+/* A record of text: is "<image>" in it, and does it look like a picture's place? */
+static int find_literal(struct sample *s, const struct record *r, struct err *e)
+{
+    static const struct span mark = { "<image>", 7 };
+    for (int i = 0; i < r->n_turns; i++) {
+        struct span v = span_strip(r->turn[i].value), from = r->turn[i].from;
+        if (span_find(v, 0, mark) == v.n) continue;
+        s->literal = true;
+        bool place = memcmp(v.p, mark.p, mark.n) == 0 || memcmp(v.p + v.n - mark.n, mark.p, mark.n) == 0;
+        if (place && from.n == 5 && memcmp(from.p, "human", 5) == 0)
+            return err_set(e, ERR_FORMAT, "\"<image>\" in turn %d and no picture", i);
+    }
+    return 0;
+}
+
+static int sample_text(struct sample *s, const struct recipe *c, const struct record *r, int n_images, struct err *e)
+{
+    int rc, marks;
+    if (n_images == 0 && c->vision) TRY(find_literal(s, r, e));
+    TRY(supervise(&c->text, r->turn, (size_t)r->n_turns, (size_t)n_images, &s->ids, &s->labels, e));
+    marks = count_marks(&s->ids);
+    if (marks > n_images)
+        TRY(err_set(e, ERR_FORMAT, "%d \"<image>\" in the turns and %d picture%s", marks, n_images,
+                    n_images == 1 ? "" : "s"));
+    s->spare_images = n_images - marks;
+    s->lost_targets = (int)supervise_cut(&c->text, &s->ids, &s->labels);
+    drop_pads(s, c->pad);
+    measure(s, c);
+    rc = 0;
+out:
+    return rc;
+}
+
+int sample_make(struct sample *s, const struct recipe *c, const struct record *r, bool pictures, struct err *e)
+{
+    char name[RECORD_NAME_MAX];
+    int n_images = c->vision ? r->n_images : 0, rc;
+    s->record = r->index;
+    s->n_images = s->n_targets = s->positions = s->lost_targets = s->spare_images = 0;
+    s->literal = false;
+    s->ids.max = s->labels.max = IDS_MAX;
+    ids_reset(&s->ids);
+    ids_reset(&s->labels);
+    TRY(sample_text(s, c, r, n_images, e));
+    if (n_images) TRY(pictures_load(s, c, r, pictures, e));
+    return 0;
+out:
+    record_name(name, r);
+    return err_prefix(e, "%s", name);
+}
+
+void sample_fini(struct sample *s)
+{
+    ids_free(&s->ids);
+    ids_free(&s->labels);
+    free(s->pixels);
+    *s = (struct sample){ 0 };
+}
