@@ -2,9 +2,11 @@
 #
 #   make CC=clang                another compiler
 #   make SAN=address,undefined   under sanitizers
+#   make GPU=cuda [ARCH=80,90a]  with NVIDIA's GPUs; make GPU=hip [ARCH=gfx90a] with AMD's and Hygon's
+#   make GPU=emu [WARP=64]       with a GPU emulated on the CPU, for tests
 #   make V=1                     with the commands shown
 #
-# Compiler and sanitizers choose the variant, which is a folder of its own: build/main, build/clang, build/san, ...
+# Compiler, GPU and sanitizers choose the variant, which is a folder of its own: build/main, build/cuda, build/san, ...
 
 VERSION := 0.1.0
 SONAME  := libllava.so.0
@@ -26,7 +28,9 @@ ifeq ($(origin CXX),default)
 CXX     := $(if $(clang),$(subst clang,clang++,$(CC)),g++)
 endif
 empty   :=
-variant := $(or $(if $(FUZZ),fuzz),$(subst $(empty) ,-,$(strip $(clang) $(if $(SAN),san))),main)
+comma   := ,
+gpu     := $(if $(GPU),$(GPU)$(if $(filter emu,$(GPU)),$(or $(WARP),32)))
+variant := $(or $(if $(FUZZ),fuzz),$(subst $(empty) ,-,$(strip $(clang) $(gpu) $(if $(SAN),san))),main)
 B       := build/$(variant)
 
 PKGS    := jansson libcurl libjpeg libpng libwebp sentencepiece zlib
@@ -41,10 +45,39 @@ LDFLAGS += $(SANFLAG) -fopenmp
 LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
 LDLIBS  += $(LIBS)
 
-FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(LDFLAGS) $(LDLIBS)
+# The compiler of .cu files, and what the program is linked with for them. src/dev/gpu.h has the language.
+CUDA    ?= /usr/local/cuda
+ifeq ($(GPU),cuda)
+archs   := $(subst $(comma), ,$(or $(ARCH),80,89,90a))
+GPUFLAGS := -std=c++17 -O3 -g -lineinfo --expt-relaxed-constexpr -DGPU_WARP=32 -ccbin g++ -Werror all-warnings \
+            $(foreach a,$(archs),-gencode arch=compute_$a,code=sm_$a) \
+            -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra,-Wshadow,-Wno-unused-function
+GPUCC   := $(CUDA)/bin/nvcc $(GPUFLAGS)
+GPULIBS := -L$(CUDA)/lib64 -lcudart_static -ldl -lrt
+else ifeq ($(GPU),hip)
+archs   := $(subst $(comma), ,$(or $(ARCH),gfx906,gfx90a))
+GPUCC   := hipcc -x hip -std=c++17 -O3 -g -DGPU_WARP=$(if $(filter gfx9%,$(archs)),64,32) -fPIC -fvisibility=hidden \
+           $(foreach a,$(archs),--offload-arch=$a) -Wall -Wextra -Wno-unused-function -Wno-unused-command-line-argument -Werror
+GPULIBS := -lamdhip64 -ldl
+else ifeq ($(GPU),emu)
+GPUCC   := $(CXX) -x c++ -std=c++17 -O1 -g -DGPU_EMU -DGPU_WARP=$(or $(WARP),32) $(WARN) $(SANFLAG) -fPIC -fvisibility=hidden \
+           -ffp-contract=off -Wno-unused-function -Wno-unknown-pragmas
+else ifdef GPU
+$(error GPU is '$(GPU)', not one of cuda, hip, emu)
+endif
+
+ifdef GPU
+CPPFLAGS += -DLLAVA_GPU='"$(GPU)"'
+LDLIBS  += $(GPULIBS)
+endif
+
+FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(GPUCC) $(LDFLAGS) $(LDLIBS)
 
 SRC     := $(wildcard src/*/*.c src/kern/*/*.c)
 OBJ     := $(SRC:src/%.c=$(B)/obj/%.o) $(patsubst src/%.cc,$(B)/obj/%.o,$(wildcard src/*/*.cc))
+ifdef GPU
+OBJ     += $(patsubst src/%.cu,$(B)/obj/%.o,$(wildcard src/*/*.cu src/*/*/*.cu))
+endif
 CMDOBJ  := $(filter $(B)/obj/cmd/%,$(OBJ))
 LIBOBJ  := $(filter-out $(CMDOBJ),$(OBJ))
 
@@ -60,6 +93,11 @@ define compile
 	@mkdir -p $(@D)
 	@echo '  CC  $<'
 	$(Q)$(CC) $(CPPFLAGS) $1 $(CFLAGS) -c -o $@ $<
+endef
+define compile_gpu
+	@mkdir -p $(@D)
+	@echo '  GPU $<'
+	$(Q)$(GPUCC) -Iinclude -Isrc -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 endef
 define link
 	@mkdir -p $(@D)
@@ -79,7 +117,8 @@ $(B)/obj/%.o: src/%.cc $(B)/flags
 	@mkdir -p $(@D)
 	@echo '  CXX $<'
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
-comma   := ,
+$(B)/obj/%.o: src/%.cu $(B)/flags
+	$(call compile_gpu)
 
 # Instruction sets live in files of their own; the rest of the program runs on any x86-64.
 $(B)/obj/kern/cpu/%_avx2.o:   CFLAGS += -mavx2 -mfma -mf16c -O3
@@ -100,6 +139,9 @@ CHECKS  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/check/*.c))
 GRADS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/grad/*.c))
 FUZZERS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/fuzz/*.c))
 TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/golden/*.c)) $(CHECKS) $(GRADS)
+ifdef GPU
+TESTS   += $(patsubst tests/%.cu,$(B)/tests/%,$(wildcard tests/unit/*.cu))
+endif
 EXAMPLES := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 .PHONY: tests fuzzers examples
 tests: $(TESTS) fuzzers ## every test program
@@ -110,8 +152,16 @@ $(B)/tests/%.o: tests/%.c $(B)/flags
 	$(call compile,-Itests)
 $(B)/examples/%.o: examples/%.c $(B)/flags
 	$(call compile)
+$(B)/tests/%.o: tests/%.cu $(B)/flags
+	$(call compile_gpu)
 $(TESTS) $(EXAMPLES): $(B)/%: $(B)/%.o $(B)/libllava.a
 	$(call link,,-lcmocka)
+
+# What runs on the emulated GPU in check-full.
+EMULATED := unit/dev unit/gpu
+.PHONY: emulated
+emulated: $(EMULATED:%=$(B)/tests/%)
+	@for t in $^; do $$t >$$t.log 2>&1 || { cat $$t.log; exit 1; }; done
 
 # A fuzz target replays its corpus as a test, unless it is linked with clang's fuzzer (FUZZ=1).
 $(B)/tests/fuzz/%.o: CFLAGS += -Wno-missing-prototypes
@@ -138,7 +188,7 @@ MAKE_   = $(MAKE) --no-print-directory
 BUILD_  = env -u MAKEFLAGS $(MAKE_) -j$(shell nproc)
 SHOW    = models/demo/pictures/red-apple.png
 
-.PHONY: help deps demo check check-full lint fuzz bench format install uninstall clean
+.PHONY: help deps demo check check-full lint fuzz cuda hip bench format install uninstall clean
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | sort | while IFS='	' read -r name text; do \
 	    printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -155,9 +205,13 @@ check: ## installs what is missing, builds, lints and runs every CPU test
 	@tools/deps build test
 	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' $(B)
 
-check-full: ## the tests under sanitizers, and everything built by clang too
+check-full: ## the tests under sanitizers, GPU kernels emulated, and everything built by clang and GPU compilers too
 	@tools/deps build test full
 	@tests/run --step 'clang: $(BUILD_) CC=$(CLANG) all tests examples' \
+	    --step 'emulated GPU, warps of 32: $(BUILD_) GPU=emu WARP=32 SAN=address,undefined emulated' \
+	    --step 'emulated GPU, warps of 64: $(BUILD_) GPU=emu WARP=64 SAN=undefined emulated' \
+	    --step 'hip: $(BUILD_) GPU=hip all tests' \
+	    --step 'cuda: if [ -x $(CUDA)/bin/nvcc ]; then $(BUILD_) GPU=cuda all tests; else echo "  no nvcc"; fi' \
 	    --step 'sanitizers: $(BUILD_) SAN=address,undefined all tests examples' build/san
 
 lint: ## the rules of the house: rooms, names, lengths, words
@@ -172,6 +226,11 @@ fuzz: ## each fuzz target for FUZZ_S seconds (60)
 	    build/fuzz/tests/fuzz/$$f -max_total_time=$(FUZZ_S) -timeout=20 -rss_limit_mb=2048 -verbosity=0 \
 	        -artifact_prefix=build/fuzz/$$f- build/fuzz/corpus/$$f \
 	        $$(ls -d tests/fuzz/corpus/$$f 2>/dev/null) || exit 1; done
+
+cuda: ## build/cuda/llava, for NVIDIA's GPUs (ARCH=80,89,90a)
+	@$(MAKE_) GPU=cuda all
+hip: ## build/hip/llava, for GPUs of AMD and Hygon (ARCH=gfx906,gfx90a; gfx928 is Hygon's K100_AI)
+	@$(MAKE_) GPU=hip all
 
 bench: all ## speed of this machine on 1.26 G random parameters, one JSON object a line
 	@for type in f32 bf16 f16; do build/llava bench --random 1b --prompt 640 --gen 32 --dtype $$type; done

@@ -23,9 +23,15 @@ void arena_init_counting(struct arena *a)
     *a = (struct arena){ .base = (char *)ARENA_ALIGN, .cap = SIZE_MAX / 2, .counting = true };
 }
 
+void arena_init_over(struct arena *a, void *base, size_t bytes, void (*release)(struct arena *), void *owner)
+{
+    *a = (struct arena){ .base = base, .cap = bytes, .release = release, .owner = owner };
+}
+
 void arena_fini(struct arena *a)
 {
-    if (a->base && !a->counting) munmap(a->base, a->cap);
+    if (a->release) a->release(a);
+    else if (a->base && !a->counting) munmap(a->base, a->cap);
     *a = (struct arena){ 0 };
 }
 

@@ -15,6 +15,8 @@ struct arena {
     char *base;
     size_t cap, used, high; /* bytes */
     bool counting;
+    void (*release)(struct arena *); /* NULL: arena_init's own block */
+    void *owner;                     /* release's */
 };
 
 enum { ARENA_ALIGN = 64 };
@@ -22,6 +24,8 @@ enum { ARENA_ALIGN = 64 };
 /* Takes `bytes` of zero pages from the system (they cost memory when first touched). */
 int arena_init(struct arena *a, size_t bytes, struct err *e);
 void arena_init_counting(struct arena *a);
+/* Over a block of somebody else's (a device's memory); release, if not NULL, is called by arena_fini. */
+void arena_init_over(struct arena *a, void *base, size_t bytes, void (*release)(struct arena *), void *owner);
 void arena_fini(struct arena *a); /* accepts a zeroed arena */
 
 /* 64-byte aligned; never NULL: an arena that is too small is a bug in the plan. The memory is not cleared. */

@@ -56,7 +56,7 @@ const char *err_name(enum err_code code)
     return "?";
 }
 
-_Noreturn void bug_at(const char *file, int line, const char *fmt, ...)
+void bug_at(const char *file, int line, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);

@@ -55,7 +55,7 @@ const char *err_name(enum err_code code); /* "IO", "FORMAT", ...; "OK" for 0 */
         if ((rc = (call)) < 0) goto out;                                        \
     } while (0)
 
-_Noreturn void bug_at(const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void bug_at(const char *file, int line, const char *fmt, ...) __attribute__((noreturn, format(printf, 3, 4)));
 #define BUG(...) bug_at(__FILE__, __LINE__, __VA_ARGS__)
 #define ASSERT(cond)                                                            \
     do {                                                                        \

@@ -20,6 +20,7 @@
  */
 #pragma once
 #include "base/arena.h"
+#include "dev/dev.h"
 #include "tensor/tensor.h"
 
 /* What a kernel may use besides its arguments. */
@@ -28,6 +29,7 @@ struct kctx {
     int n_threads;
     enum dtype product;    /* F32: matrix products are exact to f32. BF16: with bf16 weights, the other input may be
                               rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does */
+    struct dev *dev;       /* whose memory all tensors and scratch are in; NULL: the host */
 };
 
 struct adamw;

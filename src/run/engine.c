@@ -234,7 +234,7 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
     g->dtype = g->kv_type = g->model.dtype;
     TRY(choose_kernels(&g->kern, e));
-    g->kc = (struct kctx){ &g->scratch, threads, g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
+    g->kc = (struct kctx){ &g->scratch, threads, g->dtype == DT_BF16 ? DT_BF16 : DT_F32, NULL };
     for (size_t bytes = SCRATCH_MOST; (rc = arena_init(&g->scratch, bytes, e)) < 0; bytes /= 2)
         if (bytes == SCRATCH_LEAST) TRY(err_prefix(e, "kernels' scratch memory"));
     TRY(llava_model_context(&g->model, g->context, e));

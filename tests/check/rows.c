@@ -776,7 +776,7 @@ int main(int argc, char **argv)
     struct err e;
     int n = 0, failed = 0;
     if (arena_init(&scratch, (size_t)8 << 30, &e) < 0) return fprintf(stderr, "rows: %s\n", e.msg), 1;
-    struct kctx kc = { &scratch, 1, DT_F32 };
+    struct kctx kc = { &scratch, 1, DT_F32, NULL };
     for (struct backend *b = backends; b < backends + sizeof backends / sizeof *backends; b++) {
         if (!b->any_type && strcmp(kern_init_cpu(&b->k, b->name), b->name)) {
             printf("# this processor has no %s\n", b->name);

@@ -37,7 +37,7 @@ static bool setup_begin(struct setup *s, const char *isa)
     }
     arena_rewind(&s->data, 0);
     rng_seed(&s->rng, 7);
-    s->kc = (struct kctx){ &s->scratch, 2, DT_F32 };
+    s->kc = (struct kctx){ &s->scratch, 2, DT_F32, NULL };
     return !strcmp(kern_init_cpu(&s->k, isa), isa);
 }
 

@@ -245,7 +245,7 @@ static void test_pair(void **state)
     struct rng r;
     struct pass p;
     assert_int_equal(arena_init(&arena, 1 << 24, NULL), 0);
-    struct kctx kc = { &arena, 2, DT_F32 };
+    struct kctx kc = { &arena, 2, DT_F32, NULL };
     rng_seed(&r, 7);
     pass_init(&p, pair, &kc, &r);
     gradients_init(&p, -1);

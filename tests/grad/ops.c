@@ -171,7 +171,7 @@ static void bench_init(struct bench *b, const struct op_case *c)
     assert_int_equal(arena_init(&b->scratch, ARENA_BYTES, NULL), 0);
     assert_int_equal(arena_init(&b->keep, ARENA_BYTES, NULL), 0);
     b->c = c;
-    b->kc = (struct kctx){ &b->scratch, 1, DT_F32 };
+    b->kc = (struct kctx){ &b->scratch, 1, DT_F32, NULL };
     b->o = (struct op_ctx){ .k = &kern_ref, .kc = &b->kc, .act = &b->act, .tape = tape_new(), .type = DT_F64 };
     for (int i = 0; i < INS; i++) b->in[i] = take(&b->keep, c->in[i], &r);
     for (int i = 0; i < PARAMS; i++)

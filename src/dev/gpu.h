@@ -1,0 +1,152 @@
+/* The only file that knows which GPU language this is. Kernels are written once, in .cu files:
+ *
+ *   nvcc: CUDA            hipcc: HIP (AMD, Hygon)            g++ -DGPU_EMU: emulation on the CPU (emu.h)
+ *
+ * gpu(Name) is the runtime's function or type of that name. GPU_WARP is the number of lanes of a warp, a build flag and
+ * never an architecture macro: the host pass does not see those, and the host computes grids with it. Every kernel
+ * states __launch_bounds__: more than 256 threads without it is undefined on some cards. Warp primitives want all lanes
+ * of the warp.
+ */
+#pragma once
+#ifndef GPU_WARP
+#error "pass -DGPU_WARP=32 or -DGPU_WARP=64"
+#endif
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+extern "C" {
+#include "base/err.h"
+#include "dev/dev.h"
+#include "tensor/tensor.h"
+}
+
+#if defined(GPU_EMU)
+#include "dev/emu.h"
+#define gpu(name) emu##name
+#define GPU_KIND "emu"
+#define GPU_HAS_MMA 0
+typedef emuDeviceProp gpu_properties;
+static inline emuError_t gpu_host_alloc(void **p, size_t n)
+{
+    return (*p = malloc(n)) ? emuSuccess : emuErrorMemoryAllocation;
+}
+static inline emuError_t gpu_host_free(void *p) { return free(p), emuSuccess; }
+#elif defined(__HIPCC__)
+#include <hip/hip_runtime.h>
+#define gpu(name) hip##name
+#define GPU_KIND "hip"
+#define GPU_HAS_MMA 0
+typedef hipDeviceProp_t gpu_properties;
+#define hipErrorMemoryAllocation hipErrorOutOfMemory
+static inline hipError_t gpu_host_alloc(void **p, size_t n) { return hipHostMalloc(p, n, hipHostMallocDefault); }
+static inline hipError_t gpu_host_free(void *p) { return hipHostFree(p); }
+#if defined(__HIP_DEVICE_COMPILE__) && defined(__AMDGCN_WAVEFRONT_SIZE) && __AMDGCN_WAVEFRONT_SIZE != GPU_WARP
+#error "GPU_WARP is not this architecture's"
+#endif
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define gpu(name) cuda##name
+#define GPU_KIND "cuda"
+#define GPU_HAS_MMA 1
+typedef cudaDeviceProp gpu_properties;
+static inline cudaError_t gpu_host_alloc(void **p, size_t n) { return cudaHostAlloc(p, n, cudaHostAllocDefault); }
+static inline cudaError_t gpu_host_free(void *p) { return cudaFreeHost(p); }
+#endif
+
+/* ---- warps. lane < GPU_WARP. */
+
+#if defined(GPU_EMU)
+template <class T> static inline T gpu_shfl(T v, int lane) { return emu_exchange(v, lane); }
+template <class T> static inline T gpu_shfl_xor(T v, int m) { return emu_exchange(v, emu_lane() ^ m); }
+template <class T> static inline T gpu_shfl_down(T v, int n) { return emu_exchange(v, emu_lane() + n); }
+static inline uint64_t gpu_ballot(bool b) { return emu_ballot(b); }
+static inline void gpu_sync_warp() { emu_sync_warp(); }
+#elif defined(__HIPCC__)
+template <class T> __device__ inline T gpu_shfl(T v, int lane) { return __shfl(v, lane, GPU_WARP); }
+template <class T> __device__ inline T gpu_shfl_xor(T v, int m) { return __shfl_xor(v, m, GPU_WARP); }
+template <class T> __device__ inline T gpu_shfl_down(T v, int n) { return __shfl_down(v, (unsigned)n, GPU_WARP); }
+__device__ inline uint64_t gpu_ballot(bool b) { return __ballot(b); }
+__device__ inline void gpu_sync_warp() { __builtin_amdgcn_wave_barrier(); }
+#else
+template <class T> __device__ inline T gpu_shfl(T v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+template <class T> __device__ inline T gpu_shfl_xor(T v, int m) { return __shfl_xor_sync(0xffffffffu, v, m); }
+template <class T> __device__ inline T gpu_shfl_down(T v, int n) { return __shfl_down_sync(0xffffffffu, v, n); }
+__device__ inline uint64_t gpu_ballot(bool b) { return __ballot_sync(0xffffffffu, b); }
+__device__ inline void gpu_sync_warp() { __syncwarp(); }
+#endif
+
+/* ---- numbers of 16 bits: storage only; arithmetic is float's. Rounding is to nearest, ties to even. */
+
+struct gpu_bf16 { uint16_t bits; };
+struct gpu_f16 { uint16_t bits; };
+
+__device__ inline float gpu_float(float x) { return x; }
+template <class T> __device__ inline T gpu_from(float x);
+template <> __device__ inline float gpu_from<float>(float x) { return x; }
+#if defined(GPU_EMU)
+static inline float gpu_float(gpu_bf16 x) { return bf16_to_f32(x.bits); }
+static inline float gpu_float(gpu_f16 x) { return f16_to_f32(x.bits); }
+template <> inline gpu_bf16 gpu_from<gpu_bf16>(float x) { return { f32_to_bf16(x) }; }
+template <> inline gpu_f16 gpu_from<gpu_f16>(float x) { return { f32_to_f16(x) }; }
+#elif defined(__HIPCC__)
+__device__ inline float gpu_float(gpu_bf16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
+__device__ inline float gpu_float(gpu_f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
+template <> __device__ inline gpu_bf16 gpu_from<gpu_bf16>(float x)
+{
+    const uint32_t u = __float_as_uint(x), even = u >> 16 & 1;
+    return { (uint16_t)(x != x ? u >> 16 | 0x40 : (u + 0x7fff + even) >> 16) };
+}
+template <> __device__ inline gpu_f16 gpu_from<gpu_f16>(float x)
+{
+    return { __builtin_bit_cast(uint16_t, (_Float16)x) };
+}
+#else
+__device__ inline float gpu_float(gpu_bf16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
+__device__ inline float gpu_float(gpu_f16 x) { return __half2float(__ushort_as_half(x.bits)); }
+template <> __device__ inline gpu_bf16 gpu_from<gpu_bf16>(float x)
+{
+    return { __bfloat16_as_ushort(__float2bfloat16_rn(x)) };
+}
+template <> __device__ inline gpu_f16 gpu_from<gpu_f16>(float x) { return { __half_as_ushort(__float2half_rn(x)) }; }
+#endif
+
+/* ---- shared memory whose size the launch gives: GPU_SHARED(float, part) declares part[], 16-byte aligned */
+
+#if defined(GPU_EMU)
+#define GPU_SHARED(T, name) T *name = (T *)(void *)emu.shared
+#else
+#define GPU_SHARED(T, name)                                          \
+    extern __shared__ __align__(16) unsigned char gpu_shared_bytes[]; \
+    T *name = (T *)(void *)gpu_shared_bytes
+#endif
+
+/* ---- launching */
+
+/* A runtime call that cannot fail but by a fault of the machine: one line and exit 70. */
+void gpu_check_at(gpu(Error_t) rc, const char *what);
+#define gpu_check(call) gpu_check_at((call), #call)
+
+static inline gpu(Stream_t) gpu_stream_of(struct dev *d) { return (gpu(Stream_t))dev_stream(d); }
+
+/* Runs kernel(args...) on the stream; shared: bytes of GPU_SHARED. A launch that the card refuses is our bug. */
+template <class... P, class... A>
+static inline void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, gpu(Stream_t) stream,
+                              A... args)
+{
+    static_assert(sizeof...(P) == sizeof...(A), "a kernel gets all of its arguments");
+    if (!grid.x || !grid.y || !grid.z) return;
+#if defined(GPU_EMU)
+    emu_launch(grid, block, shared, [=] { kernel(static_cast<P>(args)...); });
+    (void)stream;
+#else
+    enum { FREE = 48 << 10 }; /* what a block gets without asking */
+    if (shared > FREE)
+        gpu_check(gpu(FuncSetAttribute)((const void *)kernel, gpu(FuncAttributeMaxDynamicSharedMemorySize),
+                                        (int)shared));
+    kernel<<<grid, block, shared, stream>>>(static_cast<P>(args)...);
+    gpu_check(gpu(GetLastError)());
+#endif
+}
