@@ -193,7 +193,8 @@ static int add_file(struct llava_model *m, struct index *ix, const char *dir, co
     return rc < 0 ? rc : index_add(ix, m->weights[m->n_weights++], e);
 }
 
-/* The tower's folder: as given, in or beside the model's folder (by its whole or its last name), or through the hub. */
+/* The tower's folder: as given, in or beside the model's folder (by its whole or its last name), in
+ * the model's folder as save.h's tower_config leaves it, or through the hub. */
 static int find_tower(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
     const char *name = s->clip_path ? s->clip_path : m->cfg.tower, *slash = strrchr(name, '/');
@@ -202,7 +203,8 @@ static int find_tower(struct llava_model *m, const struct llava_source *s, struc
                                { s->path, "/", name },
                                { s->path, "/../", name },
                                { s->path, "/", last },
-                               { s->path, "/../", last } };
+                               { s->path, "/../", last },
+                               { s->path, "/", "vision_tower" } };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char path[4096];
         snprintf(path, sizeof path, "%s%s%s", parts[i][0], parts[i][1], parts[i][2]);

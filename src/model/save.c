@@ -354,7 +354,8 @@ out:
     return rc;
 }
 
-static int write_tower(struct saving *s, const char *stage, struct err *e)
+/* rows: of the tower, or NULL for its configuration alone. */
+static int write_tower(struct saving *s, struct saving *rows, const char *stage, struct err *e)
 {
     struct saver *out = NULL;
     json_t *v = NULL;
@@ -362,10 +363,10 @@ static int write_tower(struct saving *s, const char *stage, struct err *e)
     int rc;
     TRY(path_make(&dir, stage, "/vision_tower", e));
     TRY(saver_open(&out, dir, e));
-    v = save_clip_config(&s->m->cfg.clip, s->n ? (enum dtype)s->row[0].t.type : DT_F32);
+    v = save_clip_config(&s->m->cfg.clip, rows && rows->n ? (enum dtype)rows->row[0].t.type : stored_type(s));
     TRY(save_json(out, "config.json", v, e));
     TRY(put_processor(out, s, e));
-    TRY(saver_weights(out, s->row, s->n, 0, fetch, s, e));
+    if (rows) TRY(saver_weights(out, rows->row, rows->n, 0, fetch, rows, e));
     TRY(saver_commit(out, e));
 out:
     saver_close(out);
@@ -416,7 +417,9 @@ static int write_all(struct saving *s, struct saving *second, const char *dir, s
     int rc = write_model(s, second, dir, e);
     if (o->tower_beside && rc >= 0) {
         pass_bar(second, s);
-        rc = write_tower(second, dir, e);
+        rc = write_tower(s, second, dir, e);
+    } else if (o->tower_config && rc >= 0) {
+        rc = write_tower(s, NULL, dir, e);
     }
     if (!o->quiet) progress_end(second->n ? &second->bar : &s->bar);
     return rc;

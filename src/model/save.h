@@ -36,6 +36,8 @@ struct save_options {
     bool tower_inside; /* LLAVA: the tower goes into the checkpoint */
     bool tower_beside; /* LLAVA: the tower goes into DIR/vision_tower, as a CLIP folder, which mm_vision_tower
                           names */
+    bool tower_config; /* LLAVA: DIR/vision_tower gets the tower's configuration and no weights, so that a folder
+                          whose tower is inside (or inside its base) opens when what mm_vision_tower names is gone */
     int vocab; /* rows of embed_tokens and lm_head; 0: as many as there are. More: rows that are the mean of
                   the old ones; fewer: the first ones */
     int image, pad;           /* HF, HF5: ids of <image> and <pad> */

@@ -272,6 +272,22 @@ out:
     return rc;
 }
 
+/* config.json's keys. mm_vision_tower as it was given, but for places that depend on where the program is started or
+ * where the base lies: those become absolute, and a tower inside its base the folder that we write. */
+static json_t *config_keys(const struct checkpoint *c)
+{
+    static const char key[] = "mm_vision_tower";
+    json_t *o = c->config ? json_deep_copy(c->config) : json_object();
+    const char *name = json_string_value(json_object_get(o, key));
+    if (!name) name = c->m->cfg.tower;
+    char *real = c->m->clip_dir && strcmp(name, c->m->clip_dir) == 0 ? realpath(c->m->clip_dir, NULL) : NULL;
+    if (!real && c->m->clip_dir && *name == '.') real = realpath(c->m->clip_dir, NULL);
+    if (real) json_object_set_new(o, key, json_string(real));
+    else if (!*name && c->m->cfg.has_clip) json_object_set_new(o, key, json_string("./vision_tower"));
+    free(real);
+    return o;
+}
+
 static int write_folder(const struct checkpoint *c, const struct train_state *s, const char *dir, bool last,
                         struct err *e)
 {
@@ -285,7 +301,7 @@ static int write_folder(const struct checkpoint *c, const struct train_state *s,
                               .lora = c->lora,
                               .dtype = c->dtype,
                               .tower_inside = c->m->cfg.has_clip,
-                              .config = c->config,
+                              .tower_config = c->m->cfg.has_clip && (c->kind == TRAIN_FULL || !*c->m->cfg.tower),
                               .side_dirs = { c->model_dir },
                               .more = more,
                               .ctx = &w,
@@ -297,7 +313,11 @@ static int write_folder(const struct checkpoint *c, const struct train_state *s,
     if (c->model_dir) rc = path_put(path, c->model_dir, "config.json", e);
     if (rc < 0) return rc;
     if (c->model_dir && !c->m->cfg.hf_layout && access(path, F_OK) == 0) o.config_dir = c->model_dir;
-    return llava_model_save(c->m, &o, e);
+    json_t *keys = config_keys(c);
+    o.config = keys;
+    rc = llava_model_save(c->m, &o, e);
+    json_decref(keys);
+    return rc;
 }
 
 int checkpoint_save(const struct checkpoint *c, const struct train_state *s, struct err *e)
@@ -384,6 +404,7 @@ static int read_numbers(const struct checkpoint *c, const char *dir, struct trai
     if (access(path, F_OK) != 0)
         TRY(err_set(e, ERR_MISSING, "no '%s' in it, so it is not of this program or not whole", resume_file));
     TRY(json_file_load(&o, path, e));
+    if (!json_is_object(o)) TRY(err_set(e, ERR_FORMAT, "'%s' does not hold an object", path));
     TRY(json_get_int(o, "format", &format, e));
     if (format != FORMAT)
         TRY(err_set(e, ERR_UNSUPPORTED, "'%s' has format %lld, this program reads %d", path, (long long)format,
@@ -405,6 +426,7 @@ static int read_history(const char *dir, struct train_state *s, struct err *e)
     int rc;
     TRY(path_put(path, dir, state_file, e));
     TRY(json_file_load(&o, path, e));
+    if (!json_is_object(o)) TRY(err_set(e, ERR_FORMAT, "'%s' does not hold an object", path));
     TRY(json_get_array(o, "log_history", &history, e));
     if (!history) TRY(err_set(e, ERR_FORMAT, "'%s' has no log_history", path));
     json_incref(history);

@@ -11,7 +11,8 @@
  * Model's files: of TRAIN_PROJECTOR config.json and mm_projector.bin (at the end, of an OUTPUT_DIR named checkpoint-*,
  * the latter as PARENT/mm_projector/checkpoint-N.bin); of TRAIN_LORA config.json, adapter_model.safetensors,
  * adapter_config.json, non_lora_trainables.bin and the tokenizer; of TRAIN_FULL config.json, generation_config.json,
- * the tokenizer and shards of 5 GB with the vision tower inside.  Source: LLaVA's train.py and llava_trainer.py.
+ * the tokenizer and shards of 5 GB with the vision tower inside. vision_tower/ says how one that is inside is
+ * built.  Source: LLaVA's train.py and llava_trainer.py.
  *
  * A checkpoint is written to checkpoint-N.writing, synced and renamed, so it is there whole or not at all; older ones
  * go only after that. What a killed run left half done is removed by checkpoint_claim.

@@ -59,16 +59,22 @@ static bool read_series(struct series *s, const json_t *history, const char *key
     return true;
 }
 
-/* Mean with weights that fade over some 3% of the run, corrected for its beginning (as Adam's moments are). */
+/* Mean with weights that fade over some 2% of the run to both sides, so that it does not lag behind. */
 static bool smooth_series(struct series *to, const struct series *from)
 {
-    double reach = (double)from->n / 30, keep = reach > 1 ? 1 - 1 / reach : 0, sum = 0, weight = 0;
-    to->at = malloc((from->n + 1) * sizeof *to->at);
+    double reach = (double)from->n / 50, keep = reach > 1 ? 1 - 1 / reach : 0;
+    to->at = calloc(from->n + 1, sizeof *to->at);
     if (!to->at) return false;
-    for (size_t i = 0; i < from->n; i++) {
-        sum = keep * sum + (1 - keep) * from->at[i].y;
-        weight = keep * weight + (1 - keep);
-        to->at[to->n++] = (struct point){ from->at[i].x, sum / weight };
+    to->n = from->n;
+    for (int back = 0; back <= 1; back++) {
+        double sum = 0, weight = 0;
+        for (size_t k = 0; k < from->n; k++) {
+            size_t i = back ? from->n - 1 - k : k;
+            sum = keep * sum + from->at[i].y;
+            weight = keep * weight + 1;
+            to->at[i].x = from->at[i].x;
+            to->at[i].y += 0.5 * sum / weight;
+        }
     }
     return true;
 }
