@@ -123,7 +123,7 @@ static void decode(struct engine *g, struct cache *c, const struct rows *r, int 
         r->range[2 * b] = b * depth;
         r->range[2 * b + 1] = b * depth + pos + 1;
     }
-    struct step s = { .n = batch,
+    struct step s = { .n = batch, .decode = true,
                       .token = r->token,
                       .feature = r->feature,
                       .pos = r->pos,

@@ -16,6 +16,9 @@
  *  - gradients accumulate (+=); a gradient with p == NULL is not wanted. No exceptions;
  *  - it allocates nothing (scratch comes from kctx and is given back), keeps no state, and gives the same
  * bits for the same input and the same number of threads;
+ *  - a row of a result depends on its own row alone: the same bits whatever the other rows are and however many.
+ * So an answer does not depend on who else is served. Sums may be in another order when kctx.decode says so;
+ * gradients of weights, sums over rows, are the exception;
  *  - shapes are checked by the op that calls it, so a wrong one here is a bug.
  */
 #pragma once
@@ -23,12 +26,17 @@
 #include "dev/dev.h"
 #include "tensor/tensor.h"
 
+enum { KV_PAGE = 16 }; /* rows of a page of a key/value store */
+
 /* What a kernel may use besides its arguments. */
 struct kctx {
     struct arena *scratch; /* rewound by the kernel that takes from it */
     int n_threads;
     enum dtype product;    /* F32: matrix products are exact to f32. BF16: with bf16 weights, the other input may be
                               rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does */
+    bool decode;           /* rows are next tokens of many sequences: few, and the weights' bytes are what counts. Else
+                              they are a prompt's, a picture's or a training batch's. Says which kernel to choose where
+                              two would add in different orders: T must not */
     struct dev *dev;       /* whose memory all tensors and scratch are in; NULL: the host */
 };
 
@@ -70,9 +78,12 @@ struct kern {
     /* y[t] = softmax(scale * q[t] k[from..to)^T) v[from..to) for every head, [from,to) = range[t].
      * q,y[T,H*D]; k,v[S,K*D] act, F16 or BF16 (a cache); head h reads key/value head h / (H/K); range[T,2] I32 with
      * 0 <= from < to <= S; lse[T,H] = log of the sum of exponentials, or absent. Causal, bidirectional, packed and
-     * cached attention are all just ranges. arXiv:1706.03762 eq. 1; softmax with running maximum. */
+     * cached attention are all just ranges. arXiv:1706.03762 eq. 1; softmax with running maximum.
+     * pages present: k and v are a store of pages of KV_PAGE rows, pages[B,M] I32 says which pages a sequence has, and
+     * range[T,3] = from, to, b counts the rows of sequence b: its row s is k[pages[b][s / KV_PAGE] * KV_PAGE
+     * + s % KV_PAGE]. Entries of pages behind the last `to` are not read. */
     void (*attn_fwd)(struct kctx *, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
-                     struct tensor v, struct tensor range, int heads, float scale);
+                     struct tensor v, struct tensor range, struct tensor pages, int heads, float scale);
     /* dq, dk, dv from dy. k,v are act here. */
     void (*attn_bwd)(struct kctx *, struct tensor dq, struct tensor dk, struct tensor dv, struct tensor dy,
                      struct tensor y, struct tensor lse, struct tensor q, struct tensor k, struct tensor v,

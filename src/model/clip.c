@@ -14,7 +14,7 @@ static struct tensor clip_layer_forward(struct op_ctx *o, const void *arg, struc
     float eps = a->m->cfg.eps;
     struct tensor h = op_layernorm(o, x, &l->ln1, eps);
     struct tensor q = op_linear(o, h, &l->q), k = op_linear(o, h, &l->k), v = op_linear(o, h, &l->v);
-    x = op_linear_add(o, op_attention(o, q, k, v, a->range, a->m->cfg.H), &l->o, x);
+    x = op_linear_add(o, op_attention(o, q, k, v, a->range, (struct tensor){ 0 }, a->m->cfg.H), &l->o, x);
     h = op_linear(o, op_layernorm(o, x, &l->ln2, eps), &l->fc1);
     h = a->m->cfg.quick_gelu ? op_quick_gelu(o, h) : op_gelu(o, h);
     return op_linear_add(o, h, &l->fc2, x);

@@ -25,7 +25,7 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
         h.k = a->cache->k;
         h.v = a->cache->v;
     }
-    x = op_linear_add(o, op_attention(o, h.q, h.k, h.v, a->seq->range, c->H), &l->o, x);
+    x = op_linear_add(o, op_attention(o, h.q, h.k, h.v, a->seq->range, a->seq->pages, c->H), &l->o, x);
     return op_norm_glu_add(o, x, &l->ln2, c->eps, &l->gate, &l->up, &l->down);
 }
 

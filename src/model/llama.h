@@ -24,7 +24,9 @@ struct llama {
 /* Which tokens a call runs on. All I32, on the device of the kernels. */
 struct llama_seq {
     struct tensor pos;   /* [T] position of each token: its angle in RoPE */
-    struct tensor range; /* [T,2] rows of k and v that each token sees: [from, to) */
+    struct tensor range; /* [T,2] rows of k and v that each token sees: [from, to). With pages [T,3]: and which
+                            sequence's rows these are */
+    struct tensor pages; /* [B,M] pages of each sequence in the caches; p NULL: a cache is one sequence */
     struct tensor row;   /* [T] cache row where each token's k and v are put; p NULL: no cache, they are this
                             call's own */
 };

@@ -30,19 +30,21 @@ static void attention_bwd(struct op_ctx *o, const struct rec *r)
 }
 
 struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v, struct tensor range,
-                           int heads)
+                           struct tensor pages, int heads)
 {
     OP_CHECK(tensor_cols(q) % heads == 0 && tensor_same_shape(k, v), q, k);
-    OP_CHECK(tensor_rows(range) == tensor_rows(q) && tensor_cols(range) == 2, q, range);
+    OP_CHECK(tensor_rows(range) == tensor_rows(q) && tensor_cols(range) == (pages.p ? 3 : 2), q, range);
+    OP_CHECK(!pages.p || (pages.nd == 2 && tensor_rows(k) % KV_PAGE == 0), k, pages);
     int64_t head_size = tensor_cols(q) / heads;
     OP_CHECK(tensor_cols(k) % head_size == 0 && heads % (tensor_cols(k) / head_size) == 0, q, k);
     float scale = (float)(1 / sqrt((double)head_size));
     bool want = q.id || k.id || v.id;
+    OP_CHECK(!want || !pages.p, q, pages); /* the backward knows no pages: a store is not trained through */
     struct tensor y = op_new(o, want, tensor_rows(q), tensor_cols(q)), lse = { 0 };
     if (y.id) {
         lse = op_new(o, false, tensor_rows(q), heads);
     }
-    OP_RUN(o, attn_fwd, y, lse, q, k, v, range, heads, scale);
+    OP_RUN(o, attn_fwd, y, lse, q, k, v, range, pages, heads, scale);
     struct rec *r = op_record(o, attention_bwd, y);
     if (r) {
         r->x[0] = q;

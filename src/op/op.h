@@ -95,9 +95,10 @@ struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *
 struct tensor op_layernorm(struct op_ctx *o, struct tensor x, const struct layernorm *n, float eps);
 struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos,
                       struct tensor table); /* in place */
-/* k,v: this call's own rows, or a cache (then no tape). range[T,2]. scale: 1/sqrt(D). See kern.h attn_fwd. */
+/* k,v: this call's own rows, or a cache (then no tape). range[T,2], or [T,3] with pages[B,M] (no tape). scale:
+ * 1/sqrt(D). See kern.h attn_fwd. */
 struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v,
-                           struct tensor range, int heads);
+                           struct tensor range, struct tensor pages, int heads);
 struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u);
 struct tensor op_gelu(struct op_ctx *o, struct tensor x);
 struct tensor op_quick_gelu(struct op_ctx *o, struct tensor x);

@@ -61,7 +61,10 @@ struct tensor engine_step(struct engine *g, struct cache *c, const struct step *
     ASSERT(s->n > 0 && s->n <= g->chunk);
     arena_rewind(&g->act, 0);
     struct op_ctx o = context_of(g);
-    return step_run(&o, g, c, s);
+    g->kc.decode = s->decode;
+    struct tensor logits = step_run(&o, g, c, s);
+    g->kc.decode = false;
+    return logits;
 }
 
 void engine_encode(struct engine *g, const float *pixels, int n, float *out)
@@ -234,7 +237,8 @@ static int engine_finish(struct engine *g, int context, int threads, struct err 
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
     g->dtype = g->kv_type = g->model.dtype;
     TRY(choose_kernels(&g->kern, e));
-    g->kc = (struct kctx){ &g->scratch, threads, g->dtype == DT_BF16 ? DT_BF16 : DT_F32, NULL };
+    g->kc = (struct kctx){ .scratch = &g->scratch, .n_threads = threads,
+                            .product = g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
     for (size_t bytes = SCRATCH_MOST; (rc = arena_init(&g->scratch, bytes, e)) < 0; bytes /= 2)
         if (bytes == SCRATCH_LEAST) TRY(err_prefix(e, "kernels' scratch memory"));
     TRY(llava_model_context(&g->model, g->context, e));

@@ -59,6 +59,7 @@ struct step {
     const int32_t *range;   /* [n,2] cache rows seen */
     const int32_t *row;     /* cache row to fill */
     bool all_logits;        /* logits of every row, else of the last */
+    bool decode;            /* see kctx.decode */
 };
 /* Logits [n or 1, V] F32; valid until the next step. */
 struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s);

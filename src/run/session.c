@@ -131,7 +131,8 @@ static void decode_one(struct session *s, int32_t token)
     int32_t one[6] = { 0 };
     struct chunk c = { .token = one, .feature = one + 1, .pos = one + 2, .row = one + 3, .range = one + 4 };
     chunk_put(&c, 0, s->n, token, s->g->model.cfg.llama.window);
-    struct step step = { .n = 1, .token = c.token, .feature = c.feature, .pos = c.pos, .range = c.range, .row = c.row };
+    struct step step = { .n = 1, .decode = true, .token = c.token, .feature = c.feature,
+                         .pos = c.pos, .range = c.range, .row = c.row };
     struct tensor logits = engine_step(s->g, &s->cache, &step);
     memcpy(s->logits, logits.p, tensor_bytes(logits));
     s->key[s->n++] = (uint64_t)token;

@@ -12,8 +12,8 @@
  * with u the unit roundoff of the output's type and of f32, and n the length of the longest sum (rounding
  * errors of a sum grow like the square root of its length; 8 covers what functions like exp add). So a kernel
  * must be as good as exact arithmetic on inputs that differ in their last bits. Besides: inputs stay as they
- * are, equal runs give equal bits, scratch is given back, y may be x where the contract says so, and absent
- * arguments may be absent.
+ * are, equal runs give equal bits, a token's row has the same bits alone and among others, scratch is given back,
+ * y may be x where the contract says so, and absent arguments may be absent.
  *
  *     rows [--bench] [kernel ...]
  */
@@ -44,7 +44,7 @@ enum role {
     CHANGE, PUT,                /* act changed in place; rows of a store of any type */
     STATE, SQUARES, STATE_IN,   /* act or F32: changed in place, squares in place, read */
     ADD, ADD_W,                 /* gradients; of weights */
-    POS, RANGE, INDEX, DISTINCT, TARGET,
+    POS, RANGE, PAGES, INDEX, DISTINCT, TARGET,
 };
 
 struct arg {
@@ -84,7 +84,7 @@ CALL(rmsnorm_bwd, a[0], a[1], a[2], a[3], a[4], a[5])
 CALL(layernorm_fwd, a[0], a[1], a[2], a[3], a[4], a[5], eps)
 CALL(layernorm_bwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7])
 CALL(rope, a[0], a[1], a[2], size(d, 'M') ? -1 : 1)
-CALL(attn_fwd, a[0], a[1], a[2], a[3], a[4], a[5], (int)size(d, 'H'), SCALE)
+CALL(attn_fwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], (int)size(d, 'H'), SCALE)
 CALL(attn_bwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], (int)size(d, 'H'), SCALE)
 CALL(swiglu_fwd, a[0], a[1], a[2])
 CALL(swiglu_bwd, a[0], a[1], a[2], a[3], a[4])
@@ -131,7 +131,7 @@ static void prepare_layernorm(struct kctx *kc, struct tensor *a, const struct di
 
 static void prepare_attn(struct kctx *kc, struct tensor *a, const struct dims *d)
 {
-    kern_ref64.attn_fwd(kc, a[4], a[5], a[6], a[7], a[8], a[9], (int)size(d, 'H'), SCALE);
+    kern_ref64.attn_fwd(kc, a[4], a[5], a[6], a[7], a[8], a[9], (struct tensor){ 0 }, (int)size(d, 'H'), SCALE);
 }
 
 static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d)
@@ -151,6 +151,10 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
     "T1 S1 H1 K1 D2; T1 S33 H4 K4 D64; T1 S577 H8 K2 D128; T7 S7 H3 K3 D7; T5 S37 H4 K1 D32; "           \
     "T65 S65 H2 K2 D64; T33 S33 H4 K2 D80 M1; T70 S70 H2 K1 D64 M2; T19 S130 H2 K2 D128; "               \
     "T9 S577 H1 K1 D64 M1"
+/* Two to five sequences (B) of up to N pages; M: the window, 0 none */
+#define ATTNS_PAGED                                                                                      \
+    "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
+    "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300"
 #define ATTN_BENCH "T1 S2048 H32 K32 D128; T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1"
 #define ELEMS "T1 F1; T1 F7; T3 F33; T7 F577; T64 F512; T300 F250"
 #define ELEM_BENCH "T640 F5632"
@@ -189,6 +193,10 @@ static const struct row rows[] = {
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.2" } },
       .sum = "SD", .shapes = ATTNS, .bench = ATTN_BENCH, .flops = "4THSD" },
+    { .name = "attn_fwd_paged", .slot = offsetof(struct kern, attn_fwd), .call = call_attn_fwd,
+      .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
+               { RANGE, "T.3" }, { PAGES, "B.N" } },
+      .sum = "SD", .shapes = ATTNS_PAGED, .bench = "T16 B16 N64 S16384 H32 K32 D128", .flops = "4THSD" },
     { ROW(attn_bwd), .prepare = prepare_attn,
       .arg = { { ADD, "?T.HD" }, { ADD, "?S.KD" }, { ADD, "?S.KD" }, { IN, "T.HD" }, { IN, "T.HD" },
                { STAT, "T.H" }, { IN, "T.HD" }, { IN, "S.KD" }, { IN, "S.KD" }, { RANGE, "T.2" } },
@@ -286,8 +294,39 @@ static void fill_pos(struct rng *r, struct tensor t, const struct dims *d)
     for (int64_t i = 0; i < t.n[0]; i++) ((int32_t *)t.p)[i] = (int32_t)(rng_u64(r) % (uint64_t)size(d, 'V'));
 }
 
+/* Tokens of a sequence stand together and end where it ends; sequences end anywhere in their pages. */
+static void fill_range_paged(struct rng *r, struct tensor t, const struct dims *d)
+{
+    const int64_t T = size(d, 'T'), B = size(d, 'B'), most = size(d, 'N') * KV_PAGE, window = size(d, 'M');
+    int32_t *to = t.p;
+    for (int64_t b = 0, i = 0; b < B; b++) {
+        const int64_t n = (b + 1) * T / B - i, end = n + (int64_t)(rng_u64(r) % (uint64_t)(most - n + 1));
+        for (int64_t k = 0; k < n; k++, i++) {
+            to[3 * i + 1] = (int32_t)(end - n + k + 1);
+            to[3 * i] = window && to[3 * i + 1] > window ? to[3 * i + 1] - (int32_t)window : 0;
+            to[3 * i + 2] = (int32_t)b;
+        }
+    }
+}
+
+/* Every page of the store once, in any order. */
+static void fill_pages(struct rng *r, struct tensor t, const struct dims *d)
+{
+    (void)d;
+    int32_t *p = t.p;
+    for (int64_t i = 0, n = tensor_count(t); i < n; i++) {
+        const int64_t k = (int64_t)(rng_u64(r) % (uint64_t)(i + 1));
+        p[i] = p[k];
+        p[k] = (int32_t)i;
+    }
+}
+
 static void fill_range(struct rng *r, struct tensor t, const struct dims *d)
 {
+    if (t.n[1] == 3) {
+        fill_range_paged(r, t, d);
+        return;
+    }
     const int64_t T = size(d, 'T'), S = size(d, 'S');
     int64_t segment = 0;
     for (int64_t i = 0; i < T; i++) {
@@ -335,6 +374,7 @@ static const struct {
     [STATE_IN] = { ACT_OR_F32, false, fill_normal },
     [ADD] = { ACT, true, fill_normal },         [ADD_W] = { ACT_OR_F32, true, fill_normal },
     [POS] = { I32, false, fill_pos },           [RANGE] = { I32, false, fill_range },
+    [PAGES] = { I32, false, fill_pages },
     [INDEX] = { I32, false, fill_index },       [DISTINCT] = { I32, false, fill_distinct },
     [TARGET] = { I32, false, fill_target },
 };
@@ -346,6 +386,7 @@ struct test {
     enum dtype act, weight, product;
     int n_args, absent; /* argument that is left out; -1: none, ARGS: all that may be */
     int threads;
+    bool decode;
     struct tensor a[ARGS];    /* inputs and prior contents, exact in the types of the run */
     struct tensor want[ARGS]; /* the oracle's results; where not written, a's */
     double *sense[ARGS];      /* S of the bound, per row of a written argument */
@@ -516,8 +557,8 @@ static const double *values(struct kctx *kc, struct tensor t)
 
 static int complain(const struct test *c, const char *what)
 {
-    printf("# %s: %s; act %s, weight %s, product %s, threads %d, absent %d, sizes", c->row->name, what,
-           dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->absent);
+    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, absent %d, sizes", c->row->name, what,
+           dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode, c->absent);
     for (int i = 0; i < 26; i++)
         if (c->d.n[i]) printf(" %c%lld", 'A' + i, (long long)c->d.n[i]);
     printf("\n");
@@ -600,6 +641,33 @@ static int run_shared(const struct test *c, const struct kern *k, struct kctx *k
     return rc;
 }
 
+/* Is T the first letter of its shape: one row a token? */
+static bool is_by_token(const struct arg *a)
+{
+    const char *s = a->shape + (a->shape[0] == '?');
+    return s[0] == 'T' && (s[1] == 0 || s[1] == '.');
+}
+
+/* One token alone: the bits that it has in `all`. Sums over tokens have no rows of their own. */
+static int run_alone(const struct test *c, const struct kern *k, struct kctx *kc, const struct tensor *all, int64_t t)
+{
+    struct tensor got[ARGS] = { 0 }, one[ARGS] = { 0 };
+    struct dims d = c->d;
+    int rc = 0;
+    for (int i = 0; i < c->n_args; i++)
+        if (is_written(c, i) && !is_by_token(&c->row->arg[i])) return 0;
+    d.n['T' - 'A'] = 1;
+    args_new(c, got);
+    for (int i = 0; i < c->n_args; i++)
+        one[i] = got[i].p && is_by_token(&c->row->arg[i]) ? tensor_slice(got[i], t, 1) : got[i];
+    c->row->call(k, kc, one, &d);
+    for (int i = 0; i < c->n_args && rc == 0; i++)
+        if (got[i].p && is_written(c, i) && memcmp(one[i].p, tensor_slice(all[i], t, 1).p, tensor_bytes(one[i])))
+            rc = complain(c, "a row alone differs from the same among others");
+    args_free(c, got);
+    return rc;
+}
+
 static int run_test(const struct test *c, const struct kern *k, struct kctx *kc, double *worst)
 {
     struct tensor got[ARGS] = { 0 };
@@ -611,6 +679,7 @@ static int run_test(const struct test *c, const struct kern *k, struct kctx *kc,
     int rc = arena_mark(kc->scratch) == mark ? 0 : complain(c, "scratch was not given back");
     if (rc == 0) rc = judge_all(c, kc, got, worst);
     if (rc == 0) rc = run_again(c, k, kc, got, high);
+    for (int64_t t = 0, T = size(&c->d, 'T'); t < T && rc == 0; t += 1 + T / 3) rc = run_alone(c, k, kc, got, t);
     if (rc == 0) rc = run_shared(c, k, kc, worst);
     args_free(c, got);
     return rc;
@@ -666,6 +735,7 @@ static int check_types(struct test *c, const struct kern *k, struct kctx *kc, in
         const size_t mark = arena_mark(kc->scratch);
         kc->n_threads = c->threads;
         kc->product = c->product;
+        kc->decode = c->decode = rng_u64(&r) % 2;
         fill(c, kc, &r);
         find_wanted(c, kc, &r);
         const int rc = run_test(c, k, kc, worst);
@@ -721,6 +791,7 @@ static void bench_shape(struct test *c, const struct backend *b, struct kctx *kc
     for (int i = 0; i < c->n_args; i++) bytes += a[i].p ? (double)tensor_bytes(a[i]) : 0;
     kc->n_threads = plat_threads();
     kc->product = c->product;
+    kc->decode = size(&c->d, 'T') <= 16;
     const double s = best_time(c, &b->k, kc, a);
     const double flops = c->row->flops ? (double)product_of(&c->d, c->row->flops) : 0;
     printf("%-14s %-7s %-5s %-5s %10.1f us %8.1f GB/s %8.1f GFLOP/s  %.*s\n", c->row->name, b->name,
@@ -776,7 +847,7 @@ int main(int argc, char **argv)
     struct err e;
     int n = 0, failed = 0;
     if (arena_init(&scratch, (size_t)8 << 30, &e) < 0) return fprintf(stderr, "rows: %s\n", e.msg), 1;
-    struct kctx kc = { &scratch, 1, DT_F32, NULL };
+    struct kctx kc = { .scratch = &scratch, .n_threads = 1 };
     for (struct backend *b = backends; b < backends + sizeof backends / sizeof *backends; b++) {
         if (!b->any_type && strcmp(kern_init_cpu(&b->k, b->name), b->name)) {
             printf("# this processor has no %s\n", b->name);

@@ -82,7 +82,7 @@ static void rope_b(struct pass *p)
 
 static void attn_f(struct pass *p)
 {
-    kern_ref.attn_fwd(p->kc, p->y, p->stat[0], p->in[0], p->in[1], p->in[2], pairs(p, p->y.n[0]),
+    kern_ref.attn_fwd(p->kc, p->y, p->stat[0], p->in[0], p->in[1], p->in[2], pairs(p, p->y.n[0]), (struct tensor){ 0 },
                       p->param, scale);
 }
 static void attn_b(struct pass *p)
@@ -245,7 +245,7 @@ static void test_pair(void **state)
     struct rng r;
     struct pass p;
     assert_int_equal(arena_init(&arena, 1 << 24, NULL), 0);
-    struct kctx kc = { &arena, 2, DT_F32, NULL };
+    struct kctx kc = { .scratch = &arena, .n_threads = 2 };
     rng_seed(&r, 7);
     pass_init(&p, pair, &kc, &r);
     gradients_init(&p, -1);

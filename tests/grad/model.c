@@ -31,7 +31,7 @@ static void step_init(struct step *s, enum dtype type)
 {
     struct arena *const arenas[] = { &s->act, &s->scratch, &s->params };
     for (int i = 0; i < 3; i++) assert_int_equal(arena_init(arenas[i], ARENA_BYTES, NULL), 0);
-    s->kc = (struct kctx){ &s->scratch, 1, DT_F32, NULL };
+    s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = 1 };
     s->o = (struct op_ctx){ .k = &kern_ref, .kc = &s->kc, .act = &s->act, .type = type };
 }
 

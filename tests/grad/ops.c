@@ -83,7 +83,7 @@ static struct tensor rope(struct bench *b, const struct tensor *in)
 }
 static struct tensor attention(struct bench *b, const struct tensor *in)
 {
-    return op_attention(&b->o, in[0], in[1], in[2], b->aux, b->c->number);
+    return op_attention(&b->o, in[0], in[1], in[2], b->aux, (struct tensor){ 0 }, b->c->number);
 }
 static struct tensor swiglu(struct bench *b, const struct tensor *in) { return op_swiglu(&b->o, in[0], in[1]); }
 static struct tensor gelu(struct bench *b, const struct tensor *in) { return op_gelu(&b->o, in[0]); }
@@ -113,7 +113,8 @@ static struct tensor norm_qkv(struct bench *b, const struct tensor *in)
     for (int i = 0; i < 4; i++) b->lin[i] = (struct linear){ .w = b->p[i + 1] };
     b->lin[0].b = b->p[5];
     struct op_qkv h = op_norm_qkv(&b->o, in[0], &b->p[0], eps, &b->lin[0], &b->lin[1], &b->lin[2]);
-    return op_linear_add(&b->o, op_attention(&b->o, h.q, h.k, h.v, b->aux, b->c->number), &b->lin[3], in[0]);
+    struct tensor attention = op_attention(&b->o, h.q, h.k, h.v, b->aux, (struct tensor){ 0 }, b->c->number);
+    return op_linear_add(&b->o, attention, &b->lin[3], in[0]);
 }
 
 #define D1(a) { .nd = 1, .type = DT_F64, .n = { a, 1, 1, 1 } }
@@ -171,7 +172,7 @@ static void bench_init(struct bench *b, const struct op_case *c)
     assert_int_equal(arena_init(&b->scratch, ARENA_BYTES, NULL), 0);
     assert_int_equal(arena_init(&b->keep, ARENA_BYTES, NULL), 0);
     b->c = c;
-    b->kc = (struct kctx){ &b->scratch, 1, DT_F32, NULL };
+    b->kc = (struct kctx){ .scratch = &b->scratch, .n_threads = 1 };
     b->o = (struct op_ctx){ .k = &kern_ref, .kc = &b->kc, .act = &b->act, .tape = tape_new(), .type = DT_F64 };
     for (int i = 0; i < INS; i++) b->in[i] = take(&b->keep, c->in[i], &r);
     for (int i = 0; i < PARAMS; i++)

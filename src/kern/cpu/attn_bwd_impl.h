@@ -124,8 +124,8 @@ static void back_head(struct back *b)
     memset(b->v, 0, (size_t)bytes);
     for (int64_t s = 0; s < all; s += KEYS) {
         const int64_t n = least(all - s, KEYS), keys = (n + KT - 1) / KT * KT;
-        block_load(a, b->k, a->k, b->kv, s, n, keys);
-        block_load(a, b->v, a->v, b->kv, s, n, keys);
+        block_load(a, b->k, a->k, b->kv, s, keys, 0, all);
+        block_load(a, b->v, a->v, b->kv, s, keys, 0, all);
         memset(b->dkb, 0, (size_t)bytes);
         memset(b->dvb, 0, (size_t)bytes);
         for (int64_t block = 0; block < b->blocks; block++) back_block(b, block, s, n);

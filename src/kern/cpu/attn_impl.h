@@ -3,10 +3,10 @@
  *
  * For one key/value head, "rows" are its queries: (token t, head g of the group), row t*G + g. With many
  * rows, LANES of them lie in the lanes of vectors: scores are kept as [key][row], so that maximum,
- * exponential and sum need no work across lanes, and ranges are compares. With few rows (decode), each row's
- * scores are dot products along D, the keys are split into parts of PART that threads share, and the parts
- * are joined at the end; where they are cut depends on nothing but the position, so results do not depend on
- * the number of threads.
+ * exponential and sum need no work across lanes, and ranges are compares. In decode, where each sequence has
+ * one token, its rows' scores are dot products along D, the keys are split into parts of PART that threads
+ * share, and the parts are joined at the end. Blocks and parts are cut at multiples of their length, so that
+ * a row's result depends neither on its neighbours nor on the number of threads.
  */
 #include <math.h>
 
@@ -24,14 +24,16 @@ enum {
     QT = 6,
 #endif
     DV = 2,  /* vectors of D in a tile of registers */
-    FEW = 6, /* most rows for which dot products are faster */
+    FEW = 6, /* most queries of a group for which dot products are faster */
     PART = 256,
 };
 static const float LOW = -1e30f; /* below every score; finite, so that differences are numbers */
 
 struct attn {
     struct tensor y, lse, q, k, v;
-    const int32_t *range;
+    const int32_t *range; /* [tokens][range_cols] */
+    int64_t range_cols;
+    const int32_t *pages; /* of the tokens' one sequence; NULL: k and v are that sequence */
     int64_t tokens, heads, kv_heads, group, dim, dim_pad; /* dim_pad: a multiple of DV*VW */
     float scale;
 };
@@ -40,10 +42,9 @@ static struct attn attn_of(struct tensor y, struct tensor lse, struct tensor q, 
                            struct tensor v, struct tensor range, int heads, float scale)
 {
     int64_t dim = tensor_cols(q) / heads, kv = tensor_cols(k) / dim, pad = DV * VW;
-    return (struct attn){
-        y,    lse, q, k, v, range.p, tensor_rows(q), heads, kv, heads / kv, dim, (dim + pad - 1) / pad * pad,
-        scale
-    };
+    return (struct attn){ .y = y, .lse = lse, .q = q, .k = k, .v = v, .range = range.p,
+                          .range_cols = tensor_cols(range), .tokens = tensor_rows(q), .heads = heads, .kv_heads = kv,
+                          .group = heads / kv, .dim = dim, .dim_pad = (dim + pad - 1) / pad * pad, .scale = scale };
 }
 
 /* Where row r of key/value head `kv` starts in q and y, and which element of lse is its. */
@@ -51,8 +52,8 @@ static int64_t row_start(const struct attn *a, int64_t kv, int64_t r)
 {
     return (r / a->group * a->heads + kv * a->group + r % a->group) * a->dim;
 }
-static int64_t row_from(const struct attn *a, int64_t r) { return a->range[2 * (r / a->group)]; }
-static int64_t row_to(const struct attn *a, int64_t r) { return a->range[2 * (r / a->group) + 1]; }
+static int64_t row_from(const struct attn *a, int64_t r) { return a->range[r / a->group * a->range_cols]; }
+static int64_t row_to(const struct attn *a, int64_t r) { return a->range[r / a->group * a->range_cols + 1]; }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -105,18 +106,22 @@ static void lanes_begin(const struct attn *a, struct room *m, int64_t kv, int64_
 
 static const char *kv_at(const struct attn *a, struct tensor x, int64_t kv, int64_t s)
 {
+    if (a->pages) s = (int64_t)a->pages[s / KV_PAGE] * KV_PAGE + s % KV_PAGE;
     return (const char *)x.p + (size_t)((s * a->kv_heads + kv) * a->dim) * dtype_bytes((enum dtype)x.type);
 }
 
-/* Keys or values [s0, s0+n) of a head, and zeros up to `keys`, so that no NaN of old memory meets a zero
- * weight. Asks for those of the next block: they lie too far apart for the processor to guess. */
-static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t n,
-                       int64_t keys)
+/* Keys or values [s0, s0+keys) of a head, zeros for those outside of [lo, hi), so that no NaN of old memory meets
+ * a zero weight. Asks for those of the next block: they lie too far apart for the processor to guess. */
+static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t keys,
+                       int64_t lo, int64_t hi)
 {
     enum dtype t = (enum dtype)x.type;
     size_t size = dtype_bytes(t), bytes = (size_t)a->dim * size;
-    for (int64_t s = 0; s < n; s++, to += a->dim_pad) {
-        const char *p = kv_at(a, x, kv, s0 + s), *next = p + (size_t)(KEYS * a->kv_heads) * bytes;
+    const int64_t skip = lo > s0 ? lo - s0 : 0, n = least(hi - s0, keys);
+    memset(to, 0, (size_t)(skip * a->dim_pad) * sizeof *to);
+    to += skip * a->dim_pad;
+    for (int64_t s = skip; s < n; s++, to += a->dim_pad) {
+        const char *p = kv_at(a, x, kv, s0 + s), *next = kv_at(a, x, kv, least(s0 + s + KEYS, hi - 1));
         for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
         for (int64_t d = 0; d < a->dim; d += VW)
             vf_store(to + d, some_as(p + (size_t)d * size, t, a->dim - d));
@@ -243,10 +248,10 @@ static void lanes_run(const struct attn *a, struct room *m, int64_t kv, int64_t 
         end = m->to[i] > end ? m->to[i] : end;
     }
     memset(m->k, 0, (size_t)(2 * pad) * sizeof *m->k); /* what lies behind dim stays zero */
-    for (int64_t s = (int64_t)first; s < (int64_t)end; s += KEYS) {
+    for (int64_t s = (int64_t)first / KEYS * KEYS; s < (int64_t)end; s += KEYS) {
         int64_t n = least((int64_t)end - s, KEYS), keys = (n + KT - 1) / KT * KT;
-        block_load(a, m->k, a->k, kv, s, n, keys);
-        block_load(a, m->v, a->v, kv, s, n, keys);
+        block_load(a, m->k, a->k, kv, s, keys, (int64_t)first, (int64_t)end);
+        block_load(a, m->v, a->v, kv, s, keys, (int64_t)first, (int64_t)end);
         scores(a, m->p, m->k, m->q, keys, qv);
         soften(m, s, keys, qv, (float)s < last_from || (float)(s + keys) > first_to);
         weigh(a, m->o, m->fade, rows, m->p, 1, LANES, m->v, keys);
@@ -433,17 +438,18 @@ static void few_rows(struct kctx *kc, const struct attn *a, int64_t lo, int64_t 
     arena_rewind(kc->scratch, mark);
 }
 
-/* How many tokens from t on have ranges that touch each other, and the union of these. What lies between
- * ranges of different sequences is never read: nothing may have been written there yet. */
-static int64_t run_length(const struct attn *a, int64_t t, int64_t *lo, int64_t *hi)
+/* How many tokens from t on, at most `most`, have ranges that touch each other, and the union of these. What lies
+ * between ranges of different sequences is never read: nothing may have been written there yet. */
+static int64_t run_length(const struct attn *a, int64_t t, int64_t most, int64_t *lo, int64_t *hi)
 {
-    const int32_t *r = a->range + 2 * t;
-    int64_t n = 1;
+    const int64_t cols = a->range_cols;
+    const int32_t *first = a->range + cols * t, *r = first;
+    int64_t n = 0;
     *lo = r[0];
     *hi = r[1];
-    for (; t + n < a->tokens && r[2 * n] < *hi && r[2 * n + 1] > *lo; n++) {
-        *lo = r[2 * n] < *lo ? r[2 * n] : *lo;
-        *hi = r[2 * n + 1] > *hi ? r[2 * n + 1] : *hi;
+    for (; n < most && r[0] < *hi && r[1] > *lo && (cols < 3 || r[2] == first[2]); n++, r += cols) {
+        *lo = r[0] < *lo ? r[0] : *lo;
+        *hi = r[1] > *hi ? r[1] : *hi;
     }
     return n;
 }
@@ -456,23 +462,24 @@ static struct tensor rows_2d(struct tensor t)
 static bool cached(struct tensor t) { return t.type == DT_F32 || t.type == DT_F16 || t.type == DT_BF16; }
 
 static void attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
-                     struct tensor v, struct tensor range, int heads, float scale)
+                     struct tensor v, struct tensor range, struct tensor pages, int heads, float scale)
 {
     bool ours = y.type == DT_F32 && q.type == DT_F32 && (!lse.p || lse.type == DT_F32) && cached(k) &&
                 k.type == v.type;
     if (!ours || tensor_rows(k) > 1 << 24) { /* positions are compared as f32 */
-        kern_ref.attn_fwd(kc, y, lse, q, k, v, range, heads, scale);
+        kern_ref.attn_fwd(kc, y, lse, q, k, v, range, pages, heads, scale);
         return;
     }
     const struct attn all = attn_of(y, lse, q, k, v, range, heads, scale);
     for (int64_t t = 0, n; t < all.tokens; t += n) {
         int64_t lo, hi;
-        n = run_length(&all, t, &lo, &hi);
+        n = run_length(&all, t, kc->decode ? 1 : all.tokens - t, &lo, &hi);
         struct attn a = attn_of(tensor_slice(rows_2d(y), t, n), lse, tensor_slice(rows_2d(q), t, n), k, v,
                                 range, heads, scale);
-        a.range += 2 * t;
+        a.range += a.range_cols * t;
+        if (pages.p) a.pages = (const int32_t *)pages.p + a.range[2] * pages.n[1];
         if (lse.p) a.lse.p = (float *)lse.p + t * heads;
-        if (n * a.group <= FEW) few_rows(kc, &a, lo, hi);
+        if (kc->decode && a.group <= FEW) few_rows(kc, &a, lo, hi);
         else many_rows(kc, &a);
     }
 }

@@ -1,10 +1,11 @@
-/* Matrix products with few tokens (decode), and the choice between these and gemm_impl.h.
+/* Matrix products with few tokens (decode: kctx says so, not their number), and the choice between these and
+ * gemm_impl.h.
  *
  * The weight is read once, from where it is mapped, at the speed of memory: a thread's rows as ROWS streams,
  * each going on from row to row for as long as can be. Long runs far apart are what the processor's own
  * prefetching likes best; prefetching of our own, or shorter runs, read a fifth less (SPEED.md). x is copied
  * first, padded with zeros and in the order in which elements of w come out of a load. A sum's order depends
- * on I, and on whether T is more than 2, and on nothing else.
+ * on I and on nothing else.
  */
 #include "kern/cpu/isa.h"
 
@@ -12,7 +13,6 @@ enum {
     ROWS = 4,
     TOKENS = 4,
     PARTS = 4,        /* of the outputs for each thread: one that is held up leaves some to the others */
-    GEMV_TOKENS = 16, /* most tokens for which this file is faster than gemm_impl.h */
 };
 
 /* How a weight is multiplied: its type as f32, or bf16 as it is with x in bf16. */
@@ -57,12 +57,10 @@ struct gemv {
     enum how how;
 };
 
-INLINE void fma2(vf acc[2], const vf a[2], const vf b[2], int chains, bool pair)
+INLINE vf fma2(vf acc, const vf a[2], const vf b[2], bool pair)
 {
-    for (int h = 0; h < 2; h++) {
-        vf *c = acc + h % chains;
-        *c = pair ? vf_pair_fma(a[h], b[h], *c) : vf_fma(a[h], b[h], *c);
-    }
+    for (int h = 0; h < 2; h++) acc = pair ? vf_pair_fma(a[h], b[h], acc) : vf_fma(a[h], b[h], acc);
+    return acc;
 }
 
 /* y[t][o] for `rows` outputs from o, `apart` outputs apart, and `tokens` tokens from t; both counts and `how`
@@ -70,13 +68,12 @@ INLINE void fma2(vf acc[2], const vf a[2], const vf b[2], int chains, bool pair)
 INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t apart,
                  int64_t t)
 {
-    const int chains = tokens <= 2 ? 2 : 1; /* few sums would wait for each other */
     const int64_t size = how == AS_F32 ? 4 : 2, step = step_of(how), w_bytes = g->in * size;
     const char *w = g->w + o * w_bytes, *x = g->x + t * g->x_bytes;
-    vf acc[ROWS][TOKENS][2];
+    vf acc[ROWS][TOKENS];
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < tokens; j++)
-            for (int h = 0; h < chains; h++) acc[r][j][h] = vf_zero();
+            acc[r][j] = vf_zero();
     for (int64_t i = 0; i < g->in; i += step, x += 2 * sizeof(vf)) {
         vf a[ROWS][2], b[2];
         for (int r = 0; r < rows; r++) {
@@ -88,13 +85,13 @@ INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64
             const float *p = (const float *)(const void *)(x + j * g->x_bytes);
             b[0] = vf_load(p);
             b[1] = vf_load(p + VW);
-            for (int r = 0; r < rows; r++) fma2(acc[r][j], a[r], b, chains, how == AS_PAIR);
+            for (int r = 0; r < rows; r++) acc[r][j] = fma2(acc[r][j], a[r], b, how == AS_PAIR);
         }
     }
     for (int j = 0; j < tokens; j++)
         for (int r = 0; r < rows; r++) {
             int64_t at = (t + j) * g->out + o + r * apart;
-            float v = vf_sum(chains == 2 ? vf_add(acc[r][j][0], acc[r][j][1]) : acc[r][j][0]);
+            float v = vf_sum(acc[r][j]);
             if (g->bias) v += g->bias[o + r * apart];
             g->y[at] = g->res ? v + g->res[at] : v;
         }
@@ -172,7 +169,7 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
     bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
     size_t mark = arena_mark(kc->scratch);
     const float *bias = weight_f32(kc, b);
-    if (tokens > GEMV_TOKENS) {
+    if (!kc->decode) {
         struct cpu_gemm g = {
             tokens, out,   in,  { x.p, DT_F32, in, false }, { w.p, (enum dtype)w.type, in, false }, y.p,
             bias,   res.p, pair

@@ -38,13 +38,23 @@ static int64_t kv_row(const struct dims *d, int64_t s, int64_t kv) { return (s *
 
 static void range_of(const struct dims *d, struct tensor range, int64_t t, int64_t *from, int64_t *to)
 {
-    *from = ints(range)[2 * t];
-    *to = ints(range)[2 * t + 1];
+    const int32_t *r = ints(range) + t * tensor_cols(range);
+    *from = r[0];
+    *to = r[1];
     ASSERT(*from >= 0 && *from < *to && *to <= d->S);
 }
 
+/* Row of the store where row s of token t's sequence lies. */
+static int64_t store_row(struct tensor range, struct tensor pages, int64_t t, int64_t s)
+{
+    if (!pages.p) return s;
+    const int64_t b = ints(range)[3 * t + 2];
+    ASSERT(b >= 0 && b < pages.n[0] && s / KV_PAGE < pages.n[1]);
+    return (int64_t)ints(pages)[b * pages.n[1] + s / KV_PAGE] * KV_PAGE + s % KV_PAGE;
+}
+
 void ref_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
-                  struct tensor v, struct tensor range, int heads, float scale)
+                  struct tensor v, struct tensor range, struct tensor pages, int heads, float scale)
 {
     const struct dims d = dims_of(q, k, heads);
     const size_t mark = arena_mark(kc->scratch), head = (size_t)d.D * sizeof(real);
@@ -59,14 +69,15 @@ void ref_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct te
         const real *qr = reals_span(q, th * d.D, d.D, lane(q_buf));
         double *p = lane(scores), *acc = lane(sums), top = -INFINITY, sum = 0;
         for (int64_t s = from; s < to; s++) {
-            p[s] = (double)scale * dot(qr, reals_span(k, kv_row(&d, s, kv), d.D, lane(kv_buf)), d.D);
+            p[s] = (double)scale * dot(qr, reals_span(k, kv_row(&d, store_row(range, pages, t, s), kv), d.D,
+                                                       lane(kv_buf)), d.D);
             top = fmax(top, p[s]);
         }
         for (int64_t i = 0; i < d.D; i++) acc[i] = 0;
         for (int64_t s = from; s < to; s++) {
             p[s] = exp(p[s] - top);
             sum += p[s];
-            accumulate(acc, p[s], reals_span(v, kv_row(&d, s, kv), d.D, lane(kv_buf)), d.D);
+            accumulate(acc, p[s], reals_span(v, kv_row(&d, store_row(range, pages, t, s), kv), d.D, lane(kv_buf)), d.D);
         }
         for (int64_t i = 0; i < d.D; i++) put(y, th * d.D + i, acc[i] / sum);
         if (lse.p) put(lse, th, top + log(sum));
