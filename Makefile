@@ -73,13 +73,18 @@ endif
 
 FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(GPUCC) $(LDFLAGS) $(LDLIBS)
 
+# The servers are part of the program, not of the library.
+SERVE_PKGS := libmicrohttpd
+SERVE_LIBS := $(shell pkg-config --libs $(SERVE_PKGS) 2>/dev/null)
+
 SRC     := $(wildcard src/*/*.c src/kern/*/*.c)
 OBJ     := $(SRC:src/%.c=$(B)/obj/%.o) $(patsubst src/%.cc,$(B)/obj/%.o,$(wildcard src/*/*.cc))
 ifdef GPU
 OBJ     += $(patsubst src/%.cu,$(B)/obj/%.o,$(wildcard src/*/*.cu src/*/*/*.cu))
 endif
 CMDOBJ  := $(filter $(B)/obj/cmd/%,$(OBJ))
-LIBOBJ  := $(filter-out $(CMDOBJ),$(OBJ))
+SERVEOBJ := $(filter $(B)/obj/serve/%,$(OBJ))
+LIBOBJ  := $(filter-out $(CMDOBJ) $(SERVEOBJ),$(OBJ))
 
 .PHONY: all
 all: $(B)/llava $(B)/libllava.a $(B)/libllava.so ## build/llava and the libraries
@@ -104,9 +109,12 @@ define link
 	$(Q)$(CXX) $(LDFLAGS) $1 -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS) $2
 endef
 
-$(B)/llava: $(CMDOBJ) $(B)/libllava.a
-	$(call link)
+$(B)/llava: $(CMDOBJ) $(B)/libserve.a $(B)/libllava.a
+	$(call link,,$(SERVE_LIBS))
 $(B)/libllava.a: $(LIBOBJ)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+$(B)/libserve.a: $(SERVEOBJ)
 	@rm -f $@
 	$(Q)$(AR) rcs $@ $^
 $(B)/libllava.so: $(LIBOBJ) tools/exports.map
@@ -126,7 +134,7 @@ $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512
 
 # Changes only when the flags do: then everything is built again.
 $(B)/flags: FORCE | $(B)/
-	@pkg-config --exists $(PKGS) || { echo 'make: libraries are missing; `tools/deps build` installs them'; exit 1; }
+	@pkg-config --exists $(PKGS) $(SERVE_PKGS) || { echo 'make: libraries are missing; `tools/deps build` installs them'; exit 1; }
 	$(file >$@.new,$(FLAGS))
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 $(B)/:

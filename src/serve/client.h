@@ -1,0 +1,35 @@
+/* Requests to other servers, over libcurl: short ones that are waited for, and streams, all of which one thread
+ * carries. No proxy is used: workers and controllers are neighbours. */
+#pragma once
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+
+enum { CLIENT_REPLY_MAX = 16 << 20 };
+
+/* POST of a JSON text. The answer's body goes to *reply (made by the caller with its limit). 0 with any status;
+ * IO: not reached, or not within timeout_s. */
+int client_post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e);
+/* The same, wants status 200 and parses the answer; *ret may be JSON null. IO, FORMAT. v: borrowed, NULL: no body. */
+int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e);
+
+struct client;
+int client_open(struct client **ret, struct err *e);
+/* Breaks off what is under way (whose on_end comes) and ends the thread. Accepts NULL. */
+void client_close(struct client *c);
+
+struct client_stream {
+    const char *url, *body;       /* copied */
+    double connect_s, stall_s;    /* most time to connect; without a byte */
+    /* On the client's thread; must not block. on_data: false breaks off. on_end: exactly once, last. status 0: no
+     * answer came; what: NULL, or why it broke off. */
+    bool (*on_data)(void *ctx, const char *p, size_t n);
+    void (*on_end)(void *ctx, long status, const char *what);
+    void *ctx;
+};
+/* Starts one: its number. It may have ended before this returns. */
+uint64_t client_stream(struct client *c, const struct client_stream *s);
+void client_cancel(struct client *c, uint64_t id); /* on_end comes soon, unless it has */

@@ -1,0 +1,23 @@
+/* The controller: which workers there are, and which of them shall answer (llava/serve/controller.py). Its routes also
+ * let it pass for a worker itself: it proxies streams to those that it knows. */
+#pragma once
+#include <jansson.h>
+
+#include "serve/client.h"
+#include "serve/journal.h"
+#include "serve/server.h"
+
+enum dispatch { DISPATCH_SHORTEST_QUEUE, DISPATCH_LOTTERY };
+
+struct controller;
+int controller_open(struct controller **ret, enum dispatch how, struct client *client, struct journal *j, struct err *e);
+void controller_close(struct controller *c); /* after the server that has its routes; accepts NULL */
+extern const struct route controller_routes[]; /* context: the controller */
+
+/* The same without HTTP, for those in the same process. */
+void controller_refresh(struct controller *c);
+json_t *controller_models(struct controller *c);                                  /* {"models": [...]} */
+void controller_address(struct controller *c, const char *model, char *ret, size_t size); /* "": none */
+/* Enters a worker; status NULL: it is asked for. False: it does not answer, or nonsense. */
+bool controller_register(struct controller *c, const char *name, bool check_beat, const json_t *status);
+void controller_metrics(struct controller *c, struct buf *out);

@@ -1,0 +1,200 @@
+/* See fields.h. */
+#include "serve/fields.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+void bad_set(struct bad *b, int status, const char *param, const char *code, const char *fmt, ...)
+{
+    if (b->status) return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(b->message, sizeof b->message, fmt, ap);
+    va_end(ap);
+    b->status = status;
+    b->code = code;
+    snprintf(b->param, sizeof b->param, "%s", param ? param : "");
+}
+
+void bad_reply(const struct bad *b, struct exchange *x)
+{
+    exchange_error(x, b->status, *b->param ? b->param : NULL, b->code, "%s", b->message);
+}
+
+/* How deep brackets nest, strings left out; jansson would follow them much further down the stack. */
+static bool too_deep(const char *p, size_t n)
+{
+    int depth = 0;
+    bool in = false;
+    for (size_t i = 0; i < n; i++) {
+        char c = p[i];
+        if (in) {
+            if (c == '\\') i++;
+            else in = c != '"';
+        } else if (c == '"') {
+            in = true;
+        } else if (c == '[' || c == '{') {
+            if (++depth > FIELDS_DEPTH) return true;
+        } else if (c == ']' || c == '}') {
+            depth--;
+        }
+    }
+    return false;
+}
+
+json_t *fields_body(const char *body, size_t n, bool empty, struct bad *b)
+{
+    json_error_t e = { .line = 0 };
+    if (empty && strspn(body, " \t\r\n") == n) return json_object();
+    if (too_deep(body, n)) {
+        bad_set(b, 400, NULL, "invalid_json", "the body nests deeper than %d", FIELDS_DEPTH);
+        return NULL;
+    }
+    json_t *v = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
+    if (!v) bad_set(b, 400, NULL, "invalid_json", "the body is not JSON: line %d column %d: %s", e.line, e.column, e.text);
+    if (v && !json_is_object(v)) {
+        bad_set(b, 400, NULL, "invalid_json", "the body is %s, want an object", fields_kind(v));
+        json_decref(v);
+        v = NULL;
+    }
+    return v;
+}
+
+json_t *fields_of(struct exchange *x, bool empty, struct bad *b)
+{
+    size_t n;
+    const char *body = exchange_body(x, &n);
+    json_t *v = fields_body(body, n, empty, b);
+    exchange_body_drop(x);
+    return v;
+}
+
+const char *fields_kind(const json_t *v)
+{
+    switch (v ? json_typeof(v) : JSON_NULL) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "an array";
+    case JSON_STRING: return "a string";
+    case JSON_INTEGER: case JSON_REAL: return "a number";
+    case JSON_TRUE: case JSON_FALSE: return "a boolean";
+    case JSON_NULL: break;
+    }
+    return "null";
+}
+
+struct fields fields_at(const json_t *o, struct bad *b) { return (struct fields){ .o = o, .bad = b }; }
+
+static void path_of(const struct fields *f, const char *key, char *path, size_t size)
+{
+    snprintf(path, size, "%s%s%s", f->path, *f->path && *key && *key != '[' ? "." : "", key);
+}
+
+struct fields fields_item(const struct fields *f, const char *key, const json_t *array, size_t i)
+{
+    struct fields item = { .o = json_array_get(array, i), .bad = f->bad };
+    char name[64];
+    snprintf(name, sizeof name, "%s[%zu]", key, i);
+    path_of(f, name, item.path, sizeof item.path);
+    if (!json_is_object(item.o))
+        bad_set(f->bad, 400, item.path, NULL, "'%s' is %s, want an object", item.path, fields_kind(item.o));
+    return item;
+}
+
+static void bad_at(const struct fields *f, const char *key, const char *message)
+{
+    char path[128];
+    path_of(f, key, path, sizeof path);
+    bad_set(f->bad, 400, path, NULL, "'%s' %s", path, message);
+}
+
+void fields_bad(const struct fields *f, const char *key, const char *fmt, ...)
+{
+    char message[400];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(message, sizeof message, fmt, ap);
+    va_end(ap);
+    bad_at(f, key, message);
+}
+
+void fields_need(const struct fields *f, const char *key) { bad_at(f, key, "is missing"); }
+
+/* The member when it is there and not null; complains when it is not `fits`. */
+static const json_t *member(const struct fields *f, const char *key, bool (*fits)(const json_t *), const char *want)
+{
+    const json_t *v = json_object_get(f->o, key);
+    if (!v || json_is_null(v)) return NULL;
+    if (fits(v)) return v;
+    fields_bad(f, key, "is %s, want %s", fields_kind(v), want);
+    return NULL;
+}
+
+static bool is_str(const json_t *v) { return json_is_string(v); }
+static bool is_int(const json_t *v) { return json_is_integer(v); }
+static bool is_real(const json_t *v) { return json_is_number(v); }
+static bool is_bool(const json_t *v) { return json_is_boolean(v); }
+static bool is_array(const json_t *v) { return json_is_array(v); }
+static bool is_object(const json_t *v) { return json_is_object(v); }
+
+bool fields_str(const struct fields *f, const char *key, const char **ret)
+{
+    const json_t *v = member(f, key, is_str, "a string");
+    if (v) *ret = json_string_value(v);
+    return v != NULL;
+}
+
+bool fields_int(const struct fields *f, const char *key, int64_t *ret, int64_t min, int64_t max)
+{
+    const json_t *v = member(f, key, is_int, "a whole number");
+    int64_t i = v ? json_integer_value(v) : 0;
+    if (v && (i < min || i > max)) {
+        fields_bad(f, key, "is %lld, want %lld to %lld", (long long)i, (long long)min, (long long)max);
+        return false;
+    }
+    if (v) *ret = i;
+    return v != NULL;
+}
+
+bool fields_real(const struct fields *f, const char *key, double *ret, double min, double max)
+{
+    const json_t *v = member(f, key, is_real, "a number");
+    double d = v ? json_number_value(v) : 0;
+    if (v && !(d >= min && d <= max)) {
+        fields_bad(f, key, "is %g, want %g to %g", d, min, max);
+        return false;
+    }
+    if (v) *ret = d;
+    return v != NULL;
+}
+
+bool fields_bool(const struct fields *f, const char *key, bool *ret)
+{
+    const json_t *v = member(f, key, is_bool, "true or false");
+    if (v) *ret = json_is_true(v);
+    return v != NULL;
+}
+
+bool fields_array(const struct fields *f, const char *key, json_t **ret)
+{
+    const json_t *v = member(f, key, is_array, "an array");
+    if (v) *ret = (json_t *)v;
+    return v != NULL;
+}
+
+bool fields_object(const struct fields *f, const char *key, struct fields *ret)
+{
+    const json_t *v = member(f, key, is_object, "an object");
+    *ret = (struct fields){ .o = v, .bad = f->bad };
+    path_of(f, key, ret->path, sizeof ret->path);
+    return v != NULL;
+}
+
+void fields_refuse(const struct fields *f, const char *key)
+{
+    const json_t *v = json_object_get(f->o, key);
+    bool none = !v || json_is_null(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0) ||
+                (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v)) ||
+                (json_is_string(v) && (!*json_string_value(v) || !strcmp(json_string_value(v), "none")));
+    if (!none) fields_bad(f, key, "is not supported");
+}

@@ -1,0 +1,547 @@
+/* See server.h. This file opens and closes the server and takes requests in; answers leave through exchange.c, and
+ * watch.c sees to those who do not finish. */
+#define _GNU_SOURCE
+#include "serve/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/plat.h"
+#include "serve/server_in.h"
+
+enum {
+    THREADS = 2,            /* that watch connections */
+    DRAIN_MAX = 64 << 20,   /* bytes of a refused body that are read, so that the client gets to read why */
+    PEM_MAX = 1 << 20,
+    CONNECTIONS = 4096,
+    BODIES_MAX = 512 << 20,
+};
+
+/* ---- taking a request in */
+
+static void refuse(struct exchange *x, int status, const char *code, const char *message)
+{
+    if (x->refused) return;
+    x->refused = true;
+    exchange_body_drop(x);
+    exchange_refuse(x, status, code, message);
+}
+
+/* The route for x, else a refusal. */
+static void find_route(struct exchange *x)
+{
+    const char *method = !strcmp(x->method, "HEAD") ? "GET" : x->method;
+    bool known = false;
+    for (int i = 0; i < x->server->n_mounts; i++) {
+        const struct mount *m = &x->server->mounts[i];
+        for (const struct route *r = m->routes; r->path; r++) {
+            size_t n = strlen(r->path);
+            bool tail = r->path[n - 1] == '*';
+            if (tail ? strncmp(r->path, x->path, n - 1) != 0 : strcmp(r->path, x->path) != 0) continue;
+            known = true;
+            if (strcmp(r->method, method) != 0) continue;
+            x->route = r;
+            x->mount = m;
+            x->tail = tail ? n - 1 : 0;
+            return;
+        }
+    }
+    char message[400];
+    snprintf(message, sizeof message, known ? "'%s' does not take %s" : "no such address: '%s'", x->path, x->method);
+    if (known) exchange_set_header(x, "Allow", !strcmp(method, "GET") ? "POST" : "GET, HEAD");
+    refuse(x, known ? MHD_HTTP_METHOD_NOT_ALLOWED : MHD_HTTP_NOT_FOUND, known ? "method_not_allowed" : "not_found", message);
+}
+
+static void sha_hex(const char *p, size_t n, unsigned char hex[65])
+{
+    struct hash h;
+    hash_init(&h, HASH_SHA256);
+    hash_add(&h, p, n);
+    hash_hex(&h, (char *)hex);
+}
+
+/* Compares hashes, all of all keys, so that the time taken says nothing about a key. */
+static bool key_fits(const struct server *s, const char *given)
+{
+    unsigned char hex[65];
+    unsigned fits = 0;
+    sha_hex(given, strlen(given), hex);
+    for (int k = 0; k < s->n_keys; k++) {
+        unsigned differ = 0;
+        for (int i = 0; i < 64; i++) differ |= hex[i] ^ s->keys[k][i];
+        fits |= differ == 0;
+    }
+    return fits;
+}
+
+static void check_key(struct exchange *x)
+{
+    const struct server *s = x->server;
+    if (!s->n_keys || (x->route && x->route->flags & ROUTE_OPEN)) return;
+    const char *given = exchange_header(x, "Authorization");
+    if (!given) given = exchange_header(x, "X-Api-Key");
+    else if (!strncasecmp(given, "Bearer ", 7)) given += 7 + strspn(given + 7, " ");
+    if (!given) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "no API key (want a header 'Authorization: Bearer KEY')");
+    else if (!key_fits(s, given)) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "wrong API key");
+}
+
+struct header_count { int length, coding; };
+static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *key, const char *value)
+{
+    struct header_count *c = cls;
+    (void)kind, (void)value;
+    c->length += !strcasecmp(key, "Content-Length");
+    c->coding += !strcasecmp(key, "Transfer-Encoding");
+    return MHD_YES;
+}
+
+/* How long the body is, and that there is only one way to read this: what proxies and servers read differently is how
+ * requests are smuggled. -1: not said. */
+static long long declared_length(struct exchange *x)
+{
+    struct header_count c = { 0 };
+    MHD_get_connection_values(x->mhd, MHD_HEADER_KIND, count_header, &c);
+    const char *length = exchange_header(x, "Content-Length"), *coding = exchange_header(x, "Transfer-Encoding");
+    if (c.length > 1 || c.coding > 1 || (c.length && c.coding) || (length && strspn(length, "0123456789") != strlen(length)))
+        refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the body's length is given twice, or not as a number");
+    else if (coding && strcasecmp(coding, "chunked") != 0)
+        refuse(x, MHD_HTTP_NOT_IMPLEMENTED, "bad_framing", "the body's coding is not 'chunked'");
+    return length ? strtoll(length, NULL, 10) : coding ? -1 : 0;
+}
+
+static void refuse_large(struct exchange *x)
+{
+    char message[200];
+    snprintf(message, sizeof message, "the body is over %zu bytes", x->route->body_max);
+    refuse(x, MHD_HTTP_CONTENT_TOO_LARGE, "too_large", message);
+}
+
+static bool is_preflight(struct exchange *x)
+{
+    if (strcmp(x->method, "OPTIONS") != 0 || !x->server->o.cors) return false;
+    exchange_set_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    exchange_set_header(x, "Access-Control-Allow-Headers", "*, Authorization, Content-Type");
+    exchange_set_header(x, "Access-Control-Max-Age", "86400");
+    x->refused = true;
+    exchange_reply(x, MHD_HTTP_NO_CONTENT, NULL, "", 0);
+    return true;
+}
+
+/* The headers are there. True: what is wrong must be answered before any body comes. */
+static bool begin(struct exchange *x)
+{
+    struct server *s = x->server;
+    pthread_mutex_lock(&s->lock);
+    bool draining = s->draining;
+    pthread_mutex_unlock(&s->lock);
+    if (draining) refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down");
+    long long n = declared_length(x);
+    if (!x->refused && !is_preflight(x)) {
+        find_route(x);
+        check_key(x);
+    }
+    const char *expect = exchange_header(x, "Expect");
+    if (!x->refused) {
+        size_t most = x->route->body_max;
+        x->body = buf_make(most);
+        if (most && n > (long long)most) refuse_large(x);
+    }
+    return x->refused && (n > DRAIN_MAX || (expect && n != 0));
+}
+
+/* Some of the body. False: the client goes on sending what was refused. */
+static bool take(struct exchange *x, const char *p, size_t n)
+{
+    struct server *s = x->server;
+    if (x->refused || !x->route->body_max) return (x->drained += n) <= DRAIN_MAX;
+    size_t cap = x->body.cap;
+    if (x->body.n + n > x->route->body_max) {
+        refuse_large(x);
+        return true;
+    }
+    buf_add(&x->body, p, n);
+    size_t grown = x->body.cap - cap;
+    x->body_counted += grown;
+    if (atomic_fetch_add(&s->bodies, grown) + grown > s->o.bodies_max || x->body.failed)
+        refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
+    return true;
+}
+
+/* The request is whole: to its handler, or to the queue for those that may take time. */
+static void dispatch(struct exchange *x)
+{
+    struct server *s = x->server;
+    x->state = X_WORK;
+    if (x->route->flags & ROUTE_QUICK) {
+        x->route->handle(x->mount->ctx, x);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    bool room = s->n_jobs < SERVER_QUEUE && !s->closing;
+    if (room) {
+        s->n_jobs++;
+        *s->jobs_end = x;
+        s->jobs_end = &x->next_job;
+        pthread_cond_signal(&s->job);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!room) refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
+}
+
+static void *work_main(void *server)
+{
+    struct server *s = server;
+    pthread_mutex_lock(&s->lock);
+    while (true) {
+        while (!s->jobs && s->watching) pthread_cond_wait(&s->job, &s->lock);
+        struct exchange *x = s->jobs;
+        if (!x) break;
+        s->jobs = x->next_job;
+        if (!s->jobs) s->jobs_end = &s->jobs;
+        s->n_jobs--;
+        pthread_mutex_unlock(&s->lock);
+        x->route->handle(x->mount->ctx, x);
+        pthread_mutex_lock(&s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+static void set_phase(struct server *s, struct conn *c, enum conn_phase phase)
+{
+    pthread_mutex_lock(&s->lock);
+    c->phase = phase;
+    c->since_s = plat_now_s();
+    pthread_mutex_unlock(&s->lock);
+}
+
+static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const char *url, const char *method,
+                                 const char *version, const char *upload, size_t *n, void **con_cls)
+{
+    struct server *s = cls;
+    struct exchange *x = *con_cls;
+    if (!x) {
+        *con_cls = x = exchange_new(s, mhd, url, method, version);
+        atomic_fetch_add(&s->n_taken, 1);
+        if (!x) return MHD_NO;
+        return begin(x) ? exchange_answer(x) : MHD_YES;
+    }
+    if (*n) {
+        size_t came = *n;
+        *n = 0;
+        return take(x, upload, came) ? MHD_YES : MHD_NO;
+    }
+    pthread_mutex_lock(&x->lock);
+    bool whole = x->state == X_READ;
+    pthread_mutex_unlock(&x->lock);
+    if (whole) {
+        set_phase(s, x->conn, CONN_ANSWER);
+        dispatch(x);
+    }
+    return exchange_answer(x);
+}
+
+static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls, enum MHD_RequestTerminationCode how)
+{
+    struct exchange *x = *con_cls;
+    (void)cls, (void)mhd, (void)how;
+    if (!x) return;
+    *con_cls = NULL;
+    bool unread = x->state == X_READ; /* nobody was told of it, so nobody else finishes it */
+    if (unread) refuse(x, MHD_HTTP_BAD_REQUEST, NULL, "the request was cut off");
+    exchange_client_gone(x);
+}
+
+static void *on_line(void *cls, const char *uri, struct MHD_Connection *mhd)
+{
+    (void)uri;
+    set_phase(cls, MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context, CONN_HEAD);
+    return NULL;
+}
+
+static void on_connection(void *cls, struct MHD_Connection *mhd, void **ctx, enum MHD_ConnectionNotificationCode what)
+{
+    struct server *s = cls;
+    struct conn *c = *ctx;
+    pthread_mutex_lock(&s->lock);
+    if (what == MHD_CONNECTION_NOTIFY_STARTED && (c = calloc(1, sizeof *c)) != NULL) {
+        c->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        c->since_s = plat_now_s();
+        c->next = s->conns;
+        if (c->next) c->next->prev = c;
+        s->conns = c;
+        s->n_conns++;
+        *ctx = c;
+    } else if (what == MHD_CONNECTION_NOTIFY_CLOSED && c) {
+        if (c->prev) c->prev->next = c->next;
+        else s->conns = c->next;
+        if (c->next) c->next->prev = c->prev;
+        s->n_conns--;
+        *ctx = NULL;
+        free(c);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void on_log(void *cls, const char *fmt, va_list ap)
+{
+    char line[500];
+    (void)cls;
+    vsnprintf(line, sizeof line, fmt, ap);
+    log_debug("http: %s", line);
+}
+
+/* ---- opening */
+
+static int listen_at(struct server *s, struct err *e)
+{
+    const struct addrinfo hints = { .ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM };
+    struct addrinfo *list = NULL;
+    char port[16];
+    int rc = ERR_IO, fd = -1, bad = 0;
+    snprintf(port, sizeof port, "%d", s->o.port);
+    int no = getaddrinfo(s->o.host, port, &hints, &list);
+    if (no) return err_set(e, ERR_USAGE, "cannot listen at '%s': %s", s->o.host, gai_strerror(no));
+    for (int v6 = 0; v6 < 2 && fd < 0; v6++) { /* IPv4 first: "localhost" is both */
+        for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
+            if ((a->ai_family == AF_INET6) != v6) continue;
+            fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int));
+            if (v6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &(int){ 0 }, sizeof(int));
+            if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0) break;
+            bad = errno;
+            if (fd >= 0) close(fd);
+            fd = -1;
+        }
+    }
+    freeaddrinfo(list);
+    if (fd < 0) return err_set(e, rc, "cannot listen at '%s:%d': %s", s->o.host, s->o.port, strerror(bad));
+    struct sockaddr_storage at;
+    socklen_t n = sizeof at;
+    if (getsockname(fd, (struct sockaddr *)&at, &n) == 0)
+        s->port = ntohs(at.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port
+                                                 : ((struct sockaddr_in *)&at)->sin_port);
+    s->listen_fd = fd;
+    return 0;
+}
+
+static int add_key(struct server *s, const char *key, size_t n, struct err *e)
+{
+    if (s->n_keys == SERVER_KEYS) return err_set(e, ERR_LIMIT, "more than %d API keys", SERVER_KEYS);
+    sha_hex(key, n, s->keys[s->n_keys++]);
+    return 0;
+}
+
+static int read_keys(struct server *s, struct err *e)
+{
+    char *text;
+    size_t n;
+    int rc = s->o.key && *s->o.key ? add_key(s, s->o.key, strlen(s->o.key), e) : 0;
+    if (rc < 0 || !s->o.keys_file) return rc;
+    rc = file_read(&text, &n, s->o.keys_file, PEM_MAX, e);
+    if (rc < 0) return rc;
+    for (char *line = text; rc >= 0 && *line; line += *line != 0) {
+        size_t len = strcspn(line, "\r\n"), key = len;
+        while (key && (line[key - 1] == ' ' || line[key - 1] == '\t')) key--;
+        if (key && *line != '#') rc = add_key(s, line, key, e);
+        line += len;
+    }
+    if (rc >= 0 && !s->n_keys) rc = err_set(e, ERR_FORMAT, "no API key in '%s'", s->o.keys_file);
+    free(text);
+    return rc;
+}
+
+static int read_tls(struct server *s, struct err *e)
+{
+    if (!s->o.tls_cert != !s->o.tls_key) return err_set(e, ERR_USAGE, "TLS needs both a certificate and a key");
+    if (!s->o.tls_cert) return 0;
+    int rc = file_read(&s->cert, NULL, s->o.tls_cert, PEM_MAX, e);
+    return rc < 0 ? rc : file_read(&s->cert_key, NULL, s->o.tls_key, PEM_MAX, e);
+}
+
+static int open_log(struct server *s, struct err *e)
+{
+    const char *path = s->o.log_path;
+    if (path && !strcmp(path, "-")) s->log_fd = STDOUT_FILENO;
+    else if (path) s->log_fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    return path && s->log_fd < 0 ? err_errno(e, "open", path) : 0;
+}
+
+/* As many connections as files can be open, less some for ourselves. */
+static int fit_connections(int want)
+{
+    struct rlimit r;
+    enum { OWN = 64 };
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &r);
+    }
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur != RLIM_INFINITY && r.rlim_cur < (rlim_t)want + OWN)
+        want = r.rlim_cur > 2 * OWN ? (int)r.rlim_cur - OWN : OWN;
+    return want;
+}
+
+static struct MHD_Daemon *start(struct server *s, unsigned threads)
+{
+    struct MHD_OptionItem tls[] = { { MHD_OPTION_HTTPS_MEM_CERT, 0, s->cert }, { MHD_OPTION_HTTPS_MEM_KEY, 0, s->cert_key },
+                                    { MHD_OPTION_END, 0, NULL } };
+    struct MHD_OptionItem none[] = { { MHD_OPTION_END, 0, NULL } };
+    unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_ITC;
+    if (s->cert) flags |= MHD_USE_TLS;
+    return MHD_start_daemon(flags, 0, NULL, NULL, on_access, s, MHD_OPTION_LISTEN_SOCKET, s->listen_fd,
+                            MHD_OPTION_EXTERNAL_LOGGER, on_log, s,
+                            MHD_OPTION_THREAD_POOL_SIZE, threads, MHD_OPTION_CONNECTION_LIMIT,
+                            (unsigned)s->o.connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)s->o.idle_s,
+                            MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_NOTIFY_CONNECTION, on_connection, s,
+                            MHD_OPTION_URI_LOG_CALLBACK, on_line, s, MHD_OPTION_STRICT_FOR_CLIENT, 1,
+                            MHD_OPTION_ARRAY, s->cert ? tls : none, MHD_OPTION_END);
+}
+
+/* The threads: fewer where the limit on processes is low, but at least one of each kind. */
+static int start_threads(struct server *s, struct err *e)
+{
+    s->watching = true;
+    if (pthread_create(&s->watcher, NULL, watch_main, s) != 0) s->watching = false;
+    while (s->watching && s->n_workers < SERVER_JOBS && !pthread_create(&s->workers[s->n_workers], NULL, work_main, s))
+        s->n_workers++;
+    if (s->n_workers) s->daemon = start(s, THREADS);
+    if (s->n_workers && !s->daemon) s->daemon = start(s, 0);
+    if (s->daemon) return 0;
+    return s->n_workers ? err_set(e, ERR_IO, "cannot start the server%s", s->cert ? ": is the certificate a PEM file that fits its key?" : "")
+                        : err_set(e, ERR_LIMIT, "cannot start threads: %s", strerror(EAGAIN));
+}
+
+static int or_default(int v, int def) { return v > 0 ? v : def; }
+
+int server_open(struct server **ret, const struct server_options *o, const struct mount *mounts, int n, struct err *e)
+{
+    struct server *s = calloc(1, sizeof *s);
+    int rc = s ? 0 : err_set(e, ERR_NOMEM, "no memory for a server");
+    *ret = NULL;
+    if (rc < 0) return rc;
+    ASSERT(n <= SERVER_MOUNTS);
+    memcpy(s->mounts, mounts, (size_t)n * sizeof *mounts);
+    s->n_mounts = n;
+    s->o = *o;
+    s->o.connections = fit_connections(or_default(o->connections, CONNECTIONS));
+    s->o.idle_s = or_default(o->idle_s, 75);
+    s->o.head_s = or_default(o->head_s, 30);
+    s->o.body_s = or_default(o->body_s, 300);
+    s->o.bodies_max = o->bodies_max ? o->bodies_max : BODIES_MAX;
+    s->listen_fd = s->log_fd = -1;
+    s->jobs_end = &s->jobs;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    s->salt = (uint64_t)now.tv_sec * 1000000007u ^ (uint64_t)now.tv_nsec << 20 ^ (uint64_t)getpid();
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->job, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->calm, &attr);
+    pthread_condattr_destroy(&attr);
+    signal(SIGPIPE, SIG_IGN);
+    TRY(read_keys(s, e));
+    TRY(read_tls(s, e));
+    TRY(open_log(s, e));
+    TRY(listen_at(s, e));
+    TRY(start_threads(s, e));
+    *ret = s;
+    s = NULL;
+out:
+    server_close(s);
+    return rc;
+}
+
+int server_port(const struct server *s) { return s->port; }
+bool server_is_tls(const struct server *s) { return s->cert != NULL; }
+
+/* ---- closing */
+
+/* Waits until nothing is under way, at most wait_s. Called with s->lock held. */
+static bool calm(struct server *s, double wait_s)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += (time_t)wait_s;
+    until.tv_nsec += (long)((wait_s - (double)(time_t)wait_s) * 1e9);
+    if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
+    while (s->n_active && pthread_cond_timedwait(&s->calm, &s->lock, &until) == 0);
+    return !s->n_active;
+}
+
+void server_drain(struct server *s, double wait_s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool first = !s->draining;
+    s->draining = true;
+    pthread_mutex_unlock(&s->lock);
+    if (first && s->daemon) {
+        MHD_socket fd = MHD_quiesce_daemon(s->daemon);
+        if (fd != MHD_INVALID_SOCKET) close(fd);
+        s->listen_fd = -1;
+    }
+    pthread_mutex_lock(&s->lock);
+    calm(s, wait_s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void server_close(struct server *s)
+{
+    enum { LAST_S = 30 };
+    if (!s) return;
+    if (s->daemon) server_drain(s, 0);
+    pthread_mutex_lock(&s->lock);
+    s->closing = true;
+    bool quiet = calm(s, LAST_S);
+    pthread_mutex_unlock(&s->lock);
+    if (!quiet) { /* somebody still works on an answer: the process ends, and that with it */
+        log_warn("%d requests did not end in %d s and are left", s->n_active, LAST_S);
+        return;
+    }
+    if (s->daemon) MHD_stop_daemon(s->daemon);
+    pthread_mutex_lock(&s->lock);
+    bool watched = s->watching;
+    s->watching = false;
+    pthread_cond_broadcast(&s->job);
+    pthread_mutex_unlock(&s->lock);
+    if (watched) pthread_join(s->watcher, NULL);
+    for (int i = 0; i < s->n_workers; i++) pthread_join(s->workers[i], NULL);
+    if (s->listen_fd >= 0) close(s->listen_fd);
+    if (s->log_fd > STDERR_FILENO) close(s->log_fd);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->calm);
+    pthread_cond_destroy(&s->job);
+    free(s->cert);
+    free(s->cert_key);
+    free(s);
+}
+
+void server_metrics(const struct server *s, struct buf *out)
+{
+    static const char *const names[] = { "cut", "1xx", "2xx", "3xx", "4xx", "5xx" };
+    struct server *m = (struct server *)s;
+    pthread_mutex_lock(&m->lock);
+    int conns = s->n_conns, active = s->n_active, jobs = s->n_jobs;
+    pthread_mutex_unlock(&m->lock);
+    buf_str(out, "# TYPE llava_http_requests_total counter\n");
+    for (int i = 0; i < 6; i++)
+        buf_fmt(out, "llava_http_requests_total{status=\"%s\"} %llu\n", names[i], (unsigned long long)s->statuses[i]);
+    buf_fmt(out, "# TYPE llava_http_connections gauge\nllava_http_connections %d\n", conns);
+    buf_fmt(out, "# TYPE llava_http_requests_active gauge\nllava_http_requests_active %d\n", active);
+    buf_fmt(out, "# TYPE llava_http_jobs_waiting gauge\nllava_http_jobs_waiting %d\n", jobs);
+    buf_fmt(out, "# TYPE llava_http_body_bytes gauge\nllava_http_body_bytes %zu\n", (size_t)s->bodies);
+    buf_fmt(out, "# TYPE llava_log_errors_total counter\nllava_log_errors_total %llu\n", (unsigned long long)s->log_errors);
+}
