@@ -78,6 +78,7 @@ struct llava_info {
     int context, vocab, width, layers;
     int64_t weight_bytes, cache_bytes_per_position;
     int image_positions; /* of a picture that is one tile */
+    bool image_marks;    /* a picture is written "<im_start><image><im_end>" and not "<image>" */
 };
 LLAVA_API void llava_info(const struct llava_engine *engine, struct llava_info *info);
 

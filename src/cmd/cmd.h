@@ -19,6 +19,10 @@ int cmd_convert(int argc, char **argv);
 int cmd_merge(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_env(int argc, char **argv);
+int cmd_controller(int argc, char **argv);
+int cmd_worker(int argc, char **argv);
+int cmd_web(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
 
 /* Prints "llava: MESSAGE" and returns 1. */
 int cmd_fail(const char *message);
@@ -38,7 +42,7 @@ extern const struct argp cmd_model_argp;
 /* Options that choose tokens: temperature, top-p, top-k, seed, new tokens, beams; input is a struct llava_sampling. */
 extern const struct argp cmd_sampling_argp;
 /* Keys of a command's own options start here, those of the shared tables lie above. */
-enum { CMD_KEY = 1000, CMD_MODEL_KEY = 2000, CMD_SAMPLING_KEY = 3000 };
+enum { CMD_KEY = 1000, CMD_MODEL_KEY = 2000, CMD_SAMPLING_KEY = 3000, CMD_SERVER_KEY = 4000, CMD_BATCH_KEY = 5000 };
 
 /* Text that every command's help ends with. */
 #define CMD_EXIT_STATUS "Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."

@@ -18,6 +18,8 @@ static const struct command {
     { "convert", "between naming schemes, to safetensors; extract the projector", cmd_convert },
     { "merge", "merge a LoRA adapter into its base model", cmd_merge },
     { "bench", "measure speed and memory, one JSON object a line", cmd_bench },
+    { "controller", "keep account of workers and say which one shall answer", cmd_controller },
+    { "worker", "serve a model to LLaVA's controller and web server, and as an OpenAI API", cmd_worker },
     { "env", "what this machine has and what the environment says", cmd_env },
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -26,7 +28,7 @@ static void usage(FILE *f)
 {
     fprintf(f, "Usage: llava COMMAND [OPTION...]\n\n"
                "LLaVA in one program: look at pictures and answer questions about them.\n\nCommands:\n");
-    for (int i = 0; i < N_COMMANDS; i++) fprintf(f, "  %-9s %s\n", commands[i].name, commands[i].summary);
+    for (int i = 0; i < N_COMMANDS; i++) fprintf(f, "  %-11s %s\n", commands[i].name, commands[i].summary);
     fprintf(f, "\n`llava COMMAND --help` explains each. Try:\n"
                "  llava run --model-path models/demo --image-file cat.png --query \"What is "
                "this?\"\n\n" CMD_EXIT_STATUS "\n");

@@ -89,6 +89,7 @@ void llava_info(const struct llava_engine *x, struct llava_info *i)
         .layers = g->model.cfg.llama.L,
         .weight_bytes = engine_weight_bytes(g),
         .cache_bytes_per_position = engine_cache_bytes(g),
+        .image_marks = g->model.cfg.im_start_end,
         .image_positions = g->model.cfg.has_vision ? llava_tile_rows(&g->model) : 0,
     };
 }

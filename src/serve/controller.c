@@ -241,7 +241,8 @@ json_t *controller_models(struct controller *c)
     return json_pack("{so}", "models", names);
 }
 
-static void address(struct controller *c, const char *model, char *ret, size_t size, const char (*tried)[NAME_MAX_], int n)
+static void address(struct controller *c, const char *model, char *ret, size_t size, const char (*tried)[NAME_MAX_],
+                    int n)
 {
     pthread_mutex_lock(&c->lock);
     struct worker *w = choose(c, model, tried, n);
@@ -534,6 +535,7 @@ void controller_metrics(struct controller *c, struct buf *out)
     buf_fmt(out, "# TYPE llava_controller_workers gauge\nllava_controller_workers %d\n", c->n_workers);
     buf_str(out, "# TYPE llava_controller_queue_length gauge\n");
     for (struct worker *w = c->workers; w; w = w->next)
-        buf_fmt(out, "llava_controller_queue_length{worker=\"%.*s\"} %.0f\n", (int)strcspn(w->name, "\"\\"), w->name, w->queue);
+        buf_fmt(out, "llava_controller_queue_length{worker=\"%.*s\"} %.0f\n", (int)strcspn(w->name, "\"\\"), w->name,
+                w->queue);
     pthread_mutex_unlock(&c->lock);
 }

@@ -10,7 +10,8 @@
 enum dispatch { DISPATCH_SHORTEST_QUEUE, DISPATCH_LOTTERY };
 
 struct controller;
-int controller_open(struct controller **ret, enum dispatch how, struct client *client, struct journal *j, struct err *e);
+int controller_open(struct controller **ret, enum dispatch how, struct client *client, struct journal *j,
+                    struct err *e);
 void controller_close(struct controller *c); /* after the server that has its routes; accepts NULL */
 extern const struct route controller_routes[]; /* context: the controller */
 

@@ -52,7 +52,9 @@ json_t *fields_body(const char *body, size_t n, bool empty, struct bad *b)
         return NULL;
     }
     json_t *v = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
-    if (!v) bad_set(b, 400, NULL, "invalid_json", "the body is not JSON: line %d column %d: %s", e.line, e.column, e.text);
+    if (!v)
+        bad_set(b, 400, NULL, "invalid_json", "the body is not JSON: line %d column %d: %s", e.line, e.column,
+                e.text);
     if (v && !json_is_object(v)) {
         bad_set(b, 400, NULL, "invalid_json", "the body is %s, want an object", fields_kind(v));
         json_decref(v);

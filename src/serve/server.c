@@ -61,7 +61,8 @@ static void find_route(struct exchange *x)
     char message[400];
     snprintf(message, sizeof message, known ? "'%s' does not take %s" : "no such address: '%s'", x->path, x->method);
     if (known) exchange_set_header(x, "Allow", !strcmp(method, "GET") ? "POST" : "GET, HEAD");
-    refuse(x, known ? MHD_HTTP_METHOD_NOT_ALLOWED : MHD_HTTP_NOT_FOUND, known ? "method_not_allowed" : "not_found", message);
+    refuse(x, known ? MHD_HTTP_METHOD_NOT_ALLOWED : MHD_HTTP_NOT_FOUND, known ? "method_not_allowed" : "not_found",
+           message);
 }
 
 static void sha_hex(const char *p, size_t n, unsigned char hex[65])
@@ -93,7 +94,8 @@ static void check_key(struct exchange *x)
     const char *given = exchange_header(x, "Authorization");
     if (!given) given = exchange_header(x, "X-Api-Key");
     else if (!strncasecmp(given, "Bearer ", 7)) given += 7 + strspn(given + 7, " ");
-    if (!given) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "no API key (want a header 'Authorization: Bearer KEY')");
+    if (!given)
+        refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "no API key (want a header 'Authorization: Bearer KEY')");
     else if (!key_fits(s, given)) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "wrong API key");
 }
 
@@ -114,7 +116,8 @@ static long long declared_length(struct exchange *x)
     struct header_count c = { 0 };
     MHD_get_connection_values(x->mhd, MHD_HEADER_KIND, count_header, &c);
     const char *length = exchange_header(x, "Content-Length"), *coding = exchange_header(x, "Transfer-Encoding");
-    if (c.length > 1 || c.coding > 1 || (c.length && c.coding) || (length && strspn(length, "0123456789") != strlen(length)))
+    if (c.length > 1 || c.coding > 1 || (c.length && c.coding) ||
+        (length && strspn(length, "0123456789") != strlen(length)))
         refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the body's length is given twice, or not as a number");
     else if (coding && strcasecmp(coding, "chunked") != 0)
         refuse(x, MHD_HTTP_NOT_IMPLEMENTED, "bad_framing", "the body's coding is not 'chunked'");
@@ -395,18 +398,18 @@ static int fit_connections(int want)
 
 static struct MHD_Daemon *start(struct server *s, unsigned threads)
 {
-    struct MHD_OptionItem tls[] = { { MHD_OPTION_HTTPS_MEM_CERT, 0, s->cert }, { MHD_OPTION_HTTPS_MEM_KEY, 0, s->cert_key },
+    struct MHD_OptionItem tls[] = { { MHD_OPTION_HTTPS_MEM_CERT, 0, s->cert },
+                                    { MHD_OPTION_HTTPS_MEM_KEY, 0, s->cert_key },
                                     { MHD_OPTION_END, 0, NULL } };
     struct MHD_OptionItem none[] = { { MHD_OPTION_END, 0, NULL } };
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_ITC;
     if (s->cert) flags |= MHD_USE_TLS;
     return MHD_start_daemon(flags, 0, NULL, NULL, on_access, s, MHD_OPTION_LISTEN_SOCKET, s->listen_fd,
-                            MHD_OPTION_EXTERNAL_LOGGER, on_log, s,
-                            MHD_OPTION_THREAD_POOL_SIZE, threads, MHD_OPTION_CONNECTION_LIMIT,
-                            (unsigned)s->o.connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)s->o.idle_s,
-                            MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_NOTIFY_CONNECTION, on_connection, s,
-                            MHD_OPTION_URI_LOG_CALLBACK, on_line, s, MHD_OPTION_STRICT_FOR_CLIENT, 1,
-                            MHD_OPTION_ARRAY, s->cert ? tls : none, MHD_OPTION_END);
+                            MHD_OPTION_EXTERNAL_LOGGER, on_log, s, MHD_OPTION_THREAD_POOL_SIZE, threads,
+                            MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->o.connections, MHD_OPTION_CONNECTION_TIMEOUT,
+                            (unsigned)s->o.idle_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed, s,
+                            MHD_OPTION_NOTIFY_CONNECTION, on_connection, s, MHD_OPTION_URI_LOG_CALLBACK, on_line, s,
+                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_ARRAY, s->cert ? tls : none, MHD_OPTION_END);
 }
 
 /* The threads: fewer where the limit on processes is low, but at least one of each kind. */
@@ -419,7 +422,8 @@ static int start_threads(struct server *s, struct err *e)
     if (s->n_workers) s->daemon = start(s, THREADS);
     if (s->n_workers && !s->daemon) s->daemon = start(s, 0);
     if (s->daemon) return 0;
-    return s->n_workers ? err_set(e, ERR_IO, "cannot start the server%s", s->cert ? ": is the certificate a PEM file that fits its key?" : "")
+    return s->n_workers ? err_set(e, ERR_IO, "cannot start the server%s",
+                                  s->cert ? ": is the certificate a PEM file that fits its key?" : "")
                         : err_set(e, ERR_LIMIT, "cannot start threads: %s", strerror(EAGAIN));
 }
 
@@ -543,5 +547,6 @@ void server_metrics(const struct server *s, struct buf *out)
     buf_fmt(out, "# TYPE llava_http_requests_active gauge\nllava_http_requests_active %d\n", active);
     buf_fmt(out, "# TYPE llava_http_jobs_waiting gauge\nllava_http_jobs_waiting %d\n", jobs);
     buf_fmt(out, "# TYPE llava_http_body_bytes gauge\nllava_http_body_bytes %zu\n", (size_t)s->bodies);
-    buf_fmt(out, "# TYPE llava_log_errors_total counter\nllava_log_errors_total %llu\n", (unsigned long long)s->log_errors);
+    buf_fmt(out, "# TYPE llava_log_errors_total counter\nllava_log_errors_total %llu\n",
+            (unsigned long long)s->log_errors);
 }

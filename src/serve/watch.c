@@ -1,5 +1,5 @@
-/* The thread that looks at every connection four times a second: at those that take too long to say what they want, which
- * are cut off however busily they trickle, and at those that wait for an answer, whose client may have left.
+/* The thread that looks at every connection four times a second: at those that take too long to say what they want,
+ * which are cut off however busily they trickle, and at those that wait for an answer, whose client may have left.
  *
  * A client that closed its side for writing (half-closed) looks like one that has left, until something is sent to
  * it. So where nothing has been sent yet a "100 Continue", which every HTTP/1.1 client skips, is sent on the socket:

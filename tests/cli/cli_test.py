@@ -35,9 +35,9 @@ def answer(path, *more, **how):
 
 
 def refused(name, r, *says, code=1):
-    """Usage errors may add a second line that says where help is."""
+    """Usage errors may add a sentence that says where help is."""
     lines = r.err.splitlines()
-    one = len(lines) == 1 or (code == 2 and len(lines) == 2 and "--help" in lines[1])
+    one = len(lines) == 1 or (code == 2 and len(lines) in (2, 3) and "--help" in lines[1])
     begins = bool(lines) and re.match(r"llava( \w+)?: ." if code == 2 else "llava: .", lines[0])
     named = all(s in lines[0] for s in says) if lines else False
     ok(r.code == code and one and begins and named and not r.out.strip(), name, r.text + f"\nwanted: exit {code}, {says}")

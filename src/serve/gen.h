@@ -1,0 +1,47 @@
+/* The model behind the servers: an engine, its batch, and the life of one question between an exchange and the batch.
+ */
+#pragma once
+#include <pthread.h>
+
+#include "llava.h"
+#include "llava_batch.h"
+#include "base/buf.h"
+#include "serve/exchange.h"
+
+struct gen;
+int gen_open(struct gen **ret, const struct llava_options *o, const struct llava_batch_options *b, struct err *e);
+void gen_close(struct gen *g); /* after the server whose handlers use it; accepts NULL */
+const struct llava_info *gen_info(const struct gen *g);
+int gen_queue_length(struct gen *g); /* answers under way and requests waiting */
+void gen_metrics(struct gen *g, struct buf *out);
+/* fn(ctx) whenever the queue may have grown or shrunk. Set before the first request. */
+void gen_on_change(struct gen *g, void (*fn)(void *ctx), void *ctx);
+
+enum { GEN_PICTURES_MAX = 32, GEN_PICTURE_BYTES = 32 << 20 };
+
+/* A question under way: the first member of a struct that knows how its answer is written. */
+struct gen_task {
+    struct gen *g;
+    struct exchange *x;
+    struct llava_image *image[GEN_PICTURES_MAX];
+    int n_images;
+    /* All answers have ended, or none of them ever came: sends what is left to say, finishes x, calls gen_task_fini and
+     * frees the task. */
+    void (*finish)(struct gen_task *t);
+    pthread_mutex_t lock;
+    int64_t id;
+    int left;
+    bool submitted;
+};
+void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (*finish)(struct gen_task *));
+void gen_task_fini(struct gen_task *t);
+/* Decodes one picture more; name is for messages. */
+int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e);
+/* Submits r (whose pictures and client are set here). 0: finish will be called, from another thread or from within;
+ * x has its on_gone, which cancels. < 0: refused, nothing will be called. */
+int gen_submit(struct gen_task *t, struct llava_request *r, struct llava_error *e);
+/* To be called at the end of on_end; t may be gone afterwards. */
+void gen_ended(struct gen_task *t);
+
+/* The HTTP status that suits an error of the library, and a word for programs. */
+int gen_status(int code, const char **word);

@@ -1,0 +1,335 @@
+/* See worker.h. */
+#include "serve/worker.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "serve/base64.h"
+#include "serve/fields.h"
+#include "serve/protocol.h"
+
+enum { NEW_TOKENS = 256, NEW_TOKENS_MAX = 1024, AGAIN_S = 5 };
+
+struct worker_node {
+    struct worker_options o;
+    struct gen *g;
+    struct journal *journal;
+    pthread_t beater;
+    bool beating;
+    pthread_mutex_t lock; /* all below */
+    pthread_cond_t wake;
+    bool closing, changed;
+};
+
+/* ---- one answer */
+
+struct answer {
+    struct gen_task task; /* first */
+    struct worker_node *w;
+    struct buf text;      /* prompt and all that followed */
+    bool any;             /* a chunk was written */
+    enum protocol_code code;
+    char error[1000];
+};
+
+static void write_chunk(struct exchange *x, const char *text, size_t n, enum protocol_code code, const char *error)
+{
+    json_t *v = json_pack("{ss%si}", "text", text, n, "error_code", (int)code);
+    if (v && error) json_object_set_new(v, "error", json_string(error));
+    char *line = v ? json_dumps(v, JSON_ENSURE_ASCII) : NULL;
+    if (line) exchange_write_latest(x, line, strlen(line) + 1);
+    free(line);
+    json_decref(v);
+}
+
+static void answer_finish(struct gen_task *t)
+{
+    struct answer *a = (struct answer *)t;
+    struct exchange *x = t->x;
+    if (a->code)
+        write_chunk(x, PROTOCOL_ERROR_TEXT, strlen(PROTOCOL_ERROR_TEXT), a->code, a->error);
+    else if (!a->any)
+        write_chunk(x, a->text.p ? a->text.p : "", a->text.n, PROTOCOL_OK, NULL);
+    if (a->code) journal_error(a->w->journal, "Caught error: %s", a->error);
+    gen_task_fini(t);
+    buf_free(&a->text);
+    free(a);
+    exchange_end(x);
+}
+
+static bool answer_text(void *ctx, int choice, const char *text, size_t n)
+{
+    struct answer *a = ctx;
+    (void)choice;
+    if (!n) return true;
+    buf_add(&a->text, text, n);
+    write_chunk(a->task.x, a->text.p, a->text.n, PROTOCOL_OK, NULL);
+    a->any = true;
+    return !exchange_gone(a->task.x);
+}
+
+static void answer_end(void *ctx, int choice, const struct llava_result *r, const struct llava_error *e)
+{
+    struct answer *a = ctx;
+    (void)choice;
+    if (e || r->finish == LLAVA_FINISH_CANCELLED) {
+        a->code = PROTOCOL_WORKER;
+        snprintf(a->error, sizeof a->error, "%s", e ? e->message : "the worker is stopping");
+    }
+    gen_ended(&a->task);
+}
+
+/* The request's pictures into the task. */
+static void read_pictures(struct answer *a, const struct fields *f, const json_t *images)
+{
+    size_t i;
+    const json_t *v;
+    json_array_foreach(images, i, v) {
+        char name[32];
+        struct buf bytes = buf_make(GEN_PICTURE_BYTES);
+        struct llava_error e = { 0 };
+        snprintf(name, sizeof name, "images[%zu]", i);
+        if (!json_is_string(v)) fields_bad(f, name, "is %s, want a string", fields_kind(v));
+        else if (!base64_picture(&bytes, json_string_value(v)))
+            fields_bad(f, name, bytes.failed ? "is over %d bytes" : "is not base64", GEN_PICTURE_BYTES);
+        else if (gen_picture(&a->task, bytes.p, bytes.n, name, &e) < 0)
+            fields_bad(f, name, "is no picture: %s", e.message);
+        buf_free(&bytes);
+        if (f->bad->status) return;
+    }
+}
+
+/* The prompt with the marks that the model was trained with around its pictures. */
+static void marked_prompt(struct buf *out, const char *prompt, bool marks)
+{
+    static const char image[] = "<image>";
+    for (const char *at; marks && (at = strstr(prompt, image)) != NULL; prompt = at + sizeof image - 1) {
+        buf_add(out, prompt, (size_t)(at - prompt));
+        buf_str(out, "<im_start><image><im_end>");
+    }
+    buf_str(out, prompt);
+}
+
+static int count_images(const char *prompt)
+{
+    int n = 0;
+    for (; (prompt = strstr(prompt, "<image>")) != NULL; prompt++) n++;
+    return n;
+}
+
+/* Reads the request into r and a; what is wrong is in *bad. */
+static void read_request(struct answer *a, const json_t *body, struct llava_request *r, const char **stop,
+                         struct bad *bad)
+{
+    struct fields f = fields_at(body, bad);
+    const char *prompt = NULL;
+    json_t *images = NULL;
+    double temperature = 1, top_p = 1;
+    int64_t most = NEW_TOKENS;
+    if (!fields_str(&f, "prompt", &prompt)) fields_need(&f, "prompt");
+    fields_array(&f, "images", &images);
+    fields_real(&f, "temperature", &temperature, 0, 100);
+    fields_real(&f, "top_p", &top_p, 0, 1);
+    fields_int(&f, "max_new_tokens", &most, INT32_MIN, INT32_MAX);
+    fields_str(&f, "stop", stop);
+    if (bad->status) return;
+    buf_str(&a->text, prompt);
+    if (json_array_size(images) > GEN_PICTURES_MAX)
+        fields_bad(&f, "images", "has %zu pictures, at most %d are accepted", json_array_size(images),
+                   GEN_PICTURES_MAX);
+    else if ((int)json_array_size(images) != count_images(prompt))
+        bad_set(bad, 400, "images", NULL, "Number of images does not match number of <image> tokens in prompt");
+    else
+        read_pictures(a, &f, images);
+    r->sampling.temperature = temperature > 0.001 ? (float)temperature : 0;
+    r->sampling.top_p = top_p > 1e-6 ? (float)top_p : 1e-6f;
+    r->sampling.max_new_tokens = most < NEW_TOKENS_MAX ? (int)most : NEW_TOKENS_MAX;
+    if (*stop && **stop) {
+        r->sampling.stop = stop;
+        r->sampling.n_stop = 1;
+    }
+}
+
+static void too_long(struct answer *a)
+{
+    buf_str(&a->text, PROTOCOL_TOO_LONG);
+    a->any = false;
+}
+
+static uint64_t random_seed(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000007u ^ (uint64_t)t.tv_nsec;
+}
+
+static void on_generate(void *ctx, struct exchange *x)
+{
+    struct worker_node *w = ctx;
+    struct bad bad = { 0 };
+    const char *stop = NULL;
+    json_t *body = fields_of(x, false, &bad);
+    struct answer *a = body ? calloc(1, sizeof *a) : NULL;
+    if (!a) {
+        bad_set(&bad, 503, NULL, "no_memory", "no memory");
+        bad_reply(&bad, x);
+        json_decref(body);
+        return;
+    }
+    struct llava_request r = llava_request_default();
+    struct buf prompt = buf_make(PROTOCOL_BODY_MAX);
+    struct llava_error e = { 0 };
+    gen_task_init(&a->task, w->g, x, answer_finish);
+    a->w = w;
+    a->text = buf_make(2 * PROTOCOL_BODY_MAX);
+    exchange_stream(x, "application/octet-stream", NULL);
+    exchange_note(x, gen_info(w->g)->name);
+    read_request(a, body, &r, &stop, &bad);
+    marked_prompt(&prompt, a->text.p ? a->text.p : "", gen_info(w->g)->image_marks);
+    r.prompt = prompt.p;
+    r.sampling.seed = random_seed();
+    r.on_text = answer_text;
+    r.on_end = answer_end;
+    r.ctx = a;
+    int rc = 0;
+    if (bad.status || prompt.failed) {
+        a->code = PROTOCOL_WORKER;
+        snprintf(a->error, sizeof a->error, "%s", bad.status ? bad.message : "the prompt is too long");
+        rc = -1;
+    } else if (r.sampling.max_new_tokens < 1) {
+        too_long(a);
+        rc = -1;
+    } else if ((rc = gen_submit(&a->task, &r, &e)) == LLAVA_LIMIT) {
+        too_long(a);
+    } else if (rc < 0) {
+        a->code = PROTOCOL_WORKER;
+        snprintf(a->error, sizeof a->error, "%s", e.message);
+    }
+    buf_free(&prompt);
+    json_decref(body);
+    if (rc < 0) answer_finish(&a->task);
+}
+
+json_t *worker_status(struct worker_node *w)
+{
+    return json_pack("{s[s]sisi}", "model_names", gen_info(w->g)->name, "speed", 1, "queue_length",
+                     gen_queue_length(w->g));
+}
+
+static void on_status(void *ctx, struct exchange *x) { exchange_json(x, 200, worker_status(ctx)); }
+
+const struct route worker_routes[] = {
+    { "POST", "/worker_generate_stream", on_generate, 0, PROTOCOL_BODY_MAX, "an answer, as LLaVA's workers give it" },
+    { "POST", "/worker_get_status", on_status, ROUTE_QUICK, 1 << 20, "models and queue" },
+    { 0 },
+};
+
+/* ---- the controller is kept informed */
+
+static bool tell(struct worker_node *w, const char *path, json_t *v, json_t **reply)
+{
+    char url[1024];
+    struct err e = { 0 };
+    snprintf(url, sizeof url, "%s%s", w->o.controller, path);
+    int rc = client_post_json(reply, url, v, PROTOCOL_ASK_S, &e);
+    json_decref(v);
+    if (rc < 0) journal_error(w->journal, "heart beat error: %s", e.msg);
+    return rc >= 0;
+}
+
+static bool register_once(struct worker_node *w)
+{
+    json_t *reply;
+    journal_info(w->journal, "Register to controller");
+    bool ok = tell(w, "/register_worker", json_pack("{sssbso}", "worker_name", w->o.address, "check_heart_beat", true,
+                                                    "worker_status", worker_status(w)), &reply);
+    if (ok) json_decref(reply);
+    return ok;
+}
+
+static bool beat(struct worker_node *w)
+{
+    json_t *reply;
+    if (!tell(w, "/receive_heart_beat", json_pack("{sssi}", "worker_name", w->o.address, "queue_length",
+                                                  gen_queue_length(w->g)), &reply))
+        return false;
+    bool known = json_is_true(json_object_get(reply, "exist"));
+    json_decref(reply);
+    return known || register_once(w);
+}
+
+static struct timespec in(double s)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    t.tv_sec += (time_t)s;
+    t.tv_nsec += (long)((s - (double)(time_t)s) * 1e9);
+    if (t.tv_nsec >= 1000000000) t.tv_nsec -= 1000000000, t.tv_sec++;
+    return t;
+}
+
+static void *beat_main(void *ctx)
+{
+    struct worker_node *w = ctx;
+    bool known = false;
+    pthread_mutex_lock(&w->lock);
+    while (!w->closing) {
+        w->changed = false;
+        pthread_mutex_unlock(&w->lock);
+        known = known ? beat(w) : register_once(w);
+        pthread_mutex_lock(&w->lock);
+        struct timespec until = in(known ? PROTOCOL_BEAT_S : AGAIN_S);
+        while (!w->closing && !(known && w->changed) && pthread_cond_timedwait(&w->wake, &w->lock, &until) == 0);
+        until = in(0.1); /* a change is told when it has settled, and a hundred in a row once */
+        while (!w->closing && w->changed && pthread_cond_timedwait(&w->wake, &w->lock, &until) == 0);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return NULL;
+}
+
+static void changed(void *ctx)
+{
+    struct worker_node *w = ctx;
+    pthread_mutex_lock(&w->lock);
+    w->changed = true;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
+int worker_open(struct worker_node **ret, const struct worker_options *o, struct gen *g, struct journal *j,
+                struct err *e)
+{
+    struct worker_node *w = calloc(1, sizeof *w);
+    *ret = NULL;
+    if (!w) return err_set(e, ERR_NOMEM, "no memory for a worker");
+    w->o = *o;
+    w->g = g;
+    w->journal = j;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->wake, NULL);
+    journal_info(j, "Loading the model %s on worker %s ...", gen_info(g)->name, o->id);
+    if (o->controller) gen_on_change(g, changed, w);
+    *ret = w;
+    return 0;
+}
+
+int worker_begin(struct worker_node *w, struct err *e)
+{
+    if (!w->o.controller) return 0;
+    w->beating = pthread_create(&w->beater, NULL, beat_main, w) == 0;
+    return w->beating ? 0 : err_set(e, ERR_LIMIT, "cannot start a thread for heartbeats");
+}
+
+void worker_close(struct worker_node *w)
+{
+    if (!w) return;
+    pthread_mutex_lock(&w->lock);
+    w->closing = true;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+    if (w->beating) pthread_join(w->beater, NULL);
+    pthread_mutex_destroy(&w->lock);
+    pthread_cond_destroy(&w->wake);
+    free(w);
+}

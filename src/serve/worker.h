@@ -1,0 +1,23 @@
+/* A worker as LLaVA's controller and web server know it (llava/serve/model_worker.py): two routes, registration, and
+ * heartbeats. Better than the reference in these: answers of several requests are computed side by side; a stop string
+ * ends an answer; `stop` may be null; an error's cause stands in a field "error" beside the fixed text; a client that
+ * leaves ends its answer. */
+#pragma once
+#include "serve/client.h"
+#include "serve/gen.h"
+#include "serve/journal.h"
+#include "serve/server.h"
+
+struct worker_options {
+    const char *address;    /* by which the controller and clients reach this worker: "http://localhost:21002" */
+    const char *controller; /* address, or NULL: it is not told */
+    const char *id;         /* 6 hex digits, for the log */
+};
+struct worker_node;
+int worker_open(struct worker_node **ret, const struct worker_options *o, struct gen *g, struct journal *j,
+                struct err *e);
+/* The server listens: registers, and sends heartbeats from here on. */
+int worker_begin(struct worker_node *w, struct err *e);
+void worker_close(struct worker_node *w); /* after the server that has its routes; accepts NULL */
+extern const struct route worker_routes[]; /* context: the node */
+json_t *worker_status(struct worker_node *w); /* {"model_names": [...], "speed": 1, "queue_length": n} */
