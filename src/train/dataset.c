@@ -303,19 +303,18 @@ static int index_next(struct index *x, bool array)
 static int index_records(struct index *x, bool array)
 {
     struct scan *s = &x->read.s;
+    enum scan_rc got;
     int rc;
     while ((rc = index_next(x, array)) > 0) {
         const char *from = s->p;
-        enum scan_rc got = read_record(&x->read);
+        while ((got = read_record(&x->read)) == SCAN_MORE && !x->read.no_memory) {
+            s->p = from;
+            if ((rc = index_more(x)) < 0) return rc;
+            from = s->p;
+        }
         if (x->read.no_memory) return err_set(x->e, ERR_NOMEM, "no memory to read '%s'", x->d->path);
         if (got == SCAN_BAD) return index_broken(x);
-        if (got == SCAN_MORE) {
-            s->p = from;
-            rc = index_more(x);
-        } else {
-            rc = index_add(x, from);
-        }
-        if (rc < 0) return rc;
+        if ((rc = index_add(x, from)) < 0) return rc;
     }
     return rc;
 }

@@ -29,6 +29,27 @@ enum scan_rc scan_mark(struct scan *s, char mark, const char *why)
 
 /* ---- strings */
 
+/* Eight bytes at a time while they are ASCII and mean themselves; what is left goes byte by byte. */
+#define EACH(byte) (0x0101010101010101u * (uint64_t)(byte))
+
+static inline uint64_t load8(const char *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* The high bit of each byte that is `c`; all bytes of v are below 0x80. */
+static inline uint64_t where(uint64_t v, char c) { return ~((v ^ EACH(c)) + EACH(0x7f)) & EACH(0x80); }
+
+/* None of eight bytes is a quote, a backslash, a control character or outside ASCII. */
+static inline bool plain8(uint64_t v)
+{
+    uint64_t ascii = v & EACH(0x7f);
+    uint64_t control = ~(ascii + EACH(0x60)) & EACH(0x80);
+    return !((v & EACH(0x80)) | control | where(ascii, '"') | where(ascii, '\\'));
+}
+
 static int hex_digit(char c)
 {
     if (c >= '0' && c <= '9') return c - '0';
@@ -80,6 +101,8 @@ enum scan_rc scan_string(struct scan *s, struct span *raw)
     enum scan_rc rc = SCAN_OK;
     raw->p = ++s->p;
     while (s->p < s->end) {
+        while (s->end - s->p >= 8 && plain8(load8(s->p))) s->p += 8;
+        if (s->p == s->end) break;
         unsigned char c = (unsigned char)*s->p;
         if (c == '"') {
             raw->n = (size_t)(s->p++ - raw->p);
@@ -261,6 +284,13 @@ size_t scan_words(struct span raw)
     size_t n = 0;
     bool inside = false, space;
     for (const char *p = raw.p, *end = raw.p + raw.n; p < end; inside = !space) {
+        for (uint64_t v; end - p >= 8 && plain8(v = load8(p)); p += 8) {
+            uint64_t at = where(v, ' '), before = at << 8 | (inside ? 0 : 0x80);
+            n += ((~at & before & EACH(0x80)) >> 7) * EACH(1) >> 56;
+            inside = !(at >> 63);
+        }
+        space = !inside;
+        if (p == end) break;
         unsigned char c = (unsigned char)*p;
         if (c < 0x80 && c != '\\') {
             space = c == ' '; /* the others are control characters, which are escaped */
