@@ -1,0 +1,111 @@
+/* An answer's Markdown as nodes. marked only cuts the text into tokens; each token becomes nodes here, so no HTML ever exists that
+ * would have to be cleaned, and what looks like HTML in an answer is shown as the text that it is. Code is coloured and formulas
+ * are set afterwards, by libraries that are fetched when the first of them is seen. Without the libraries text stays text. */
+import { h, icon } from "./dom.js";
+import { t } from "./i18n.js";
+
+const once = new Map();
+
+/* Loads a script that defines a global. */
+function script(path) {
+  if (!once.has(path)) {
+    once.set(path, new Promise((resolve, reject) => {
+      document.head.append(h("script", { src: path, onload: resolve, onerror: () => reject(new Error(path)) }));
+    }));
+  }
+  return once.get(path);
+}
+
+export async function prepare() {
+  try {
+    await script("/vendor/marked.js");
+    marked.use({ extensions: formulas, breaks: true });
+  } catch { /* plain text then */ }
+}
+
+/* ---- formulas: \( \), \[ \], $$ $$, and $ $ where it cannot be money */
+const rules = [
+  { level: "block", start: /\$\$|\\\[/, match: /^(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])[ \t]*(?:\n|$)/ },
+  { level: "inline", start: /\$|\\\(|\\\[/, match: /^(?:\$\$([^\n]+?)\$\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]|\$(?![\s\d])([^$\n]*?[^\s$\\])\$(?!\d))/ },
+];
+const formulas = rules.map(({ level, start, match }) => ({
+  name: level + "_formula",
+  level,
+  start: source => source.match(start)?.index,
+  tokenizer(source) {
+    const found = match.exec(source);
+    if (found) return { type: level + "_formula", raw: found[0], text: found.slice(1).find(x => x !== undefined), display: /^(\$\$|\\\[)/.test(found[0]) };
+  },
+}));
+
+/* ---- tokens to nodes. marked escapes the text of some tokens for HTML, which is undone. */
+const entities = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'" };
+const plain = text => text.replace(/&(?:amp|lt|gt|quot|#39);/g, e => entities[e]);
+const all = tokens => (tokens ?? []).map(node);
+
+function link(token) {
+  if (!/^(?:https?:|mailto:)/i.test(token.href ?? "")) return h("span", {}, token.tokens ? all(token.tokens) : plain(token.text));
+  return h("a", { href: plain(token.href), target: "_blank", rel: "noopener noreferrer nofollow" }, token.tokens ? all(token.tokens) : plain(token.text));
+}
+
+function item(token) {
+  return h("li", {}, token.task && h("input", { type: "checkbox", disabled: true, checked: !!token.checked }), all(token.tokens));
+}
+
+function table(token) {
+  const row = (cells, tag) => h("tr", {}, cells.map((cell, i) => h(tag, { align: token.align[i] }, all(cell.tokens))));
+  return h("table", {}, h("thead", {}, row(token.header, "th")), h("tbody", {}, token.rows.map(cells => row(cells, "td"))));
+}
+
+const makers = {
+  space: () => "",
+  hr: () => h("hr"),
+  br: () => h("br"),
+  heading: token => h("h" + Math.min(6, token.depth + 2), {}, all(token.tokens)),
+  paragraph: token => h("p", {}, all(token.tokens)),
+  blockquote: token => h("blockquote", {}, all(token.tokens)),
+  list: token => h(token.ordered ? "ol" : "ul", { start: token.ordered && token.start !== 1 && String(token.start) }, token.items.map(item)),
+  table,
+  code: token => h("pre", {}, h("code", { "data-language": (token.lang ?? "").match(/^[\w+#.-]+/)?.[0] }, token.text)),
+  strong: token => h("strong", {}, all(token.tokens)),
+  em: token => h("em", {}, all(token.tokens)),
+  del: token => h("del", {}, all(token.tokens)),
+  codespan: token => h("code", {}, plain(token.text)),
+  link,
+  image: link,
+  escape: token => plain(token.text),
+  html: token => token.raw,
+  text: token => token.tokens ? h("span", {}, all(token.tokens)) : plain(token.text),
+  block_formula: token => h("span", { class: "formula display" }, token.text),
+  inline_formula: token => h("span", { class: token.display ? "formula display" : "formula" }, token.text),
+};
+const node = token => (makers[token.type] ?? makers.html)(token);
+
+/* Fills target with text; final: also colours code and sets formulas, which is not worth it while more text comes. */
+export function render(target, text, final) {
+  if (!window.marked) {
+    target.replaceChildren(h("p", { class: "plain" }, text));
+    return;
+  }
+  target.replaceChildren(...all(marked.lexer(text)).filter(n => n !== ""));
+  if (!final) return;
+  for (const code of target.querySelectorAll("pre > code")) finish(code);
+  for (const formula of target.querySelectorAll(".formula")) set(formula);
+}
+
+function finish(code) {
+  const copy = h("button", { type: "button", onclick: () => navigator.clipboard?.writeText(code.textContent).then(() => copy.replaceChildren(icon("done"), t("copied"))) }, t("copy"));
+  code.parentElement.append(copy);
+  const name = code.dataset.language;
+  if (name) script("/vendor/highlight.js").then(() => { if (hljs.getLanguage(name)) { code.className = name; hljs.highlightBlock(code); } }, () => {});
+}
+
+function set(formula) {
+  const style = "/vendor/katex.css";
+  if (!document.querySelector(`link[href="${style}"]`)) document.head.append(h("link", { rel: "stylesheet", href: style }));
+  script("/vendor/katex.js").then(() => {
+    const source = formula.textContent;
+    try { katex.render(source, formula, { displayMode: formula.classList.contains("display"), throwOnError: false, trust: false, maxExpand: 200, maxSize: 20 }); }
+    catch { formula.textContent = source; }
+  }, () => {});
+}
