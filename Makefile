@@ -83,7 +83,7 @@ ifdef GPU
 OBJ     += $(patsubst src/%.cu,$(B)/obj/%.o,$(wildcard src/*/*.cu src/*/*/*.cu))
 endif
 CMDOBJ  := $(filter $(B)/obj/cmd/%,$(OBJ))
-SERVEOBJ := $(filter $(B)/obj/serve/%,$(OBJ))
+SERVEOBJ := $(filter $(B)/obj/serve/%,$(OBJ)) $(B)/assets.o
 LIBOBJ  := $(filter-out $(CMDOBJ) $(SERVEOBJ),$(OBJ))
 
 .PHONY: all
@@ -119,6 +119,11 @@ $(B)/libserve.a: $(SERVEOBJ)
 	$(Q)$(AR) rcs $@ $^
 $(B)/libllava.so: $(LIBOBJ) tools/exports.map
 	$(call link,-shared -Wl$(comma)-soname$(comma)$(SONAME) -Wl$(comma)--version-script=tools/exports.map)
+# The page's files, inside the program.
+$(B)/assets.c: tools/embed $(wildcard src/serve/web/* src/serve/web/*/*) | $(B)/
+	$(Q)tools/embed $(B)/assets
+$(B)/assets.o: $(B)/assets.c $(B)/flags
+	$(call compile)
 $(B)/obj/%.o: src/%.c $(B)/flags
 	$(call compile)
 $(B)/obj/%.o: src/%.cc $(B)/flags

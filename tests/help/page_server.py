@@ -1,7 +1,7 @@
 """A stand-in for the server behind the page: the files of a build, and answers that the question itself asks for.
 
-A word in the last question chooses what happens: "slow" (50 ms a word), "hostile", "busy", "worker", "context", "broken" (the stream
-ends without a word), "queue"; otherwise a short answer. Everything that came is kept in .chats, .votes, .gone, .sent.
+A word in the last question chooses what happens: "slow" (50 ms a word), "hostile", "busy", "worker", "context", "broken"
+(the stream ends without a word), "queue"; otherwise a short answer. What came is kept in .chats, .votes, .gone, .sent.
 """
 import http.server
 import json
@@ -9,10 +9,18 @@ import os
 import threading
 import time
 
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml",
-         ".jpg": "image/jpeg", ".woff2": "font/woff2"}
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
-          "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'")
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
+    ".woff2": "font/woff2",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
+    "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
 SHORT = ["A ", "man ", "is **ironing** ", "clothes."]
 HOSTILE = r"""Text <img src=x onerror="document.title='hacked'"> and [a link](javascript:document.title='hacked')
 and ![a picture](https://example.org/x.png) and [fine](https://example.org/).
@@ -51,10 +59,17 @@ class Server:
         self.http.shutdown()
 
     def config(self):
-        return {"version": "0", "title": "LLaVA", "embed": False, "models": ["llava-v1.5-13b", "llava-v1.5-7b"],
-                "examples": [{"image": "/examples/extreme_ironing.jpg", "text": "What is unusual about this image?"},
-                             {"image": "/examples/waterview.jpg", "text": "What should I be cautious about here?"}],
-                "limits": {"text": 1536, "text_with_image": 1200, "image_bytes": 1 << 20, "images": 3}}
+        return {
+            "version": "0",
+            "title": "LLaVA",
+            "embed": False,
+            "models": ["llava-v1.5-13b", "llava-v1.5-7b"],
+            "examples": [
+                {"image": "/examples/extreme_ironing.jpg", "text": "What is unusual about this image?"},
+                {"image": "/examples/waterview.jpg", "text": "What should I be cautious about here?"},
+            ],
+            "limits": {"text": 1536, "text_with_image": 1200, "image_bytes": 1 << 20, "images": 3},
+        }
 
     def answer(self, question, event):
         if "queue" in question:
@@ -70,7 +85,9 @@ class Server:
             time.sleep(0.05 if "slow" in question else 0.01)
             if "broken" in question:
                 return
-        event({"done": {"finish": "stop", "tokens": len(words), "prompt_tokens": 640, "first_s": 0.1, "seconds": 0.5}})
+        event(
+            {"done": {"finish": "stop", "tokens": len(words), "prompt_tokens": 640, "first_s": 0.1, "seconds": 0.5}}
+        )
 
     def handler(self):
         outer = self
@@ -107,7 +124,9 @@ class Server:
                 outer.chats.append(body)
                 question = body["messages"][-1]["text"]
                 if "busy" in question and len(outer.chats) % 2:
-                    return self.reply(503, "application/json", b'{"error":{"message":"the queue of 64 requests is full"}}')
+                    return self.reply(
+                        503, "application/json", b'{"error":{"message":"the queue of 64 requests is full"}}'
+                    )
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.end_headers()
@@ -115,6 +134,7 @@ class Server:
                 def event(value):
                     self.wfile.write(b": ping\n\ndata: " + json.dumps(value).encode() + b"\n\n")
                     self.wfile.flush()
+
                 try:
                     return outer.answer(question, event)
                 except (BrokenPipeError, ConnectionResetError):

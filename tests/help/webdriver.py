@@ -34,21 +34,47 @@ class Browser:
     def __init__(self, width=1280, height=800, dark=False, language="en", touch=False):
         self.home = tempfile.mkdtemp(prefix="llava-browser-")
         self.port = free_port()
-        self.driver = subprocess.Popen(["chromedriver", f"--port={self.port}", "--silent"], stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.DEVNULL, env={**os.environ, "HOME": self.home})
-        args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={width},{height}",
-                f"--user-data-dir={self.home}/profile", f"--lang={language}", "--hide-scrollbars",
-                "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        self.driver = subprocess.Popen(
+            ["chromedriver", f"--port={self.port}", "--silent"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": self.home},
+        )
+        args = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--window-size={width},{height}",
+            f"--user-data-dir={self.home}/profile",
+            f"--lang={language}",
+            "--hide-scrollbars",
+            "--use-fake-device-for-media-stream",
+            "--use-fake-ui-for-media-stream",
+        ]
         if dark:
             args.append("--force-dark-mode")
         options = {"args": args, "prefs": {"intl.accept_languages": language}}
         if touch:
-            options["mobileEmulation"] = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2, "touch": True}}
+            options["mobileEmulation"] = {
+                "deviceMetrics": {"width": width, "height": height, "pixelRatio": 2, "touch": True}
+            }
         self.session = None
         for _ in range(100):
             try:
-                made = self.call("POST", "/session", {"capabilities": {"alwaysMatch": {
-                    "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}, "unhandledPromptBehavior": "ignore"}}})
+                made = self.call(
+                    "POST",
+                    "/session",
+                    {
+                        "capabilities": {
+                            "alwaysMatch": {
+                                "goog:chromeOptions": options,
+                                "goog:loggingPrefs": {"browser": "ALL"},
+                                "unhandledPromptBehavior": "ignore",
+                            }
+                        }
+                    },
+                )
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
@@ -76,7 +102,9 @@ class Browser:
     def call(self, method, path, body):
         base = f"http://127.0.0.1:{self.port}" + (f"/session/{self.session}" if self.session else "")
         data = None if body is None else json.dumps(body).encode()
-        ask = urllib.request.Request(base + path, data=data, method=method, headers={"Content-Type": "application/json"})
+        ask = urllib.request.Request(
+            base + path, data=data, method=method, headers={"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(ask, timeout=60) as answer:
                 return json.load(answer)["value"]
@@ -109,8 +137,19 @@ class Browser:
         self.call("POST", f"/element/{self.find(css)}/value", {"text": text})
 
     def press(self, key):
-        self.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": [
-            {"type": "keyDown", "value": KEYS[key]}, {"type": "keyUp", "value": KEYS[key]}]}]})
+        self.call(
+            "POST",
+            "/actions",
+            {
+                "actions": [
+                    {
+                        "type": "key",
+                        "id": "keys",
+                        "actions": [{"type": "keyDown", "value": KEYS[key]}, {"type": "keyUp", "value": KEYS[key]}],
+                    }
+                ]
+            },
+        )
 
     def text(self, css):
         return self.js("return [...document.querySelectorAll(arguments[0])].map(n => n.innerText)", css)
@@ -124,4 +163,8 @@ class Browser:
 
     def console(self):
         """What the page complained about since the last call."""
-        return [e["message"] for e in self.call("POST", "/se/log", {"type": "browser"}) if e["level"] in ("SEVERE", "WARNING")]
+        return [
+            e["message"]
+            for e in self.call("POST", "/se/log", {"type": "browser"})
+            if e["level"] in ("SEVERE", "WARNING")
+        ]

@@ -38,11 +38,16 @@ def first_look(b, s):
     lazy = ("/vendor/highlight", "/vendor/katex", "/vendor/fonts", "/examples")
     weight = sum(n for path, n in s.sent.items() if not path.startswith(lazy))
     ok(weight < 300000, f"it loads under 300 kB: {weight}")
-    ok(not any(path.startswith(lazy[:3]) for path in s.sent), "highlighting and formulas are not loaded before they are needed")
+    ok(
+        not any(path.startswith(lazy[:3]) for path in s.sent),
+        "highlighting and formulas are not loaded before they are needed",
+    )
     ok(b.text("#model option") == ["llava-v1.5-13b", "llava-v1.5-7b"], "the models are listed")
     ok(len(b.text("#examples button")) == 2, "two examples")
-    names = b.js("""return [...document.querySelectorAll('button, select, textarea, input:not([type=file])')].filter(n => n.offsetParent)
-        .filter(n => !(n.innerText.trim() || n.getAttribute('aria-label') || n.closest('label'))).map(n => n.outerHTML)""")
+    names = b.js(
+        """return [...document.querySelectorAll('button, select, textarea, input:not([type=file])')].filter(n => n.offsetParent)
+        .filter(n => !(n.innerText.trim() || n.getAttribute('aria-label') || n.closest('label'))).map(n => n.outerHTML)"""
+    )
     ok(names == [], "everything that can be used has a name", names)
     b.picture(f"{SEEN}/welcome.png")
 
@@ -50,16 +55,27 @@ def first_look(b, s):
 def conversation(b, s):
     b.click("#examples button")
     b.wait("document.querySelectorAll('#pictures img').length === 1")
-    ok(b.js("return document.querySelector('#question').value") == "What is unusual about this image?", "an example fills the question")
+    ok(
+        b.js("return document.querySelector('#question').value") == "What is unusual about this image?",
+        "an example fills the question",
+    )
     b.press("Enter")
     settled(b)
-    ok(b.text(".answer") == ["A man is ironing clothes."] and b.js("return !!document.querySelector('.answer strong')"), "the answer, with Markdown")
+    ok(
+        b.text(".answer") == ["A man is ironing clothes."]
+        and b.js("return !!document.querySelector('.answer strong')"),
+        "the answer, with Markdown",
+    )
     said = s.chats[-1]
     ok(said["messages"][0]["images"][0].startswith("data:image/jpeg;base64,"), "the picture went as it is")
     with open(os.path.join(tap.ROOT, "src/serve/web/examples/extreme_ironing.jpg"), "rb") as f:
         import base64
+
         ok(base64.b64decode(said["messages"][0]["images"][0].split(",")[1]) == f.read(), "to the byte")
-    ok((said["temperature"], said["top_p"], said["max_new_tokens"], said["regenerate"]) == (0.2, 0.7, 512, False), "the reference's parameters")
+    ok(
+        (said["temperature"], said["top_p"], said["max_new_tokens"], said["regenerate"]) == (0.2, 0.7, 512, False),
+        "the reference's parameters",
+    )
     ok("4 tokens" in b.text(".timing")[0] and "tok/s" in b.text(".timing")[0], "tokens and speed", b.text(".timing"))
     b.click(".tools [aria-label='Regenerate']")
     settled(b)
@@ -71,22 +87,33 @@ def conversation(b, s):
     ask(b, "And now?")
     b.wait("document.querySelectorAll('.timing').length === 2")
     settled(b)
-    ok([m["role"] for m in s.chats[-1]["messages"]] == ["user", "assistant", "user"], "a further question brings what was said")
+    ok(
+        [m["role"] for m in s.chats[-1]["messages"]] == ["user", "assistant", "user"],
+        "a further question brings what was said",
+    )
     b.click(".user .tools button")
     b.js("document.querySelector('.edit textarea').value = ''")
     b.type(".edit textarea", "Edited?")
     b.click(".edit .primary")
     b.wait("document.querySelectorAll('.user').length === 1")
     settled(b)
-    ok(s.chats[-1]["messages"][0]["text"] == "Edited?" and len(s.chats[-1]["messages"][0]["images"]) == 1, "an edited question goes again, with its picture")
+    ok(
+        s.chats[-1]["messages"][0]["text"] == "Edited?" and len(s.chats[-1]["messages"][0]["images"]) == 1,
+        "an edited question goes again, with its picture",
+    )
     b.picture(f"{SEEN}/answer.png")
     b.open(s.url)
     b.wait(READY)
     ok(len(b.text("#list li")) == 1 and b.text(".user") == [], "after a reload the conversation is at the side")
     b.click("#list .open")
-    ok(b.text(".bubble") == ["Edited?"] and b.js("return document.querySelectorAll('.thumbs img').length") == 1, "and opens whole")
-    exported = b.js("""const real = URL.createObjectURL; let blob; URL.createObjectURL = x => { blob = x; return real(x); };
-        document.querySelector('[data-format=json]').click(); URL.createObjectURL = real; return blob.size""")
+    ok(
+        b.text(".bubble") == ["Edited?"] and b.js("return document.querySelectorAll('.thumbs img').length") == 1,
+        "and opens whole",
+    )
+    exported = b.js(
+        """const real = URL.createObjectURL; let blob; URL.createObjectURL = x => { blob = x; return real(x); };
+        document.querySelector('[data-format=json]').click(); URL.createObjectURL = real; return blob.size"""
+    )
     ok(exported > 80000, "it exports with its picture")
 
 
@@ -95,8 +122,14 @@ def hostile(b, s):
     ask(b, "hostile " + "<b onmouseover=x>")
     b.wait("document.querySelector('.katex') && document.querySelector('.hljs-keyword')", what="formulas and colours")
     ok(b.js("return document.title").startswith("hostile"), "nothing in an answer runs")
-    ok(b.js("return document.querySelectorAll('.answer :is(script, img, svg:not(.katex svg), iframe)').length") == 0, "nor makes elements")
-    ok(b.js("return [...document.querySelectorAll('.answer a')].map(a => a.protocol)") == ["https:", "https:"], "links lead to the web only")
+    ok(
+        b.js("return document.querySelectorAll('.answer :is(script, img, svg:not(.katex svg), iframe)').length") == 0,
+        "nor makes elements",
+    )
+    ok(
+        b.js("return [...document.querySelectorAll('.answer a')].map(a => a.protocol)") == ["https:", "https:"],
+        "links lead to the web only",
+    )
     ok("$5 and $10" in b.text(".answer")[0], "money is no formula")
     ok(b.js("return document.querySelectorAll('.katex').length") == 2, "two formulas")
     ok("<b onmouseover=x>" in b.text(".bubble")[0], "a question is text")
@@ -121,7 +154,12 @@ def troubles(b, s):
     b.press("Escape")
     settled(b)
     ok(len(b.text(".user")) == 2, "Escape stops too")
-    for word, says in (("worker", "No worker is serving"), ("context", "longer than the model can hold"), ("broken", "cannot be reached"), ("busy", "Too many people")):
+    for word, says in (
+        ("worker", "No worker is serving"),
+        ("context", "longer than the model can hold"),
+        ("broken", "cannot be reached"),
+        ("busy", "Too many people"),
+    ):
         b.click("#new")
         if word == "busy" and len(s.chats) % 2:
             s.chats.append(None)
@@ -138,10 +176,16 @@ def troubles(b, s):
     ask(b, "then this")
     b.wait("document.querySelectorAll('.assistant').length === 2")
     settled(b)
-    ok([m["text"] for m in s.chats[-1]["messages"]] == ["then this"], "a question that got no answer is not told again")
+    ok(
+        [m["text"] for m in s.chats[-1]["messages"]] == ["then this"],
+        "a question that got no answer is not told again",
+    )
     b.click("#new")
     ask(b, "queue please")
-    ok(b.wait("document.querySelector('.waiting')?.textContent.includes('3 before you')"), "the place in the queue is shown")
+    ok(
+        b.wait("document.querySelector('.waiting')?.textContent.includes('3 before you')"),
+        "the place in the queue is shown",
+    )
     settled(b)
 
 
@@ -150,7 +194,9 @@ def pictures(b, s):
     b.js(file_event("paste", "notes.png", "image/png", "[1,2,3]"))
     b.wait("!document.querySelector('#notice').hidden")
     ok("notes.png" in b.text("#notice")[0], "what is no picture is refused by name")
-    gif = "[71,73,70,56,57,97,1,0,1,0,128,0,0,255,255,255,0,0,0,33,249,4,0,0,0,0,0,44,0,0,0,0,1,0,1,0,0,2,2,68,1,0,59]"
+    gif = (
+        "[71,73,70,56,57,97,1,0,1,0,128,0,0,255,255,255,0,0,0,33,249,4,0,0,0,0,0,44,0,0,0,0,1,0,1,0,0,2,2,68,1,0,59]"
+    )
     b.js(file_event("paste", "a.gif", "image/gif", gif))
     b.wait("document.querySelectorAll('#pictures img').length === 1")
     b.js(file_event("drop", "b.gif", "image/gif", gif))
@@ -168,13 +214,20 @@ def pictures(b, s):
     settled(b)
     ok(len(s.chats[-1]["messages"][0]["images"]) == 3, "three pictures in one question")
     with tempfile.NamedTemporaryFile(suffix=".svg") as f:
-        f.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><rect width="40" height="30" fill="red"/></svg>')
+        f.write(
+            b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><rect width="40" height="30" fill="red"/></svg>'
+        )
         f.flush()
         b.type("#files", f.name)
         b.wait("document.querySelectorAll('#pictures img').length === 1")
-    ok(b.js("return document.querySelector('#pictures img').src").startswith("data:image/png"), "what the server cannot read is drawn again")
-    b.js("""document.querySelector('#question').value = '你'; document.querySelector('#question').dispatchEvent(
-        new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true}))""")
+    ok(
+        b.js("return document.querySelector('#pictures img').src").startswith("data:image/png"),
+        "what the server cannot read is drawn again",
+    )
+    b.js(
+        """document.querySelector('#question').value = '你'; document.querySelector('#question').dispatchEvent(
+        new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true}))"""
+    )
     ok(b.js("return document.querySelectorAll('.user').length") == 1, "Enter that ends a composition does not send")
     b.js("document.querySelector('#question').value = 'x'.repeat(1300)")
     b.press("Enter")
@@ -187,10 +240,14 @@ def pictures(b, s):
 
 
 CONTRAST = """
-  const lum = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126*r + .7152*g + .0722*b; };
-  const ground = n => { for (; n; n = n.parentElement) { const c = getComputedStyle(n).backgroundColor; if (!/, 0\\)|transparent/.test(c)) return c; } return 'rgb(255,255,255)'; };
-  return [...document.querySelectorAll('button, p, li, h1, h2, label, summary, .answer *, option')].filter(n => n.offsetParent && !n.disabled && n.innerText?.trim())
-    .map(n => { const a = lum(getComputedStyle(n).color), b = lum(ground(n)); return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), n.outerHTML.slice(0, 90)]; }).filter(x => x[0] < 4.5)"""
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number)
+    .map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126*r + .7152*g + .0722*b; };
+  const ground = n => { for (; n; n = n.parentElement) { const c = getComputedStyle(n).backgroundColor;
+    if (!/, 0\\)|transparent/.test(c)) return c; } return 'rgb(255,255,255)'; };
+  return [...document.querySelectorAll('button, p, li, h1, h2, label, summary, .answer *, option')]
+    .filter(n => n.offsetParent && !n.disabled && n.innerText?.trim())
+    .map(n => { const a = light(getComputedStyle(n).color), b = light(ground(n));
+      return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), n.outerHTML.slice(0, 90)]; }).filter(x => x[0] < 4.5)"""
 
 
 def looks(b):
@@ -203,8 +260,11 @@ def looks(b):
     b.click("#language")
     ok(b.js("return document.documentElement.lang") == "zh-CN" and "新对话" in b.text("#new")[0], "Chinese")
     b.picture(f"{SEEN}/zh.png")
-    missing = b.js("""return import('/i18n.js').then(async m => { const source = await (await fetch('/i18n.js')).text();
-        const keys = [...source.matchAll(/(\\w+): "/g)].map(x => x[1]); return keys.filter(k => keys.filter(x => x === k).length !== 2); })""")
+    missing = b.js(
+        """return fetch('/i18n.js').then(async got => { const source = await got.text();
+        const keys = [...source.matchAll(/(\\w+):\\s+"/g)].map(x => x[1]);
+        return keys.filter(k => keys.filter(x => x === k).length !== 2); })"""
+    )
     ok(missing == [], "both languages say the same things", missing)
 
 
@@ -219,7 +279,10 @@ def phone(b, s):
     b.js("document.querySelector('#question').value = 'hostile'")
     b.click("#send")
     b.wait("document.querySelector('.katex') && document.querySelector('.hljs-keyword')")
-    b.wait("(s => s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroll'))", what="the end in sight")
+    b.wait(
+        "(s => s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroll'))",
+        what="the end in sight",
+    )
     ok(b.js("return document.documentElement.scrollWidth <= innerWidth"), "nor with an answer")
     b.picture(f"{SEEN}/phone-answer.png")
     b.click("#menu")
@@ -233,7 +296,7 @@ def main():
         print("ok 1 - the page # SKIP no chromium and chromedriver\n1..1")
         return
     os.makedirs(SEEN, exist_ok=True)
-    s = page_server.Server(os.path.join(BUILD, "assets.d"))
+    s = page_server.Server(os.path.join(BUILD, "assets.files"))
     try:
         with Browser(1280, 860) as b:
             b.open(s.url)

@@ -2,39 +2,60 @@
 
 export class Failure extends Error {
   /* kind: offline, worker, busy, context, moderation or failed: which sentence the page says. cause: the server's own line. */
-  constructor(kind, cause = "") { super(cause || kind); this.kind = kind; this.cause = cause; }
+  constructor(kind, cause = "") {
+    super(cause || kind);
+    this.kind = kind;
+    this.cause = cause;
+  }
 }
 
 async function request(path, options) {
   let response;
-  try { response = await fetch(path, options); } catch (error) {
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure("offline");
   }
   if (response.ok) return response;
   let cause = `HTTP ${response.status}`;
-  try { cause = (await response.json()).error.message; } catch { /* not ours: a proxy's page */ }
+  try {
+    cause = (await response.json()).error.message;
+  } catch {
+    /* not ours: a proxy's page */
+  }
   throw new Failure(kind(response.status, cause), cause);
 }
 
 function kind(status, cause) {
   if (/moderation/i.test(cause)) return "moderation";
   if (/context|max token length/i.test(cause)) return "context";
-  if (status === 429 || status === 503 && /queue|busy|full/i.test(cause)) return "busy";
+  if (status === 429 || (status === 503 && /queue|busy|full/i.test(cause))) return "busy";
   return status === 502 || status === 503 || status === 504 ? "worker" : "failed";
 }
 
 export const config = async () => (await request("/api/config")).json();
 
 export async function vote(body) {
-  await request("/api/vote", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), keepalive: false });
+  await request("/api/vote", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    keepalive: false,
+  });
 }
 
 /* One answer. on({text} | {queue} | {done}) for each event; throws Failure, or AbortError when signal says stop. */
 export async function chat(body, signal, on) {
-  const response = await request("/api/chat", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+  const response = await request("/api/chat", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", ended = false;
+  let rest = "",
+    ended = false;
   try {
     for (;;) {
       const { value, done } = await reader.read();

@@ -8,14 +8,34 @@ import * as pictures from "./pictures.js";
 import * as view from "./view.js";
 import { prepare } from "./markdown.js";
 
-let config = { models: [], examples: [], limits: { text: 1536, text_with_image: 1200, image_bytes: 20 << 20, images: 8 } };
-let conversation, pending = [], running = null; // running: AbortController of the answer that streams
+let config = {
+  models: [],
+  examples: [],
+  limits: { text: 1536, text_with_image: 1200, image_bytes: 20 << 20, images: 8 },
+};
+let conversation,
+  pending = [],
+  running = null; // running: AbortController of the answer that streams
 
 const id = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, "0")).join("");
-const fresh = () => ({ id: id(), title: "", model: $("#model").value, created: Date.now(), changed: Date.now(), messages: [] });
+const fresh = () => ({
+  id: id(),
+  title: "",
+  model: $("#model").value,
+  created: Date.now(),
+  changed: Date.now(),
+  messages: [],
+});
 
 /* ---- showing */
-const actions = { busy: () => !!running, last: m => m === conversation.messages.at(-1), model: () => conversation.model, regenerate, resend, vote };
+const actions = {
+  busy: () => !!running,
+  last: m => m === conversation.messages.at(-1),
+  model: () => conversation.model,
+  regenerate,
+  resend,
+  vote,
+};
 
 function showAll() {
   view.show($("#log"), conversation, actions);
@@ -30,14 +50,57 @@ function showAll() {
 }
 
 function showList() {
-  $("#list").replaceChildren(...store.list().map(c => h("li", { "aria-current": c.id === conversation.id && "true" },
-    h("button", { class: "open", type: "button", title: c.title, onclick: () => open(c) }, c.title || t("untitled")),
-    h("button", { class: "remove", type: "button", "aria-label": t("remove_conversation", { title: c.title || t("untitled") }), onclick: () => remove(c) }, icon("close")))));
+  $("#list").replaceChildren(
+    ...store
+      .list()
+      .map(c =>
+        h(
+          "li",
+          { "aria-current": c.id === conversation.id && "true" },
+          h(
+            "button",
+            { class: "open", type: "button", title: c.title, onclick: () => open(c) },
+            c.title || t("untitled"),
+          ),
+          h(
+            "button",
+            {
+              class: "remove",
+              type: "button",
+              "aria-label": t("remove_conversation", { title: c.title || t("untitled") }),
+              onclick: () => remove(c),
+            },
+            icon("close"),
+          ),
+        ),
+      ),
+  );
 }
 
 function showPending() {
-  $("#pictures").replaceChildren(...pending.map(src => h("li", {}, h("img", { src, alt: t("picture") }),
-    h("button", { type: "button", class: "icon", "aria-label": t("remove"), onclick: () => { pending = pending.filter(p => p !== src); showPending(); $("#question").focus(); } }, icon("close")))));
+  $("#pictures").replaceChildren(
+    ...pending.map(src =>
+      h(
+        "li",
+        {},
+        h("img", { src, alt: t("picture") }),
+        h(
+          "button",
+          {
+            type: "button",
+            class: "icon",
+            "aria-label": t("remove"),
+            onclick: () => {
+              pending = pending.filter(p => p !== src);
+              showPending();
+              $("#question").focus();
+            },
+          },
+          icon("close"),
+        ),
+      ),
+    ),
+  );
 }
 
 function showRunning() {
@@ -56,17 +119,29 @@ function say(text) {
 
 /* The end of the conversation stays in sight while it grows, unless the reader has scrolled away from it. */
 let following = true;
-const down = () => { const s = $("#scroll"); following = true; s.scrollTop = s.scrollHeight; };
+const down = () => {
+  const s = $("#scroll");
+  following = true;
+  s.scrollTop = s.scrollHeight;
+};
 
 function wireScroll() {
   const s = $("#scroll");
-  s.addEventListener("scroll", () => { following = s.scrollHeight - s.scrollTop - s.clientHeight < 80; }, { passive: true });
-  new ResizeObserver(() => { if (following) down(); }).observe($("#log"));
+  s.addEventListener(
+    "scroll",
+    () => {
+      following = s.scrollHeight - s.scrollTop - s.clientHeight < 80;
+    },
+    { passive: true },
+  );
+  new ResizeObserver(() => {
+    if (following) down();
+  }).observe($("#log"));
 }
 
 /* ---- conversations */
 async function keep() {
-  if (!await store.put(conversation)) say(t("storage"));
+  if (!(await store.put(conversation))) say(t("storage"));
   showList();
 }
 
@@ -91,7 +166,8 @@ async function remove(c) {
 /* ---- asking */
 async function ask() {
   if (running) return;
-  const text = $("#question").value.trim(), limit = pending.length ? config.limits.text_with_image : config.limits.text;
+  const text = $("#question").value.trim(),
+    limit = pending.length ? config.limits.text_with_image : config.limits.text;
   if (!text && !pending.length) return;
   if (text.length > limit) return say(t("too_long", { n: limit }));
   conversation.messages.push({ role: "user", text, images: pending });
@@ -123,31 +199,48 @@ function told(messages) {
   const out = [];
   for (const m of messages) {
     if (m.role === "assistant" && !m.text) out.pop();
-    else out.push({ role: m.role, text: m.text, ...m.images?.length && { images: m.images } });
+    else out.push({ role: m.role, text: m.text, ...(m.images?.length && { images: m.images }) });
   }
   return out;
 }
 
 function parameters() {
   const value = name => $(`#parameters [name="${name}"]`).value;
-  return { temperature: +value("temperature"), top_p: +value("top_p"), max_new_tokens: +value("max_new_tokens"), image_process_mode: value("image_process_mode") };
+  return {
+    temperature: +value("temperature"),
+    top_p: +value("top_p"),
+    max_new_tokens: +value("max_new_tokens"),
+    image_process_mode: value("image_process_mode"),
+  };
 }
 
 /* Streams the answer to the last question into the conversation it was asked in, whatever is shown meanwhile. */
 async function answer(again) {
-  const asked = conversation, message = { role: "assistant", text: "" };
-  const body = { model: asked.model, conversation: asked.id, messages: told(asked.messages), ...parameters(), regenerate: again };
+  const asked = conversation,
+    message = { role: "assistant", text: "" };
+  const body = {
+    model: asked.model,
+    conversation: asked.id,
+    messages: told(asked.messages),
+    ...parameters(),
+    regenerate: again,
+  };
   asked.messages.push(message);
   running = new AbortController();
-  const mine = running, started = performance.now();
+  const mine = running,
+    started = performance.now();
   showAll();
   showRunning();
   const shown = new view.Answer(message, actions);
   shown.wait(t("thinking"));
   $("#log").lastElementChild.replaceWith(shown.node);
   down();
-  let drawn = 0, first = 0;
-  const draw = () => { drawn = 0; shown.show(false); };
+  let drawn = 0,
+    first = 0;
+  const draw = () => {
+    drawn = 0;
+    shown.show(false);
+  };
   try {
     await api.chat(body, mine.signal, event => {
       if (event.queue > 0 && !message.text) shown.wait(t("queued", { n: event.queue }));
@@ -156,7 +249,8 @@ async function answer(again) {
         message.text += event.text;
         drawn ||= requestAnimationFrame(draw);
       }
-      if (event.done) message.done = { first_s: first / 1000, seconds: (performance.now() - started) / 1000, ...event.done };
+      if (event.done)
+        message.done = { first_s: first / 1000, seconds: (performance.now() - started) / 1000, ...event.done };
     });
   } catch (error) {
     if (error.name === "AbortError") message.stopped = true;
@@ -171,10 +265,14 @@ async function answer(again) {
 }
 
 async function vote(message, type) {
-  const messages = told(conversation.messages.slice(0, conversation.messages.indexOf(message) + 1)).map(({ role, text }) => ({ role, text }));
+  const messages = told(conversation.messages.slice(0, conversation.messages.indexOf(message) + 1)).map(
+    ({ role, text }) => ({ role, text }),
+  );
   try {
     await api.vote({ type, model: conversation.model, conversation: conversation.id, messages });
-  } catch (error) { return say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? "")); }
+  } catch (error) {
+    return say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? ""));
+  }
   message.vote = type;
   showAll();
   await keep();
@@ -184,7 +282,11 @@ async function vote(message, type) {
 async function attach(files) {
   for (const file of files) {
     if (pending.length >= config.limits.images) return say(t("too_many", { n: config.limits.images }));
-    try { pending.push(await pictures.read(file, config.limits)); } catch (error) { say(error.message); }
+    try {
+      pending.push(await pictures.read(file, config.limits));
+    } catch (error) {
+      say(error.message);
+    }
     showPending();
   }
   $("#question").focus();
@@ -192,14 +294,21 @@ async function attach(files) {
 
 async function camera() {
   if (matchMedia("(pointer: coarse)").matches) {
-    const input = h("input", { type: "file", accept: "image/*", capture: "environment", onchange: () => attach(input.files) });
+    const input = h("input", {
+      type: "file",
+      accept: "image/*",
+      capture: "environment",
+      onchange: () => attach(input.files),
+    });
     return input.click();
   }
   try {
     const src = await pictures.photograph();
     if (src) pending.push(src);
     showPending();
-  } catch { say(t("no_camera")); }
+  } catch {
+    say(t("no_camera"));
+  }
 }
 
 async function example(e) {
@@ -212,7 +321,7 @@ async function example(e) {
 
 /* ---- settings */
 function theme(choice) {
-  const dark = choice === "dark" || choice !== "light" && matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = choice === "dark" || (choice !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   $("#theme").dataset.choice = choice;
   $("#theme").textContent = t("theme_" + choice);
@@ -232,24 +341,47 @@ function grow() {
 }
 
 async function configure() {
-  try { config = { ...config, ...await api.config() }; } catch (error) { say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? "")); }
-  const asked = new URLSearchParams(location.search).get("model"), before = $("#model").value;
+  try {
+    config = { ...config, ...(await api.config()) };
+  } catch (error) {
+    say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? ""));
+  }
+  const asked = new URLSearchParams(location.search).get("model"),
+    before = $("#model").value;
   $("#model").replaceChildren(...config.models.map(name => h("option", { value: name }, name)));
   if (!config.models.length) $("#model").append(h("option", { value: "" }, t("no_model")));
   const want = [before, asked, store.setting("model")].find(name => config.models.includes(name));
   if (want) $("#model").value = want;
   document.documentElement.classList.toggle("embed", !!config.embed);
   $("#files").multiple = config.limits.images > 1;
-  $("#examples").replaceChildren(...config.examples.map(e => h("button", { type: "button", onclick: () => example(e) },
-    h("img", { src: e.image, alt: "", onload: event => event.target.classList.toggle("small", event.target.naturalWidth < 200) }), h("span", {}, e.text))));
+  $("#examples").replaceChildren(
+    ...config.examples.map(e =>
+      h(
+        "button",
+        { type: "button", onclick: () => example(e) },
+        h("img", {
+          src: e.image,
+          alt: "",
+          onload: event => event.target.classList.toggle("small", event.target.naturalWidth < 200),
+        }),
+        h("span", {}, e.text),
+      ),
+    ),
+  );
 }
 
 function wireParameters() {
   for (const input of document.querySelectorAll("#parameters [name]")) {
-    const kept = store.setting(input.name), output = input.parentElement.querySelector("output");
+    const kept = store.setting(input.name),
+      output = input.parentElement.querySelector("output");
     if (kept !== null && [...(input.options ?? [])].every(o => o.value !== undefined)) input.value = kept;
-    const show = () => { if (output) output.value = input.value; };
-    input.addEventListener("input", () => { store.setting(input.name, input.value); show(); });
+    const show = () => {
+      if (output) output.value = input.value;
+    };
+    input.addEventListener("input", () => {
+      store.setting(input.name, input.value);
+      show();
+    });
     show();
   }
 }
@@ -258,47 +390,100 @@ function wireComposer() {
   const area = $("#question");
   area.addEventListener("input", grow);
   area.addEventListener("keydown", event => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) { event.preventDefault(); ask(); }
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+      event.preventDefault();
+      ask();
+    }
   });
-  $("#composer").addEventListener("submit", event => { event.preventDefault(); ask(); });
-  $("#stop").addEventListener("click", () => { running?.abort(); area.focus(); });
+  $("#composer").addEventListener("submit", event => {
+    event.preventDefault();
+    ask();
+  });
+  $("#stop").addEventListener("click", () => {
+    running?.abort();
+    area.focus();
+  });
   $("#attach").addEventListener("click", () => $("#files").click());
-  $("#files").addEventListener("change", event => attach([...event.target.files]).then(() => { event.target.value = ""; }));
+  $("#files").addEventListener("change", event =>
+    attach([...event.target.files]).then(() => {
+      event.target.value = "";
+    }),
+  );
   $("#camera").addEventListener("click", camera);
   document.addEventListener("paste", event => {
-    const files = [...event.clipboardData?.files ?? []].filter(f => f.type.startsWith("image/"));
-    if (files.length) { event.preventDefault(); attach(files); }
+    const files = [...(event.clipboardData?.files ?? [])].filter(f => f.type.startsWith("image/"));
+    if (files.length) {
+      event.preventDefault();
+      attach(files);
+    }
   });
   let depth = 0;
-  const over = on => { $("#drop").hidden = !on; if (!on) depth = 0; };
-  const carries = event => [...event.dataTransfer?.types ?? []].includes("Files");
-  document.addEventListener("dragenter", event => { if (carries(event)) { depth++; over(true); } });
-  document.addEventListener("dragleave", () => { if (depth && --depth === 0) over(false); });
-  document.addEventListener("dragover", event => { if (carries(event)) event.preventDefault(); });
-  document.addEventListener("drop", event => { if (carries(event)) { event.preventDefault(); over(false); attach([...event.dataTransfer.files]); } });
+  const over = on => {
+    $("#drop").hidden = !on;
+    if (!on) depth = 0;
+  };
+  const carries = event => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  document.addEventListener("dragenter", event => {
+    if (carries(event)) {
+      depth++;
+      over(true);
+    }
+  });
+  document.addEventListener("dragleave", () => {
+    if (depth && --depth === 0) over(false);
+  });
+  document.addEventListener("dragover", event => {
+    if (carries(event)) event.preventDefault();
+  });
+  document.addEventListener("drop", event => {
+    if (carries(event)) {
+      event.preventDefault();
+      over(false);
+      attach([...event.dataTransfer.files]);
+    }
+  });
 }
 
 function wireRest() {
-  $("#new").addEventListener("click", () => { open(fresh()); configure(); });
+  $("#new").addEventListener("click", () => {
+    open(fresh());
+    configure();
+  });
   $("#clear").addEventListener("click", () => remove(conversation));
-  $("#model").addEventListener("change", event => { store.setting("model", event.target.value); conversation.model = event.target.value; });
+  $("#model").addEventListener("change", event => {
+    store.setting("model", event.target.value);
+    conversation.model = event.target.value;
+  });
   $("#menu").addEventListener("click", () => menu(!document.body.classList.contains("open")));
-  $("#main").addEventListener("click", event => { if (!event.target.closest("#menu")) menu(false); });
-  $("#theme").addEventListener("click", () => { const all = ["auto", "light", "dark"]; theme(store.setting("theme", all[(all.indexOf($("#theme").dataset.choice) + 1) % 3])); });
+  $("#main").addEventListener("click", event => {
+    if (!event.target.closest("#menu")) menu(false);
+  });
+  $("#theme").addEventListener("click", () => {
+    const all = ["auto", "light", "dark"];
+    theme(store.setting("theme", all[(all.indexOf($("#theme").dataset.choice) + 1) % 3]));
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme($("#theme").dataset.choice));
-  $("#language").addEventListener("click", () => { say_in(store.setting("language", current() === "zh" ? "en" : "zh")); showAll(); });
+  $("#language").addEventListener("click", () => {
+    say_in(store.setting("language", current() === "zh" ? "en" : "zh"));
+    showAll();
+  });
   $("#export").addEventListener("click", event => {
-    const format = event.target.dataset.format, name = `llava-${new Date(conversation.created).toISOString().slice(0, 10)}`;
+    const format = event.target.dataset.format,
+      name = `llava-${new Date(conversation.created).toISOString().slice(0, 10)}`;
     if (format === "json") save(name + ".json", "application/json", JSON.stringify(conversation, null, 2));
     if (format === "md") save(name + ".md", "text/markdown", view.markdown(conversation));
     if (format) $("#export").open = false;
   });
-  document.addEventListener("click", event => { if (!event.target.closest("#export")) $("#export").open = false; });
+  document.addEventListener("click", event => {
+    if (!event.target.closest("#export")) $("#export").open = false;
+  });
   document.addEventListener("keydown", event => {
     if (event.key !== "Escape") return;
     $("#export").open = false;
-    if (document.body.classList.contains("open")) { menu(false); $("#menu").focus(); }
-    else if (!$("#viewer").open && !$("#shutter").open) running?.abort();
+    if (document.body.classList.contains("open")) {
+      menu(false);
+      $("#menu").focus();
+    } else if (!$("#viewer").open && !$("#shutter").open) running?.abort();
   });
   addEventListener("beforeunload", () => running?.abort());
 }

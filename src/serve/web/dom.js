@@ -17,18 +17,19 @@ export function h(tag, props = {}, ...children) {
 
 const drawings = {
   up: "M7 11v9M7 11l4-8c1.5 0 2.6 1.2 2.4 2.7L13 9h5.5a1.8 1.8 0 0 1 1.8 2.1l-1.2 7a2 2 0 0 1-2 1.9H7M7 11H4v9h3",
-  down: "M17 13V4M17 13l-4 8c-1.5 0-2.6-1.2-2.4-2.7L11 15H5.500a1.8 1.8 0 0 1-1.800-2.100l1.200-7A2 2 0 0 1 6.900 4H17M17 13h3V4h-3",
-  flag: "M5 21V4M5 4h12l-2.500 4.500L17 13H5",
-  again: "M20 11a8 8 0 1 0-2.300 6.300M20 5v6h-6",
+  down: "M17 13V4M17 13l-4 8c-1.5 0-2.6-1.2-2.4-2.7L11 15H5.5a1.8 1.8 0 0 1-1.8-2.1l1.2-7A2 2 0 0 1 6.9 4H17M17 13h3V4h-3",
+  flag: "M5 21V4M5 4h12l-2.5 4.5L17 13H5",
+  again: "M20 11a8 8 0 1 0-2.3 6.3M20 5v6h-6",
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",
-  done: "m5 13 4.500 4.500L19 7",
-  edit: "m4 20 1-4L16 5l3 3L8 19zM13.500 7.500l3 3",
+  done: "m5 13 4.5 4.5L19 7",
+  edit: "m4 20 1-4L16 5l3 3L8 19zM13.5 7.5l3 3",
   close: "M6 6l12 12M18 6 6 18",
 };
 
 /* A line drawing that takes the colour of the text; nothing for screen readers, the button beside it has a label. */
 export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), path = document.createElementNS(svg.namespaceURI, "path");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"),
+    path = document.createElementNS(svg.namespaceURI, "path");
   svg.setAttribute("viewBox", "0 0 24 24");
   svg.setAttribute("aria-hidden", "true");
   path.setAttribute("d", drawings[name]);

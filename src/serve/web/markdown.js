@@ -1,6 +1,7 @@
-/* An answer's Markdown as nodes. marked only cuts the text into tokens; each token becomes nodes here, so no HTML ever exists that
- * would have to be cleaned, and what looks like HTML in an answer is shown as the text that it is. Code is coloured and formulas
- * are set afterwards, by libraries that are fetched when the first of them is seen. Without the libraries text stays text. */
+/* An answer's Markdown as nodes. marked only cuts the text into tokens; each token becomes nodes here, so no HTML ever
+ * exists that would have to be cleaned, and what looks like HTML in an answer is shown as the text that it is. Code is
+ * coloured and formulas are set afterwards, by libraries that are fetched when the first of them is seen. Without the
+ * libraries text stays text. */
 import { h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 
@@ -9,9 +10,12 @@ const once = new Map();
 /* Loads a script that defines a global. */
 function script(path) {
   if (!once.has(path)) {
-    once.set(path, new Promise((resolve, reject) => {
-      document.head.append(h("script", { src: path, onload: resolve, onerror: () => reject(new Error(path)) }));
-    }));
+    once.set(
+      path,
+      new Promise((resolve, reject) => {
+        document.head.append(h("script", { src: path, onload: resolve, onerror: () => reject(new Error(path)) }));
+      }),
+    );
   }
   return once.get(path);
 }
@@ -20,13 +24,19 @@ export async function prepare() {
   try {
     await script("/vendor/marked.js");
     marked.use({ extensions: formulas, breaks: true });
-  } catch { /* plain text then */ }
+  } catch {
+    /* plain text then */
+  }
 }
 
 /* ---- formulas: \( \), \[ \], $$ $$, and $ $ where it cannot be money */
 const rules = [
   { level: "block", start: /\$\$|\\\[/, match: /^(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])[ \t]*(?:\n|$)/ },
-  { level: "inline", start: /\$|\\\(|\\\[/, match: /^(?:\$\$([^\n]+?)\$\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]|\$(?![\s\d])([^$\n]*?[^\s$\\])\$(?!\d))/ },
+  {
+    level: "inline",
+    start: /\$|\\\(|\\\[/,
+    match: /^(?:\$\$([^\n]+?)\$\$|\\\(([^\n]+?)\\\)|\\\[([^\n]+?)\\\]|\$(?![\s\d])([^$\n]*?[^\s$\\])\$(?!\d))/,
+  },
 ];
 const formulas = rules.map(({ level, start, match }) => ({
   name: level + "_formula",
@@ -34,7 +44,13 @@ const formulas = rules.map(({ level, start, match }) => ({
   start: source => source.match(start)?.index,
   tokenizer(source) {
     const found = match.exec(source);
-    if (found) return { type: level + "_formula", raw: found[0], text: found.slice(1).find(x => x !== undefined), display: /^(\$\$|\\\[)/.test(found[0]) };
+    if (found)
+      return {
+        type: level + "_formula",
+        raw: found[0],
+        text: found.slice(1).find(x => x !== undefined),
+        display: /^(\$\$|\\\[)/.test(found[0]),
+      };
   },
 }));
 
@@ -44,17 +60,41 @@ const plain = text => text.replace(/&(?:amp|lt|gt|quot|#39);/g, e => entities[e]
 const all = tokens => (tokens ?? []).map(node);
 
 function link(token) {
-  if (!/^(?:https?:|mailto:)/i.test(token.href ?? "")) return h("span", {}, token.tokens ? all(token.tokens) : plain(token.text));
-  return h("a", { href: plain(token.href), target: "_blank", rel: "noopener noreferrer nofollow" }, token.tokens ? all(token.tokens) : plain(token.text));
+  if (!/^(?:https?:|mailto:)/i.test(token.href ?? ""))
+    return h("span", {}, token.tokens ? all(token.tokens) : plain(token.text));
+  return h(
+    "a",
+    { href: plain(token.href), target: "_blank", rel: "noopener noreferrer nofollow" },
+    token.tokens ? all(token.tokens) : plain(token.text),
+  );
 }
 
 function item(token) {
-  return h("li", {}, token.task && h("input", { type: "checkbox", disabled: true, checked: !!token.checked }), all(token.tokens));
+  return h(
+    "li",
+    {},
+    token.task && h("input", { type: "checkbox", disabled: true, checked: !!token.checked }),
+    all(token.tokens),
+  );
 }
 
 function table(token) {
-  const row = (cells, tag) => h("tr", {}, cells.map((cell, i) => h(tag, { align: token.align[i] }, all(cell.tokens))));
-  return h("table", {}, h("thead", {}, row(token.header, "th")), h("tbody", {}, token.rows.map(cells => row(cells, "td"))));
+  const row = (cells, tag) =>
+    h(
+      "tr",
+      {},
+      cells.map((cell, i) => h(tag, { align: token.align[i] }, all(cell.tokens))),
+    );
+  return h(
+    "table",
+    {},
+    h("thead", {}, row(token.header, "th")),
+    h(
+      "tbody",
+      {},
+      token.rows.map(cells => row(cells, "td")),
+    ),
+  );
 }
 
 const makers = {
@@ -64,9 +104,15 @@ const makers = {
   heading: token => h("h" + Math.min(6, token.depth + 2), {}, all(token.tokens)),
   paragraph: token => h("p", {}, all(token.tokens)),
   blockquote: token => h("blockquote", {}, all(token.tokens)),
-  list: token => h(token.ordered ? "ol" : "ul", { start: token.ordered && token.start !== 1 && String(token.start) }, token.items.map(item)),
+  list: token =>
+    h(
+      token.ordered ? "ol" : "ul",
+      { start: token.ordered && token.start !== 1 && String(token.start) },
+      token.items.map(item),
+    ),
   table,
-  code: token => h("pre", {}, h("code", { "data-language": (token.lang ?? "").match(/^[\w+#.-]+/)?.[0] }, token.text)),
+  code: token =>
+    h("pre", {}, h("code", { "data-language": (token.lang ?? "").match(/^[\w+#.-]+/)?.[0] }, token.text)),
   strong: token => h("strong", {}, all(token.tokens)),
   em: token => h("em", {}, all(token.tokens)),
   del: token => h("del", {}, all(token.tokens)),
@@ -75,7 +121,7 @@ const makers = {
   image: link,
   escape: token => plain(token.text),
   html: token => token.raw,
-  text: token => token.tokens ? h("span", {}, all(token.tokens)) : plain(token.text),
+  text: token => (token.tokens ? h("span", {}, all(token.tokens)) : plain(token.text)),
   block_formula: token => h("span", { class: "formula display" }, token.text),
   inline_formula: token => h("span", { class: token.display ? "formula display" : "formula" }, token.text),
 };
@@ -94,18 +140,48 @@ export function render(target, text, final) {
 }
 
 function finish(code) {
-  const copy = h("button", { type: "button", onclick: () => navigator.clipboard?.writeText(code.textContent).then(() => copy.replaceChildren(icon("done"), t("copied"))) }, t("copy"));
+  const copy = h(
+    "button",
+    {
+      type: "button",
+      onclick: () =>
+        navigator.clipboard?.writeText(code.textContent).then(() => copy.replaceChildren(icon("done"), t("copied"))),
+    },
+    t("copy"),
+  );
   code.parentElement.append(copy);
   const name = code.dataset.language;
-  if (name) script("/vendor/highlight.js").then(() => { if (hljs.getLanguage(name)) { code.className = name; hljs.highlightBlock(code); } }, () => {});
+  if (name)
+    script("/vendor/highlight.js").then(
+      () => {
+        if (hljs.getLanguage(name)) {
+          code.className = name;
+          hljs.highlightBlock(code);
+        }
+      },
+      () => {},
+    );
 }
 
 function set(formula) {
   const style = "/vendor/katex.css";
-  if (!document.querySelector(`link[href="${style}"]`)) document.head.append(h("link", { rel: "stylesheet", href: style }));
-  script("/vendor/katex.js").then(() => {
-    const source = formula.textContent;
-    try { katex.render(source, formula, { displayMode: formula.classList.contains("display"), throwOnError: false, trust: false, maxExpand: 200, maxSize: 20 }); }
-    catch { formula.textContent = source; }
-  }, () => {});
+  if (!document.querySelector(`link[href="${style}"]`))
+    document.head.append(h("link", { rel: "stylesheet", href: style }));
+  script("/vendor/katex.js").then(
+    () => {
+      const source = formula.textContent;
+      try {
+        katex.render(source, formula, {
+          displayMode: formula.classList.contains("display"),
+          throwOnError: false,
+          trust: false,
+          maxExpand: 200,
+          maxSize: 20,
+        });
+      } catch {
+        formula.textContent = source;
+      }
+    },
+    () => {},
+  );
 }

@@ -10,7 +10,11 @@ let database;
 function open() {
   return new Promise(resolve => {
     let request;
-    try { request = indexedDB.open("llava", 1); } catch { return resolve(null); }
+    try {
+      request = indexedDB.open("llava", 1);
+    } catch {
+      return resolve(null);
+    }
     request.onupgradeneeded = () => request.result.createObjectStore("conversations", { keyPath: "id" });
     request.onsuccess = () => resolve(request.result);
     request.onerror = request.onblocked = () => resolve(null);
@@ -24,8 +28,13 @@ function ask(mode, make) {
     try {
       const request = make(database.transaction("conversations", mode).objectStore("conversations"));
       request.onsuccess = () => resolve(request.result ?? true);
-      request.onerror = event => { event.preventDefault(); resolve(undefined); };
-    } catch { resolve(undefined); }
+      request.onerror = event => {
+        event.preventDefault();
+        resolve(undefined);
+      };
+    } catch {
+      resolve(undefined);
+    }
   });
 }
 
@@ -43,7 +52,7 @@ export const get = id => memory.get(id);
 export async function put(conversation) {
   conversation.changed = Date.now();
   memory.set(conversation.id, conversation);
-  return await ask("readwrite", s => s.put(conversation)) !== undefined || !database;
+  return (await ask("readwrite", s => s.put(conversation))) !== undefined || !database;
 }
 
 export function remove(id) {
@@ -55,6 +64,8 @@ export function setting(name, value) {
   try {
     if (value === undefined) return localStorage.getItem("llava." + name);
     localStorage.setItem("llava." + name, value);
-  } catch { /* a browser that keeps nothing */ }
+  } catch {
+    /* a browser that keeps nothing */
+  }
   return value ?? null;
 }

@@ -5,18 +5,51 @@ import { render } from "./markdown.js";
 import { enlarge } from "./pictures.js";
 
 function thumbs(images) {
-  return images.length > 0 && h("div", { class: "thumbs" }, images.map((src, i) =>
-    h("button", { type: "button", "aria-label": t("enlarge", { n: i + 1 }), onclick: () => enlarge(src) }, h("img", { src, alt: t("picture") + " " + (i + 1) }))));
+  return (
+    images.length > 0 &&
+    h(
+      "div",
+      { class: "thumbs" },
+      images.map((src, i) =>
+        h(
+          "button",
+          { type: "button", "aria-label": t("enlarge", { n: i + 1 }), onclick: () => enlarge(src) },
+          h("img", { src, alt: t("picture") + " " + (i + 1) }),
+        ),
+      ),
+    )
+  );
 }
 
 function editor(message, actions, close) {
   const area = h("textarea", { "aria-label": t("question") });
   area.value = message.text;
-  const form = h("form", { class: "edit", onsubmit: event => { event.preventDefault(); actions.resend(message, area.value); } }, area,
-    h("div", { class: "row" }, h("button", { type: "button", class: "quiet", onclick: close }, t("cancel")), h("button", { class: "primary" }, t("resend"))));
+  const form = h(
+    "form",
+    {
+      class: "edit",
+      onsubmit: event => {
+        event.preventDefault();
+        actions.resend(message, area.value);
+      },
+    },
+    area,
+    h(
+      "div",
+      { class: "row" },
+      h("button", { type: "button", class: "quiet", onclick: close }, t("cancel")),
+      h("button", { class: "primary" }, t("resend")),
+    ),
+  );
   area.addEventListener("keydown", event => {
-    if (event.key === "Escape") { event.stopPropagation(); close(); }
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      close();
+    }
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      form.requestSubmit();
+    }
   });
   return { form, area };
 }
@@ -24,28 +57,59 @@ function editor(message, actions, close) {
 function question(message, actions) {
   const item = h("li", { class: "user" }, h("span", { class: "hidden" }, t("you")));
   const bubble = message.text && h("div", { class: "bubble", dir: "auto" }, message.text);
-  const edit = h("button", { type: "button", disabled: actions.busy(), onclick: () => {
-    const { form, area } = editor(message, actions, () => { form.replaceWith(...shown); edit.focus(); });
-    const shown = [bubble, tools].filter(Boolean);
-    shown[0].replaceWith(form);
-    shown[1]?.remove();
-    area.focus();
-  } }, icon("edit"), t("edit"));
+  const edit = h(
+    "button",
+    {
+      type: "button",
+      disabled: actions.busy(),
+      onclick: () => {
+        const { form, area } = editor(message, actions, () => {
+          form.replaceWith(...shown);
+          edit.focus();
+        });
+        const shown = [bubble, tools].filter(Boolean);
+        shown[0].replaceWith(form);
+        shown[1]?.remove();
+        area.focus();
+      },
+    },
+    icon("edit"),
+    t("edit"),
+  );
   const tools = h("div", { class: "tools" }, edit);
   item.append(...[thumbs(message.images ?? []), bubble, tools].filter(Boolean));
   return item;
 }
 
 function votes(message, actions) {
-  return [["upvote", "up"], ["downvote", "down"], ["flag", "flag"]].map(([type, sign]) => h("button", {
-    type: "button", "aria-label": t(type), title: t(type), "aria-pressed": String(message.vote === type), disabled: !!message.vote,
-    onclick: () => actions.vote(message, type) }, icon(sign)));
+  return [
+    ["upvote", "up"],
+    ["downvote", "down"],
+    ["flag", "flag"],
+  ].map(([type, sign]) =>
+    h(
+      "button",
+      {
+        type: "button",
+        "aria-label": t(type),
+        title: t(type),
+        "aria-pressed": String(message.vote === type),
+        disabled: !!message.vote,
+        onclick: () => actions.vote(message, type),
+      },
+      icon(sign),
+    ),
+  );
 }
 
 function timing(done) {
   if (!done || !(done.tokens > 0)) return "";
   const spent = done.seconds - (done.first_s ?? 0);
-  return t("timing", { n: done.tokens, rate: done.tokens > 1 && spent > 0 ? ((done.tokens - 1) / spent).toFixed(1) : "–", first: (done.first_s ?? 0).toFixed(2) });
+  return t("timing", {
+    n: done.tokens,
+    rate: done.tokens > 1 && spent > 0 ? ((done.tokens - 1) / spent).toFixed(1) : "–",
+    first: (done.first_s ?? 0).toFixed(2),
+  });
 }
 
 function ending(message) {
@@ -54,10 +118,19 @@ function ending(message) {
 }
 
 function failure(message, actions) {
-  const { kind, cause } = message.error, said = { model: actions.model() };
-  return h("div", { class: "failure", role: "alert" },
-    h("p", {}, t(kind === "failed" ? "failed" : "failed_" + kind, said), cause && cause !== kind && h("small", {}, cause)),
-    h("button", { type: "button", onclick: () => actions.regenerate(message) }, t("retry")));
+  const { kind, cause } = message.error,
+    said = { model: actions.model() };
+  return h(
+    "div",
+    { class: "failure", role: "alert" },
+    h(
+      "p",
+      {},
+      t(kind === "failed" ? "failed" : "failed_" + kind, said),
+      cause && cause !== kind && h("small", {}, cause),
+    ),
+    h("button", { type: "button", onclick: () => actions.regenerate(message) }, t("retry")),
+  );
 }
 
 /* An answer; filled again and again while it streams. */
@@ -81,29 +154,61 @@ export class Answer {
     this.body.className = "answer" + (final ? "" : " streaming");
     render(this.body, message.text, final);
     if (!final) return this.foot.replaceChildren();
-    const copy = h("button", { type: "button", title: t("copy"), "aria-label": t("copy"), onclick: () =>
-      navigator.clipboard?.writeText(message.text).then(() => { copy.replaceChildren(icon("done"), t("copied")); }) }, icon("copy"));
-    const regenerate = actions.last(message) && h("button", { type: "button", onclick: () => actions.regenerate(message), title: t("regenerate"), "aria-label": t("regenerate") }, icon("again"));
+    const copy = h(
+      "button",
+      {
+        type: "button",
+        title: t("copy"),
+        "aria-label": t("copy"),
+        onclick: () =>
+          navigator.clipboard?.writeText(message.text).then(() => {
+            copy.replaceChildren(icon("done"), t("copied"));
+          }),
+      },
+      icon("copy"),
+    );
+    const regenerate =
+      actions.last(message) &&
+      h(
+        "button",
+        {
+          type: "button",
+          onclick: () => actions.regenerate(message),
+          title: t("regenerate"),
+          "aria-label": t("regenerate"),
+        },
+        icon("again"),
+      );
     this.foot.className = message.error ? "" : "tools";
-    this.foot.replaceChildren(...(message.error ? [failure(message, actions)] : [...votes(message, actions), copy, regenerate]).filter(Boolean),
-      h("span", { class: "timing" }, [ending(message), timing(message.done)].filter(Boolean).join(" · ")));
+    this.foot.replaceChildren(
+      ...(message.error ? [failure(message, actions)] : [...votes(message, actions), copy, regenerate]).filter(
+        Boolean,
+      ),
+      h("span", { class: "timing" }, [ending(message), timing(message.done)].filter(Boolean).join(" · ")),
+    );
   }
 }
 
 /* All messages of a conversation into list; returns the last answer's view, or undefined. */
 export function show(list, conversation, actions) {
   let last;
-  list.replaceChildren(...conversation.messages.map(message => {
-    if (message.role === "user") return question(message, actions);
-    last = new Answer(message, actions);
-    return last.node;
-  }));
+  list.replaceChildren(
+    ...conversation.messages.map(message => {
+      if (message.role === "user") return question(message, actions);
+      last = new Answer(message, actions);
+      return last.node;
+    }),
+  );
   return last;
 }
 
 /* ---- a conversation as a file */
 export function markdown(conversation) {
-  const lines = [`# ${conversation.title}`, "", `${conversation.model} · ${new Date(conversation.created).toISOString()}`];
+  const lines = [
+    `# ${conversation.title}`,
+    "",
+    `${conversation.model} · ${new Date(conversation.created).toISOString()}`,
+  ];
   for (const m of conversation.messages) {
     lines.push("", `## ${m.role === "user" ? t("you") : t("it")}`, "");
     for (const src of m.images ?? []) lines.push(`![](${src})`, "");
