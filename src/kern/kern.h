@@ -9,7 +9,8 @@
  * [.., C] may be seen as rows of C (tensor_rows, tensor_cols).
  *
  * For every kernel:
- *  - activations (x, y, dx, dy, ...) are all of one type, "act": F32; `ref` also takes F64, BF16 and F16;
+ *  - activations (x, y, dx, dy, ...) are all of one type, "act": F32; `ref` also takes F64, BF16 and F16, GPUs BF16
+ * and F16;
  *  - weights w are any float type and may differ from act; norms' w and biases too; gradients of weights are
  * act or F32;
  *  - indices and positions are I32, statistics (rstd, mean, lse, loss) are act or F32;
@@ -47,7 +48,8 @@ struct kern {
 
     /* ---- matrix products. w[O,I] is a weight as checkpoints store it: rows are outputs. */
 
-    /* y = x w^T + b + res.  x[T,I], y,res[T,O], b[O]; b, res may be absent; res may be y itself. Any T >= 1. */
+    /* y = x w^T + b + res.  x[T,I], y,res[T,O], b[O]; b, res may be absent; res may be y itself. Any T >= 1. Without
+     * res, y may be F32 whatever act is (logits). */
     void (*matmul)(struct kctx *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                    struct tensor res);
     /* dx[T,I] += dy[T,O] w[O,I] */
@@ -185,3 +187,7 @@ extern const struct kern kern_ref;
 /* Fills *k for the processor this runs on: kern_ref overridden with AVX2 or AVX-512 kernels.
  * `isa` NULL: the best there is; "ref", "avx2", "avx512": at most that. Returns k->name. */
 const char *kern_init_cpu(struct kern *k, const char *isa);
+/* For the GPU that d is, in builds that have one: every entry, or an error that names what is missing. */
+int kern_init_gpu(struct kern *k, struct dev *d, struct err *e);
+/* Either; isa is the host's. */
+int kern_init(struct kern *k, struct dev *d, const char *isa, struct err *e);

@@ -20,31 +20,40 @@ static struct tensor clip_layer_forward(struct op_ctx *o, const void *arg, struc
     return op_linear_add(o, h, &l->fc2, x);
 }
 
-/* I32 indices that the host fills: rows of width `cols` (1: a vector). NULL when the run is dry. */
-static struct tensor indices(struct op_ctx *o, int64_t rows, int cols, int32_t **host)
+/* I32 indices value(i, p), rows of `cols` (1: a vector), a piece at a time. p: patches of a picture. */
+static struct tensor indices(struct op_ctx *o, int64_t rows, int cols, int64_t p, int64_t (*value)(int64_t, int64_t))
 {
+    int32_t piece[1024];
     struct tensor t = cols == 1 ? tensor_1d(NULL, DT_I32, rows) : tensor_2d(NULL, DT_I32, rows, cols);
     t.p = arena_take(o->act, tensor_bytes(t));
-    *host = o->dry ? NULL : t.p;
+    for (int64_t at = 0, n = rows * cols; at < n && !o->dry; at += 1024) {
+        int64_t k = n - at < 1024 ? n - at : 1024;
+        for (int64_t i = 0; i < k; i++) piece[i] = (int32_t)value(at + i, p);
+        dev_put(o->kc->dev, (int32_t *)t.p + at, piece, (size_t)k * sizeof *piece);
+    }
     return t;
 }
 
-/* [class token | patches] + positions, for each picture. */
-static struct tensor clip_embed(struct op_ctx *o, const struct clip *m, struct tensor pixels)
+static int64_t cls_row(int64_t i, int64_t p) { return i % (p + 1) ? -1 : 0; }
+static int64_t pos_row(int64_t i, int64_t p) { return i % (p + 1); }
+static int64_t put_row(int64_t i, int64_t p) { return i + i / p + 1; }
+static int64_t seen(int64_t i, int64_t p) { return (i / 2 / (p + 1) + i % 2) * (p + 1); }
+
+struct clip_seq clip_seq_new(struct op_ctx *o, const struct clip *m, int n)
 {
-    int64_t n = pixels.n[0], p = clip_patches(&m->cfg), rows = n * (p + 1);
-    int32_t *cls, *pos, *put;
-    struct tensor i_cls = indices(o, rows, 1, &cls), i_pos = indices(o, rows, 1, &pos),
-                  i_put = indices(o, n * p, 1, &put);
-    for (int64_t i = 0; i < rows && cls; i++) {
-        cls[i] = i % (p + 1) ? -1 : 0;
-        pos[i] = (int32_t)(i % (p + 1));
-    }
-    for (int64_t i = 0; i < n * p && put; i++) put[i] = (int32_t)(i + i / p + 1);
+    int64_t p = clip_patches(&m->cfg), rows = n * (p + 1);
+    return (struct clip_seq){ .cls = indices(o, rows, 1, p, cls_row), .pos = indices(o, rows, 1, p, pos_row),
+                              .put = indices(o, n * p, 1, p, put_row), .range = indices(o, rows, 2, p, seen) };
+}
+
+/* [class token | patches] + positions, for each picture. */
+static struct tensor clip_embed(struct op_ctx *o, const struct clip *m, const struct clip_seq *seq,
+                                struct tensor pixels)
+{
     /* The table of class tokens has one row: it goes to the first row of each picture, zeros elsewhere. */
-    struct tensor x = op_embed(o, &m->cls, i_cls);
-    x = op_splice(o, x, op_linear(o, op_patchify(o, pixels, m->cfg.patch), &m->patch), i_put);
-    return op_add(o, x, op_embed(o, &m->pos, i_pos));
+    struct tensor x = op_embed(o, &m->cls, seq->cls);
+    x = op_splice(o, x, op_linear(o, op_patchify(o, pixels, m->cfg.patch), &m->patch), seq->put);
+    return op_add(o, x, op_embed(o, &m->pos, seq->pos));
 }
 
 int clip_layers_used(const struct clip_config *c, int select_layer)
@@ -53,20 +62,13 @@ int clip_layers_used(const struct clip_config *c, int select_layer)
     return n < 0 || n > c->L ? -1 : n;
 }
 
-struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor pixels, int select_layer,
-                           bool select_cls)
+struct tensor clip_forward(struct op_ctx *o, const struct clip *m, const struct clip_seq *seq, struct tensor pixels,
+                           int select_layer, bool select_cls)
 {
-    int64_t n = pixels.n[0], p = clip_patches(&m->cfg);
-    struct tensor x = op_layernorm(o, clip_embed(o, m, pixels), &m->pre, m->cfg.eps);
-    int32_t *range, *keep;
-    struct tensor i_range = indices(o, n * (p + 1), 2, &range);
-    for (int64_t i = 0; i < n * (p + 1) && range; i++) {
-        range[2 * i] = (int32_t)(i / (p + 1) * (p + 1));
-        range[2 * i + 1] = (int32_t)((i / (p + 1) + 1) * (p + 1));
-    }
+    struct tensor x = op_layernorm(o, clip_embed(o, m, seq, pixels), &m->pre, m->cfg.eps);
     int layers = clip_layers_used(&m->cfg, select_layer);
     for (int i = 0; i < layers; i++) {
-        struct layer_arg a = { m, &m->layer[i], i_range };
+        struct layer_arg a = { m, &m->layer[i], seq->range };
         if (o->tape && o->checkpoint) {
             x = op_checkpoint(o, clip_layer_forward, &a, sizeof a, x);
             continue;
@@ -79,8 +81,5 @@ struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor
             arena_rewind(o->act, mark);
         }
     }
-    if (select_cls) return x;
-    struct tensor i_keep = indices(o, n * p, 1, &keep);
-    for (int64_t i = 0; i < n * p && keep; i++) keep[i] = (int32_t)(i + i / p + 1);
-    return op_gather(o, x, i_keep);
+    return select_cls ? x : op_gather(o, x, seq->put);
 }

@@ -23,9 +23,18 @@ static inline int clip_patches(const struct clip_config *c)
     return (c->image / c->patch) * (c->image / c->patch);
 }
 
+/* Which rows are what when N pictures run at once: the same for every N pictures, so that a captured step may use it
+ * again. I32, on the device. */
+struct clip_seq {
+    struct tensor cls, pos; /* [N*(P+1)] row 0 of the class token's table or none; row of the positions' table */
+    struct tensor put;      /* [N*P] where each patch goes, and is found at the end */
+    struct tensor range;    /* [N*(P+1),2] rows that each sees: its picture's */
+};
+struct clip_seq clip_seq_new(struct op_ctx *o, const struct clip *m, int n); /* in o's arena */
+
 /* pixels[N,3,S,S] act -> [N*P,C] (select_cls: [N*(P+1),C]): hidden_states[select_layer] as LLaVA indexes it,
  * where -1 is the output of the last layer and 0 that of pre_layrnorm. */
-struct tensor clip_forward(struct op_ctx *o, const struct clip *m, struct tensor pixels, int select_layer,
-                           bool select_cls);
+struct tensor clip_forward(struct op_ctx *o, const struct clip *m, const struct clip_seq *seq, struct tensor pixels,
+                           int select_layer, bool select_cls);
 /* Layers that clip_forward runs for this select_layer; -1 when there is no such layer. */
 int clip_layers_used(const struct clip_config *c, int select_layer);

@@ -51,7 +51,7 @@ struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tens
 
 struct tensor llama_logits(struct op_ctx *o, const struct llama *m, struct tensor h)
 {
-    return op_linear(o, h, &m->head);
+    return o->tape || m->head.lora ? op_linear(o, h, &m->head) : op_linear_f32(o, h, &m->head);
 }
 
 /* Frequencies as transformers' ROPE_INIT_FUNCTIONS compute them, in float32 where it does. */
@@ -67,14 +67,12 @@ static float inv_freq(const struct llama_config *c, int i)
     return (float)((1 - smooth) * f / c->rope_factor + smooth * f);
 }
 
-void llama_rope_table(const struct llama_config *c, struct tensor table)
+void llama_rope_table(const struct llama_config *c, float *t, int n)
 {
-    ASSERT(table.n[1] == c->D && table.type == DT_F32);
-    float *t = table.p;
     int half = c->D / 2;
     for (int i = 0; i < half; i++) {
         float f = inv_freq(c, i);
-        for (int64_t p = 0; p < table.n[0]; p++) {
+        for (int64_t p = 0; p < n; p++) {
             float angle = (float)p * f; /* the product is rounded to float32 there too */
             t[p * c->D + i] = cosf(angle);
             t[p * c->D + half + i] = sinf(angle);

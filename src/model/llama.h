@@ -34,13 +34,13 @@ struct llama_cache {
     struct tensor k, v; /* [S,K*D] of one layer */
 };
 
-/* Fills table[max_pos,D] with cos | sin of pos * theta^(-2i/D), scaled as cfg says.  arXiv:2104.09864 */
-void llama_rope_table(const struct llama_config *c, struct tensor table);
+/* Fills t[n,D] with cos | sin of pos * theta^(-2i/D), scaled as cfg says, on the host.  arXiv:2104.09864 */
+void llama_rope_table(const struct llama_config *c, float *t, int n);
 
 /* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache:
  * one per layer, or NULL. With a tape each layer is checkpointed when o->checkpoint says so; seq must then
  * live until tape_back. */
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
                             const struct llama_cache *cache);
-/* h[T,C] -> logits [T,V] */
+/* h[T,C] -> logits [T,V], F32 without a tape */
 struct tensor llama_logits(struct op_ctx *o, const struct llama *m, struct tensor h);

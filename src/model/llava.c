@@ -7,9 +7,10 @@ struct tensor projector_forward(struct op_ctx *o, const struct llava_model *m, s
     return x;
 }
 
-struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, struct tensor pixels)
+struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, const struct clip_seq *seq,
+                           struct tensor pixels)
 {
-    return projector_forward(o, m, clip_forward(o, &m->clip, pixels, m->cfg.select_layer, m->cfg.select_cls));
+    return projector_forward(o, m, clip_forward(o, &m->clip, seq, pixels, m->cfg.select_layer, m->cfg.select_cls));
 }
 
 int llava_tile_rows(const struct llava_model *m)

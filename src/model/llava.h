@@ -23,6 +23,7 @@ struct llava_model {
     struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
     bool tower_inside;                        /* the tower's weights are in the checkpoint */
     enum dtype dtype;                         /* what was asked for, or chosen */
+    struct dev *dev;                          /* where parameters are; NULL: the host */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
 
@@ -89,8 +90,9 @@ int llava_model_context(struct llava_model *m, int n, struct err *e);
 
 /* ---- forward */
 
-/* pixels[N,3,S,S] -> features [N*P,C] in the language model's width */
-struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, struct tensor pixels);
+/* pixels[N,3,S,S] -> features [N*P,C] in the language model's width; seq is clip_seq_new's for N pictures */
+struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, const struct clip_seq *seq,
+                           struct tensor pixels);
 /* Rows of encode's result for one picture tile. */
 int llava_tile_rows(const struct llava_model *m);
 struct tensor projector_forward(struct op_ctx *o, const struct llava_model *m, struct tensor x);

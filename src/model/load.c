@@ -396,12 +396,17 @@ int llava_model_context(struct llava_model *m, int n, struct err *e)
 {
     arena_fini(&m->own_more);
     struct tensor t = tensor_2d(NULL, DT_F32, n, m->cfg.llama.D);
-    int rc = arena_init(&m->own_more, tensor_bytes(t) + ARENA_ALIGN, e);
-    if (rc < 0) return rc;
-    t.p = arena_take(&m->own_more, tensor_bytes(t));
-    llama_rope_table(&m->cfg.llama, t);
-    m->llama.rope = t;
-    return 0;
+    float *host = malloc(tensor_bytes(t));
+    if (!host) return err_set(e, ERR_NOMEM, "no memory for %d positions", n);
+    int rc = dev_arena(&m->own_more, m->dev, tensor_bytes(t) + ARENA_ALIGN, e);
+    if (rc >= 0) {
+        t.p = arena_take(&m->own_more, tensor_bytes(t));
+        llama_rope_table(&m->cfg.llama, host, n);
+        dev_put(m->dev, t.p, host, tensor_bytes(t));
+        m->llama.rope = t;
+    }
+    free(host);
+    return rc;
 }
 
 /* ---- random models */

@@ -42,7 +42,8 @@ struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, s
     OP_CHECK(!want || !pages.p, q, pages); /* the backward knows no pages: a store is not trained through */
     struct tensor y = op_new(o, want, tensor_rows(q), tensor_cols(q)), lse = { 0 };
     if (y.id) {
-        lse = op_new(o, false, tensor_rows(q), heads);
+        lse = tensor_2d(NULL, op_stat_type(o), tensor_rows(q), heads);
+        lse.p = arena_take(o->act, tensor_bytes(lse));
     }
     OP_RUN(o, attn_fwd, y, lse, q, k, v, range, pages, heads, scale);
     struct rec *r = op_record(o, attention_bwd, y);

@@ -87,3 +87,12 @@ struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *
 {
     return op_linear_add(o, x, l, (struct tensor){ 0 });
 }
+
+struct tensor op_linear_f32(struct op_ctx *o, struct tensor x, const struct linear *l)
+{
+    struct tensor none = { 0 }, y = tensor_2d(NULL, op_stat_type(o), tensor_rows(x), l->w.w.n[0]);
+    OP_CHECK(!o->tape && !l->lora && tensor_cols(x) == l->w.w.n[1], x, l->w.w);
+    y.p = arena_take(o->act, tensor_bytes(y));
+    OP_RUN(o, matmul, y, x, l->w.w, l->b.w, none);
+    return y;
+}

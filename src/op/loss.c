@@ -10,7 +10,7 @@ struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor targ
 {
     OP_CHECK(tensor_count(target) == tensor_rows(logits), logits, target);
     struct tensor loss = op_new(o, logits.id != 0, tensor_rows(logits), 1);
-    struct tensor lse = op_new_1d(o, o->type, tensor_rows(logits));
+    struct tensor lse = op_new_1d(o, op_stat_type(o), tensor_rows(logits));
     loss.nd = 1;
     OP_RUN(o, xent_fwd, loss, lse, logits, target);
     struct rec *r = op_record(o, xent_bwd, loss);
@@ -35,7 +35,7 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
     for (int64_t from = 0; from < rows; from += chunk) {
         const int64_t n = rows - from < chunk ? rows - from : chunk;
         const size_t mark = arena_mark(o->act);
-        struct tensor logits = op_new(o, false, n, V), lse = op_new_1d(o, o->type, n);
+        struct tensor logits = op_new(o, false, n, V), lse = op_new_1d(o, op_stat_type(o), n);
         struct tensor xs = tensor_slice(x, from, n), want = tensor_slice(target, from, n);
         OP_RUN(o, matmul, logits, xs, l->w.w, l->b.w, none);
         OP_RUN(o, xent_fwd, tensor_slice(loss, from, n), lse, logits, want);

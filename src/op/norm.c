@@ -1,8 +1,6 @@
 /* RMSNorm and LayerNorm. */
 #include "op/op.h"
 
-static enum dtype stat_type(const struct op_ctx *o) { return o->type == DT_F64 ? DT_F64 : DT_F32; }
-
 static void rmsnorm_bwd(struct op_ctx *o, const struct rec *r)
 {
     const struct param *w = r->arg;
@@ -13,7 +11,7 @@ struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *
 {
     OP_CHECK(tensor_count(w->w) == tensor_cols(x), x, w->w);
     struct tensor y = op_new(o, x.id || param_trains(w), tensor_rows(x), tensor_cols(x));
-    struct tensor rstd = op_new_1d(o, stat_type(o), tensor_rows(x));
+    struct tensor rstd = op_new_1d(o, op_stat_type(o), tensor_rows(x));
     OP_RUN(o, rmsnorm_fwd, y, rstd, x, w->w, eps);
     struct rec *r = op_record(o, rmsnorm_bwd, y);
     if (r) {
@@ -35,8 +33,8 @@ struct tensor op_layernorm(struct op_ctx *o, struct tensor x, const struct layer
 {
     OP_CHECK(tensor_count(n->w.w) == tensor_cols(x) && tensor_count(n->b.w) == tensor_cols(x), x, n->w.w);
     struct tensor y = op_new(o, x.id || param_trains(&n->w) || param_trains(&n->b), tensor_rows(x), tensor_cols(x));
-    struct tensor mean = op_new_1d(o, stat_type(o), tensor_rows(x));
-    struct tensor rstd = op_new_1d(o, stat_type(o), tensor_rows(x));
+    struct tensor mean = op_new_1d(o, op_stat_type(o), tensor_rows(x));
+    struct tensor rstd = op_new_1d(o, op_stat_type(o), tensor_rows(x));
     OP_RUN(o, layernorm_fwd, y, mean, rstd, x, n->w.w, n->b.w, eps);
     struct rec *r = op_record(o, layernorm_bwd, y);
     if (r) {

@@ -86,11 +86,20 @@ void tape_back(struct op_ctx *o);
 /* Marks an input (pixels, embeddings made elsewhere) as one whose gradient is wanted. */
 struct tensor tape_want(struct op_ctx *o, struct tensor x);
 
+/* ---- host and device */
+
+/* The values of a host tensor on the device, in o->type if they are floats: a copy in the arena, so host may change. */
+struct tensor op_input(struct op_ctx *o, struct tensor host);
+/* x to host[count] as f32; waits for it. */
+void op_output(struct op_ctx *o, float *host, struct tensor x);
+
 /* ---- ops. x is [T,C] unless said; results are new [T,..] tensors of o->type. */
 
 struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l); /* [T,I] -> [T,O] */
 struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l,
                             struct tensor res); /* + res[T,O] */
+/* Logits for sampling: F32 whatever o->type is; never on a tape. */
+struct tensor op_linear_f32(struct op_ctx *o, struct tensor x, const struct linear *l);
 struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps);
 struct tensor op_layernorm(struct op_ctx *o, struct tensor x, const struct layernorm *n, float eps);
 struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos,
@@ -140,6 +149,8 @@ struct tensor op_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols); /
 struct tensor op_new_1d(struct op_ctx *o, enum dtype t, int64_t n);            /* statistics; no slot */
 /* A record to fill, or NULL when y has no slot (no tape, or nobody wants it). */
 struct rec *op_record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct rec *), struct tensor y);
+/* Of statistics and losses. */
+static inline enum dtype op_stat_type(const struct op_ctx *o) { return o->type == DT_F64 ? DT_F64 : DT_F32; }
 static inline bool param_trains(const struct param *p) { return p && (p->flags & PARAM_TRAIN) != 0; }
 static inline struct tensor param_grad(const struct param *p)
 {

@@ -27,10 +27,8 @@ static struct op_ctx context_of(struct engine *g)
 
 static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, int cols)
 {
-    struct tensor t = cols == 1 ? tensor_1d(NULL, DT_I32, rows) : tensor_2d(NULL, DT_I32, rows, cols);
-    t.p = arena_take(o->act, tensor_bytes(t));
-    if (!o->dry) memcpy(t.p, host, tensor_bytes(t));
-    return t;
+    void *p = (void *)(uintptr_t)host; /* op_input only reads */
+    return op_input(o, cols == 1 ? tensor_1d(p, DT_I32, rows) : tensor_2d(p, DT_I32, rows, cols));
 }
 
 /* Token embeddings with feature rows put where the token is -1. */
@@ -38,10 +36,8 @@ static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const 
 {
     struct tensor x = op_embed(o, &g->model.llama.embed, index_of(o, s->token, s->n, 1));
     if (!s->features.p) return x;
-    struct tensor at = index_of(o, s->feature, s->n, 1);
-    if (!o->dry)
-        for (int i = 0; i < s->n; i++) ((int32_t *)at.p)[i] = s->token[i] < 0 ? s->feature[i] : -1;
-    return op_add(o, x, op_gather(o, s->features, at)); /* one of the two is zero in every row */
+    struct tensor f = op_gather(o, op_input(o, s->features), index_of(o, s->feature, s->n, 1));
+    return op_add(o, x, f); /* one of the two is zero in every row */
 }
 
 static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
@@ -59,25 +55,39 @@ static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *
 struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s)
 {
     ASSERT(s->n > 0 && s->n <= g->chunk);
+    dev_use(g->dev);
     arena_rewind(&g->act, 0);
     struct op_ctx o = context_of(g);
     g->kc.decode = s->decode;
     struct tensor logits = step_run(&o, g, c, s);
     g->kc.decode = false;
+    if (!g->dev) return logits;
+    dev_get(g->dev, g->logits, logits.p, tensor_bytes(logits));
+    logits.p = g->logits;
     return logits;
+}
+
+static struct tensor tile(const struct engine *g, const float *pixels)
+{
+    int side = g->model.cfg.clip.image;
+    return (struct tensor){ (void *)(uintptr_t)pixels, DT_F32, 4, 0, { 1, 3, side, side } };
+}
+
+static struct tensor encode_run(struct op_ctx *o, const struct engine *g, const float *pixels)
+{
+    struct clip_seq seq = clip_seq_new(o, &g->model.clip, 1);
+    return llava_encode(o, &g->model, &seq, op_input(o, tile(g, pixels)));
 }
 
 void engine_encode(struct engine *g, const float *pixels, int n, float *out)
 {
     int side = g->model.cfg.clip.image;
+    dev_use(g->dev);
     for (int i = 0; i < n; i++) {
         arena_rewind(&g->act, 0);
         struct op_ctx o = context_of(g);
-        struct tensor x = {
-            (void *)(pixels + (size_t)i * 3 * (size_t)(side * side)), DT_F32, 4, 0, { 1, 3, side, side }
-        };
-        struct tensor y = llava_encode(&o, &g->model, x);
-        memcpy(out + (size_t)i * (size_t)tensor_count(y), y.p, tensor_bytes(y));
+        struct tensor y = encode_run(&o, g, pixels + (size_t)i * 3 * (size_t)(side * side));
+        op_output(&o, out + (size_t)i * (size_t)tensor_count(y), y);
     }
 }
 
@@ -88,7 +98,7 @@ int cache_init(struct cache *c, const struct engine *g, int rows, struct err *e)
     const struct llama_config *l = &g->model.cfg.llama;
     *c = (struct cache){ .rows = rows };
     struct tensor t = tensor_2d(NULL, g->kv_type, rows, (int64_t)l->K * l->D);
-    int rc = arena_init(&c->mem, 2 * (size_t)l->L * (tensor_bytes(t) + ARENA_ALIGN), e);
+    int rc = dev_arena(&c->mem, g->dev, 2 * (size_t)l->L * (tensor_bytes(t) + ARENA_ALIGN), e);
     if (rc < 0) return rc;
     c->layer = calloc((size_t)l->L, sizeof *c->layer);
     if (!c->layer) return err_set(e, ERR_NOMEM, "no memory for a cache");
@@ -121,15 +131,14 @@ static int plan(struct engine *g, struct err *e)
     if (!layers) return err_set(e, ERR_NOMEM, "no memory for a plan");
     for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
     struct cache c = { .layer = layers };
-    struct step s = { .n = g->chunk, .all_logits = true, .features = tensor_2d(&count, DT_F32, 1, l->C) };
+    struct step s = { .n = g->chunk, .all_logits = true, .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
     step_run(&o, g, &c, &s);
     free(layers);
     if (g->model.cfg.has_vision) {
         arena_rewind(&count, 0);
-        int side = g->model.cfg.clip.image;
-        llava_encode(&o, &g->model, (struct tensor){ &count, DT_F32, 4, 0, { 1, 3, side, side } });
+        op_output(&o, NULL, encode_run(&o, g, NULL));
     }
-    return arena_init(&g->act, count.high, e);
+    return dev_arena(&g->act, g->dev, count.high, e);
 }
 
 static int64_t part_bytes(const struct engine *g, bool llama_only);
@@ -167,21 +176,40 @@ static int64_t part_bytes(const struct engine *g, bool decode_only)
 
 /* ---- faults in weights */
 
+/* n elements of t from `at` on, as f32. `raw` holds n elements of any type. */
+static void values_from(const struct engine *g, float *out, struct tensor t, int64_t at, int64_t n, void *raw)
+{
+    enum dtype type = (enum dtype)t.type;
+    dev_get(g->dev, raw, (char *)t.p + (size_t)at * dtype_bytes(type), (size_t)n * dtype_bytes(type));
+    dtype_convert(out, DT_F32, raw, type, n);
+}
+
+void engine_values(const struct engine *g, float *out, struct tensor t)
+{
+    double raw[512];
+    for (int64_t at = 0, n = tensor_count(t); at < n; at += 512)
+        values_from(g, out + at, t, at, n - at < 512 ? n - at : 512, raw);
+}
+
 static int find_nan(void *ctx, const struct bind_row *r, struct err *e)
 {
+    enum { PIECE = 1 << 20 };
     const struct engine *g = ctx;
     struct tensor t = r->param->w;
-    float row[1024];
     int64_t n = t.p ? tensor_count(t) : 0;
-    for (int64_t at = 0; at < n; at += 1024) {
-        int64_t k = n - at < 1024 ? n - at : 1024;
-        dtype_convert(row, DT_F32, (char *)t.p + (size_t)at * dtype_bytes((enum dtype)t.type), (enum dtype)t.type, k);
-        for (int64_t i = 0; i < k; i++)
-            if (!isfinite(row[i]))
-                return err_set(e, ERR_FORMAT, "tensor '%s' of '%s' holds %s at element %lld", r->name, g->name,
-                               isnan(row[i]) ? "NaN" : "infinity", (long long)(at + i));
+    float *v = malloc(PIECE * sizeof *v);
+    double *raw = malloc(PIECE * sizeof *raw);
+    int rc = v && raw ? 0 : err_set(e, ERR_NOMEM, "no memory to look for '%s'", r->name);
+    for (int64_t at = 0; at < n && rc == 0; at += PIECE) {
+        int64_t k = n - at < PIECE ? n - at : PIECE;
+        values_from(g, v, t, at, k, raw);
+        for (int64_t i = 0; i < k && rc == 0; i++)
+            if (!isfinite(v[i]))
+                rc = err_set(e, ERR_FORMAT, "tensor '%s' of '%s' holds %s at element %lld", r->name, g->name,
+                             isnan(v[i]) ? "NaN" : "infinity", (long long)(at + i));
     }
-    return 0;
+    free(v), free(raw);
+    return rc;
 }
 
 int engine_blame(struct engine *g, struct err *e)

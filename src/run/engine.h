@@ -11,9 +11,11 @@ struct engine {
     struct llava_model model;
     struct tokenizer *tok;        /* NULL for a random model */
     struct clip_processor proc;
+    struct dev *dev;              /* what it runs on; NULL: the host */
     struct kern kern;
     struct kctx kc;
-    struct arena act, scratch;    /* activations of one step; kernels' own */
+    struct arena act, scratch;    /* activations of one step; kernels' own; both on the device */
+    float *logits;                /* [chunk,V] of a step on the host, where it is not the device */
     enum dtype dtype, kv_type;
     int context;                  /* positions of a session */
     int chunk;                    /* most tokens of one step */
@@ -53,19 +55,22 @@ void cache_fini(struct cache *c);
 struct step {
     int n;
     const int32_t *token;   /* id, or -1: a row of features */
-    const int32_t *feature; /* row of `features` where token is -1 */
-    struct tensor features; /* [M,C] F32, or p NULL */
+    const int32_t *feature; /* row of `features` where token is -1, else -1; not read without features */
+    struct tensor features; /* [M,C] F32, M <= n, on the host; or p NULL */
     const int32_t *pos;     /* position */
     const int32_t *range;   /* [n,2] cache rows seen */
     const int32_t *row;     /* cache row to fill */
     bool all_logits;        /* logits of every row, else of the last */
     bool decode;            /* see kctx.decode */
 };
-/* Logits [n or 1, V] F32; valid until the next step. */
+/* Logits [n or 1, V] F32 on the host; valid until the next step. */
 struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s);
 
 /* pixels [n,3,S,S] F32 -> out [n * rows of a tile, C] F32, one tile at a time. */
 void engine_encode(struct engine *g, const float *pixels, int n, float *out);
+
+/* The values of a (small) parameter as f32. */
+void engine_values(const struct engine *g, float *out, struct tensor t);
 
 /* NaN or infinity in logits: looks through the weights and names the tensor that holds one. Always < 0. */
 int engine_blame(struct engine *g, struct err *e);

@@ -85,7 +85,7 @@ static int merge_features(struct image *im, const struct engine *g, float *tiles
         return err_set(e, ERR_NOMEM, "no memory for a picture's features");
     }
     struct tensor nl = g->model.newline.w;
-    if (nl.p) dtype_convert(newline, DT_F32, nl.p, (enum dtype)nl.type, width);
+    if (nl.p) engine_values(g, newline, nl);
     rows_of(im, g, at);
     for (int64_t i = 0; i < n; i++)
         memcpy(out + i * width, at[i] < 0 ? newline : tiles + (int64_t)at[i] * width, (size_t)width * sizeof *out);

@@ -86,7 +86,7 @@ static int read_chunk(struct session *s, const struct prompt *p, struct image *c
     for (int i = 0; i < n; i++) {
         const struct position *at = &p->at[from + i];
         chunk_put(&c, i, from + i, at->token, g->model.cfg.llama.window);
-        c.feature[i] = k;
+        c.feature[i] = at->token < 0 ? k : -1;
         if (at->token >= 0) continue;
         memcpy(features + (size_t)k++ * (size_t)width, images[at->image]->features + (size_t)at->row * (size_t)width,
                (size_t)width * sizeof *features);

@@ -69,7 +69,8 @@ static double step_run(struct step *s)
     arena_rewind(&s->act, 0);
     o->checkpoint = s->checkpoint;
     struct tensor x = op_embed(o, &s->m.llama.embed, tensor_1d(s->token, DT_I32, s->n));
-    struct tensor f = llava_encode(o, &s->m, s->pixels);
+    struct clip_seq tiles = clip_seq_new(o, &s->m.clip, (int)s->pixels.n[0]);
+    struct tensor f = llava_encode(o, &s->m, &tiles, s->pixels);
     x = op_splice(o, x, f, tensor_1d(s->feature, DT_I32, s->n_features));
     struct tensor logits = llama_logits(o, &s->m.llama, llama_forward(o, &s->m.llama, x, &seq, NULL));
     struct tensor loss = op_xent(o, logits, tensor_1d(s->target, DT_I32, s->n)), g = tape_grad(o, loss);
