@@ -3,6 +3,7 @@
 transformers, peft and Pillow make of them.  The program must agree with these numbers (tests/golden/*).
 
     python3 tools/golden.py --out tests/golden          torch, transformers >= 5, peft, sentencepiece, Pillow
+    python3 tools/golden.py --out tests/golden --runs   training runs only, over the models that are there
     python3 tools/golden.py --out DIR --plain           without transformers and peft: tries this script
 
 Everything runs on the CPU on one thread with eager attention.  fp32 results are computed from the weights
@@ -23,6 +24,7 @@ import sentencepiece
 import torch
 
 from golden.common import MARGIN, STEPS, attempt, notes, opt, sha256, write_json
+from golden.runs import runs
 from golden.pictures import clip_crop, clip_normalise, open_rgb, write_pictures, write_pixels
 from golden.text import train_tokenizer
 from golden.variants import (
@@ -54,7 +56,8 @@ def manifest():
     files = {}
     for path in sorted(glob.glob(os.path.join(opt.out, "**", "*"), recursive=True)):
         rel = os.path.relpath(path, opt.out)
-        if os.path.isfile(path) and rel.split(os.sep)[0] in ("pictures", "pixels", "models", "expected"):
+        if os.path.isfile(path) and rel.split(os.sep)[0] in ("pictures", "pixels", "models", "expected",
+                                                                      "training"):
             with open(path, "rb") as f:
                 files[rel] = sha256(f.read())
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
@@ -70,10 +73,28 @@ def manifest():
                 "sha256": files})
 
 
-def main():
+def settle():
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+def main_runs():
+    """--runs: the manifest keeps what else it says"""
+    settle()
+    runs()
+    path = os.path.join(opt.out, "manifest.json")
+    with open(path, encoding="utf-8") as f:
+        before = json.load(f)
+    kept = {k: before[k] for k in before if k not in ("command", "device", "attention", "bf16", "greedy_steps",
+                                                      "greedy_margin", "sha256", "versions", "runs")}
+    notes.update({**kept, **notes})
+    manifest()
+    return 0
+
+
+def main():
+    settle()
     notes.update(variants=[], seeds={}, plain_vs_transformers_relative={},
                  llava_for_conditional_generation={})
     os.makedirs(os.path.join(opt.out, "models"), exist_ok=True)
@@ -90,6 +111,7 @@ def main():
         except Exception:
             traceback.print_exc()
             failed.append(variant.__name__)
+    runs()
     if not opt.plain:
         attempt(notes, "pixel_values_max_difference", pixel_backends)
     print(json.dumps({k: v for k, v in notes.items() if k != "variants"}, indent=1))
@@ -104,5 +126,6 @@ if __name__ == "__main__":
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--runs", action="store_true")
     parser.parse_args(namespace=opt)
-    sys.exit(main())
+    sys.exit(main_runs() if opt.runs else main())

@@ -7,7 +7,7 @@ import os
 import sys
 
 LIMIT = 3 * 1000 * 1000
-FOLDERS = ("expected", "models", "pictures", "pixels")
+FOLDERS = ("expected", "models", "pictures", "pixels", "training")
 
 
 def found(root):

@@ -60,16 +60,12 @@ def pack(out, path):
              end=np.cumsum([len(b) for b in blobs]))
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("npm"); ap.add_argument("out")
-    ap.add_argument("--size", type=int, default=112); ap.add_argument("--limit", type=int, default=0)
-    ap.add_argument("--pack")
-    a = ap.parse_args()
-    facts = json.load(open(os.path.join(package(a.npm, "unicode-emoji-json"), "data-by-emoji.json")))
-    words = json.load(open(glob.glob(os.path.join(package(a.npm, "emojilib"), "**", "emoji-en-US.json"), recursive=True)[0]))
-    sets = {s: json.load(open(os.path.join(package(a.npm, "@iconify-json/" + s), "icons.json"))) for s in STYLES}
-    jobs = []
+def jobs(npm):
+    """[(SVG, fact)] of every picture, emoji by emoji"""
+    facts = json.load(open(os.path.join(package(npm, "unicode-emoji-json"), "data-by-emoji.json")))
+    words = json.load(open(glob.glob(os.path.join(package(npm, "emojilib"), "**", "emoji-en-US.json"), recursive=True)[0]))
+    sets = {s: json.load(open(os.path.join(package(npm, "@iconify-json/" + s), "icons.json"))) for s in STYLES}
+    out = []
     for emoji, fact in facts.items():
         if fact["group"] == "Component":
             continue
@@ -79,22 +75,37 @@ def main():
         for s in STYLES:
             have = [n for n in names if n in sets[s]["icons"] or n in sets[s].get("aliases", {})]
             if have and (text := svg_text(sets[s], sorted(have)[0])):
-                jobs.append((text, dict(image=f"{s}/{code}.png", style=s, emoji=emoji, name=fact["name"], group=fact["group"],
-                                        keywords=words.get(emoji, []), split=SPLIT.get(s, "train"))))
-    if a.limit:
-        jobs = jobs[:a.limit]
-    for s in STYLES:
-        os.makedirs(os.path.join(a.out, s), exist_ok=True)
+                out.append((text, dict(image=f"{s}/{code}.png", style=s, emoji=emoji, name=fact["name"], group=fact["group"],
+                                       keywords=words.get(emoji, []), split=SPLIT.get(s, "train"))))
+    return out
 
-    def draw(job):
-        path = os.path.join(a.out, job[1]["image"])
-        run = subprocess.run(["rsvg-convert", "-w", str(a.size), "-h", str(a.size), "-b", "white", "-o", path],
+
+def draw(some, out, size):
+    """draws these jobs into the folder; which of them could be drawn"""
+    for s in STYLES:
+        os.makedirs(os.path.join(out, s), exist_ok=True)
+
+    def one(job):
+        path = os.path.join(out, job[1]["image"])
+        run = subprocess.run(["rsvg-convert", "-w", str(size), "-h", str(size), "-b", "white", "-o", path],
                              input=job[0].encode(), capture_output=True)
         return run.returncode == 0 and os.path.getsize(path) > 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        good = list(pool.map(draw, jobs))
+        return list(pool.map(one, some))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("npm"); ap.add_argument("out")
+    ap.add_argument("--size", type=int, default=112); ap.add_argument("--limit", type=int, default=0)
+    ap.add_argument("--pack")
+    a = ap.parse_args()
+    some = jobs(a.npm)
+    if a.limit:
+        some = some[:a.limit]
+    good = draw(some, a.out, a.size)
     with open(os.path.join(a.out, "facts.jsonl"), "w") as f:
-        for job, ok in zip(jobs, good):
+        for job, ok in zip(some, good):
             if ok:
                 f.write(json.dumps(job[1], ensure_ascii=False) + "\n")
     if a.pack:
