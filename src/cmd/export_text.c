@@ -6,55 +6,20 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/buf.h"
 #include "cmd/export.h"
+#include "file/json.h"
 
-enum { FILE_MAX = 100 << 20 };
 static const char *const marks[] = { "<image>", "<pad>" };
-
-/* Whole reals as integers: files are read with integers as reals, since model_max_length is often 10^30. */
-static json_t *whole(json_t *v)
-{
-    const char *key;
-    json_t *x;
-    size_t i;
-    void *next;
-    if (json_is_object(v)) {
-        json_object_foreach_safe(v, next, key, x) json_object_set_new(v, key, whole(json_incref(x)));
-    } else if (json_is_array(v)) {
-        json_array_foreach(v, i, x) json_array_set_new(v, i, whole(json_incref(x)));
-    } else if (json_is_real(v)) {
-        double d = json_real_value(v);
-        if (d > -1e15 && d < 1e15 && d == (double)(json_int_t)d) {
-            json_decref(v);
-            return json_integer((json_int_t)d);
-        }
-    }
-    return v;
-}
 
 /* The object in the last of the folders that has the file; *ret NULL where none has. */
 static int load(json_t **ret, const char *const dirs[2], const char *file, struct err *e)
 {
     *ret = NULL;
     for (int i = 2; i-- > 0;) {
-        char path[4096], *text;
-        size_t n;
-        json_error_t why;
+        char path[4096];
         if (!dirs[i]) continue;
         snprintf(path, sizeof path, "%s/%s", dirs[i], file);
-        if (access(path, F_OK) != 0) continue;
-        int rc = file_read(&text, &n, path, FILE_MAX, e);
-        if (rc < 0) return rc;
-        *ret = json_loadb(text, n, JSON_DECODE_INT_AS_REAL, &why);
-        free(text);
-        if (!json_is_object(*ret)) {
-            json_decref(*ret);
-            *ret = NULL;
-            return err_set(e, ERR_FORMAT, "'%s' does not hold a JSON object", path);
-        }
-        *ret = whole(*ret);
-        return 0;
+        if (access(path, F_OK) == 0) return json_file_load_wide(ret, path, e);
     }
     return 0;
 }

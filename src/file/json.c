@@ -33,6 +33,44 @@ int json_file_load(json_t **ret, const char *path, struct err *e)
     return rc;
 }
 
+/* Whole reals as integers again. Takes the reference and gives one back. */
+static json_t *whole(json_t *v)
+{
+    const char *key;
+    json_t *x;
+    size_t i;
+    void *next;
+    if (json_is_object(v)) {
+        json_object_foreach_safe(v, next, key, x) json_object_set_new(v, key, whole(json_incref(x)));
+    } else if (json_is_array(v)) {
+        json_array_foreach(v, i, x) json_array_set_new(v, i, whole(json_incref(x)));
+    } else if (json_is_real(v)) {
+        double d = json_real_value(v);
+        if (d > -1e15 && d < 1e15 && d == (double)(json_int_t)d) {
+            json_decref(v);
+            return json_integer((json_int_t)d);
+        }
+    }
+    return v;
+}
+
+int json_file_load_wide(json_t **ret, const char *path, struct err *e)
+{
+    char *text;
+    size_t n;
+    int rc = file_read(&text, &n, path, JSON_FILE_MAX, e);
+    if (rc < 0) return rc;
+    json_error_t at;
+    json_t *v = json_loadb(text, n, JSON_DECODE_INT_AS_REAL, &at);
+    free(text);
+    if (!json_is_object(v)) {
+        json_decref(v);
+        return err_set(e, ERR_FORMAT, "'%s' does not hold a JSON object", path);
+    }
+    *ret = whole(v);
+    return 0;
+}
+
 int json_file_save(const char *path, const json_t *v, struct err *e)
 {
     char *text = json_dumps(v, JSON_INDENT(2) | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(17));

@@ -19,6 +19,9 @@ enum { JSON_FILE_MAX = 100 << 20 }; /* bytes; the limit for configurations and i
 /* A whole file; *ret is a new reference (json_decref). Errors: cannot parse 'config.json': line 3 column 7:
  * ... */
 int json_file_load(json_t **ret, const char *path, struct err *e);
+/* The same for files of tokenizers, whose model_max_length is often 10^30: integers that are too large become reals. It
+ * must hold an object. */
+int json_file_load_wide(json_t **ret, const char *path, struct err *e);
 /* Indented by two, ASCII only, as Python's json.dump(indent=2) writes it; atomic, see out.h. */
 int json_file_save(const char *path, const json_t *v, struct err *e);
 /* The same from memory; `file` is for the message. Duplicate names are refused. */

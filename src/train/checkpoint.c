@@ -18,6 +18,7 @@
 #include "file/json.h"
 #include "file/out.h"
 #include "train/report.h"
+#include "train/tokens.h"
 
 enum { FORMAT = 1, PATH_BYTES = 4096 };
 static const char resume_file[] = "resume.json", tensors_file[] = "resume.safetensors";
@@ -265,6 +266,8 @@ static int more(void *ctx, struct saver *out, struct err *e)
     const struct writing *w = ctx;
     int rc;
     if (w->c->kind != TRAIN_PROJECTOR) TRY(put_generation(out, w, e));
+    if (w->c->tokens && json_object_size(w->c->tokens) && w->c->model_dir)
+        TRY(tokens_save(out, w->c->model_dir, w->c->tokens, e));
     TRY(put_trainer_state(out, w, e));
     TRY(put_plot(out, w, e));
     if (!w->last) TRY(put_resume(out, w, e));
@@ -272,16 +275,15 @@ out:
     return rc;
 }
 
-/* config.json's keys. mm_vision_tower as it was given, but for places that depend on where the program is started or
- * where the base lies: those become absolute, and a tower inside its base the folder that we write. */
+/* config.json's keys. mm_vision_tower as it was given (ORG/NAME stays), but for places that depend on where the program
+ * is started or where the base lies: those become absolute, and a tower inside its base the folder that we write. */
 static json_t *config_keys(const struct checkpoint *c)
 {
     static const char key[] = "mm_vision_tower";
     json_t *o = c->config ? json_deep_copy(c->config) : json_object();
-    const char *name = json_string_value(json_object_get(o, key));
-    if (!name) name = c->m->cfg.tower;
-    char *real = c->m->clip_dir && strcmp(name, c->m->clip_dir) == 0 ? realpath(c->m->clip_dir, NULL) : NULL;
-    if (!real && c->m->clip_dir && *name == '.') real = realpath(c->m->clip_dir, NULL);
+    const char *given = json_string_value(json_object_get(o, key)), *name = given ? given : c->m->cfg.tower;
+    bool place = *name == '.' || !strchr(name, '/') || (*name != '/' && access(name, F_OK) == 0);
+    char *real = c->m->clip_dir && place ? realpath(c->m->clip_dir, NULL) : NULL;
     if (real) json_object_set_new(o, key, json_string(real));
     else if (!*name && c->m->cfg.has_clip) json_object_set_new(o, key, json_string("./vision_tower"));
     free(real);

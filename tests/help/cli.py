@@ -70,6 +70,20 @@ def read_safetensors(path):
             for name, t in head.items() if name != "__metadata__"}
 
 
+def write_safetensors(path, tensors):
+    """arrays of numpy's types by name; u2 is bf16"""
+    head, body = {}, b""
+    for name, a in tensors.items():
+        kind = next(k for k, v in KINDS.items() if np.dtype(v) == a.dtype)
+        data = np.ascontiguousarray(a).tobytes()
+        head[name] = {"dtype": kind, "shape": list(a.shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + body)
+
+
 class Temp:
     """A folder for the length of a test: copies of fixture models, and files."""
 

@@ -465,6 +465,10 @@ static void configs(void **state)
              "{\"model_type\": \"llama\", \"architectures\": [\"LlamaForCausalLM\"], \"kept\": 1}");
     tmp_text("vicuna/generation_config.json", "{\"temperature\": 0.9, \"top_p\": 0.6, \"max_length\": 4096}");
     snprintf(r.model, sizeof r.model, "%s", tmp_path("vicuna"));
+    tmp_text("vicuna/tokenizer_config.json", "{\"model_max_length\": 1000000000000000019884624838656, "
+                                             "\"added_tokens_decoder\": {\"1\": {\"content\": \"<s>\"}}}");
+    json_t *tokens = json_pack("{s:i,s:i}", "<im_start>", 320, "<im_end>", 321);
+    r.c.tokens = tokens;
     assert_int_equal(checkpoint_finish(&r.c, &r.s, &r.e), 0);
     assert_int_equal(json_file_load(&o, tmp_path("g/config.json"), &r.e), 0);
     assert_string_equal(json_string_value(json_object_get(o, "model_type")), "llava_llama");
@@ -474,6 +478,16 @@ static void configs(void **state)
     assert_true(json_is_true(json_object_get(o, "do_sample")));
     assert_int_equal(json_integer_value(json_object_get(o, "max_length")), 4096);
     json_decref(o);
+    assert_int_equal(json_file_load(&o, tmp_path("g/added_tokens.json"), &r.e), 0);
+    assert_true(json_equal(o, tokens));
+    json_decref(o);
+    assert_int_equal(json_file_load_wide(&o, tmp_path("g/tokenizer_config.json"), &r.e), 0);
+    json_t *decoder = json_object_get(o, "added_tokens_decoder"), *end = json_object_get(decoder, "321");
+    assert_int_equal(json_object_size(decoder), 3);
+    assert_string_equal(json_string_value(json_object_get(end, "content")), "<im_end>");
+    assert_true(json_number_value(json_object_get(o, "model_max_length")) > 9e29);
+    json_decref(o);
+    json_decref(tokens);
     run_end(&r);
 }
 
