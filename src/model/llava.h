@@ -63,6 +63,17 @@ enum { NAME_MAX_BYTES = 256 };
 
 /* ---- opening */
 
+/* For training: what a language model without a tower gets. A LLaVA keeps what it has, but for what is given here. */
+struct llava_vision {
+    const char *tower;      /* a folder or org/name; goes into config.json as it is */
+    int n_projector;        /* linears of a projector that has to be made, with weights as torch's Linear draws them, */
+    uint64_t seed;          /* from this seed */
+    const char *projector;  /* mm_projector.bin, whose weights are taken; NULL: the model's own, or new ones */
+    int select_layer;
+    bool select_cls, select_given; /* given: for a LLaVA too */
+    enum merge merge;
+};
+
 struct llava_source {
     const char *path;      /* a folder: whole model, projector only, or LoRA adapter */
     const char *base;      /* base model's folder for the latter two, else NULL */
@@ -76,6 +87,7 @@ struct llava_source {
                          f32) */
     bool text_only;        /* don't load the tower */
     bool tower_by_name;    /* leave a tower closed that is neither in the checkpoint nor beside it (for saving) */
+    const struct llava_vision *vision; /* NULL: as config.json says */
     bool unmerged; /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see
                       save.h) */
 };

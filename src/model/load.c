@@ -72,9 +72,12 @@ struct binder {
     struct llava_model *m;
     const struct llava_source *s;
     const struct index *ix;
+    const struct index *projector; /* of a file that holds the projector; NULL: it is in ix */
     struct lora_set *lora; /* NULL: none */
     size_t bytes;          /* to own: counted in the first pass */
     bool count;
+    struct rng rng;        /* of fresh weights */
+    int64_t inputs;        /* of the linear whose rows are bound */
 };
 
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
@@ -110,13 +113,34 @@ struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t)
     return tensor_2d(p, t, r->shape[0], cols);
 }
 
+/* A projector that is made: uniform in +-1/sqrt(inputs), as torch.nn.Linear.reset_parameters; image_newline is normal
+ * with deviation 1/sqrt(C), as in LLaVA. */
+static void bind_fresh(struct binder *b, const struct bind_row *r)
+{
+    struct tensor t = bind_view(r, NULL, DT_F32);
+    const int64_t n = tensor_count(t);
+    b->bytes += tensor_bytes(t) + ARENA_ALIGN;
+    if (b->count) return;
+    t.p = arena_take(&b->m->own, tensor_bytes(t));
+    if (r->linear) b->inputs = tensor_cols(t);
+    const bool newline = strstr(r->name, "image_newline") != NULL;
+    const double size = 1 / sqrt((double)(newline ? n : b->inputs));
+    for (int64_t i = 0; i < n; i++)
+        ((float *)t.p)[i] = (float)(size * (newline ? rng_normal(&b->rng) : 2 * rng_unit(&b->rng) - 1));
+    r->param->w = t;
+    r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
+}
+
 static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct binder *b = ctx;
-    const struct weight *w = index_find(b->ix, r->name);
+    const bool other = r->part == PART_PROJECTOR && b->projector;
+    const struct weight *w = index_find(other ? b->projector : b->ix, r->name);
     if (!w) {
         if (r->flags & BIND_OPTIONAL) return 0;
-        return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, b->s->path);
+        if (r->part == PART_PROJECTOR && b->s->vision && (!other || strstr(r->name, "image_newline")))
+            return bind_fresh(b, r), 0;
+        return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, other ? b->s->vision->projector : b->s->path);
     }
     int rc = bind_check(r, w, e);
     if (rc < 0) return rc;
@@ -141,10 +165,12 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     return rc;
 }
 
-static int bind_all(struct llava_model *m, const struct llava_source *s, const struct index *ix, struct lora_set *lora,
-                    struct err *e)
+static int bind_all(struct llava_model *m, const struct llava_source *s, const struct index *ix,
+                    const struct index *projector, struct lora_set *lora, struct err *e)
 {
-    struct binder b = { .m = m, .s = s, .ix = ix, .lora = lora, .count = true };
+    struct binder b = { .m = m, .s = s, .ix = ix, .projector = projector->n ? projector : NULL, .lora = lora,
+                        .count = true };
+    rng_seed(&b.rng, s->vision ? s->vision->seed : 0);
     int rc = llava_each(m, bind_one, &b, e);
     if (rc >= 0) rc = arena_init(&m->own, b.bytes, e);
     b.count = false;
@@ -355,26 +381,47 @@ static int keep_lora(struct llava_model *m, struct lora_set *lora, struct err *e
     return 0;
 }
 
+/* Gives a language model a tower and a projector, or a LLaVA other settings of them. */
+static int add_vision(struct llava_model *m, const struct llava_vision *v, struct index *projector, struct err *e)
+{
+    struct llava_config *c = &m->cfg;
+    if (!c->has_vision || v->select_given) {
+        c->select_layer = v->select_layer;
+        c->select_cls = v->select_cls;
+    }
+    if (!c->has_vision) {
+        c->has_vision = true;
+        c->n_projector = v->n_projector;
+        c->merge = v->merge;
+    } else if (c->n_projector != v->n_projector) {
+        log_info("the model has a projector of %d linears and keeps it", c->n_projector);
+    }
+    if (!c->hf_layout) snprintf(c->tower, sizeof c->tower, "%s", v->tower);
+    return v->projector ? add_file(m, projector, v->projector, NULL, e) : 0;
+}
+
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
     *m = (struct llava_model){ 0 };
-    struct index ix = { 0 };
+    struct index ix = { 0 }, projector = { 0 };
     struct lora_set lora = { 0 };
     int rc;
     TRY(model_open_files(m, s, &ix, &lora, e));
     if (s->text_only) m->cfg.has_vision = m->cfg.has_clip = false;
+    if (s->vision) TRY(add_vision(m, s->vision, &projector, e));
     if (m->cfg.has_vision && tower_wanted(m, s, &ix, &lora)) {
         TRY(model_open_tower(m, s, &ix, e));
         TRY(check_vision(m, s->path, e));
     }
     TRY(model_make_layers(m, e));
     choose_dtype(m, s, &ix);
-    TRY(bind_all(m, s, &ix, &lora, e));
+    TRY(bind_all(m, s, &ix, &projector, &lora, e));
     TRY(lora_check_used(&lora, s->path, e));
     if (s->unmerged && lora.n) TRY(keep_lora(m, &lora, e));
 out:
     lora_close(&lora);
     free(ix.at);
+    free(projector.at);
     if (rc < 0) llava_model_close(m);
     return rc;
 }
