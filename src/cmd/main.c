@@ -17,6 +17,7 @@ static const struct command {
     { "inspect", "what is in a checkpoint, what it binds to, the memory it takes", cmd_inspect },
     { "convert", "between naming schemes, to safetensors; extract the projector", cmd_convert },
     { "merge", "merge a LoRA adapter into its base model", cmd_merge },
+    { "train", "train the projector, the whole model, or adapters", cmd_train },
     { "bench", "measure speed and memory, one JSON object a line", cmd_bench },
     { "controller", "keep account of workers and say which one shall answer", cmd_controller },
     { "worker", "serve a model to LLaVA's controller and web server, and as an OpenAI API", cmd_worker },

@@ -28,10 +28,9 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
     const int64_t rows = tensor_rows(x), V = l->w.w.n[0];
     const struct tensor none = { 0 };
     OP_CHECK(tensor_count(target) == rows && tensor_cols(x) == l->w.w.n[1] && !l->lora, x, target);
-    struct tensor loss = op_new(o, false, rows, 1), dx = tape_grad(o, x);
+    struct tensor loss = op_new_1d(o, op_stat_type(o), rows), dx = tape_grad(o, x);
     struct tensor dw = o->tape ? param_grad(&l->w) : none, db = o->tape ? param_grad(&l->b) : none;
     const bool back = dx.p || dw.p || db.p;
-    loss.nd = 1;
     for (int64_t from = 0; from < rows; from += chunk) {
         const int64_t n = rows - from < chunk ? rows - from : chunk;
         const size_t mark = arena_mark(o->act);

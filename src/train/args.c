@@ -1,0 +1,352 @@
+/* Reading and printing the arguments of a training run. See args.h. */
+#include "train/args.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/log.h"
+
+/* ---- values */
+
+static bool is_none(const char *s) { return !s || !strcmp(s, "None"); }
+
+/* Python's str2bool of transformers: yes, true, t, y, 1 and their opposites. */
+static int read_bool(const char *s)
+{
+    static const char *const words[] = { "no", "yes", "false", "true", "f", "t", "n", "y", "0", "1" };
+    for (int i = 0; i < 10; i++)
+        if (!strcasecmp(s, words[i])) return i % 2;
+    return -1;
+}
+
+static bool in_choices(const char *choices, const char *s)
+{
+    for (const char *at = choices; at; at = strchr(at, '|')) {
+        at += *at == '|';
+        const size_t n = strcspn(at, "|");
+        if (n == strlen(s) && !strncmp(at, s, n)) return true;
+    }
+    return false;
+}
+
+/* "a|b" as people write it: "a, b". */
+static const char *listed(char out[200], const char *choices)
+{
+    size_t n = 0;
+    for (; *choices && n < 197; choices++) {
+        out[n++] = *choices == '|' ? ',' : *choices;
+        if (*choices == '|') out[n++] = ' ';
+    }
+    out[n] = 0;
+    return out;
+}
+
+static int bad_value(const struct arg_row *r, const char *value, struct err *e)
+{
+    static const char *const wanted[] = { "text", "True or False", "a whole number", "a number" };
+    char words[200];
+    return err_set(e, ERR_USAGE, "--%s wants %s%s, not '%s'", r->name, r->choices ? "one of " : "",
+                   r->choices ? listed(words, r->choices) : wanted[r->kind], value);
+}
+
+/* Checks a value against its row; *real and *whole are it. */
+static int read_value(const struct arg_row *r, const char *value, double *real, int64_t *whole, struct err *e)
+{
+    char *end;
+    errno = 0;
+    *real = NAN;
+    *whole = 0;
+    if (is_none(value)) return r->def ? bad_value(r, value, e) : 0;
+    if (r->kind == ARG_STR && r->choices && !in_choices(r->choices, value)) return bad_value(r, value, e);
+    if (r->kind == ARG_STR) return 0;
+    if (r->kind == ARG_BOOL) {
+        const int b = read_bool(value);
+        *whole = b;
+        return b < 0 ? bad_value(r, value, e) : 0;
+    }
+    if (r->kind == ARG_INT) *whole = strtoll(value, &end, 10);
+    else *real = strtod(value, &end);
+    if (end == value || *end || errno == ERANGE || (r->kind == ARG_REAL && !isfinite(*real)) ||
+        (r->kind == ARG_INT && r->choices && !in_choices(r->choices, value)))
+        return bad_value(r, value, e);
+    return 0;
+}
+
+/* A value of ARG_ONLY as the same thing written otherwise: 0 and 0.0, false and False. */
+static bool is_default(const struct arg_row *r, const char *value)
+{
+    double a, b;
+    int64_t i, j;
+    if (!r->def || is_none(value)) return is_none(value) && !r->def;
+    if (r->kind == ARG_STR) return !strcmp(value, r->def);
+    if (read_value(r, value, &a, &i, NULL) < 0 || read_value(r, r->def, &b, &j, NULL) < 0) return false;
+    return r->kind == ARG_REAL ? !(a < b) && !(a > b) : i == j;
+}
+
+static int set(struct train_args *a, const struct arg_row *r, const char *value, struct err *e)
+{
+    double real;
+    int64_t whole;
+    int rc = read_value(r, value, &real, &whole, e);
+    if (rc < 0) return rc;
+    if (r->use == ARG_ONLY && !is_default(r, value))
+        return err_set(e, ERR_USAGE, "--%s '%s' is not supported: only '%s' is", r->name, value,
+                       r->def ? r->def : "None");
+    if (r->use != ARG_USED) return 0;
+    void *to = (char *)a + r->offset;
+    if (r->kind == ARG_STR) *(const char **)to = is_none(value) ? NULL : value;
+    else if (r->kind == ARG_BOOL) *(bool *)to = whole;
+    else if (r->kind == ARG_INT) *(int64_t *)to = whole;
+    else *(double *)to = real;
+    return 0;
+}
+
+/* ---- names */
+
+/* Edits needed to turn one name into another. */
+static int distance(const char *a, const char *b)
+{
+    int row[64], n = (int)strlen(b);
+    if (n > 62) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            const int change = diagonal + (a[i - 1] != b[j - 1]), add = row[j - 1] + 1, drop = row[j] + 1;
+            diagonal = row[j];
+            row[j] = change < add ? (change < drop ? change : drop) : add < drop ? add : drop;
+        }
+    }
+    return row[n];
+}
+
+static int unknown(const char *name, const char *typed, struct err *e)
+{
+    int best = 99;
+    const char *nearest = NULL;
+    for (int i = 0; i < train_arg_count; i++) {
+        const char *known = train_arg_rows[i].name;
+        const int d = known ? distance(name, known) : 99;
+        if (d < best) best = d, nearest = known;
+    }
+    if (nearest && best <= 2 + (int)strlen(name) / 4)
+        return err_set(e, ERR_USAGE, "unknown option '%s', did you mean '--%s'?", typed, nearest);
+    return err_set(e, ERR_USAGE, "unknown option '%s'", typed);
+}
+
+/* The row of a name, or of the only one that begins so. Errors: nothing, or several. */
+static int find(const struct arg_row **ret, const char *name, const char *typed, struct err *e)
+{
+    const struct arg_row *found = NULL, *other = NULL;
+    static const struct { const char *also, *name; } aliases[] = {
+        { "eval_strategy", "evaluation_strategy" },
+        { "per_gpu_train_batch_size", "per_device_train_batch_size" },
+        { "per_gpu_eval_batch_size", "per_device_eval_batch_size" },
+    };
+    for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
+        if (!strcmp(name, aliases[i].also)) name = aliases[i].name;
+    for (int i = 0; i < train_arg_count; i++) {
+        const struct arg_row *r = &train_arg_rows[i];
+        if (!r->name || strncmp(r->name, name, strlen(name)) != 0) continue;
+        if (!strcmp(r->name, name)) return *ret = r, 0;
+        if (found) other = r;
+        else found = r;
+    }
+    if (!*name || !found) return unknown(name, typed, e);
+    if (other) return err_set(e, ERR_USAGE, "'%s' may be --%s or --%s", typed, found->name, other->name);
+    *ret = found;
+    return 0;
+}
+
+bool train_args_given(const struct train_args *a, const char *name)
+{
+    for (int i = 0; i < train_arg_count; i++)
+        if (train_arg_rows[i].name && !strcmp(train_arg_rows[i].name, name)) return a->given[i];
+    BUG("no argument '%s'", name);
+}
+
+/* ---- the command line */
+
+/* Is this word a value? Options begin with "-", numbers below 0 do too. */
+static bool is_value(const char *s) { return s && (*s != '-' || isdigit((unsigned char)s[1]) || s[1] == '.'); }
+
+/* The option at argv[i]; returns how many words it took. */
+static int parse_one(struct train_args *a, int argc, char **argv, int i, struct err *e)
+{
+    char name[64];
+    const struct arg_row *r = NULL;
+    const char *equals = strchr(argv[i], '='), *value = equals ? equals + 1 : NULL;
+    int words = 1;
+    if (strncmp(argv[i], "--", 2) != 0)
+        return err_set(e, ERR_USAGE, "'%s' is not an option and belongs to none", argv[i]);
+    const size_t n = equals ? (size_t)(equals - argv[i]) - 2 : strlen(argv[i]) - 2;
+    if (n >= sizeof name) return err_set(e, ERR_USAGE, "unknown option '%.80s'", argv[i]);
+    for (size_t k = 0; k < n; k++) name[k] = argv[i][2 + k] == '-' ? '_' : argv[i][2 + k];
+    name[n] = 0;
+    int rc = find(&r, name, argv[i], e);
+    const bool off = rc < 0 && !value && !strncmp(name, "no_", 3) && find(&r, name + 3, "", NULL) == 0 &&
+                     r->kind == ARG_BOOL;
+    if (rc < 0 && !off) return rc;
+    if (off) value = "False";
+    else if (!value && i + 1 < argc && is_value(argv[i + 1])) value = argv[i + 1], words = 2;
+    else if (!value && r->kind == ARG_BOOL) value = "True";
+    if (!value) return err_set(e, ERR_USAGE, "--%s wants a value", r->name);
+    rc = set(a, r, value, e);
+    a->given[r - train_arg_rows] = true;
+    return rc < 0 ? rc : words;
+}
+
+static int must_be(bool good, const char *name, const char *what, struct err *e)
+{
+    return good ? 0 : err_set(e, ERR_USAGE, "--%s must be %s", name, what);
+}
+
+/* Ranges, and what must be there. */
+static int check(const struct train_args *a, struct err *e)
+{
+    const struct { const char *name; int64_t v; } counts[] = {
+        { "per_device_train_batch_size", a->per_device_train_batch_size },
+        { "per_device_eval_batch_size", a->per_device_eval_batch_size },
+        { "gradient_accumulation_steps", a->gradient_accumulation_steps },
+        { "model_max_length", a->model_max_length }, { "lora_r", a->lora_r },
+    };
+    const struct { const char *name; double v; } sizes[] = {
+        { "weight_decay", a->weight_decay }, { "max_grad_norm", a->max_grad_norm }, { "adam_beta1", a->adam_beta1 },
+        { "adam_beta2", a->adam_beta2 }, { "adam_epsilon", a->adam_epsilon }, { "warmup_ratio", a->warmup_ratio },
+        { "warmup_steps", (double)a->warmup_steps }, { "lora_dropout", a->lora_dropout },
+        { "dataloader_num_workers", (double)a->dataloader_num_workers }, { "threads", (double)a->threads },
+        { "seed", (double)a->seed },
+    };
+    const struct { const char *name; double v; } rates[] = {
+        { "learning_rate", a->learning_rate }, { "mm_projector_lr", a->mm_projector_lr },
+        { "mm_vision_tower_lr", a->mm_vision_tower_lr }, { "logging_steps", a->logging_steps },
+        { "save_steps", a->save_steps }, { "eval_steps", a->eval_steps },
+    };
+    int rc;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        TRY(must_be(counts[i].v >= 1 && counts[i].v <= 1 << 24, counts[i].name, "from 1 to 16777216", e));
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        TRY(must_be(sizes[i].v >= 0, sizes[i].name, "0 or more", e));
+    for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
+        TRY(must_be(isnan(rates[i].v) || rates[i].v > 0, rates[i].name, "above 0", e));
+    TRY(must_be(a->adam_beta1 < 1, "adam_beta1", "below 1", e));
+    TRY(must_be(a->adam_beta2 < 1, "adam_beta2", "below 1", e));
+    TRY(must_be(a->lora_dropout < 1, "lora_dropout", "below 1", e));
+    TRY(must_be(a->warmup_ratio <= 1, "warmup_ratio", "at most 1", e));
+    TRY(must_be(a->max_steps > 0 || a->num_train_epochs > 0, "num_train_epochs", "above 0", e));
+    TRY(must_be(!(a->bf16 && a->fp16), "bf16", "given without --fp16", e));
+    TRY(must_be(a->data_path, "data_path", "given", e));
+    TRY(must_be(a->output_dir || a->dry_run, "output_dir", "given", e));
+    TRY(must_be(a->model_name_or_path, "model_name_or_path", "given", e));
+    if (a->tune_mm_mlp_adapter && a->freeze_mm_mlp_adapter)
+        TRY(err_set(e, ERR_USAGE, "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter together leave nothing to train"));
+out:
+    return rc;
+}
+
+int train_args_parse(struct train_args *a, int argc, char **argv, struct err *e)
+{
+    *a = (struct train_args){ 0 };
+    for (int i = 0; i < train_arg_count; i++)
+        if (train_arg_rows[i].use == ARG_USED && train_arg_rows[i].kind != ARG_HEAD) {
+            const int rc = set(a, &train_arg_rows[i], train_arg_rows[i].def, e);
+            ASSERT(rc == 0);
+        }
+    for (int i = 1; i < argc;) {
+        const int words = parse_one(a, argc, argv, i, e);
+        if (words < 0) return words;
+        i += words;
+    }
+    if (!train_args_given(a, "data_seed")) a->data_seed = a->seed;
+    return check(a, e);
+}
+
+/* ---- printing */
+
+void train_args_report(const struct train_args *a)
+{
+    char list[900] = "";
+    for (int i = 0; i < train_arg_count; i++) {
+        const size_t n = strlen(list);
+        if (!a->given[i] || train_arg_rows[i].use != ARG_IGNORED || n > sizeof list - 60) continue;
+        snprintf(list + n, sizeof list - n, "%s--%s", n ? ", " : "", train_arg_rows[i].name);
+    }
+    if (*list) log_info("without effect here: %s", list);
+}
+
+/* Words of text from column `at`, lines broken before column 80. */
+static void print_wrapped(FILE *f, const char *text, int at, int column)
+{
+    while (*text) {
+        const int n = (int)strcspn(text, " ");
+        if (column + 1 + n > 79) fprintf(f, "\n%*s", at - 1, ""), column = at - 1;
+        fprintf(f, " %.*s", n, text);
+        column += 1 + n;
+        text += n;
+        text += *text == ' ';
+    }
+    fputc('\n', f);
+}
+
+void train_args_help(FILE *f)
+{
+    enum { COLUMN = 32 };
+    static const char *const types[] = { "TEXT", "[BOOL]", "N", "X" };
+    for (int i = 0; i < train_arg_count; i++) {
+        const struct arg_row *r = &train_arg_rows[i];
+        char text[600], words[200] = "";
+        if (r->kind == ARG_HEAD) fprintf(f, "\n%s:\n", r->help);
+        if (r->kind == ARG_HEAD || r->use != ARG_USED) continue;
+        const int n = fprintf(f, "  --%s %s", r->name, types[r->kind]);
+        if (n >= COLUMN) fprintf(f, "\n%*s", COLUMN, "");
+        else fprintf(f, "%*s", COLUMN - n, "");
+        if (r->choices) listed(words, r->choices);
+        snprintf(text, sizeof text, "%s%s%s (default %s)", words, *words ? ". " : "", r->help,
+                 r->def ? r->def : "None");
+        print_wrapped(f, text, COLUMN + 1, COLUMN);
+    }
+    fprintf(f, "\nAccepted, without effect here:\n ");
+    int column = 2;
+    for (int i = 0; i < train_arg_count; i++) {
+        const struct arg_row *r = &train_arg_rows[i];
+        if (r->use != ARG_IGNORED) continue;
+        const int n = (int)strlen(r->name) + 3;
+        if (column + n > 79) fprintf(f, "\n "), column = 2;
+        column += fprintf(f, " --%s", r->name);
+    }
+    fprintf(f, "\n\nAccepted with their default only, as others would change the result:\n ");
+    column = 2;
+    for (int i = 0; i < train_arg_count; i++) {
+        const struct arg_row *r = &train_arg_rows[i];
+        if (r->use != ARG_ONLY) continue;
+        const int n = (int)strlen(r->name) + 3;
+        if (column + n > 79) fprintf(f, "\n "), column = 2;
+        column += fprintf(f, " --%s", r->name);
+    }
+    fputc('\n', f);
+}
+
+json_t *train_args_json(const struct train_args *a)
+{
+    json_t *o = json_object();
+    for (int i = 0; o && i < train_arg_count; i++) {
+        const struct arg_row *r = &train_arg_rows[i];
+        const void *at = (const char *)a + r->offset;
+        json_t *v = NULL;
+        if (r->use != ARG_USED || r->kind == ARG_HEAD) continue;
+        if (r->kind == ARG_STR) v = *(const char *const *)at ? json_string(*(const char *const *)at) : json_null();
+        else if (r->kind == ARG_BOOL) v = json_boolean(*(const bool *)at);
+        else if (r->kind == ARG_INT) v = json_integer(*(const int64_t *)at);
+        else v = isnan(*(const double *)at) ? json_null() : json_real(*(const double *)at);
+        if (!v || json_object_set_new(o, r->name, v) < 0) {
+            json_decref(o);
+            return NULL;
+        }
+    }
+    return o;
+}

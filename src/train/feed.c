@@ -1,0 +1,33 @@
+/* See feed.h. */
+#include "train/feed.h"
+
+#include "base/plat.h"
+
+int feed_open(struct feed *f, const struct recipe *r, const struct feed_options *o, struct err *e)
+{
+    int rc;
+    *f = (struct feed){ .data = { .fd = -1 } };
+    TRY(dataset_open(&f->data, o->path, e));
+    TRY(check_run(&f->check, &f->data, r, plat_threads(), o->skip_bad ? CHECK_SKIP : CHECK_FAIL, e));
+    const struct order_opts oo = { .kind = o->kind, .n = f->check.n_row, .length = f->check.length, .seed = o->seed,
+                                   .batch = o->batch, .accum = o->accum, .world = 1, .drop_last = o->drop_last };
+    TRY(order_init(&f->order, &oo, e));
+    if (!f->order.n_micro)
+        TRY(err_set(e, ERR_USAGE, "'%s' has %lld records, fewer than one micro-batch of %d", o->path,
+                    (long long)f->check.n_row, o->batch));
+    f->opts = (struct loader_opts){ .data = &f->data, .recipe = r, .order = &f->order, .row = f->check.row,
+                                    .threads = o->threads, .epochs = o->epochs, .window = o->window,
+                                    .packing = o->packing, .skip_bad = o->skip_bad };
+    rc = 0;
+out:
+    if (rc < 0) feed_close(f);
+    return rc;
+}
+
+void feed_close(struct feed *f)
+{
+    order_fini(&f->order);
+    check_fini(&f->check);
+    dataset_close(&f->data);
+    *f = (struct feed){ .data = { .fd = -1 } };
+}

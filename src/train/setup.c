@@ -1,0 +1,411 @@
+/* See setup.h. The order of decisions is that of train() in llava/train/train.py. */
+#include "train/setup.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/rng.h"
+#include "file/hub.h"
+#include "text/conv.h"
+
+/* ---- opening */
+
+static int locate(char **dir, const char *name, struct err *e) { return hub_find(dir, name, NULL, e); }
+
+static bool exists(const char *dir, const char *file)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    return access(path, F_OK) == 0;
+}
+
+/* "linear" 1, "identity" 0, "mlpNx_gelu" N. */
+static int read_projector(const char *type, int *n, struct err *e)
+{
+    int end = 0;
+    *n = !strcmp(type, "linear") ? 1 : !strcmp(type, "identity") ? 0 : -1;
+    if (*n < 0 && (sscanf(type, "mlp%dx_gelu%n", n, &end) != 1 || !end || type[end] || *n < 1 || *n > PROJECTOR_MAX))
+        return err_set(e, ERR_USAGE, "--mm_projector_type '%s' is not linear, identity or mlp1x_gelu to mlp%dx_gelu",
+                       type, PROJECTOR_MAX);
+    return 0;
+}
+
+static int open_model(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    struct llava_vision v = {
+        .tower = a->vision_tower, .seed = (uint64_t)a->seed, .projector = a->pretrain_mm_mlp_adapter,
+        .select_layer = (int)a->mm_vision_select_layer,
+        .select_cls = !strcmp(a->mm_vision_select_feature, "cls_patch"),
+        .select_given = train_args_given(a, "mm_vision_select_layer"),
+        .merge = !strcmp(a->mm_patch_merge_type, "flat") ? MERGE_FLAT
+               : !strcmp(a->mm_patch_merge_type, "spatial") ? MERGE_SPATIAL : MERGE_UNPAD,
+    };
+    struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .text_only = !a->vision_tower,
+                              .vision = a->vision_tower ? &v : NULL };
+    if (exists(t->dir, "adapter_config.json"))
+        return err_set(e, ERR_USAGE, "'%s' is an adapter: merge it into its base first (llava merge)", t->dir);
+    if (!a->vision_tower && (a->pretrain_mm_mlp_adapter || a->tune_mm_mlp_adapter || a->unfreeze_mm_vision_tower))
+        return err_set(e, ERR_USAGE, "--%s needs --vision_tower",
+                       a->pretrain_mm_mlp_adapter ? "pretrain_mm_mlp_adapter"
+                       : a->tune_mm_mlp_adapter   ? "tune_mm_mlp_adapter" : "unfreeze_mm_vision_tower");
+    int rc = read_projector(a->mm_projector_type, &v.n_projector, e);
+    if (rc >= 0) rc = llava_model_open(&t->model, &s, e);
+    return rc;
+}
+
+/* The template that --version names; LLaVA knows "v0" and "v0.5" as well, which leave its default, and falls back to
+ * vicuna_v1 where a name is unknown. */
+static const struct conv_template *find_template(const char *version)
+{
+    const bool old = !strcmp(version, "v0") || !strcmp(version, "v0.5");
+    const struct conv_template *t = old ? NULL : conv_find(version);
+    if (!t && !old) log_warn("no conversation template '%s': prompts are those of vicuna_v1, as in LLaVA", version);
+    return t ? t : conv_find("vicuna_v1");
+}
+
+/* A padding token: for "v0" a new "[PAD]" where there is none; else <unk>, whose id LLaVA drops from every text. */
+static int open_tokenizer(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    int rc = tokenizer_open(&t->tokenizer, t->dir, e);
+    if (rc < 0) return rc;
+    const struct tokenizer_info *info = tokenizer_info(t->tokenizer);
+    int32_t pad = info->pad;
+    if (strcmp(a->version, "v0") != 0) pad = info->unk;
+    else if (pad < 0) pad = tokenizer_add(t->tokenizer, "[PAD]", true, e);
+    if (pad == ERR_NOMEM || pad == ERR_LIMIT) return pad;
+    static const char *const names[] = { "<im_patch>", "<im_start>", "<im_end>" };
+    for (int i = 0; i < 3 && t->model.cfg.has_vision; i++)
+        if (i ? a->mm_use_im_start_end : a->mm_use_im_patch_token) {
+            const int32_t id = tokenizer_add(t->tokenizer, names[i], true, e);
+            if (id < 0) return id;
+        }
+    t->tpl = find_template(a->version);
+    t->recipe.text = (struct supervise){ .tokenizer = t->tokenizer, .tpl = t->tpl,
+                                         .im_start_end = a->mm_use_im_start_end && t->model.cfg.has_vision,
+                                         .max_length = (size_t)a->model_max_length };
+    t->recipe.pad = pad;
+    return 0;
+}
+
+/* Pictures: the tower's own preprocessing, else the model's, else CLIP's. */
+static int open_pictures(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    const struct llava_config *c = &t->model.cfg;
+    const char *dirs[] = { t->model.clip_dir, t->dir };
+    struct recipe *r = &t->recipe;
+    r->image_folder = a->image_folder;
+    r->vision = c->has_vision;
+    if (!c->has_vision) return 0;
+    r->side = c->clip.image;
+    r->rows = llava_tile_rows(&t->model);
+    clip_processor_default(&r->proc, r->side);
+    for (int i = 0; i < 2; i++) {
+        char path[4096];
+        if (!dirs[i] || !exists(dirs[i], "preprocessor_config.json")) continue;
+        snprintf(path, sizeof path, "%s/preprocessor_config.json", dirs[i]);
+        const int rc = clip_processor_load(&r->proc, path, e);
+        if (rc < 0) return rc;
+        if (r->proc.crop_w == r->side && r->proc.crop_h == r->side) break;
+        return err_set(e, ERR_SHAPE, "'%s' makes pictures of %dx%d, the vision tower reads %dx%d", path, r->proc.crop_w,
+                       r->proc.crop_h, r->side, r->side);
+    }
+    return aspect_parse(&r->aspect, a->image_aspect_ratio, e);
+}
+
+/* ---- rows for new tokens */
+
+/* t[V,C] with `more` rows that are the mean of the others, in f32 and rounded once, as LLaVA initialises them. */
+static void grow_rows(struct arena *to, struct param *p, int64_t more)
+{
+    const int64_t V = p->w.n[0], C = p->w.n[1];
+    const enum dtype type = (enum dtype)p->w.type;
+    struct tensor w = tensor_2d(NULL, type, V + more, C);
+    w.p = arena_take(to, tensor_bytes(w));
+    memcpy(w.p, p->w.p, tensor_bytes(p->w));
+    double *sum = calloc((size_t)C, sizeof *sum);
+    float *row = malloc((size_t)C * sizeof *row);
+    if (!sum || !row) BUG("no memory for a row");
+    for (int64_t v = 0; v < V; v++) {
+        dtype_convert(row, DT_F32, (char *)p->w.p + (size_t)(v * C) * dtype_bytes(type), type, C);
+        for (int64_t i = 0; i < C; i++) sum[i] += (double)row[i];
+    }
+    for (int64_t i = 0; i < C; i++) row[i] = (float)(sum[i] / (double)V);
+    for (int64_t v = V; v < V + more; v++)
+        dtype_convert((char *)w.p + (size_t)(v * C) * dtype_bytes(type), type, row, DT_F32, C);
+    free(sum);
+    free(row);
+    p->w = w;
+}
+
+/* The rows of <im_start> and <im_end> that stage 1 has learned: the whole table, or the two rows alone. */
+static int read_token_rows(struct trainee *t, const char *path, struct err *e)
+{
+    struct weights *set = NULL;
+    struct tensor w = t->model.llama.embed.w;
+    char name[NAME_MAX_BYTES];
+    int rc;
+    TRY(weights_open(&set, path, e));
+    for (size_t i = 0; i < weights_count(set); i++) {
+        const struct weight *one = weights_at(set, i);
+        if (name_canonical(name, sizeof name, one->name) < 0 || strcmp(name, "model.embed_tokens.weight")) continue;
+        const int64_t rows = one->t.nd == 2 ? one->t.n[0] : 0;
+        if ((rows != 2 && rows != w.n[0]) || one->t.n[1] != w.n[1] || !dtype_is_float((enum dtype)one->t.type))
+            TRY(err_set(e, ERR_SHAPE, "'%s' of '%s' has neither 2 nor %lld rows of %lld numbers", one->name, path,
+                        (long long)w.n[0], (long long)w.n[1]));
+        const size_t size = dtype_bytes((enum dtype)w.type), from = dtype_bytes((enum dtype)one->t.type);
+        dtype_convert((char *)w.p + (size_t)((w.n[0] - 2) * w.n[1]) * size, (enum dtype)w.type,
+                      (char *)one->t.p + (size_t)((rows - 2) * w.n[1]) * from, (enum dtype)one->t.type, 2 * w.n[1]);
+    }
+out:
+    weights_close(set);
+    return rc;
+}
+
+static int grow_vocabulary(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    struct llama *l = &t->model.llama;
+    const int64_t more = tokenizer_info(t->tokenizer)->size - l->embed.w.n[0];
+    if (more <= 0) return 0;
+    const size_t row = (size_t)l->embed.w.n[1] * sizeof(float);
+    int rc = arena_init(&t->grown, 2 * ((size_t)(l->embed.w.n[0] + more) * row + ARENA_ALIGN), e);
+    if (rc < 0) return rc;
+    grow_rows(&t->grown, &l->embed, more);
+    if (l->cfg.tied) l->head.w = l->embed;
+    else grow_rows(&t->grown, &l->head.w, more);
+    t->model.cfg.llama.V = l->cfg.V = (int)l->embed.w.n[0];
+    log_info("the vocabulary has %lld more tokens: %d", (long long)more, l->cfg.V);
+    if (a->mm_use_im_start_end && a->pretrain_mm_mlp_adapter) return read_token_rows(t, a->pretrain_mm_mlp_adapter, e);
+    return 0;
+}
+
+/* ---- what is trained */
+
+static bool ends_with(const char *s, const char *end)
+{
+    const size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+
+static bool wanted(const struct train_args *a, const struct bind_row *r)
+{
+    if (r->part == PART_CLIP) return a->unfreeze_mm_vision_tower && !(r->flags & BIND_OPTIONAL);
+    if (r->part == PART_PROJECTOR) return !a->freeze_mm_mlp_adapter;
+    const bool embed = !strcmp(r->name, "model.embed_tokens.weight"), head = !strcmp(r->name, "lm_head.weight");
+    if (a->tune_mm_mlp_adapter) return embed && a->mm_use_im_start_end;
+    if (a->lora_enable) return strcmp(a->lora_bias, "none") != 0 && ends_with(r->name, ".bias");
+    return head || !a->freeze_backbone;
+}
+
+static struct trained *trained_new(struct trainee *t)
+{
+    if (t->n == t->n_max) {
+        t->n_max = t->n_max ? 2 * t->n_max : 256;
+        t->p = realloc(t->p, (size_t)t->n_max * sizeof *t->p);
+        if (!t->p) BUG("no memory for a list of parameters");
+    }
+    struct trained *p = &t->p[t->n++];
+    *p = (struct trained){ 0 };
+    return p;
+}
+
+struct chooser {
+    struct trainee *t;
+    const struct train_args *a;
+};
+
+static int choose(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct chooser *c = ctx;
+    (void)e;
+    if (!r->param->w.p) return 0;
+    r->param->flags &= ~(unsigned)PARAM_TRAIN;
+    if (!wanted(c->a, r)) return 0;
+    struct trained *p = trained_new(c->t);
+    snprintf(p->name, sizeof p->name, "%s", r->name);
+    p->param = r->param;
+    p->decays = !ends_with(r->name, ".bias") && !strstr(r->name, "norm");
+    p->rate = r->part == PART_PROJECTOR && !isnan(c->a->mm_projector_lr)   ? RATE_PROJECTOR
+            : r->part == PART_CLIP && !isnan(c->a->mm_vision_tower_lr) ? RATE_TOWER : RATE_COMMON;
+    r->param->flags |= PARAM_TRAIN;
+    c->t->tower_trains |= r->part == PART_CLIP;
+    c->t->projector_trains |= r->part == PART_PROJECTOR;
+    return 0;
+}
+
+/* Scatters the bits of an adapter's number: what dropout's key is mixed with. */
+static uint64_t scatter(uint64_t i)
+{
+    struct rng r;
+    rng_seed(&r, i);
+    return rng_u64(&r);
+}
+
+/* An adapter on every linear of the language model. */
+static int adapt(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct chooser *c = ctx;
+    (void)e;
+    if (!(r->flags & BIND_LINEAR)) return 0;
+    struct trainee *t = c->t;
+    struct lora *l = &t->lora[t->n_lora++];
+    const int64_t R = c->a->lora_r;
+    *l = (struct lora){ .scale = (float)c->a->lora_alpha / (float)R, .drop = (float)c->a->lora_dropout,
+                        .id = scatter((uint64_t)t->n_lora) };
+    l->a.w = tensor_2d(NULL, DT_F32, R, r->param->w.n[1]);
+    l->b.w = tensor_2d(NULL, DT_F32, r->param->w.n[0], R);
+    r->linear->lora = l;
+    for (int k = 0; k < 2; k++) {
+        struct trained *p = trained_new(t);
+        p->param = k ? &l->b : &l->a;
+        p->param->flags = PARAM_TRAIN;
+        p->param->w.p = l; /* not NULL, never read: trainee_fill gives it memory */
+        p->decays = true;
+        snprintf(p->name, sizeof p->name, "%.*slora_%c.weight", (int)(strlen(r->name) - strlen("weight")), r->name,
+                 k ? 'B' : 'A');
+    }
+    return 0;
+}
+
+static int choose_all(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    struct chooser c = { t, a };
+    llava_each(&t->model, choose, &c, e);
+    if (a->lora_enable && !a->tune_mm_mlp_adapter) {
+        t->lora = calloc((size_t)t->model.cfg.llama.L * 7, sizeof *t->lora);
+        if (!t->lora) return err_set(e, ERR_NOMEM, "no memory for adapters");
+        llava_each(&t->model, adapt, &c, e);
+    }
+    if (t->model.llama.cfg.tied) t->model.llama.head.w = t->model.llama.embed;
+    t->kind = a->tune_mm_mlp_adapter && !t->tower_trains ? TRAIN_PROJECTOR : t->n_lora ? TRAIN_LORA : TRAIN_FULL;
+    return t->n ? 0 : err_set(e, ERR_USAGE, "these arguments freeze everything: there is nothing to train");
+}
+
+int trainee_open(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    int rc;
+    *t = (struct trainee){ .dtype = a->bf16 ? DT_BF16 : a->fp16 ? DT_F16 : DT_F32 };
+    TRY(hub_find(&t->dir, a->model_name_or_path, NULL, e));
+    TRY(open_model(t, a, e));
+    TRY(open_tokenizer(t, a, e));
+    TRY(grow_vocabulary(t, a, e));
+    TRY(open_pictures(t, a, e));
+    if (a->model_max_length > t->model.cfg.llama.max_pos)
+        log_warn("--model_max_length %lld is more than the %d positions that the model was made for",
+                 (long long)a->model_max_length, t->model.cfg.llama.max_pos);
+    TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
+    TRY(choose_all(t, a, e));
+out:
+    if (rc < 0) trainee_close(t);
+    return rc;
+}
+
+void trainee_close(struct trainee *t)
+{
+    llava_model_close(&t->model);
+    tokenizer_close(t->tokenizer);
+    arena_fini(&t->state);
+    arena_fini(&t->grown);
+    free(t->dir);
+    free(t->p);
+    free(t->lora);
+    *t = (struct trainee){ 0 };
+}
+
+/* ---- memory */
+
+static int count_all(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct trainee_bytes *b = ctx;
+    (void)e;
+    if (!r->param->w.p) return 0;
+    b->n_all += tensor_count(r->param->w);
+    if (!(r->param->flags & PARAM_TRAIN)) *(r->part == PART_CLIP ? &b->tower : &b->frozen) += tensor_bytes(r->param->w);
+    return 0;
+}
+
+struct trainee_bytes trainee_count(struct trainee *t)
+{
+    struct trainee_bytes b = { 0 };
+    llava_each(&t->model, count_all, &b, NULL);
+    for (int i = 0; i < t->n; i++) {
+        const size_t n = (size_t)tensor_count(t->p[i].param->w);
+        b.n_trained += (int64_t)n;
+        b.weights += n * dtype_bytes(t->dtype);
+        b.masters += t->dtype == DT_F32 ? 0 : n * sizeof(float);
+        b.moments += 2 * n * sizeof(float);
+        b.gradients += n * sizeof(float);
+    }
+    if (t->n_lora)
+        for (int i = 0; i < t->n_lora; i++) b.n_all += tensor_count(t->lora[i].a.w) + tensor_count(t->lora[i].b.w);
+    return b;
+}
+
+/* A: uniform in +-1/sqrt(inputs), which is kaiming_uniform(a = sqrt 5); B: zeros. */
+static void fill_adapter(const struct trained *p, float *w, int64_t n, struct rng *r)
+{
+    const double size = 1 / sqrt((double)tensor_cols(p->param->w));
+    for (int64_t i = 0; i < n; i++)
+        w[i] = strstr(p->name, ".lora_A.") ? (float)(size * (2 * rng_unit(r) - 1)) : 0;
+}
+
+static void fill_one(struct trainee *t, struct trained *p, struct rng *r)
+{
+    struct tensor old = p->param->w, w = old, f32 = old;
+    const int64_t n = tensor_count(w);
+    w.type = (int8_t)t->dtype;
+    f32.type = DT_F32;
+    w.p = arena_take(&t->state, tensor_bytes(w));
+    p->master = p->m = p->v = p->param->g = f32;
+    p->master.p = t->dtype == DT_F32 ? w.p : arena_take(&t->state, tensor_bytes(f32));
+    p->m.p = arena_take(&t->state, tensor_bytes(f32));
+    p->v.p = arena_take(&t->state, tensor_bytes(f32));
+    p->param->g.p = arena_take(&t->state, tensor_bytes(f32)); /* an arena's first pages are zeros */
+    if (strstr(p->name, ".lora_")) fill_adapter(p, p->master.p, n, r);
+    else dtype_convert(p->master.p, DT_F32, old.p, (enum dtype)old.type, n);
+    if (t->dtype != DT_F32) {
+        dtype_convert(w.p, t->dtype, p->master.p, DT_F32, n);
+        dtype_convert(p->master.p, DT_F32, w.p, t->dtype, n);
+    }
+    p->param->w = w;
+}
+
+int trainee_fill(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    const struct trainee_bytes b = trainee_count(t);
+    struct rng r;
+    int rc = arena_init(&t->state, b.weights + b.masters + b.moments + b.gradients + (size_t)t->n * 5 * ARENA_ALIGN, e);
+    if (rc < 0) return err_prefix(e, "memory for what is trained");
+    rng_seed(&r, scatter((uint64_t)a->seed));
+    for (int i = 0; i < t->n; i++) fill_one(t, &t->p[i], &r);
+    if (t->model.llama.cfg.tied) t->model.llama.head.w = t->model.llama.embed;
+    return 0;
+}
+
+/* ---- config.json */
+
+json_t *trainee_config(const struct trainee *t, const struct train_args *a)
+{
+    json_t *rate = isnan(a->mm_projector_lr) ? json_null() : json_real(a->mm_projector_lr);
+    json_t *o = json_pack("{sb, so}", "use_cache", 1, "mm_projector_lr", rate);
+    const struct llava_config *c = &t->model.cfg;
+    char type[32];
+    if (!o || !c->has_vision) return o;
+    save_projector_type(type, sizeof type, c->n_projector);
+    json_t *more = json_pack(
+        "{ss, sb, ss, si, si, ss, ss, ss, ss, si, sb, sb, sb, sb, sb}", "mm_vision_tower",
+        a->vision_tower, "use_mm_proj", 1, "mm_projector_type", type, "mm_hidden_size", c->mm_hidden,
+        "mm_vision_select_layer", c->select_layer, "mm_vision_select_feature", c->select_cls ? "cls_patch" : "patch",
+        "mm_patch_merge_type", a->mm_patch_merge_type, "image_aspect_ratio", a->image_aspect_ratio,
+        "tokenizer_padding_side", "right", "tokenizer_model_max_length", (int)a->model_max_length,
+        "tune_mm_mlp_adapter", a->tune_mm_mlp_adapter, "freeze_mm_mlp_adapter", a->freeze_mm_mlp_adapter,
+        "mm_use_im_start_end",
+        a->mm_use_im_start_end, "mm_use_im_patch_token", a->mm_use_im_patch_token, "unfreeze_mm_vision_tower",
+        a->unfreeze_mm_vision_tower);
+    if (more) json_object_update(o, more);
+    json_decref(more);
+    return o;
+}

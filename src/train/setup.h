@@ -1,0 +1,55 @@
+/* What a run trains: the model with its tokenizer and the recipe for its records, the parameters that change and the
+ * tensors that a step keeps of each.
+ *
+ * trainee_open decides and counts; trainee_fill takes the memory. Between the two the plan is made. What is frozen is
+ * used where the files have it; what is trained is copied out of them.
+ */
+#pragma once
+#include "model/llava.h"
+#include "train/args.h"
+#include "train/checkpoint.h"
+#include "train/sample.h"
+
+enum rate { RATE_COMMON, RATE_PROJECTOR, RATE_TOWER }; /* which of the learning rates */
+
+/* A parameter that a step changes. */
+struct trained {
+    char name[NAME_MAX_BYTES]; /* canonical; adapters: "model.layers.0.self_attn.q_proj.lora_A.weight" */
+    struct param *param;       /* w: what is computed with, in trainee.dtype; g F32 */
+    struct tensor master;      /* F32; w itself where that is F32 */
+    struct tensor m, v;        /* F32: AdamW's moments */
+    enum rate rate;
+    bool decays;               /* takes weight decay: neither norm nor bias */
+};
+
+struct trainee {
+    struct llava_model model;
+    struct tokenizer *tokenizer;
+    const struct conv_template *tpl;
+    struct recipe recipe;
+    char *dir;               /* the base's folder */
+    enum train_kind kind;
+    enum dtype dtype;        /* of weights: F32, BF16, F16 */
+    bool tower_trains, projector_trains;
+    struct trained *p;       /* [n], in the order of llava_each, adapters last */
+    int n, n_max;
+    struct lora *lora;       /* [n_lora] */
+    int n_lora;
+    struct arena grown;      /* embeddings with rows for new tokens */
+    struct arena state;      /* weights, masters, moments, gradients of what is trained */
+};
+
+/* Bytes of what trainee_fill takes, and of what stays in the files. */
+struct trainee_bytes {
+    size_t frozen, tower, weights, masters, moments, gradients;
+    int64_t n_all, n_trained; /* numbers in parameters */
+};
+
+int trainee_open(struct trainee *t, const struct train_args *a, struct err *e);
+struct trainee_bytes trainee_count(struct trainee *t);
+/* Copies, rounds and clears. Masters of rounded weights are the rounded values, as DeepSpeed makes them. */
+int trainee_fill(struct trainee *t, const struct train_args *a, struct err *e);
+void trainee_close(struct trainee *t); /* accepts a zeroed one */
+
+/* Keys of config.json that LLaVA's train() sets, a new reference. */
+json_t *trainee_config(const struct trainee *t, const struct train_args *a);

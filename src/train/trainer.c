@@ -1,0 +1,519 @@
+/* See trainer.h. */
+#include "train/trainer.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/plat.h"
+#include "base/rng.h"
+#include "train/checkpoint.h"
+#include "train/deepspeed.h"
+#include "train/feed.h"
+#include "train/optim.h"
+#include "train/plan.h"
+#include "train/report.h"
+#include "train/show.h"
+
+struct trainer {
+    const struct train_args *a;
+    struct trainee t;
+    struct feed train, eval; /* eval: valid if a->eval_data_path */
+    struct step step;
+    struct optim optim;
+    struct plan plan;
+    struct train_state state, at_step; /* at_step: as it was after the last step, where a checkpoint stands */
+    struct checkpoint ck;
+    struct save_lora lora;
+    struct weight *tensors;
+    struct report *report;
+    json_t *args, *config, *same;
+    struct show show;
+    double start_s;          /* plat_now_s when this start of the run began */
+    double seconds_before;   /* of former starts */
+    double loss;             /* of the step's micro-batches so far */
+    int64_t batches;         /* passes of the step so far: part of dropout's key */
+    int64_t *record;         /* [n_record] records of the step */
+    int n_record, record_max;
+    int64_t total, log_every, save_every, eval_every; /* steps; 0: never */
+    int lock;
+};
+
+/* ---- how long, how often */
+
+/* Steps of an epoch and of the run, and passes over the data: Trainer._inner_training_loop. */
+static void count_steps(struct trainer *r, int *epochs)
+{
+    const struct train_args *a = r->a;
+    const int64_t micro = (r->train.check.n_row + (a->dataloader_drop_last ? 0 : a->per_device_train_batch_size - 1)) /
+                          a->per_device_train_batch_size;
+    const int64_t each = micro / a->gradient_accumulation_steps > 0 ? micro / a->gradient_accumulation_steps : 1;
+    const int64_t most = INT32_MAX / 2;
+    if (a->max_steps > 0) {
+        r->total = a->max_steps;
+        const int64_t passes = (a->max_steps + each - 1) / each;
+        *epochs = (int)(passes < most ? passes : most);
+    } else {
+        r->total = (int64_t)ceil(a->num_train_epochs * (double)each);
+        *epochs = (int)fmin(ceil(a->num_train_epochs), (double)most);
+    }
+}
+
+/* Below 1 it is a share of all steps. */
+static int64_t every(double steps, int64_t total)
+{
+    return (int64_t)fmax(1, ceil(steps < 1 ? steps * (double)total : steps));
+}
+
+static void count_events(struct trainer *r)
+{
+    const struct train_args *a = r->a;
+    const char *eval = a->evaluation_strategy;
+    r->log_every = strcmp(a->logging_strategy, "steps") ? 0 : every(a->logging_steps, r->total);
+    r->save_every = strcmp(a->save_strategy, "steps") ? 0 : every(a->save_steps, r->total);
+    if (a->eval_data_path && !train_args_given(a, "evaluation_strategy")) eval = "steps";
+    r->eval_every = !a->eval_data_path || strcmp(eval, "steps") != 0 ? 0
+                  : every(isnan(a->eval_steps) ? a->logging_steps : a->eval_steps, r->total);
+}
+
+/* ---- opening */
+
+static int open_feeds(struct trainer *r, struct err *e)
+{
+    const struct train_args *a = r->a;
+    struct feed_options o = {
+        .path = a->data_path, .kind = a->group_by_modality_length ? ORDER_GROUPED : ORDER_RANDOM,
+        .seed = (uint64_t)a->data_seed, .batch = (int)a->per_device_train_batch_size,
+        .accum = (int)a->gradient_accumulation_steps, .window = r->t.model.cfg.llama.window,
+        .threads = (int)a->dataloader_num_workers, .packing = a->packing ? (int)a->model_max_length : 0,
+        .drop_last = a->dataloader_drop_last, .skip_bad = !strcmp(a->on_bad_record, "skip"),
+    };
+    int rc = feed_open(&r->train, &r->t.recipe, &o, e);
+    if (rc < 0) return rc;
+    if (!r->train.check.targets)
+        return err_set(e, ERR_USAGE, "nothing would be learned of '%s': all answers are empty or beyond "
+                       "--model_max_length %lld", a->data_path, (long long)a->model_max_length);
+    count_steps(r, &r->train.opts.epochs);
+    count_events(r);
+    loader_limits(&r->train.most, &r->train.opts);
+    if (!a->eval_data_path) return 0;
+    o.path = a->eval_data_path;
+    o.kind = ORDER_SEQUENTIAL;
+    o.batch = (int)a->per_device_eval_batch_size;
+    o.accum = 1;
+    o.packing = 0;
+    o.drop_last = false;
+    rc = feed_open(&r->eval, &r->t.recipe, &o, e);
+    r->eval.opts.epochs = 1;
+    if (rc >= 0) loader_limits(&r->eval.most, &r->eval.opts);
+    return rc;
+}
+
+static int open_step(struct trainer *r, struct err *e)
+{
+    const struct train_args *a = r->a;
+    const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
+    omp_set_num_threads(threads);
+    int rc = step_open(&r->step, &r->t.model, r->t.tower_trains, a->gradient_checkpointing,
+                       r->t.dtype == DT_BF16 ? DT_BF16 : DT_F32, threads, &r->train.most, &r->eval.most, e);
+    if (rc < 0) return rc;
+    rc = plan_make(&r->plan, &r->t, &r->step, (int)a->dataloader_num_workers, a->memory_limit, e);
+    return rc < 0 ? rc : plan_check(&r->plan, e);
+}
+
+/* ---- checkpoints */
+
+static void name_tensor(struct trainer *r, const char *prefix, const struct trained *p, struct tensor t)
+{
+    struct weight *w = &r->tensors[r->ck.n_state++];
+    const size_t size = strlen(prefix) + strlen(p->name) + 1;
+    char *name = malloc(size);
+    if (!name) BUG("no memory for a name");
+    snprintf(name, size, "%s%s", prefix, p->name);
+    *w = (struct weight){ .name = name, .t = t };
+}
+
+/* What two runs must have in common for one to go on from the other's checkpoint. */
+static json_t *in_common(const struct trainer *r)
+{
+    const struct train_args *a = r->a;
+    char data[20];
+    snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
+    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sf, ss, ss}", "data", data, "world size", 1,
+                     "per_device_train_batch_size", (json_int_t)a->per_device_train_batch_size,
+                     "gradient_accumulation_steps", (json_int_t)a->gradient_accumulation_steps, "seed",
+                     (json_int_t)a->seed, "data_seed", (json_int_t)a->data_seed, "model_max_length",
+                     (json_int_t)a->model_max_length, "packing", a->packing, "learning_rate", a->learning_rate,
+                     "lr_scheduler_type", a->lr_scheduler_type, "precision", dtype_name(r->t.dtype));
+}
+
+static int describe_run(struct trainer *r, struct err *e)
+{
+    const struct train_args *a = r->a;
+    r->args = train_args_json(a);
+    r->config = trainee_config(&r->t, a);
+    r->same = in_common(r);
+    r->tensors = calloc((size_t)r->t.n * 4, sizeof *r->tensors);
+    if (!r->args || !r->config || !r->same || !r->tensors) return err_set(e, ERR_NOMEM, "no memory for a run");
+    r->lora = (struct save_lora){ a->model_name_or_path, (int)a->lora_r, (double)a->lora_alpha, a->lora_dropout,
+                                  a->lora_bias };
+    r->ck = (struct checkpoint){
+        .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir, .model_dir = r->t.dir, .dtype = r->t.dtype,
+        .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args, .same = r->same,
+        .state = r->tensors, .total_limit = (int)a->save_total_limit, .max_steps = r->total,
+        .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
+        .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
+    };
+    for (int i = 0; i < r->t.n; i++) {
+        const struct trained *p = &r->t.p[i];
+        name_tensor(r, "master/", p, p->master);
+        name_tensor(r, "moment1/", p, p->m);
+        name_tensor(r, "moment2/", p, p->v);
+    }
+    return 0;
+}
+
+/* Weights that are rounded masters are made from them. */
+static void round_masters(struct trainer *r)
+{
+    for (int i = 0; i < r->t.n; i++) {
+        const struct trained *p = &r->t.p[i];
+        if (p->master.p != p->param->w.p) r->step.kern.cast(&r->step.kc, p->param->w, p->master);
+    }
+}
+
+/* Goes on from a checkpoint, where there is one and it is wanted. */
+static int resume(struct trainer *r, struct err *e)
+{
+    char *dir = NULL;
+    const char *from = r->a->resume_from_checkpoint;
+    int rc;
+    if (!from && r->a->overwrite_output_dir) from = "False";
+    TRY(checkpoint_find(&dir, r->a->output_dir, from, e));
+    if (!dir) goto out;
+    TRY(checkpoint_load(&r->ck, dir, &r->state, e));
+    round_masters(r);
+    log_info("going on from '%s': step %lld of %lld", dir, (long long)r->state.step, (long long)r->total);
+    r->train.opts.epoch = (int)r->state.pass;
+    r->train.opts.micro = r->state.batch;
+    r->seconds_before = r->state.seconds;
+out:
+    free(dir);
+    return rc;
+}
+
+static int save(struct trainer *r, struct err *e)
+{
+    show_clear(&r->show);
+    r->at_step.history = r->state.history;
+    r->at_step.seconds = r->seconds_before + plat_now_s() - r->start_s;
+    return checkpoint_save(&r->ck, &r->at_step, e);
+}
+
+/* ---- logging */
+
+static int log_scalars(struct trainer *r, const struct scalar *v, int n, struct err *e)
+{
+    const int rc = state_log(&r->state, v, n, e);
+    if (rc >= 0) report_line(r->report, &r->state);
+    return rc;
+}
+
+/* The mean loss of the steps since the last line. */
+static int log_step(struct trainer *r, const struct shown *now, struct err *e)
+{
+    struct shown v = *now;
+    v.loss = r->state.loss_sum / (double)r->state.loss_steps;
+    const struct scalar all[] = { { "loss", v.loss }, { "grad_norm", v.norm }, { "learning_rate", v.rate } };
+    r->state.loss_sum = 0;
+    r->state.loss_steps = 0;
+    show_line(&r->show, &v);
+    return log_scalars(r, all, 3, e);
+}
+
+/* The loss over the evaluation's records: of each batch its mean, weighted by its records. */
+static int evaluate(struct trainer *r, struct err *e)
+{
+    struct loader *l = NULL;
+    const struct batch *b;
+    const double start = plat_now_s();
+    double sum = 0, n = 0, batches = 0;
+    int rc;
+    show_clear(&r->show);
+    TRY(loader_open(&l, &r->eval.opts, e));
+    while ((rc = loader_next(l, &b, e)) > 0) {
+        sum += step_run(&r->step, b, false, 0) * b->n;
+        n += b->n;
+        batches++;
+    }
+    if (rc < 0) goto out;
+    const double loss = sum / fmax(n, 1), s = fmax(plat_now_s() - start, 1e-9);
+    const struct scalar all[] = { { "eval_loss", loss }, { "eval_runtime", s }, { "eval_samples_per_second", n / s },
+                                  { "eval_steps_per_second", batches / s } };
+    if (!r->state.best_step || loss < r->state.best_metric) {
+        r->state.best_metric = loss;
+        r->state.best_step = r->state.step;
+    }
+    log_info("step %lld/%lld  evaluation: loss %.4f", (long long)r->state.step, (long long)r->total, loss);
+    rc = log_scalars(r, all, 4, e);
+out:
+    loader_close(l);
+    return rc;
+}
+
+/* ---- a step */
+
+/* Splits the numbers' bits well: dropout's key for pass k of step n. */
+static uint64_t drop_key(const struct trainer *r)
+{
+    struct rng g;
+    rng_seed(&g, (uint64_t)r->a->seed);
+    rng_seed(&g, rng_u64(&g) ^ (uint64_t)r->state.step);
+    rng_seed(&g, rng_u64(&g) ^ (uint64_t)r->batches);
+    return rng_u64(&g) | 1;
+}
+
+static void remember(struct trainer *r, const struct batch *b)
+{
+    for (int i = 0; i < b->n; i++) {
+        if (r->n_record == r->record_max) {
+            r->record_max = r->record_max ? 2 * r->record_max : 64;
+            r->record = realloc(r->record, (size_t)r->record_max * sizeof *r->record);
+            if (!r->record) BUG("no memory for a list of records");
+        }
+        r->record[r->n_record++] = b->record[i];
+    }
+}
+
+/* The loss or a gradient is not a number: says of which records, and stops before anything is changed. */
+static int blame(struct trainer *r, const char *what, struct err *e)
+{
+    enum { SHOWN = 8 };
+    char names[700] = "";
+    struct record one = { 0 };
+    for (int i = 0; i < r->n_record && i < SHOWN; i++) {
+        char name[RECORD_NAME_MAX] = "?";
+        const size_t n = strlen(names);
+        if (record_load(&one, &r->train.data, r->record[i], NULL) >= 0) record_name(name, &one);
+        snprintf(names + n, sizeof names - n, "%s%.80s", i ? ", " : "", name);
+    }
+    record_fini(&one);
+    show_clear(&r->show);
+    return err_set(e, ERR_FORMAT, "%s of step %lld is not a number, at %s%s; weights are those of step %lld, %s", what,
+                   (long long)r->state.step + 1, names, r->n_record > SHOWN ? " and others" : "",
+                   (long long)r->state.step,
+                   r->save_every ? "the last checkpoint is kept" : "none of it is saved");
+}
+
+static bool due(int64_t step, int64_t every_steps) { return every_steps && step % every_steps == 0; }
+
+/* The optimiser's step and what is due after it. */
+static int update(struct trainer *r, const struct batch *b, struct err *e)
+{
+    const double norm = optim_norm(&r->optim, &r->step);
+    struct train_state *s = &r->state;
+    int rc = 0;
+    if (!isfinite(norm)) return blame(r, "a gradient", e);
+    optim_step(&r->optim, &r->step, s->step + 1, norm);
+    s->step++;
+    s->pass = b->epoch;
+    s->batch = b->micro;
+    s->epoch = b->epoch + (double)b->micro / (double)r->train.order.n_micro;
+    s->loss_sum += r->loss;
+    s->loss_total += r->loss;
+    s->loss_steps++;
+    const struct shown v = { s->step, r->loss, optim_rate(&r->optim, s->step), norm, s->epoch };
+    r->loss = 0;
+    r->batches = 0;
+    r->n_record = 0;
+    show_step(&r->show, &v);
+    if (due(s->step, r->log_every) || (s->step == 1 && r->a->logging_first_step)) TRY(log_step(r, &v, e));
+    else if (!strcmp(r->a->logging_strategy, "epoch") && b->micro == r->train.order.n_micro) TRY(log_step(r, &v, e));
+    if (due(s->step, r->eval_every)) TRY(evaluate(r, e));
+    r->at_step = *s;
+    if (due(s->step, r->save_every)) TRY(save(r, e));
+out:
+    return rc;
+}
+
+/* What is due when a pass over the data is done; the checkpoint is of the last step, though micro-batches may have been
+ * gathered for the next. */
+static int end_pass(struct trainer *r, struct err *e)
+{
+    int rc = 0;
+    if (r->a->eval_data_path && !strcmp(r->a->evaluation_strategy, "epoch")) TRY(evaluate(r, e));
+    if (!strcmp(r->a->save_strategy, "epoch") && r->at_step.step) TRY(save(r, e));
+out:
+    return rc;
+}
+
+static int run_batch(struct trainer *r, const struct batch *b, struct err *e)
+{
+    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets };
+    const double loss = step_run(&r->step, b, true, r->t.n_lora && r->a->lora_dropout > 0 ? drop_key(r) : 0);
+    const double flops = b->n_targets ? step_flops(&r->step, &sizes) : 0;
+    remember(r, b);
+    if (!isfinite(loss)) return blame(r, "the loss", e);
+    r->loss += loss;
+    r->batches++;
+    r->state.samples += b->n;
+    r->state.tokens += b->T;
+    r->state.skipped += b->n_skipped;
+    r->state.flops += flops;
+    r->show.flops += flops;
+    r->show.tokens += b->T;
+    int rc = b->update ? update(r, b, e) : 0;
+    if (rc >= 0 && b->micro == r->train.order.n_micro) rc = end_pass(r, e);
+    return rc;
+}
+
+/* ---- the run */
+
+/* FLOP/s of matrix products of a size that training has. */
+static double measure_peak(struct trainer *r)
+{
+    enum { T = 256, C = 1024, TIMES = 4 };
+    struct arena mem = { 0 };
+    double best = 0;
+    if (arena_init(&mem, (size_t)(2 * T * C + C * C) * sizeof(float) + 4 * ARENA_ALIGN, NULL) < 0) return 0;
+    struct tensor x = tensor_2d(NULL, DT_F32, T, C), y = x, w = tensor_2d(NULL, r->t.dtype, C, C), none = { 0 };
+    x.p = arena_take(&mem, tensor_bytes(x));
+    y.p = arena_take(&mem, tensor_bytes(y));
+    w.p = arena_take(&mem, tensor_bytes(w));
+    for (int i = 0; i < TIMES; i++) {
+        const double start = plat_now_s();
+        r->step.kern.matmul(&r->step.kc, y, x, w, none, none);
+        best = fmax(best, 2.0 * T * C * C / (plat_now_s() - start));
+    }
+    arena_fini(&mem);
+    return best;
+}
+
+/* Share of the matrix products' speed that a whole training step reaches: measured on models of 5 M to 1 G numbers. */
+static const double step_share = 0.6;
+
+static void print_data(const char *what, const struct check_result *c)
+{
+    printf("%s: %lld records (%lld without picture, %lld left out), %lld pictures, %lld positions, %lld learned\n",
+           what, (long long)c->n_row, (long long)c->n_text, (long long)c->n_bad, (long long)c->images,
+           (long long)c->positions, (long long)c->targets);
+}
+
+/* --dry_run */
+static void print_plan(struct trainer *r, double peak)
+{
+    const struct trainee_bytes n = trainee_count(&r->t);
+    const struct check_result *c = &r->train.check;
+    const int64_t records = r->a->gradient_accumulation_steps * r->a->per_device_train_batch_size;
+    const double passes = (double)r->total * (double)records / (double)c->n_row;
+    const struct batch_limits all = { 1000, (int)(1000 * c->positions / c->n_row), (int)(1000 * c->images / c->n_row),
+                                      (int)(1000 * c->targets / c->n_row) };
+    char time[24];
+    printf("trained: %lld of %lld numbers in %d tensors (%s, %s)\n", (long long)n.n_trained, (long long)n.n_all, r->t.n,
+           r->t.kind == TRAIN_PROJECTOR ? "projector" : r->t.kind == TRAIN_LORA ? "adapters" : "full",
+           dtype_name(r->t.dtype));
+    print_data("data", c);
+    if (r->a->eval_data_path) print_data("evaluation", &r->eval.check);
+    printf("longest record: %d positions, %d pictures; largest batch: %d records, %d positions\n", c->most.positions,
+           c->most.images, r->step.most.n, r->step.most.T);
+    printf("steps: %lld of %lld records, %.2f passes; warm-up %lld; %.0f positions in all\n", (long long)r->total,
+           (long long)records, passes,
+           (long long)schedule_warmup(r->a->warmup_steps, r->a->warmup_ratio, r->total), passes * (double)c->positions);
+    printf("memory:\n");
+    plan_print(&r->plan, stdout);
+    show_time(time, passes * (double)c->n_row / 1000 * step_flops(&r->step, &all) / fmax(peak * step_share, 1));
+    printf("time: about %s, at %.0f%% of the %.0f GFLOP/s that matrix products reach here\n", time, 100 * step_share,
+           peak * 1e-9);
+}
+
+static int loop(struct trainer *r, struct err *e)
+{
+    struct loader *l = NULL;
+    const struct batch *b;
+    int rc;
+    TRY(loader_open(&l, &r->train.opts, e));
+    while (r->state.step < r->total && (rc = loader_next(l, &b, e)) > 0) TRY(run_batch(r, b, e));
+    if (rc < 0) goto out;
+    show_clear(&r->show);
+    const double s = plat_now_s() - r->start_s;
+    const struct train_state *st = &r->state;
+    const struct scalar all[] = {
+        { "train_runtime", r->seconds_before + s },
+        { "train_samples_per_second", (double)st->samples / (r->seconds_before + s) },
+        { "train_steps_per_second", (double)st->step / (r->seconds_before + s) }, { "total_flos", st->flops },
+        { "train_loss", st->step ? st->loss_total / (double)st->step : 0 },
+    };
+    TRY(log_scalars(r, all, 5, e));
+    r->state.seconds = r->seconds_before + s;
+out:
+    loader_close(l);
+    return rc;
+}
+
+static int train(struct trainer *r, double peak, struct err *e)
+{
+    const struct train_args *a = r->a;
+    unsigned kinds;
+    int rc;
+    TRY(report_kinds(&kinds, a->report_to, e));
+    TRY(checkpoint_claim(&r->lock, a->output_dir, e));
+    TRY(trainee_fill(&r->t, a, e));
+    TRY(step_fill(&r->step, e));
+    TRY(optim_open(&r->optim, &r->t, a, r->total, e));
+    TRY(state_init(&r->state, e));
+    TRY(describe_run(r, e));
+    TRY(resume(r, e));
+    r->at_step = r->state;
+    const struct report_options ro = { .kinds = kinds, .output_dir = a->output_dir, .logging_dir = a->logging_dir,
+                                       .state = &r->state, .args = r->args, .config = r->config };
+    TRY(report_open(&r->report, &ro, e));
+    r->start_s = plat_now_s();
+    show_begin(&r->show, r->state.step, r->total, peak, !a->disable_tqdm, a->quiet);
+    TRY(loop(r, e));
+    TRY(checkpoint_finish(&r->ck, &r->state, e));
+    log_info("done: %lld steps, loss %.4f; '%s'", (long long)r->state.step,
+             r->state.step ? r->state.loss_total / (double)r->state.step : 0, a->output_dir);
+out:
+    show_clear(&r->show);
+    return rc;
+}
+
+static void trainer_fini(struct trainer *r)
+{
+    report_close(r->report);
+    for (size_t i = 0; i < r->ck.n_state; i++) free((char *)(uintptr_t)r->tensors[i].name);
+    free(r->tensors);
+    free(r->record);
+    json_decref(r->args);
+    json_decref(r->config);
+    json_decref(r->same);
+    state_fini(&r->state);
+    optim_close(&r->optim);
+    step_close(&r->step);
+    feed_close(&r->train);
+    feed_close(&r->eval);
+    trainee_close(&r->t);
+    if (r->lock >= 0) close(r->lock);
+}
+
+int train_run(struct train_args *a, struct err *e)
+{
+    struct trainer r = { .a = a, .lock = -1, .train.data.fd = -1, .eval.data.fd = -1 };
+    int rc;
+    if (a->quiet) log_set_level(LOG_QUIET);
+    train_args_report(a);
+    TRY(deepspeed_apply(a, e));
+    if (a->tf32) log_warn("this device has no tf32: products of f32 are exact");
+    TRY(trainee_open(&r.t, a, e));
+    TRY(open_feeds(&r, e));
+    TRY(open_step(&r, e));
+    const double peak = measure_peak(&r);
+    if (a->dry_run) print_plan(&r, peak);
+    else TRY(train(&r, peak, e));
+out:
+    trainer_fini(&r);
+    return rc;
+}
