@@ -119,6 +119,7 @@ static enum scan_rc turn_member(struct reader *d, struct span name)
     struct turn *t = &d->r->turn[d->r->n_turns - 1];
     struct span *to = scan_is(name, "from") ? &t->from : scan_is(name, "value") ? &t->value : NULL;
     if (!to) return scan_value(&d->s);
+    *to = (struct span){ 0 };
     if (at(d, '"')) return scan_string(&d->s, to);
     return skip_wrong(d, to == &t->from ? "the 'from' of a turn" : "the 'value' of a turn", "a string");
 }
