@@ -5,7 +5,8 @@
  * answers by counting the tokens of pieces of text, and throws a sample's labels away where its sums don't
  * come out; here the answers' places in the prompt are known, so that can't happen. Where the reference keeps
  * a sample the labels are equal (but for texts that hold the template's own marks, where it cuts in the wrong
- * place, and for models that squeeze spaces, where it learns one token too many).
+ * place; for models that squeeze spaces, where it learns one token too many; and for samples longer than the
+ * limit, which it keeps though its sums don't come out).
  * What is learned, by the template:
  *   TWO, LLAMA_2, MPT   each answer with what ends it (</s>; for LLAMA_2 the space before it too; <|im_end|>)
  *   PLAIN               everything after the picture: the answer and the line break after it

@@ -16,12 +16,14 @@ import tempfile
 import sentencepiece as spm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, '..'))
+from help.reference import SPACE, Slow
+
 BUILD = os.environ.get('LLAVA_BUILD', 'build/main')
 PROGRAM = os.environ.get('TEXT_LINES', os.path.join(HERE, '../..', BUILD, 'tests/unit/text_lines'))
 SMALL = os.path.join(HERE, '../data/tok512.model')
 DATA = os.environ.get('LLAVA_TEST_DATA')
 N_STRINGS = int(os.environ.get('TEXT_STRINGS', '10000' if DATA else '3000'))
-SPACE = '\u2581'
 SEED = 20240512
 count = failed = 0
 
@@ -78,95 +80,6 @@ def string(rng):
         else:
             parts.append('\0' if rng.random() < 0.3 else '\r\n')
     return ''.join(c for c in ''.join(parts) if not 0xd800 <= ord(c) < 0xe000)
-
-
-# ---- transformers' slow tokenizer, restated ----------------------------------------------------------
-
-class Slow:
-    def __init__(self, path, mode, added=()):
-        """added: (text, id, special, named)"""
-        proto = open(path, 'rb').read()
-        self.mode = mode
-        self.sp = spm.SentencePieceProcessor()
-        self.sp.LoadFromSerializedProto(proto + (b'\x1a\x02\x18\x00' if mode == 'new' else b''))
-        rows = [('<s>', 1, True, True), ('</s>', 2, True, True), ('<unk>', 0, True, True)] + list(added)
-        self.added = {text: i for text, i, _, _ in rows}
-        self.special = {text for text, _, special, _ in rows if special}
-        self.inline = {text for text, _, _, named in rows if named}
-        self.text_of = {i: text for text, i in self.added.items()}
-        longest = sorted(self.added, key=len, reverse=True)
-        self.cut = re.compile('(' + '|'.join(map(re.escape, longest)) + ')')
-        self.unk_length = len(self.sp.encode('<unk>', out_type=str))
-
-    def part(self, text):
-        encode = lambda s: self.sp.encode(s, out_type=str)
-        if self.mode == 'legacy':
-            return encode(text)
-        if self.mode == 'new':
-            if not text.startswith((SPACE, ' ')):
-                return encode(text)
-            pieces = encode('<unk>' + text)
-            return pieces[self.unk_length:] if len(pieces) >= self.unk_length else pieces
-        first = text.startswith(SPACE)
-        text = text[1:] if first else text
-        pieces = encode(text)
-        if not first and not text.startswith(' ') and pieces and pieces[0].startswith(SPACE):
-            pieces = ([pieces[0][1:]] if len(pieces[0]) > 1 else []) + pieces[1:]
-        return pieces
-
-    def encode(self, text):
-        if self.mode != 'legacy' and text:
-            text = SPACE + text.replace(SPACE, ' ')
-        pieces = []
-        for part in self.cut.split(text):
-            if part in self.added:
-                pieces.append(part)
-            elif part:
-                pieces += self.part(part)
-        if self.mode == 'new' and len(pieces) > 1 and pieces[0] == SPACE and pieces[1] in self.special:
-            pieces = pieces[1:]
-        return [1] + [self.added[p] if p in self.added else self.sp.piece_to_id(p) for p in pieces]
-
-    def encode_prompt(self, text):
-        ids = []
-        for i, chunk in enumerate(text.split('<image>')):
-            ids += ([-200] if i else [1]) + self.encode(chunk)[1:]
-        return ids
-
-    def join(self, pieces):
-        pieces = list(pieces)
-        if pieces[0].startswith(SPACE):
-            pieces[0] = pieces[0][1:]
-        run, out, after = [], '', False
-        for i, piece in enumerate(pieces):
-            if piece in self.inline:
-                if not after and i and self.mode == 'legacy':
-                    out += ' '
-                out += self.sp.decode(run) + piece
-                run, after = [], True
-            else:
-                run.append(piece)
-                after = False
-        return out + self.sp.decode(run)
-
-    def decode(self, ids, skip):
-        parts, run = [], []
-        for i in ids:
-            piece = self.text_of[i] if i in self.text_of else self.sp.id_to_piece(i)
-            if skip and piece in self.special:
-                continue
-            if piece in self.added and piece not in self.inline:
-                if run:
-                    text = self.join(run)
-                    if text:
-                        parts.append(text)
-                    run = []
-                parts.append(piece)
-            else:
-                run.append(piece)
-        if run:
-            parts.append(self.join(run))
-        return ' '.join(parts)
 
 
 # ---- Tests -------------------------------------------------------------------------------------------
@@ -279,120 +192,6 @@ def test_fast(name, path, strings):
             compare(f'{name}: tokenizer.json, legacy {legacy}', strings, got, [slow.encode(s) for s in strings])
 
 
-# ---- LLaVA's labels, restated (llava/train/train.py) -------------------------------------------------
-
-SYSTEM = {'llava_v1': "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
-          "detailed, and polite answers to the human's questions.",
-          'llava_llama_2': 'You are a helpful language and vision assistant. You are able to understand the visual content that '
-          'the user provides, and assist the user with a variety of tasks using natural language.'}
-SYSTEM['llava_v0'] = SYSTEM['llava_v1']
-
-
-def picture(text):
-    if '<image>' in text:
-        text = ('<image>\n' + text.replace('<image>', '').strip()).strip()
-    return text
-
-
-def prompt_of(template, turns):
-    system = SYSTEM[template]
-    if template == 'llava_v1':
-        out = system + ' '
-        for i, text in enumerate(turns):
-            out += ['USER', 'ASSISTANT'][i % 2] + (': ' + text + [' ', '</s>'][i % 2] if text else ':')
-    else:
-        out = ''
-        for i, text in enumerate(turns):
-            if i == 0:
-                text = f'<<SYS>>\n{system}\n<</SYS>>\n\n' + text
-            if text:
-                out += f' {text} </s>' if i % 2 else f'<s>[INST] {text} [/INST]'
-        out = out.lstrip('<s>')
-    return out
-
-
-def labels_by_rounds(slow, template, turns, image, limit):
-    """preprocess_v1 and preprocess_llama_2. None: the reference drops the sample. (preprocess_mpt's sums never come out for
-    these tokenizers: see labels_chatml in text.c.)
-    431 stands for transformers 4.31 with tokenizers 0.13, where the reference corrects nothing."""
-    prompt = prompt_of(template, turns)
-    encode = slow.encode_prompt if image else slow.encode
-    ids = encode(prompt)[:None if image else limit]
-    labels = list(ids)
-    total = sum(i != 0 for i in ids)
-    rounds = prompt.split('</s>')
-    sep = ' ASSISTANT: ' if template == 'llava_v1' else '[/INST] '
-    at = 1
-    labels[:at] = [-100] * at
-    for i, text in enumerate(rounds):
-        parts = text.split(sep)
-        if text == '' or len(parts) != 2:
-            break
-        n, asked = len(encode(text)), len(encode(parts[0] + sep)) - 2
-        change = -(slow.mode == 'new') if template == 'llava_v1' else 0
-        if i:
-            n, asked = n + change, asked + change
-        end = max(min(at + asked, len(labels)), min(at, len(labels)))
-        labels[at:end] = [-100] * (end - at)
-        at += n
-    labels[at:] = [-100] * len(labels[at:])
-    if at != total and at < limit:
-        return None
-    return ids[:limit], labels[:limit]
-
-
-def labels_by_counts(slow, turns, image, limit):
-    """The first format, '### Human: '."""
-    pieces = [SYSTEM['llava_v0'] + '\n\n'] + [f"### {['Human', 'Assistant'][i % 2]}: {t}\n" for i, t in enumerate(turns)]
-    encode = slow.encode_prompt if image else lambda text: slow.encode(text)[:limit]
-    ids = encode(''.join(pieces) + '### ')
-    sizes = [len(encode(p)) if image else sum(i != 0 for i in encode(p)) for p in pieces]
-    labels = list(ids)
-    at = sizes[0]
-    labels[:at] = [-100] * min(at, len(labels))
-    for i, size in enumerate(sizes[1:]):
-        if i % 2 == 0:
-            for k in range(at + 2, min(at + size, len(labels))):
-                labels[k] = -100
-        at += size
-    return ids[:limit], labels[:limit]
-
-
-def test_labels(name, path, strings, rng):
-    """With a model that keeps spaces, as LLaMA's: the reference counts on the last space of 'ASSISTANT: '."""
-    with tempfile.TemporaryDirectory() as folder:
-        keeps = os.path.join(folder, 'keeps.model')
-        with open(path, 'rb') as a, open(keeps, 'wb') as b:
-            b.write(a.read() + b'\x1a\x02\x20\x00')
-        test_labels_of(name, keeps, strings, rng)
-
-
-def test_labels_of(name, path, strings, rng):
-    """Text with the templates' own marks in it is left out: the reference cuts there as well."""
-    strings = [s for s in strings if not re.search(r'ASSISTANT:|</?s>|\[/INST\]', s)]
-    for template in 'llava_v1', 'llava_llama_2', 'llava_v0':
-        for mode in 'new', 'legacy', '431':
-            slow = Slow(path, mode)
-            requests, want = [], []
-            for i in range(400):
-                turns = [rng.choice(strings).strip() or 'x' for _ in range(2 * rng.randint(1, 4))]
-                image = i % 2 == 0
-                if image:
-                    turns[0] += rng.choice(['<image>', '\n<image>', ' '])
-                else:
-                    turns = [t.replace('<image>', '') or 'x' for t in turns]
-                limit = rng.choice([2048, 2048, 2048, 60])
-                shown = [picture(t) for t in turns] if image else turns
-                requests.append(f't {template} {int(image)} {limit} ' + ' '.join('.' + hexed(t) for t in turns))
-                want.append(labels_by_counts(slow, shown, image, limit) if template == 'llava_v0'
-                            else labels_by_rounds(slow, template, shown, image, limit))
-            got = [tuple(ids_of(x) for x in a.split(' / ')) if ' / ' in a else a for a in ask(path, mode, requests)]
-            kept = [i for i in range(len(want)) if want[i]]
-            report(len(kept) > 100, f'{name}: {template}, {mode}: the reference keeps {len(kept)}')
-            compare(f'{name}: labels of {template}, {mode}', [requests[i] for i in kept], [got[i] for i in kept],
-                    [want[i] for i in kept])
-
-
 def test_vectors():
     folder = os.path.join(DATA, 'tokenizer')
     texts = open(os.path.join(folder, 'llama-vectors.inp'), encoding='utf-8', newline='').read()
@@ -436,7 +235,6 @@ def main():
             test_stream(name, path, few)
             test_added(name, path, few[:2000], rng)
             test_fast(name, path, few[:4000])
-            test_labels(name, path, few, rng)
     if DATA:
         test_vectors()
     print(f'1..{count}')

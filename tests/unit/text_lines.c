@@ -5,8 +5,7 @@
  *   e TEXT     ids of tokenizer_encode          p TEXT   ids of tokenizer_encode_prompt
  *   r TEXT     ids of tokenizer_encode_text
  *   d IDS...   tokenizer_decode, all tokens     k IDS... the same, special tokens skipped
- *   t TEMPLATE IMAGE MAX TEXT TEXT ...   ids and labels of a sample, with ' / ' between; human and gpt by
- *   turns s IDS...   what a stream gives for each id and at the end, separated by '|'
+ *   s IDS...   what a stream gives for each id and at the end, separated by '|'
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +13,6 @@
 #include <sys/stat.h>
 
 #include "text/stream.h"
-#include "text/supervise.h"
 #include "text/tokenizer.h"
 
 enum { LINE_MAX_BYTES = 1 << 20 };
@@ -76,33 +74,6 @@ static void decode(const struct tokenizer *t, char what, const char *list)
     ids_free(&ids);
 }
 
-static void sample(const struct tokenizer *t, char *line)
-{
-    enum { TURNS = 32 };
-    struct err e = { 0 };
-    struct ids ids = ids_make(IDS_MAX), labels = ids_make(IDS_MAX);
-    struct turn turn[TURNS];
-    char *word[TURNS + 3] = { 0 }, *save = NULL;
-    size_t n = 0;
-    for (char *w = strtok_r(line, " \n", &save); w && n < TURNS + 3; w = strtok_r(NULL, " \n", &save))
-        word[n++] = w;
-    n -= 3;
-    for (size_t i = 0; i < n; i++) {
-        char *text = word[i + 3];
-        turn[i] = (struct turn){ span_of(i % 2 ? "gpt" : "human"), { text, from_hex(text, text + 1) } };
-    }
-    struct supervise s = { .tokenizer = t,
-                           .tpl = conv_find(word[0]),
-                           .max_length = strtoul(word[2], NULL, 10) };
-    if (supervise(&s, turn, n, word[1][0] == '1', &ids, &labels, &e) < 0) printf("error: %s", e.msg);
-    supervise_cut(&s, &ids, &labels);
-    put_ids(&ids);
-    printf(" / ");
-    put_ids(&labels);
-    ids_free(&ids);
-    ids_free(&labels);
-}
-
 int main(int argc, char **argv)
 {
     static const char *const modes[] = { "legacy", "new", "431" };
@@ -125,7 +96,6 @@ int main(int argc, char **argv)
         if (strcmp(argv[2], modes[i]) == 0) tokenizer_set_mode(t, (enum tokenizer_mode)i);
     while (fgets(line, sizeof line, stdin)) {
         if (strchr("epr", line[0])) encode(t, line[0], line + 2);
-        else if (line[0] == 't') sample(t, line + 2);
         else decode(t, line[0], line + 2);
         putchar('\n');
     }
