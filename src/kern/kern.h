@@ -164,18 +164,21 @@ struct adamw {
 
 /* Is element i dropped? A hash of key and i, below p 2^32. Two rounds of a 32-bit mixer whose bias is small
  * (C. Wellons, "lowbias32"): cheap on every device. Keys should look random themselves; i < 2^32. */
-static inline uint32_t kern_mix(uint32_t x)
+#ifndef KERN_FN
+#define KERN_FN static inline /* and on the device, where there is one */
+#endif
+KERN_FN uint32_t kern_mix(uint32_t x)
 {
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     return x ^ (x >> 16);
 }
-static inline uint32_t kern_drop_below(float p) { return (uint32_t)((double)p * 4294967296.0); }
-static inline uint32_t kern_drop_hash(uint64_t key, uint32_t i)
+KERN_FN uint32_t kern_drop_below(float p) { return (uint32_t)((double)p * 4294967296.0); }
+KERN_FN uint32_t kern_drop_hash(uint64_t key, uint32_t i)
 {
     return kern_mix(kern_mix(i ^ (uint32_t)key) + (uint32_t)(key >> 32));
 }
-static inline bool kern_drop(uint64_t key, int64_t i, uint32_t below)
+KERN_FN bool kern_drop(uint64_t key, int64_t i, uint32_t below)
 {
     return kern_drop_hash(key, (uint32_t)i) < below;
 }
@@ -187,7 +190,8 @@ extern const struct kern kern_ref;
 /* Fills *k for the processor this runs on: kern_ref overridden with AVX2 or AVX-512 kernels.
  * `isa` NULL: the best there is; "ref", "avx2", "avx512": at most that. Returns k->name. */
 const char *kern_init_cpu(struct kern *k, const char *isa);
-/* For the GPU that d is, in builds that have one: every entry, or an error that names what is missing. */
+/* For the GPU that d is, in builds that have one. Matrix products of F32 activations are exact to f32 there whatever
+ * kctx.product says. */
 int kern_init_gpu(struct kern *k, struct dev *d, struct err *e);
 /* Either; isa is the host's. */
 int kern_init(struct kern *k, struct dev *d, const char *isa, struct err *e);

@@ -15,7 +15,14 @@
  * are, equal runs give equal bits, a token's row has the same bits alone and among others, scratch is given back,
  * y may be x where the contract says so, and absent arguments may be absent.
  *
- *     rows [--bench] [kernel ...]
+ * 16-bit activations may be rounded once more inside attention (`rounds`): softmax's results meet v, and the scores'
+ * gradients meet q and k, in that type, as matrix units want it. That is as if v, q and k had changed by a roundoff.
+ *
+ * On a device the arguments are put into its memory before a run and read back after it.
+ *
+ *     rows [--device cpu|emu|cuda:0|hip:0] [--bench] [kernel ...]
+ *
+ * Without --device: the emulated device where the build has one, else the processor's backends.
  */
 #include <ctype.h>
 #include <math.h>
@@ -25,231 +32,8 @@
 
 #include "base/plat.h"
 #include "base/rng.h"
-#include "kern/kern.h"
-
-extern const struct kern kern_ref64; /* kern_ref with real = double */
-
-/* ---- rows */
-
-enum { ARGS = 12, SAMPLES = 4 };
-
-struct dims { int64_t n[26]; }; /* sizes by letter */
-static int64_t size(const struct dims *d, char letter) { return d->n[letter - 'A']; }
-
-enum role {
-    END,
-    IN, WIDE,                   /* act; WIDE has large values too */
-    WEIGHT, CACHE, TABLE, STAT, /* weight type; that or act; cos and sin; given by the forward kernel */
-    OUT, OUT_STAT,              /* written over, so poisoned before */
-    CHANGE, PUT,                /* act changed in place; rows of a store of any type */
-    STATE, SQUARES, STATE_IN,   /* act or F32: changed in place, squares in place, read */
-    ADD, ADD_W,                 /* gradients; of weights */
-    POS, RANGE, PAGES, INDEX, DISTINCT, TARGET,
-};
-
-struct arg {
-    enum role role;
-    const char *shape; /* "T.HD" is [T, H*D]; "?" first: may be absent */
-};
-
-struct row {
-    const char *name;
-    size_t slot; /* of the pointer in struct kern */
-    void (*call)(const struct kern *, struct kctx *, const struct tensor *a, const struct dims *);
-    void (*prepare)(struct kctx *, struct tensor *a, const struct dims *); /* by kern_ref64: STAT and such */
-    struct arg arg[ARGS];
-    const char *sum;            /* letters; the largest is n of the bound. EXACT: equal to the bit */
-    int same;                   /* this argument may be argument 0 itself; 0: none */
-    bool steps;                 /* rounds to act after every step of the sum */
-    bool product;               /* obeys kctx.product */
-    bool by_place;              /* what a row becomes depends on where it stands */
-    const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
-    const char *flops;          /* a product of letters and digits */
-};
-
-#define CALL(kernel, ...)                                                                                \
-    static void call_##kernel(const struct kern *k, struct kctx *kc, const struct tensor *a,             \
-                              const struct dims *d)                                                      \
-    {                                                                                                    \
-        (void)d;                                                                                         \
-        k->kernel(kc, __VA_ARGS__);                                                                      \
-    }
-#define SCALE (1.5f / sqrtf((float)size(d, 'D')))
-static const float eps = 1e-5f;
-
-CALL(matmul, a[0], a[1], a[2], a[3], a[4])
-CALL(matmul_dx, a[0], a[1], a[2])
-CALL(matmul_dw, a[0], a[1], a[2], a[3])
-CALL(rmsnorm_fwd, a[0], a[1], a[2], a[3], eps)
-CALL(rmsnorm_bwd, a[0], a[1], a[2], a[3], a[4], a[5])
-CALL(layernorm_fwd, a[0], a[1], a[2], a[3], a[4], a[5], eps)
-CALL(layernorm_bwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7])
-CALL(rope, a[0], a[1], a[2], size(d, 'M') ? -1 : 1)
-CALL(attn_fwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], (int)size(d, 'H'), SCALE)
-CALL(attn_bwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], (int)size(d, 'H'), SCALE)
-CALL(swiglu_fwd, a[0], a[1], a[2])
-CALL(swiglu_bwd, a[0], a[1], a[2], a[3], a[4])
-CALL(gelu_fwd, a[0], a[1])
-CALL(gelu_bwd, a[0], a[1], a[2])
-CALL(quick_gelu_fwd, a[0], a[1])
-CALL(quick_gelu_bwd, a[0], a[1], a[2])
-CALL(add, a[0], a[1], a[2])
-CALL(axpy, a[0], a[1], 0.37f)
-CALL(cast, a[0], a[1])
-CALL(zero, a[0])
-CALL(rows_get, a[0], a[1], a[2])
-CALL(rows_put, a[0], a[1], a[2])
-CALL(rows_get_add, a[0], a[1], a[2])
-CALL(rows_put_add, a[0], a[1], a[2])
-CALL(patchify_fwd, a[0], a[1], (int)size(d, 'P'))
-CALL(patchify_bwd, a[0], a[1], (int)size(d, 'P'))
-CALL(xent_fwd, a[0], a[1], a[2], a[3])
-CALL(xent_bwd, a[0], a[1], a[2], a[3], a[4])
-CALL(dropout, a[0], a[1], 0.3f, 77)
-CALL(sumsq, a[0], a[1])
-static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f };
-CALL(adamw, a[0], a[1], a[2], a[3], a[4], &step)
-
-/* An F64 tensor of t's shape, for results that nobody reads. */
-static struct tensor spare(struct kctx *kc, struct tensor t)
-{
-    t.type = DT_F64;
-    t.p = arena_take(kc->scratch, tensor_bytes(t));
-    return t;
-}
-
-static void prepare_rmsnorm(struct kctx *kc, struct tensor *a, const struct dims *d)
-{
-    (void)d;
-    kern_ref64.rmsnorm_fwd(kc, spare(kc, a[3]), a[5], a[3], a[4], eps);
-}
-
-static void prepare_layernorm(struct kctx *kc, struct tensor *a, const struct dims *d)
-{
-    (void)d;
-    kern_ref64.layernorm_fwd(kc, spare(kc, a[4]), a[6], a[7], a[4], a[5], a[5], eps);
-}
-
-static void prepare_attn(struct kctx *kc, struct tensor *a, const struct dims *d)
-{
-    kern_ref64.attn_fwd(kc, a[4], a[5], a[6], a[7], a[8], a[9], (struct tensor){ 0 }, (int)size(d, 'H'), SCALE);
-}
-
-static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d)
-{
-    (void)d;
-    kern_ref64.xent_fwd(kc, spare(kc, a[3]), a[3], a[2], a[4]);
-}
-
-#define MATMULS                                                                                          \
-    "T1 I64 O33; T1 I577 O7; T2 I1 O1; T3 I7 O32; T4 I160 O48; T7 I33 O65; T8 I128 O96; T17 I576 O40; "  \
-    "T33 I31 O130; T64 I512 O256; T130 I96 O192"
-#define MATMUL_BENCH "T1 I4096 O8192; T4 I4096 O8192; T32 I2048 O5632; T640 I2048 O5632"
-#define NORMS "T1 C1; T1 C7; T3 C33; T7 C577; T33 C128; T5 C1024"
-#define NORM_BENCH "T1 C4096; T640 C4096"
-/* M: 0 causal after a cache of S - T, 1 all of S, 2 packed segments */
-#define ATTNS                                                                                            \
-    "T1 S1 H1 K1 D2; T1 S33 H4 K4 D64; T1 S577 H8 K2 D128; T7 S7 H3 K3 D7; T5 S37 H4 K1 D32; "           \
-    "T65 S65 H2 K2 D64; T33 S33 H4 K2 D80 M1; T70 S70 H2 K1 D64 M2; T19 S130 H2 K2 D128; "               \
-    "T9 S577 H1 K1 D64 M1"
-/* Two to five sequences (B) of up to N pages; M: the window, 0 none */
-#define ATTNS_PAGED                                                                                      \
-    "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
-    "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300"
-#define ATTN_BENCH "T1 S2048 H32 K32 D128; T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1"
-#define ELEMS "T1 F1; T1 F7; T3 F33; T7 F577; T64 F512; T300 F250"
-#define ELEM_BENCH "T640 F5632"
-#define ROWS "N1 M1 C1; N3 M7 C7; N7 M33 C33; N33 M40 C577; N130 M200 C64"
-#define XENTS "T1 V1; T1 V7; T7 V33; T33 V577; T3 V32000"
-#define ROWS_BENCH "N2000 M2000 C4096"
-
-#define EXACT NULL
-#define ROW(kernel) .name = #kernel, .slot = offsetof(struct kern, kernel), .call = call_##kernel
-static const struct row rows[] = {
-    { ROW(matmul),
-      .arg = { { OUT, "T.O" }, { IN, "T.I" }, { WEIGHT, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
-      .sum = "I", .same = 4, .product = true, .shapes = MATMULS, .bench = MATMUL_BENCH, .flops = "2TIO" },
-    { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { WEIGHT, "O.I" } },
-      .sum = "O", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
-    { ROW(matmul_dw), .arg = { { ADD_W, "?O.I" }, { ADD_W, "?O" }, { IN, "T.O" }, { IN, "T.I" } },
-      .sum = "T", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
-    { ROW(rmsnorm_fwd), .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },
-      .sum = "C", .same = 2, .shapes = NORMS, .bench = NORM_BENCH, .flops = "4TC" },
-    { ROW(rmsnorm_bwd), .prepare = prepare_rmsnorm,
-      .arg = { { ADD, "?T.C" }, { ADD_W, "?C" }, { IN, "T.C" }, { IN, "T.C" }, { WEIGHT, "C" },
-               { STAT, "T" } },
-      .sum = "TC", .shapes = NORMS, .bench = NORM_BENCH, .flops = "9TC" },
-    { ROW(layernorm_fwd),
-      .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" },
-               { WEIGHT, "C" } },
-      .sum = "C", .same = 3, .shapes = NORMS, .bench = NORM_BENCH, .flops = "7TC" },
-    { ROW(layernorm_bwd), .prepare = prepare_layernorm,
-      .arg = { { ADD, "?T.C" }, { ADD_W, "?C" }, { ADD_W, "?C" }, { IN, "T.C" }, { IN, "T.C" },
-               { WEIGHT, "C" }, { STAT, "T" }, { STAT, "T" } },
-      .sum = "TC", .shapes = NORMS, .bench = NORM_BENCH, .flops = "9TC" },
-    { ROW(rope), .arg = { { CHANGE, "T.HD" }, { POS, "T" }, { TABLE, "V.D" } },
-      .sum = "", .shapes = "T1 H1 D2 V1; T7 H3 D14 V33; T33 H4 D64 V40; T5 H2 D128 V577 M1; T3 H1 D80 V9 M1",
-      .bench = "T640 H32 D128 V2048", .flops = "3THD" },
-    { ROW(attn_fwd),
-      .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
-               { RANGE, "T.2" } },
-      .sum = "SD", .shapes = ATTNS, .bench = ATTN_BENCH, .flops = "4THSD" },
-    { .name = "attn_fwd_paged", .slot = offsetof(struct kern, attn_fwd), .call = call_attn_fwd,
-      .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
-               { RANGE, "T.3" }, { PAGES, "B.N" } },
-      .sum = "SD", .shapes = ATTNS_PAGED, .bench = "T16 B16 N64 S16384 H32 K32 D128", .flops = "4THSD" },
-    { ROW(attn_bwd), .prepare = prepare_attn,
-      .arg = { { ADD, "?T.HD" }, { ADD, "?S.KD" }, { ADD, "?S.KD" }, { IN, "T.HD" }, { IN, "T.HD" },
-               { STAT, "T.H" }, { IN, "T.HD" }, { IN, "S.KD" }, { IN, "S.KD" }, { RANGE, "T.2" } },
-      .sum = "SDT", .shapes = ATTNS, .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
-      .flops = "52THSD" },
-    { ROW(swiglu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
-      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
-    { ROW(swiglu_bwd),
-      .arg = { { ADD, "?T.F" }, { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "9TF" },
-    { ROW(gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
-    { ROW(gelu_bwd), .arg = { { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "8TF" },
-    { ROW(quick_gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
-    { ROW(quick_gelu_bwd), .arg = { { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "8TF" },
-    { ROW(add), .arg = { { OUT, "T.F" }, { IN, "T.F" }, { IN, "T.F" } },
-      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "TF" },
-    { ROW(axpy), .arg = { { ADD, "T.F" }, { IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "2TF" },
-    { ROW(cast), .arg = { { PUT, "T.F" }, { IN, "T.F" } },
-      .sum = EXACT, .shapes = ELEMS, .bench = ELEM_BENCH },
-    { ROW(zero), .arg = { { OUT, "T.F" } }, .sum = EXACT, .shapes = ELEMS, .bench = ELEM_BENCH },
-    { ROW(rows_get), .arg = { { OUT, "N.C" }, { WEIGHT, "M.C" }, { INDEX, "N" } },
-      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
-    { ROW(rows_put), .arg = { { PUT, "M.C" }, { DISTINCT, "N" }, { IN, "N.C" } },
-      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
-    { ROW(rows_get_add), .arg = { { ADD, "N.C" }, { IN, "M.C" }, { INDEX, "N" } },
-      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
-    { ROW(rows_put_add), .arg = { { ADD, "M.C" }, { INDEX, "N" }, { IN, "N.C" } },
-      .sum = "N", .steps = true, .shapes = ROWS, .bench = ROWS_BENCH },
-    { ROW(patchify_fwd), .arg = { { OUT, "NGG.3PP" }, { IN, "N.3.S.S" } },
-      .sum = EXACT, .shapes = "N1 P1 G1 S1; N2 P3 G2 S7; N1 P14 G3 S42; N3 P7 G1 S13",
-      .bench = "N1 P14 G24 S336" },
-    { ROW(patchify_bwd), .arg = { { ADD, "?N.3.S.S" }, { IN, "NGG.3PP" } },
-      .sum = EXACT, .shapes = "N1 P1 G1 S1; N2 P3 G2 S7; N1 P14 G3 S42; N3 P7 G1 S13",
-      .bench = "N1 P14 G24 S336" },
-    { ROW(xent_fwd), .arg = { { OUT_STAT, "T" }, { OUT_STAT, "T" }, { WIDE, "T.V" }, { TARGET, "T" } },
-      .sum = "V", .shapes = XENTS, .bench = "T256 V32000", .flops = "4TV" },
-    { ROW(xent_bwd), .prepare = prepare_xent,
-      .arg = { { ADD, "?T.V" }, { IN, "T" }, { WIDE, "T.V" }, { STAT, "T" }, { TARGET, "T" } },
-      .sum = "", .shapes = XENTS, .bench = "T256 V32000", .flops = "5TV" },
-    { ROW(dropout), .by_place = true, .arg = { { OUT, "T.F" }, { IN, "T.F" } },
-      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH },
-    { ROW(sumsq), .arg = { { OUT_STAT, "1" }, { IN, "T.F" } },
-      .sum = "TF", .shapes = ELEMS "; T3 F4097", .bench = ELEM_BENCH, .flops = "2TF" },
-    { ROW(adamw),
-      .arg = { { STATE, "T.F" }, { STATE, "T.F" }, { SQUARES, "T.F" }, { PUT, "?T.F" }, { STATE_IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = "T5632 F2048", .flops = "14TF" },
-};
+#include "dev/dev.h"
+#include "check/rows.h"
 
 /* ---- arguments by role */
 
@@ -264,12 +48,6 @@ static void fill_wide(struct rng *r, struct tensor t, const struct dims *d)
     (void)d;
     for (int64_t i = 0, n = tensor_count(t); i < n; i++)
         ((double *)t.p)[i] = rng_normal(r) * (rng_u64(r) % 4 ? 1 : 20);
-}
-
-static void fill_squares(struct rng *r, struct tensor t, const struct dims *d)
-{
-    fill_normal(r, t, d);
-    for (int64_t i = 0, n = tensor_count(t); i < n; i++) ((double *)t.p)[i] *= ((double *)t.p)[i];
 }
 
 static void fill_table(struct rng *r, struct tensor t, const struct dims *d)
@@ -371,8 +149,6 @@ static const struct {
     [TABLE] = { F32, false, fill_table },       [STAT] = { ACT_OR_F32, false, fill_normal },
     [OUT] = { ACT, true, fill_poison },         [OUT_STAT] = { ACT_OR_F32, true, fill_poison },
     [CHANGE] = { ACT, true, fill_normal },      [PUT] = { W, true, fill_normal },
-    [STATE] = { ACT_OR_F32, true, fill_normal }, [SQUARES] = { ACT_OR_F32, true, fill_squares },
-    [STATE_IN] = { ACT_OR_F32, false, fill_normal },
     [ADD] = { ACT, true, fill_normal },         [ADD_W] = { ACT_OR_F32, true, fill_normal },
     [POS] = { I32, false, fill_pos },           [RANGE] = { I32, false, fill_range },
     [PAGES] = { I32, false, fill_pages },
@@ -487,8 +263,7 @@ static void find_sense(struct test *c, struct kctx *kc, struct rng *r)
         for (int i = 0; i < c->n_args; i++) {
             b[i] = tensor_dup(kc, c->a[i]);
             const enum role role = c->row->arg[i].role;
-            const bool kept = is_written(c, i) && role != CHANGE && role != STATE && role != SQUARES;
-            if (!b[i].p || b[i].type != DT_F64 || kept) continue;
+            if (!b[i].p || b[i].type != DT_F64 || (is_written(c, i) && role != CHANGE)) continue;
             for (int64_t k = 0, n = tensor_count(b[i]); k < n; k++)
                 ((double *)b[i].p)[k] *= rng_u64(r) & 1 ? 1 + delta : 1 - delta;
         }
@@ -522,6 +297,46 @@ static void find_wanted(struct test *c, struct kctx *kc, struct rng *r)
 }
 
 /* ---- a backend's run, and its judgement */
+
+struct backend {
+    const char *name;
+    struct kern k;
+    struct kctx kc; /* with scratch in the device's memory */
+    enum dtype act[4];
+    int n_act;
+};
+
+/* What a backend computes from `got`, in place. On a device a block of its own for each argument, so that the emulator
+ * and memory checkers see its end. */
+static void run(const struct test *c, struct backend *b, struct tensor *got, const struct dims *sizes)
+{
+    struct tensor there[ARGS] = { { 0 } };
+    struct dev *d = b->kc.dev;
+    struct err e;
+    b->kc.n_threads = c->threads;
+    b->kc.product = c->product;
+    b->kc.decode = c->decode;
+    if (!d) {
+        c->row->call(&b->k, &b->kc, got, sizes);
+        return;
+    }
+    for (int i = 0; i < c->n_args; i++) {
+        there[i] = got[i];
+        if (!got[i].p) continue;
+        if (i && got[i].p == got[0].p) {
+            there[i].p = there[0].p;
+            continue;
+        }
+        if (dev_alloc(&there[i].p, d, tensor_bytes(got[i]), &e) < 0) BUG("%s", e.msg);
+        dev_put(d, there[i].p, got[i].p, tensor_bytes(got[i]));
+    }
+    c->row->call(&b->k, &b->kc, there, sizes);
+    for (int i = 0; i < c->n_args; i++) {
+        if (!got[i].p || (i && got[i].p == got[0].p)) continue;
+        dev_get(d, got[i].p, there[i].p, tensor_bytes(got[i]));
+        dev_free(d, there[i].p, tensor_bytes(got[i]));
+    }
+}
 
 /* The arguments in the types of the run, each in a block of its own so that sanitizers see its end. */
 static void args_new(const struct test *c, struct tensor *got)
@@ -574,7 +389,8 @@ static int judge(const struct test *c, int i, const double *got, double *worst)
     double n = 1;
     for (const char *s = c->row->sum; s && *s; s++) n = fmax(n, (double)size(&c->d, *s));
     const double u_step = c->row->steps ? fmax(u_out, 0x1p-24) : 0x1p-24;
-    const double u_sum = u_step * (8 + 2 * sqrt(n)) + (c->product == DT_BF16 ? 2 * 0x1p-8 : 0);
+    const double u_round = c->product == DT_BF16 ? 0x1p-8 : c->row->rounds ? unit_roundoff(c->act) : 0;
+    const double u_sum = u_step * (8 + 2 * sqrt(n)) + 2 * u_round;
     for (int64_t k = 0, cols = tensor_cols(c->want[i]), count = tensor_count(c->want[i]); k < count; k++) {
         const double want = ((double *)c->want[i].p)[k], diff = fabs(got[k] - want);
         double bound = u_out * fabs(want) + u_sum * fmax(c->sense[i][k / cols], fabs(want)) + tiny;
@@ -606,15 +422,16 @@ static int judge_all(const struct test *c, struct kctx *kc, const struct tensor 
 }
 
 /* Once more: the same bits, and nothing written beyond `high`, where the scratch of the first run ended. */
-static int run_again(const struct test *c, const struct kern *k, struct kctx *kc, const struct tensor *first,
-                     size_t high)
+static int run_again(const struct test *c, struct backend *b, const struct tensor *first, size_t high)
 {
     enum { BEYOND = 1 << 14 };
     struct tensor got[ARGS] = { 0 };
+    char beyond[BEYOND];
     int rc = 0;
-    char *beyond = memset(kc->scratch->base + high, 0x5a, BEYOND);
+    dev_fill(b->kc.dev, b->kc.scratch->base + high, 0x5a, BEYOND);
     args_new(c, got);
-    c->row->call(k, kc, got, &c->d);
+    run(c, b, got, &c->d);
+    dev_get(b->kc.dev, beyond, b->kc.scratch->base + high, BEYOND);
     for (int i = 0; i < BEYOND && rc == 0; i++)
         if (beyond[i] != 0x5a) rc = complain(c, "more scratch was used than taken");
     for (int i = 0; i < c->n_args && rc == 0; i++)
@@ -625,7 +442,7 @@ static int run_again(const struct test *c, const struct kern *k, struct kctx *kc
 }
 
 /* With y in the place of the input that it may share. */
-static int run_shared(const struct test *c, const struct kern *k, struct kctx *kc, double *worst)
+static int run_shared(const struct test *c, struct backend *b, struct kctx *kc, double *worst)
 {
     struct tensor got[ARGS] = { 0 };
     const int same = c->row->same;
@@ -633,7 +450,7 @@ static int run_shared(const struct test *c, const struct kern *k, struct kctx *k
     args_new(c, got);
     void *own = got[0].p;
     got[0].p = got[same].p;
-    c->row->call(k, kc, got, &c->d);
+    run(c, b, got, &c->d);
     const size_t mark = arena_mark(kc->scratch);
     const int rc = judge(c, 0, values(kc, got[0]), worst);
     arena_rewind(kc->scratch, mark);
@@ -650,7 +467,7 @@ static bool is_by_token(const struct arg *a)
 }
 
 /* One token alone: the bits that it has in `all`. Sums over tokens have no rows of their own. */
-static int run_alone(const struct test *c, const struct kern *k, struct kctx *kc, const struct tensor *all, int64_t t)
+static int run_alone(const struct test *c, struct backend *b, const struct tensor *all, int64_t t)
 {
     struct tensor got[ARGS] = { 0 }, one[ARGS] = { 0 };
     struct dims d = c->d;
@@ -662,7 +479,7 @@ static int run_alone(const struct test *c, const struct kern *k, struct kctx *kc
     args_new(c, got);
     for (int i = 0; i < c->n_args; i++)
         one[i] = got[i].p && is_by_token(&c->row->arg[i]) ? tensor_slice(got[i], t, 1) : got[i];
-    c->row->call(k, kc, one, &d);
+    run(c, b, one, &d);
     for (int i = 0; i < c->n_args && rc == 0; i++)
         if (got[i].p && is_written(c, i) && memcmp(one[i].p, tensor_slice(all[i], t, 1).p, tensor_bytes(one[i])))
             rc = complain(c, "a row alone differs from the same among others");
@@ -670,35 +487,30 @@ static int run_alone(const struct test *c, const struct kern *k, struct kctx *kc
     return rc;
 }
 
-static int run_test(const struct test *c, const struct kern *k, struct kctx *kc, double *worst)
+static int run_test(const struct test *c, struct backend *b, struct kctx *kc, double *worst)
 {
     struct tensor got[ARGS] = { 0 };
-    const size_t mark = arena_mark(kc->scratch);
+    struct arena *scratch = b->kc.scratch;
+    const size_t mark = arena_mark(scratch);
     args_new(c, got);
-    kc->scratch->high = mark;
-    c->row->call(k, kc, got, &c->d);
-    const size_t high = kc->scratch->high;
-    int rc = arena_mark(kc->scratch) == mark ? 0 : complain(c, "scratch was not given back");
+    scratch->high = mark;
+    run(c, b, got, &c->d);
+    const size_t high = scratch->high;
+    int rc = arena_mark(scratch) == mark ? 0 : complain(c, "scratch was not given back");
     if (rc == 0) rc = judge_all(c, kc, got, worst);
-    if (rc == 0) rc = run_again(c, k, kc, got, high);
-    for (int64_t t = 0, T = size(&c->d, 'T'); t < T && rc == 0; t += 1 + T / 3) rc = run_alone(c, k, kc, got, t);
-    if (rc == 0) rc = run_shared(c, k, kc, worst);
+    if (rc == 0) rc = run_again(c, b, got, high);
+    for (int64_t t = 0, T = size(&c->d, 'T'); t < T && rc == 0; t += 1 + T / 3) rc = run_alone(c, b, got, t);
+    if (rc == 0) rc = run_shared(c, b, kc, worst);
     args_free(c, got);
     return rc;
 }
 
 /* ---- rows x backends */
 
-struct backend {
-    const char *name;
-    struct kern k;
-    bool any_type; /* activations of any type */
-};
-
 static bool has_own(const struct backend *b, const struct row *row)
 {
     const char *own = (const char *)&b->k + row->slot, *refs = (const char *)&kern_ref + row->slot;
-    return b->any_type || memcmp(own, refs, sizeof(void (*)(void)));
+    return b->n_act > 1 || memcmp(own, refs, sizeof(void (*)(void)));
 }
 
 static bool uses_weight(const struct row *row)
@@ -724,7 +536,7 @@ static bool obeys_product(const struct test *c)
 }
 
 /* The shapes, for one choice of types. The absent argument changes from run to run. */
-static int check_types(struct test *c, const struct kern *k, struct kctx *kc, int *runs, double *worst)
+static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *runs, double *worst)
 {
     const char *next = c->row->shapes;
     while (next) {
@@ -735,102 +547,153 @@ static int check_types(struct test *c, const struct kern *k, struct kctx *kc, in
         c->absent = c->absent == c->n_args ? ARGS : c->absent > c->n_args ? -1 : c->absent;
         ++*runs;
         const size_t mark = arena_mark(kc->scratch);
-        kc->n_threads = c->threads;
-        kc->product = c->product;
-        kc->decode = c->decode = rng_u64(&r) % 2;
+        c->decode = rng_u64(&r) % 2;
         fill(c, kc, &r);
         find_wanted(c, kc, &r);
-        const int rc = run_test(c, k, kc, worst);
+        const int rc = run_test(c, b, kc, worst);
         arena_rewind(kc->scratch, mark);
         if (rc < 0) return rc;
     }
     return 0;
 }
 
-static int check_row(const struct row *row, const struct backend *b, struct kctx *kc, int *runs,
-                     double *worst)
+static int check_row(const struct row *row, struct backend *b, struct kctx *kc, int *runs, double *worst)
 {
-    static const enum dtype acts[] = { DT_F32, DT_F64, DT_BF16, DT_F16 };
     static const enum dtype weights[] = { DT_F32, DT_F16, DT_BF16 };
-    const int n_acts = b->any_type ? 4 : 1, n_weights = uses_weight(row) ? 3 : 1;
-    for (int i = 0; i < n_acts * n_weights; i++) {
+    const int n_weights = uses_weight(row) ? 3 : 1;
+    for (int i = 0; i < b->n_act * n_weights; i++) {
         struct test c = { .row = row, .n_args = count_args(row), .threads = 1 + i % 3,
-                          .act = acts[i / n_weights], .weight = weights[i % n_weights], .product = DT_F32 };
-        if (check_types(&c, &b->k, kc, runs, worst) < 0) return -1;
+                          .act = b->act[i / n_weights], .weight = weights[i % n_weights], .product = DT_F32 };
+        if (check_types(&c, b, kc, runs, worst) < 0) return -1;
         c.product = DT_BF16;
-        if (obeys_product(&c) && check_types(&c, &b->k, kc, runs, worst) < 0) return -1;
+        if (obeys_product(&c) && check_types(&c, b, kc, runs, worst) < 0) return -1;
     }
     return 0;
 }
 
 /* ---- how fast */
 
-static double best_time(const struct test *c, const struct kern *k, struct kctx *kc, struct tensor *a)
+enum { PATTERN = 99991 }; /* numbers that a large argument repeats: making more would take longer than the kernel */
+
+/* Arguments in the device's memory. Statistics are any numbers. */
+static void args_bench(struct test *c, struct backend *b, struct kctx *kc, struct tensor *a)
 {
+    struct rng r;
+    struct err e;
+    rng_seed(&r, 1);
+    for (int i = 0; i < c->n_args; i++) {
+        const enum role role = c->row->arg[i].role;
+        const enum dtype type = type_of(c, i);
+        const size_t mark = arena_mark(kc->scratch), size = dtype_bytes(type);
+        a[i] = shaped(&c->d, c->row->arg[i].shape, type);
+        const int64_t n = tensor_count(a[i]), some = n < PATTERN || type == DT_I32 || role == TABLE ? n : PATTERN;
+        struct tensor wide = some == n ? a[i] : tensor_1d(NULL, type, some);
+        wide.type = type == DT_I32 ? DT_I32 : DT_F64;
+        wide.p = arena_take(kc->scratch, tensor_bytes(wide));
+        (roles[role].written ? fill_normal : roles[role].fill)(&r, wide, &c->d);
+        char *host = arena_take(kc->scratch, tensor_bytes(a[i]));
+        if (type == DT_I32) memcpy(host, wide.p, tensor_bytes(a[i]));
+        else dtype_convert(host, type, wide.p, DT_F64, some);
+        for (int64_t k = some; k < n; k += some)
+            memcpy(host + (size_t)k * size, host, (size_t)(n - k < some ? n - k : some) * size);
+        if (dev_alloc(&a[i].p, b->kc.dev, tensor_bytes(a[i]), &e) < 0) BUG("%s", e.msg);
+        dev_put(b->kc.dev, a[i].p, host, tensor_bytes(a[i]));
+        arena_rewind(kc->scratch, mark);
+    }
+}
+
+/* Seconds of n calls. */
+static double time_calls(const struct test *c, struct backend *b, struct tensor *a, int n)
+{
+    dev_sync(b->kc.dev);
+    const double start = plat_now_s();
+    for (int i = 0; i < n; i++) c->row->call(&b->k, &b->kc, a, &c->d);
+    dev_sync(b->kc.dev);
+    return plat_now_s() - start;
+}
+
+/* Of one call: the best of some rounds; on a device of many calls each, so that launching and waiting do not count. */
+static double best_time(const struct test *c, struct backend *b, struct tensor *a)
+{
+    const double once = fmin(time_calls(c, b, a, 1), time_calls(c, b, a, 1));
+    const int calls = b->kc.dev ? (int)fmax(1, fmin(200, 0.01 / once)) : 1;
     double best = INFINITY, total = 0;
     for (int n = 0; n < 3 || (total < 0.3 && n < 1000); n++) {
-        const double start = plat_now_s();
-        c->row->call(k, kc, a, &c->d);
-        const double s = plat_now_s() - start;
-        best = fmin(best, s);
+        const double s = time_calls(c, b, a, calls);
+        best = fmin(best, s / calls);
         total += s;
         if (total > 3) break;
     }
     return best;
 }
 
-static void bench_shape(struct test *c, const struct backend *b, struct kctx *kc, const char *shape)
+static void bench_shape(struct test *c, struct backend *b, struct kctx *kc, const char *shape)
 {
-    struct rng r;
     struct tensor a[ARGS] = { 0 };
     double bytes = 0;
-    const size_t mark = arena_mark(kc->scratch);
-    rng_seed(&r, 1);
-    kc->product = DT_F32;
-    fill(c, kc, &r);
-    args_new(c, a);
-    arena_rewind(kc->scratch, mark);
-    for (int i = 0; i < c->n_args; i++) bytes += a[i].p ? (double)tensor_bytes(a[i]) : 0;
-    kc->n_threads = plat_threads();
-    kc->product = c->product;
-    kc->decode = size(&c->d, 'T') <= 16;
-    const double s = best_time(c, &b->k, kc, a);
+    args_bench(c, b, kc, a);
+    for (int i = 0; i < c->n_args; i++) {
+        const bool twice = roles[c->row->arg[i].role].written && roles[c->row->arg[i].role].fill != fill_poison;
+        bytes += (twice ? 2 : 1) * (double)tensor_bytes(a[i]);
+    }
+    b->kc.n_threads = plat_threads();
+    b->kc.product = c->product;
+    b->kc.decode = size(&c->d, 'T') <= 16;
+    const double s = best_time(c, b, a);
     const double flops = c->row->flops ? (double)product_of(&c->d, c->row->flops) : 0;
-    printf("%-14s %-7s %-5s %-5s %10.1f us %8.1f GB/s %8.1f GFLOP/s  %.*s\n", c->row->name, b->name,
-           dtype_name(c->weight), c->product == DT_BF16 ? "bf16" : "", s * 1e6, bytes / s * 1e-9,
+    printf("%-14s %-7s %-5s %-5s %-5s %10.1f us %8.1f GB/s %8.1f GFLOP/s  %.*s\n", c->row->name, b->name,
+           dtype_name(c->act), dtype_name(c->weight), c->product == DT_BF16 ? "bf16" : "", s * 1e6, bytes / s * 1e-9,
            flops / s * 1e-9, (int)strcspn(shape, ";"), shape);
-    args_free(c, a);
+    for (int i = 0; i < c->n_args; i++) dev_free(b->kc.dev, a[i].p, tensor_bytes(a[i]));
 }
 
-static void bench_row(const struct row *row, const struct backend *b, struct kctx *kc)
+/* The processor with f32 activations and weights of each type; a device in bf16, in the sizes of large models. */
+static void bench_row(const struct row *row, struct backend *b, struct kctx *kc)
 {
     static const enum dtype weights[] = { DT_F32, DT_F16, DT_BF16 };
-    for (const char *shape = row->bench, *next = NULL; shape; shape = next) {
+    const bool dev = b->kc.dev != NULL;
+    for (const char *shape = dev && row->bench_dev ? row->bench_dev : row->bench, *next = NULL; shape; shape = next) {
         shape += strspn(shape, " ");
-        for (int j = 0; j < (uses_weight(row) ? 3 : 1); j++) {
-            struct test c = { .row = row, .act = DT_F32, .weight = weights[j], .n_args = count_args(row),
-                              .absent = -1, .product = DT_F32 };
+        for (int j = dev ? 2 : 0; j < (uses_weight(row) || dev ? 3 : 1); j++) {
+            struct test c = { .row = row, .act = dev ? DT_BF16 : DT_F32, .weight = weights[j],
+                              .n_args = count_args(row), .absent = -1, .product = dev ? DT_BF16 : DT_F32 };
             next = dims_next(shape, &c.d);
             bench_shape(&c, b, kc, shape);
             c.product = DT_BF16;
-            if (obeys_product(&c)) bench_shape(&c, b, kc, shape);
+            if (!dev && obeys_product(&c)) bench_shape(&c, b, kc, shape);
         }
     }
 }
 
-static bool is_wanted(const char *name, int argc, char **argv)
+/* ---- the program */
+
+struct options {
+    const char *device; /* NULL: the default */
+    bool bench;
+    char **kernel;
+    int n_kernel; /* 0: all */
+};
+
+static void options_read(struct options *o, int argc, char **argv)
 {
-    bool any = false;
+    *o = (struct options){ .kernel = argv };
     for (int i = 1; i < argc; i++) {
-        if (argv[i][0] == '-') continue;
-        if (!strcmp(argv[i], name)) return true;
-        any = true;
+        if (!strcmp(argv[i], "--bench")) o->bench = true;
+        else if (!strcmp(argv[i], "--device") && i + 1 < argc) o->device = argv[++i];
+        else argv[o->n_kernel++] = argv[i];
     }
-    return !any;
+    if (!o->device) o->device = strstr(dev_kinds(), "emu") ? "emu" : "cpu";
+}
+
+static bool is_wanted(const struct options *o, const struct row *row)
+{
+    for (int i = 0; i < o->n_kernel; i++)
+        if (!strcmp(o->kernel[i], row->name)) return true;
+    return o->n_kernel == 0;
 }
 
 /* One TAP line; true when the row holds. */
-static bool report_row(const struct row *row, const struct backend *b, struct kctx *kc, int number)
+static bool report_row(const struct row *row, struct backend *b, struct kctx *kc, int number)
 {
     int runs = 0;
     double worst = 0;
@@ -840,28 +703,62 @@ static bool report_row(const struct row *row, const struct backend *b, struct kc
     return right;
 }
 
+/* How many rows failed; *n counts them all. */
+static int backend_run(struct backend *b, struct kctx *kc, const struct options *o, int *n)
+{
+    int failed = 0;
+    for (const struct row *row = rows; row < rows + sizeof rows / sizeof *rows; row++) {
+        if (!is_wanted(o, row) || !has_own(b, row)) continue;
+        if (o->bench) bench_row(row, b, kc);
+        else failed += !report_row(row, b, kc, ++*n);
+        fflush(stdout);
+    }
+    return failed;
+}
+
+static int run_processor(struct kctx *kc, const struct options *o, int *n)
+{
+    struct backend backends[] = { { "ref", kern_ref, *kc, { DT_F32, DT_F64, DT_BF16, DT_F16 }, 4 },
+                                  { "avx2", kern_ref, *kc, { DT_F32 }, 1 },
+                                  { "avx512", kern_ref, *kc, { DT_F32 }, 1 } };
+    int failed = 0;
+    for (struct backend *b = backends; b < backends + sizeof backends / sizeof *backends; b++) {
+        if (b->n_act > 1 || !strcmp(kern_init_cpu(&b->k, b->name), b->name)) failed += backend_run(b, kc, o, n);
+        else printf("# this processor has no %s\n", b->name);
+    }
+    return failed;
+}
+
+static int run_device(struct kctx *kc, const struct options *o, int *n)
+{
+    struct backend b = { o->device, { 0 }, *kc, { DT_F32, DT_BF16, DT_F16 }, 3 };
+    struct arena scratch = { 0 };
+    struct err e;
+    int failed = 1, rc;
+    b.kc.scratch = &scratch;
+    TRY(dev_open(&b.kc.dev, o->device, &e));
+    TRY(dev_arena(&scratch, b.kc.dev, (size_t)1 << 30, &e));
+    TRY(kern_init(&b.k, b.kc.dev, NULL, &e));
+    printf("# %s\n", dev_model(b.kc.dev));
+    failed = backend_run(&b, kc, o, n);
+out:
+    if (rc < 0) printf("Bail out! %s\n", e.msg);
+    arena_fini(&scratch);
+    dev_close(b.kc.dev);
+    return failed;
+}
+
 int main(int argc, char **argv)
 {
-    struct backend backends[] = { { "ref", kern_ref, true }, { "avx2", kern_ref, false },
-                                  { "avx512", kern_ref, false } };
-    const bool bench = argc > 1 && !strcmp(argv[1], "--bench");
+    struct options o;
     struct arena scratch;
     struct err e;
-    int n = 0, failed = 0;
+    int n = 0;
+    options_read(&o, argc, argv);
     if (arena_init(&scratch, (size_t)8 << 30, &e) < 0) return fprintf(stderr, "rows: %s\n", e.msg), 1;
     struct kctx kc = { .scratch = &scratch, .n_threads = 1 };
-    for (struct backend *b = backends; b < backends + sizeof backends / sizeof *backends; b++) {
-        if (!b->any_type && strcmp(kern_init_cpu(&b->k, b->name), b->name)) {
-            printf("# this processor has no %s\n", b->name);
-            continue;
-        }
-        for (const struct row *row = rows; row < rows + sizeof rows / sizeof *rows; row++) {
-            if (!is_wanted(row->name, argc, argv) || !has_own(b, row)) continue;
-            if (bench) bench_row(row, b, &kc);
-            else failed += !report_row(row, b, &kc, ++n);
-        }
-    }
-    if (!bench) printf("1..%d\n", n);
+    const int failed = (strcmp(o.device, "cpu") ? run_device : run_processor)(&kc, &o, &n);
+    if (!o.bench) printf("1..%d\n", n);
     arena_fini(&scratch);
     return failed ? 1 : 0;
 }

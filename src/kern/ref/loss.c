@@ -3,13 +3,20 @@
 
 #include "kern/ref/real.h"
 
-static double log_sum_exp(struct tensor logits, int64_t t)
+/* log of the sum of exponentials of row t, in two parts that are worth more apart: the largest logit, returned, and the
+ * rest. A loss near 0 is all in the rest. */
+static double log_sum_exp(struct tensor logits, int64_t t, double *rest)
 {
     const int64_t V = tensor_cols(logits);
-    double top = -INFINITY, sum = 0;
-    for (int64_t v = 0; v < V; v++) top = fmax(top, at(logits, t * V + v));
-    for (int64_t v = 0; v < V; v++) sum += exp(at(logits, t * V + v) - top);
-    return top + log(sum);
+    int64_t first = 0;
+    double sum = 0;
+    for (int64_t v = 1; v < V; v++)
+        if (at(logits, t * V + v) > at(logits, t * V + first)) first = v;
+    const double top = at(logits, t * V + first);
+    for (int64_t v = 0; v < V; v++)
+        if (v != first) sum += exp(at(logits, t * V + v) - top);
+    *rest = log1p(sum);
+    return top;
 }
 
 void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct tensor logits,
@@ -19,10 +26,11 @@ void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct
 #pragma omp parallel for schedule(static) num_threads(kc->n_threads)
     for (int64_t t = 0; t < T; t++) {
         const int64_t v = ints(target)[t];
+        double rest = 0;
         ASSERT(v < V);
-        const double l = v < 0 ? 0 : log_sum_exp(logits, t); /* an ignored row has neither */
-        put(lse, t, l);
-        put(loss, t, v < 0 ? 0 : l - at(logits, t * V + v));
+        const double top = v < 0 ? 0 : log_sum_exp(logits, t, &rest); /* an ignored row has neither */
+        put(lse, t, top + rest);
+        put(loss, t, v < 0 ? 0 : top - at(logits, t * V + v) + rest);
     }
 }
 

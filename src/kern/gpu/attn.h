@@ -1,0 +1,61 @@
+/* Attention on a GPU: three ways to the same result, chosen in attn.cu by type, head size and kctx.decode.
+ *
+ *   attn_split.cu  decode: the keys of a query are divided among blocks, whose results are put together
+ *   attn_mma.cu    16-bit types, heads of 64 and 128: tiles on the matrix units (only where there are any)
+ *   attn_tile.cu   anything: tiles in f32
+ *
+ * A query's result has the same bits whatever the other queries are: pieces of keys start at fixed places,
+ * and what a query does not see changes nothing (a factor 1, a sum with 0). */
+#pragma once
+#include "kern/gpu/num.h"
+
+/* One attention as kernels see it. */
+struct attn {
+    view q, k, v, y;
+    float *lse;           /* [T,H] or NULL */
+    const int32_t *range; /* [T,2], or [T,3] with pages */
+    const int32_t *pages; /* [B,per_table] or NULL */
+    int per_table;
+    int T, S, H, K, D; /* S: keys of a sequence at most */
+    float scale;
+    bool wide;
+};
+
+/* The gradients, and what they are made from. */
+struct attn_back {
+    struct attn a; /* y and lse of the forward */
+    view dy, dq, dk, dv;
+    float *delta; /* [T,H]: dy . y */
+};
+
+bool attn_split_takes(const struct attn *a);
+void attn_split_fwd(struct kctx *kc, const struct attn *a);
+
+bool attn_mma_takes(const struct attn *a);
+void attn_mma_fwd(struct kctx *kc, const struct attn *a);
+void attn_mma_bwd(struct kctx *kc, const struct attn_back *b);
+
+void attn_tile_fwd(struct kctx *kc, const struct attn *a);
+void attn_tile_bwd(struct kctx *kc, const struct attn_back *b);
+
+/* Query t's keys [x, y), 0 and 0 behind the last query; its table of pages, NULL if there are none. */
+__device__ inline int2 attn_range(const attn &a, int t)
+{
+    const int32_t *r = a.range + (int64_t)t * (a.pages ? 3 : 2);
+    return t < a.T ? make_int2(r[0], r[1]) : make_int2(0, 0);
+}
+__device__ inline const int32_t *attn_table(const attn &a, int t)
+{
+    return a.pages ? a.pages + (int64_t)a.range[3 * (int64_t)t + 2] * a.per_table : NULL;
+}
+/* Where key s of a sequence is in the store. */
+__device__ inline int64_t attn_row(const int32_t *table, int s)
+{
+    return table ? (int64_t)table[s / KV_PAGE] * KV_PAGE + s % KV_PAGE : s;
+}
+
+/* Queries [t0, t1) of one sequence: at least one of them sees each of the keys [lo, hi), all see [in, out).
+ */
+struct reach {
+    int t0, t1, lo, hi, in, out;
+};

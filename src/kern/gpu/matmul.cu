@@ -1,0 +1,104 @@
+/* Matrix products: which body, and the plain one. Decode is bound by reading w (gemv.cu); prompts and
+ * training go to the vendor's library (blas.h); without one, tiles in f32 do everything. The choice never
+ * depends on the number of rows. Scratch: none. */
+#include "kern/gpu/blas.h"
+#include "kern/gpu/gemv.h"
+
+/* out[m,n] = sum over k of a(m,k) b(n,k) (+ bias[n] + res[m,n]), a(m,k) = a[m*am + k*ak], b likewise. */
+struct product {
+    view out, a, b, bias, res;
+    int64_t M, N, K, am, ak, bn, bk;
+};
+
+enum { PIECE = 32, DEPTH = 16, EACH = PIECE * PIECE / BLOCK };
+
+/* piece[k][i] = x(from + i, k0 + k), zeros outside. */
+__device__ inline void piece_load(float (&piece)[DEPTH][PIECE + 1], view x, int64_t from, int64_t n,
+                                  int64_t stride, int64_t k0, int64_t K, int64_t k_stride)
+{
+    for (int e = (int)threadIdx.x; e < DEPTH * PIECE; e += BLOCK) {
+        const int k = k_stride == 1 ? e % DEPTH : e / PIECE,
+                  i = k_stride == 1 ? e / DEPTH : e % PIECE; /* neighbours */
+        const bool there = from + i < n && k0 + k < K;
+        piece[k][i] = there ? view_get(x, (from + i) * stride + (k0 + k) * k_stride) : 0.0f;
+    }
+}
+
+__global__ __launch_bounds__(BLOCK) void tile_product(product p)
+{
+    __shared__ float a[DEPTH][PIECE + 1], b[DEPTH][PIECE + 1];
+    const int64_t m0 = (int64_t)blockIdx.y * PIECE, n0 = (int64_t)blockIdx.x * PIECE;
+    const int col = (int)threadIdx.x % PIECE, row = (int)threadIdx.x / PIECE * EACH;
+    float sum[EACH] = { 0 };
+    for (int64_t k0 = 0; k0 < p.K; k0 += DEPTH) {
+        __syncthreads();
+        piece_load(a, p.a, m0, p.M, p.am, k0, p.K, p.ak);
+        piece_load(b, p.b, n0, p.N, p.bn, k0, p.K, p.bk);
+        __syncthreads();
+        for (int k = 0; k < DEPTH; k++)
+#pragma unroll
+            for (int j = 0; j < EACH; j++) sum[j] += a[k][row + j] * b[k][col];
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        const int64_t m = m0 + row + j, n = n0 + col;
+        if (m >= p.M || n >= p.N) continue;
+        if (p.bias.p) sum[j] += view_get(p.bias, n);
+        if (p.res.p) sum[j] += view_get(p.res, m * p.N + n);
+        view_put(p.out, m * p.N + n, sum[j]);
+    }
+}
+
+static void run_tiles(struct kctx *kc, const struct product *p)
+{
+    const dim3 grid((unsigned)ceil_div(p->N, PIECE), (unsigned)ceil_div(p->M, PIECE));
+    if (p->M && p->N) gpu_launch(tile_product, grid, BLOCK, 0, stream_of(kc), *p);
+}
+
+void gpu_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                struct tensor res)
+{
+    const int64_t T = tensor_rows(x), I = tensor_cols(x), O = w.n[0];
+    if (kc->decode && gemv_takes(x, w)) {
+        const struct gemv g = { x, {}, 0, { w }, { b }, { y }, { res }, 1, false };
+        gemv_run(kc, &g);
+    } else if (!blas_matmul(kc, y, x, w, b, res)) {
+        const struct product p = { view_of(y), view_of(x), view_of(w), view_of(b), view_of(res), T, O, I,
+                                   I,          1,          I,          1 };
+        run_tiles(kc, &p);
+    }
+}
+
+void gpu_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
+{
+    const int64_t T = tensor_rows(dy), O = w.n[0], I = w.n[1];
+    if (!dx.p || blas_matmul_dx(kc, dx, dy, w)) return;
+    const struct product p = { view_of(dx), view_of(dy), view_of(w), {}, view_of(dx), T, I, O, O, 1, 1, I };
+    run_tiles(kc, &p);
+}
+
+/* db += column sums of dy: a warp's lanes have neighbouring columns, its block's warps share the rows. */
+__global__ __launch_bounds__(BLOCK) void column_sums(view db, view dy, int64_t rows, int64_t cols)
+{
+    __shared__ float part[BLOCK / GPU_WARP][GPU_WARP];
+    const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
+    const int64_t col = (int64_t)blockIdx.x * GPU_WARP + lane;
+    float sum = 0;
+    for (int64_t t = warp; t < rows && col < cols; t += BLOCK / GPU_WARP) sum += view_get(dy, t * cols + col);
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp || col >= cols) return;
+    for (int i = 1; i < BLOCK / GPU_WARP; i++) sum += part[i][lane];
+    view_put(db, col, view_get(db, col) + sum);
+}
+
+void gpu_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor db, struct tensor dy, struct tensor x)
+{
+    const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
+    if (db.p)
+        gpu_launch(column_sums, dim3((unsigned)ceil_div(O, GPU_WARP)), BLOCK, 0, stream_of(kc), view_of(db),
+                   view_of(dy), T, O);
+    if (!dw.p || blas_matmul_dw(kc, dw, dy, x)) return;
+    const struct product p = { view_of(dw), view_of(dy), view_of(x), {}, view_of(dw), O, I, T, 1, O, 1, I };
+    run_tiles(kc, &p);
+}

@@ -1,0 +1,266 @@
+/* What all GPU kernels share: numbers of any float type as floats, eight at a time; sums over warps and
+ * blocks; views that kernels take as arguments; and how a launch chooses its types.
+ *
+ * A thread works on 8 neighbours. They are moved with 16-byte accesses where the host found that every row
+ * starts on 16 bytes ("wide"), one by one otherwise, so one body serves odd sizes too. Activations are a
+ * template type, since kernels are made of them; a weight, a gradient of a weight or a store may be of any
+ * type and is looked at when it is read ("view"): the choice is the same for the whole launch, so it costs
+ * nothing beside the memory. All sums and functions are f32. */
+#pragma once
+#include <math.h>
+
+#include "dev/gpu.h"
+#define KERN_FN static inline __host__ __device__
+extern "C" {
+#include "kern/kern.h"
+}
+
+enum { LANES = 8, BLOCK = 256 };
+
+/* ---- eight numbers */
+
+struct alignas(16) gpu_16bytes {
+    uint32_t u[4];
+};
+
+template <class T> struct gpu_pack {
+    T v[LANES];
+};
+static_assert(sizeof(gpu_bf16) == 2 && sizeof(gpu_f16) == 2, "types of two bytes");
+
+/* p[0..8), aligned to 16 bytes, as they are. */
+template <class T> __device__ inline gpu_pack<T> pack_load(const T *p)
+{
+    union {
+        gpu_pack<T> t;
+        gpu_16bytes b[sizeof(gpu_pack<T>) / 16];
+    } u;
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof u / 16); i++) u.b[i] = ((const gpu_16bytes *)p)[i];
+    return u.t;
+}
+
+/* The same of memory that is read once: it need not stay in the first-level cache. */
+template <class T> __device__ inline gpu_pack<T> pack_load_once(const T *p)
+{
+#if GPU_HAS_MMA
+    union {
+        gpu_pack<T> t;
+        gpu_16bytes b[sizeof(gpu_pack<T>) / 16];
+    } u;
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof u / 16); i++)
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(u.b[i].u[0]), "=r"(u.b[i].u[1]), "=r"(u.b[i].u[2]), "=r"(u.b[i].u[3])
+            : "l"((const gpu_16bytes *)p + i));
+    return u.t;
+#else
+    return pack_load(p);
+#endif
+}
+
+template <class T> __device__ inline void pack_store(T *p, const gpu_pack<T> &v)
+{
+    union {
+        gpu_pack<T> t;
+        gpu_16bytes b[sizeof(gpu_pack<T>) / 16];
+    } u;
+    u.t = v;
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof u / 16); i++) ((gpu_16bytes *)p)[i] = u.b[i];
+}
+
+/* v = p[i..i+8) of a row of n; zeros beyond its end. */
+template <class T>
+__device__ inline void load8(float (&v)[LANES], const T *p, int64_t i, int64_t n, bool wide)
+{
+    if (wide && i + LANES <= n) {
+        const gpu_pack<T> b = pack_load(p + i);
+#pragma unroll
+        for (int j = 0; j < LANES; j++) v[j] = gpu_float(b.v[j]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < LANES; j++) v[j] = i + j < n ? gpu_float(p[i + j]) : 0.0f;
+    }
+}
+
+template <class T>
+__device__ inline void store8(T *p, const float (&v)[LANES], int64_t i, int64_t n, bool wide)
+{
+    if (wide && i + LANES <= n) {
+        gpu_pack<T> b;
+#pragma unroll
+        for (int j = 0; j < LANES; j++) b.v[j] = gpu_from<T>(v[j]);
+        pack_store(p + i, b);
+    } else {
+#pragma unroll
+        for (int j = 0; j < LANES; j++)
+            if (i + j < n) p[i + j] = gpu_from<T>(v[j]);
+    }
+}
+
+/* ---- numbers of a type that is known at run time. p NULL: absent */
+
+struct view {
+    char *p;
+    int type;
+};
+
+static inline view view_of(struct tensor t) { return { (char *)t.p, t.type }; }
+
+/* Element i and what follows it. */
+__device__ inline view view_at(view a, int64_t i) { return { a.p + i * (a.type == DT_F32 ? 4 : 2), a.type }; }
+
+__device__ inline float view_get(view a, int64_t i)
+{
+    if (a.type == DT_F32) return ((const float *)a.p)[i];
+    if (a.type == DT_BF16) return gpu_float(((const gpu_bf16 *)a.p)[i]);
+    return gpu_float(((const gpu_f16 *)a.p)[i]);
+}
+
+__device__ inline void view_put(view a, int64_t i, float v)
+{
+    if (a.type == DT_F32)
+        ((float *)a.p)[i] = v;
+    else if (a.type == DT_BF16)
+        ((gpu_bf16 *)a.p)[i] = gpu_from<gpu_bf16>(v);
+    else
+        ((gpu_f16 *)a.p)[i] = gpu_from<gpu_f16>(v);
+}
+
+__device__ inline void load8(float (&v)[LANES], view a, int64_t i, int64_t n, bool wide)
+{
+    if (a.type == DT_F32)
+        load8(v, (const float *)a.p, i, n, wide);
+    else if (a.type == DT_BF16)
+        load8(v, (const gpu_bf16 *)a.p, i, n, wide);
+    else
+        load8(v, (const gpu_f16 *)a.p, i, n, wide);
+}
+
+__device__ inline void store8(view a, const float (&v)[LANES], int64_t i, int64_t n, bool wide)
+{
+    if (a.type == DT_F32)
+        store8((float *)a.p, v, i, n, wide);
+    else if (a.type == DT_BF16)
+        store8((gpu_bf16 *)a.p, v, i, n, wide);
+    else
+        store8((gpu_f16 *)a.p, v, i, n, wide);
+}
+
+/* ---- sums and maxima; every thread gets the result. Blocks are whole warps, at most 1,024 threads */
+
+__device__ inline float warp_sum(float v)
+{
+#pragma unroll
+    for (int m = GPU_WARP / 2; m > 0; m /= 2) v += gpu_shfl_xor(v, m);
+    return v;
+}
+
+__device__ inline float warp_max(float v)
+{
+#pragma unroll
+    for (int m = GPU_WARP / 2; m > 0; m /= 2) v = fmaxf(v, gpu_shfl_xor(v, m));
+    return v;
+}
+
+__device__ inline float block_sum(float v)
+{
+    __shared__ float part[1024 / 32];
+    const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
+    v = warp_sum(v);
+    __syncthreads(); /* an earlier call may still be reading */
+    if (lane == 0) part[warp] = v;
+    __syncthreads();
+    return warp_sum(lane < (int)blockDim.x / GPU_WARP ? part[lane] : 0.0f);
+}
+
+__device__ inline float block_max(float v)
+{
+    __shared__ float part[1024 / 32];
+    const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
+    v = warp_max(v);
+    __syncthreads();
+    if (lane == 0) part[warp] = v;
+    __syncthreads();
+    return warp_max(lane < (int)blockDim.x / GPU_WARP ? part[lane] : -INFINITY);
+}
+
+/* ---- the host's side of a launch */
+
+static inline gpu(Stream_t) stream_of(const struct kctx *kc) { return gpu_stream_of(kc->dev); }
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Blocks for n elements, LANES to a thread. */
+static inline dim3 blocks_for(int64_t n) { return dim3((unsigned)ceil_div(n, LANES * BLOCK)); }
+
+/* Whether rows of `cols` elements may be moved 16 bytes at a time in each of these tensors. */
+static inline bool is_wide(int64_t cols) { return cols % LANES == 0; }
+template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, R... rest)
+{
+    return (uintptr_t)t.p % 16 == 0 && is_wide(cols, rest...);
+}
+
+/* Runs the statement with A as the C++ type of `type`. */
+#define GPU_BY_TYPE(type, A, ...)                                                        \
+    do {                                                                                 \
+        switch ((int)(type)) {                                                           \
+        case DT_F32: {                                                                   \
+            typedef float A;                                                             \
+            __VA_ARGS__;                                                                 \
+            break;                                                                       \
+        }                                                                                \
+        case DT_BF16: {                                                                  \
+            typedef gpu_bf16 A;                                                          \
+            __VA_ARGS__;                                                                 \
+            break;                                                                       \
+        }                                                                                \
+        case DT_F16: {                                                                   \
+            typedef gpu_f16 A;                                                           \
+            __VA_ARGS__;                                                                 \
+            break;                                                                       \
+        }                                                                                \
+        default: BUG("%s is not a type of this device", dtype_name((enum dtype)(type))); \
+        }                                                                                \
+    } while (0)
+
+/* ---- the kernels by file; contracts are in kern.h, the table is in table.cu */
+
+#define GPU_MAP(XX)    \
+    XX(matmul)         \
+    XX(matmul_dx)      \
+    XX(matmul_dw)      \
+    XX(rmsnorm_fwd)    \
+    XX(rmsnorm_bwd)    \
+    XX(layernorm_fwd)  \
+    XX(layernorm_bwd)  \
+    XX(rope)           \
+    XX(attn_fwd)       \
+    XX(attn_bwd)       \
+    XX(swiglu_fwd)     \
+    XX(swiglu_bwd)     \
+    XX(gelu_fwd)       \
+    XX(gelu_bwd)       \
+    XX(quick_gelu_fwd) \
+    XX(quick_gelu_bwd) \
+    XX(add)            \
+    XX(axpy)           \
+    XX(cast)           \
+    XX(zero)           \
+    XX(rows_get)       \
+    XX(rows_put)       \
+    XX(rows_get_add)   \
+    XX(rows_put_add)   \
+    XX(patchify_fwd)   \
+    XX(patchify_bwd)   \
+    XX(xent_fwd)       \
+    XX(xent_bwd)       \
+    XX(dropout)        \
+    XX(sumsq)          \
+    XX(adamw)
+
+#define XX(name) __typeof__(*(((struct kern *)0)->name)) gpu_##name;
+GPU_MAP(XX)
+#undef XX

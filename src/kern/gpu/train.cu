@@ -1,0 +1,98 @@
+/* Dropout, the size of gradients, and the optimiser's step. Scratch: sumsq's pieces. */
+#include "kern/gpu/num.h"
+
+template <class A>
+__global__ __launch_bounds__(BLOCK) void drop(A *y, const A *x, int64_t n, bool wide, uint32_t below,
+                                              float kept, uint64_t key)
+{
+    const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
+    float v[LANES];
+    if (i >= n) return;
+    load8(v, x, i, n, wide);
+#pragma unroll
+    for (int j = 0; j < LANES; j++) v[j] = kern_drop(key, i + j, below) ? 0.0f : v[j] * kept;
+    store8(y, v, i, n, wide);
+}
+
+void gpu_dropout(struct kctx *kc, struct tensor y, struct tensor x, float p, uint64_t key)
+{
+    const int64_t n = tensor_count(x);
+    GPU_BY_TYPE(x.type, A,
+                gpu_launch(drop<A>, blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p, (const A *)x.p, n,
+                           is_wide(LANES, y, x), kern_drop_below(p), 1 / (1 - p), key));
+}
+
+enum { PIECES = (int)BLOCK }; /* a thread has one in the end */
+
+__device__ inline double block_sum_double(double v)
+{
+    __shared__ double part[BLOCK];
+    part[threadIdx.x] = v;
+    for (int near = BLOCK / 2; near > 0; near /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < near) part[threadIdx.x] += part[threadIdx.x + near];
+    }
+    __syncthreads();
+    return part[0];
+}
+
+__global__ __launch_bounds__(BLOCK) void squares(double *piece, view x, int64_t n, bool wide)
+{
+    double sum = 0;
+    float v[LANES];
+    for (int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x); i < n;
+         i += (int64_t)LANES * BLOCK * PIECES) {
+        load8(v, x, i, n, wide);
+#pragma unroll
+        for (int j = 0; j < LANES; j++) sum += (double)v[j] * (double)v[j];
+    }
+    sum = block_sum_double(sum);
+    if (threadIdx.x == 0) piece[blockIdx.x] = sum;
+}
+
+__global__ __launch_bounds__(BLOCK) void squares_sum(view y, const double *piece)
+{
+    const double sum = block_sum_double(piece[threadIdx.x]);
+    if (threadIdx.x == 0) view_put(y, 0, (float)sum);
+}
+
+void gpu_sumsq(struct kctx *kc, struct tensor y, struct tensor x)
+{
+    const size_t mark = arena_mark(kc->scratch);
+    double *piece = (double *)arena_take(kc->scratch, PIECES * sizeof(double));
+    gpu_launch(squares, PIECES, BLOCK, 0, stream_of(kc), piece, view_of(x), tensor_count(x),
+               is_wide(LANES, x));
+    gpu_launch(squares_sum, 1, BLOCK, 0, stream_of(kc), view_of(y), piece);
+    arena_rewind(kc->scratch, mark);
+}
+
+__global__ __launch_bounds__(BLOCK) void adamw_step(float *w, float *m, float *v, view low, view g, int64_t n,
+                                                    adamw a, bool wide)
+{
+    const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
+    float wi[LANES], mi[LANES], vi[LANES], d[LANES];
+    if (i >= n) return;
+    load8(wi, w, i, n, wide);
+    load8(mi, m, i, n, wide);
+    load8(vi, v, i, n, wide);
+    load8(d, g, i, n, wide);
+#pragma unroll
+    for (int j = 0; j < LANES; j++) {
+        d[j] *= a.scale;
+        mi[j] = a.beta1 * mi[j] + (1 - a.beta1) * d[j];
+        vi[j] = a.beta2 * vi[j] + (1 - a.beta2) * d[j] * d[j];
+        wi[j] = wi[j] * (1 - a.lr * a.decay) - a.lr / a.fix1 * mi[j] / (sqrtf(vi[j] / a.fix2) + a.eps);
+    }
+    store8(m, mi, i, n, wide);
+    store8(v, vi, i, n, wide);
+    store8(w, wi, i, n, wide);
+    if (low.p) store8(low, wi, i, n, wide);
+}
+
+void gpu_adamw(struct kctx *kc, struct tensor w, struct tensor m, struct tensor v, struct tensor low,
+               struct tensor g, const struct adamw *a)
+{
+    const int64_t n = tensor_count(w);
+    gpu_launch(adamw_step, blocks_for(n), BLOCK, 0, stream_of(kc), (float *)w.p, (float *)m.p, (float *)v.p,
+               view_of(low), view_of(g), n, *a, is_wide(LANES, w, m, v, low, g));
+}

@@ -1,0 +1,220 @@
+/* The rows of rows.c: each kernel's arguments, how it is called, in which sizes, and how long its sums are. */
+#pragma once
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "kern/kern.h"
+
+extern const struct kern kern_ref64; /* kern_ref with real = double */
+
+enum { ARGS = 12, SAMPLES = 4 };
+
+struct dims { int64_t n[26]; }; /* sizes by letter */
+static int64_t size(const struct dims *d, char letter) { return d->n[letter - 'A']; }
+
+enum role {
+    END,
+    IN, WIDE,                   /* act; WIDE has large values too */
+    WEIGHT, CACHE, TABLE, STAT, /* weight type; that or act; cos and sin; given by the forward kernel */
+    OUT, OUT_STAT,              /* written over, so poisoned before */
+    CHANGE, PUT,                /* act changed in place; rows of a store of any type */
+    ADD, ADD_W,                 /* gradients; of weights */
+    POS, RANGE, PAGES, INDEX, DISTINCT, TARGET,
+};
+
+struct arg {
+    enum role role;
+    const char *shape; /* "T.HD" is [T, H*D]; "?" first: may be absent */
+};
+
+struct row {
+    const char *name;
+    size_t slot; /* of the pointer in struct kern */
+    void (*call)(const struct kern *, struct kctx *, const struct tensor *a, const struct dims *);
+    void (*prepare)(struct kctx *, struct tensor *a, const struct dims *); /* by kern_ref64: STAT and such */
+    struct arg arg[ARGS];
+    const char *sum;            /* letters; the largest is n of the bound. EXACT: equal to the bit */
+    int same;                   /* this argument may be argument 0 itself; 0: none */
+    bool steps;                 /* rounds to act after every step of the sum */
+    bool product;               /* obeys kctx.product */
+    bool rounds;                /* rounds to act inside */
+    bool by_place;              /* what a row becomes depends on where it stands */
+    const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
+    const char *bench_dev;      /* on a device, where bench is too small */
+    const char *flops;          /* a product of letters and digits */
+};
+
+#define CALL(kernel, ...)                                                                                \
+    static void call_##kernel(const struct kern *k, struct kctx *kc, const struct tensor *a,             \
+                              const struct dims *d)                                                      \
+    {                                                                                                    \
+        (void)d;                                                                                         \
+        k->kernel(kc, __VA_ARGS__);                                                                      \
+    }
+#define SCALE (1.5f / sqrtf((float)size(d, 'D')))
+static const float eps = 1e-5f;
+
+CALL(matmul, a[0], a[1], a[2], a[3], a[4])
+CALL(matmul_dx, a[0], a[1], a[2])
+CALL(matmul_dw, a[0], a[1], a[2], a[3])
+CALL(rmsnorm_fwd, a[0], a[1], a[2], a[3], eps)
+CALL(rmsnorm_bwd, a[0], a[1], a[2], a[3], a[4], a[5])
+CALL(layernorm_fwd, a[0], a[1], a[2], a[3], a[4], a[5], eps)
+CALL(layernorm_bwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7])
+CALL(rope, a[0], a[1], a[2], size(d, 'M') ? -1 : 1)
+CALL(attn_fwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], (int)size(d, 'H'), SCALE)
+CALL(attn_bwd, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], (int)size(d, 'H'), SCALE)
+CALL(swiglu_fwd, a[0], a[1], a[2])
+CALL(swiglu_bwd, a[0], a[1], a[2], a[3], a[4])
+CALL(gelu_fwd, a[0], a[1])
+CALL(gelu_bwd, a[0], a[1], a[2])
+CALL(quick_gelu_fwd, a[0], a[1])
+CALL(quick_gelu_bwd, a[0], a[1], a[2])
+CALL(add, a[0], a[1], a[2])
+CALL(axpy, a[0], a[1], 0.37f)
+CALL(cast, a[0], a[1])
+CALL(zero, a[0])
+CALL(rows_get, a[0], a[1], a[2])
+CALL(rows_put, a[0], a[1], a[2])
+CALL(rows_get_add, a[0], a[1], a[2])
+CALL(rows_put_add, a[0], a[1], a[2])
+CALL(patchify_fwd, a[0], a[1], (int)size(d, 'P'))
+CALL(patchify_bwd, a[0], a[1], (int)size(d, 'P'))
+CALL(xent_fwd, a[0], a[1], a[2], a[3])
+CALL(xent_bwd, a[0], a[1], a[2], a[3], a[4])
+
+/* An F64 tensor of t's shape, for results that nobody reads. */
+static struct tensor spare(struct kctx *kc, struct tensor t)
+{
+    t.type = DT_F64;
+    t.p = arena_take(kc->scratch, tensor_bytes(t));
+    return t;
+}
+
+static void prepare_rmsnorm(struct kctx *kc, struct tensor *a, const struct dims *d)
+{
+    (void)d;
+    kern_ref64.rmsnorm_fwd(kc, spare(kc, a[3]), a[5], a[3], a[4], eps);
+}
+
+static void prepare_layernorm(struct kctx *kc, struct tensor *a, const struct dims *d)
+{
+    (void)d;
+    kern_ref64.layernorm_fwd(kc, spare(kc, a[4]), a[6], a[7], a[4], a[5], a[5], eps);
+}
+
+static void prepare_attn(struct kctx *kc, struct tensor *a, const struct dims *d)
+{
+    kern_ref64.attn_fwd(kc, a[4], a[5], a[6], a[7], a[8], a[9], (struct tensor){ 0 }, (int)size(d, 'H'), SCALE);
+}
+
+static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d)
+{
+    (void)d;
+    kern_ref64.xent_fwd(kc, spare(kc, a[3]), a[3], a[2], a[4]);
+}
+
+#define MATMULS                                                                                          \
+    "T1 I64 O33; T1 I577 O7; T2 I1 O1; T3 I7 O32; T4 I160 O48; T7 I33 O65; T8 I128 O96; T17 I576 O40; "  \
+    "T33 I31 O130; T64 I512 O256; T130 I96 O192"
+#define MATMUL_BENCH "T1 I4096 O8192; T4 I4096 O8192; T32 I2048 O5632; T640 I2048 O5632"
+#define NORMS "T1 C1; T1 C7; T3 C33; T7 C577; T33 C128; T5 C1024"
+#define NORM_BENCH "T1 C4096; T640 C4096"
+/* M: 0 causal after a cache of S - T, 1 all of S, 2 packed segments */
+#define ATTNS                                                                                            \
+    "T1 S1 H1 K1 D2; T1 S33 H4 K4 D64; T1 S577 H8 K2 D128; T7 S7 H3 K3 D7; T5 S37 H4 K1 D32; "           \
+    "T65 S65 H2 K2 D64; T33 S33 H4 K2 D80 M1; T70 S70 H2 K1 D64 M2; T19 S130 H2 K2 D128; "               \
+    "T9 S577 H1 K1 D64 M1"
+/* Two to five sequences (B) of up to N pages; M: the window, 0 none */
+#define ATTNS_PAGED                                                                                      \
+    "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
+    "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300"
+#define ATTN_BENCH "T1 S2048 H32 K32 D128; T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1"
+#define ELEMS "T1 F1; T1 F7; T3 F33; T7 F577; T64 F512; T300 F250"
+#define ELEM_BENCH "T640 F5632"
+#define ROWS "N1 M1 C1; N3 M7 C7; N7 M33 C33; N33 M40 C577; N130 M200 C64"
+#define XENTS "T1 V1; T1 V7; T7 V33; T33 V577; T3 V32000"
+#define ROWS_BENCH "N2000 M2000 C4096"
+
+#define EXACT NULL
+#define ROW(kernel) .name = #kernel, .slot = offsetof(struct kern, kernel), .call = call_##kernel
+static const struct row rows[] = {
+    { ROW(matmul),
+      .arg = { { OUT, "T.O" }, { IN, "T.I" }, { WEIGHT, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
+      .sum = "I", .same = 4, .product = true, .shapes = MATMULS, .bench = MATMUL_BENCH, .flops = "2TIO" },
+    { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { WEIGHT, "O.I" } },
+      .sum = "O", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
+    { ROW(matmul_dw), .arg = { { ADD_W, "?O.I" }, { ADD_W, "?O" }, { IN, "T.O" }, { IN, "T.I" } },
+      .sum = "T", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
+    { ROW(rmsnorm_fwd), .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },
+      .sum = "C", .same = 2, .shapes = NORMS, .bench = NORM_BENCH, .flops = "4TC" },
+    { ROW(rmsnorm_bwd), .prepare = prepare_rmsnorm,
+      .arg = { { ADD, "?T.C" }, { ADD_W, "?C" }, { IN, "T.C" }, { IN, "T.C" }, { WEIGHT, "C" },
+               { STAT, "T" } },
+      .sum = "TC", .shapes = NORMS, .bench = NORM_BENCH, .flops = "9TC" },
+    { ROW(layernorm_fwd),
+      .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" },
+               { WEIGHT, "C" } },
+      .sum = "C", .same = 3, .shapes = NORMS, .bench = NORM_BENCH, .flops = "7TC" },
+    { ROW(layernorm_bwd), .prepare = prepare_layernorm,
+      .arg = { { ADD, "?T.C" }, { ADD_W, "?C" }, { ADD_W, "?C" }, { IN, "T.C" }, { IN, "T.C" },
+               { WEIGHT, "C" }, { STAT, "T" }, { STAT, "T" } },
+      .sum = "TC", .shapes = NORMS, .bench = NORM_BENCH, .flops = "9TC" },
+    { ROW(rope), .arg = { { CHANGE, "T.HD" }, { POS, "T" }, { TABLE, "V.D" } },
+      .sum = "", .shapes = "T1 H1 D2 V1; T7 H3 D14 V33; T33 H4 D64 V40; T5 H2 D128 V577 M1; T3 H1 D80 V9 M1",
+      .bench = "T640 H32 D128 V2048", .flops = "3THD" },
+    { ROW(attn_fwd),
+      .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
+               { RANGE, "T.2" } },
+      .sum = "SD", .rounds = true, .shapes = ATTNS, .bench = ATTN_BENCH, .flops = "4THSD" },
+    { .name = "attn_fwd_paged", .slot = offsetof(struct kern, attn_fwd), .call = call_attn_fwd,
+      .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
+               { RANGE, "T.3" }, { PAGES, "B.N" } },
+      .sum = "SD", .rounds = true, .shapes = ATTNS_PAGED, .bench = "T16 B16 N64 S16384 H32 K32 D128",
+      .flops = "4THSD" },
+    { ROW(attn_bwd), .prepare = prepare_attn,
+      .arg = { { ADD, "?T.HD" }, { ADD, "?S.KD" }, { ADD, "?S.KD" }, { IN, "T.HD" }, { IN, "T.HD" },
+               { STAT, "T.H" }, { IN, "T.HD" }, { IN, "S.KD" }, { IN, "S.KD" }, { RANGE, "T.2" } },
+      .sum = "SDT", .rounds = true, .shapes = ATTNS, .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
+      .flops = "52THSD" },
+    { ROW(swiglu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
+      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
+    { ROW(swiglu_bwd),
+      .arg = { { ADD, "?T.F" }, { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "9TF" },
+    { ROW(gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
+      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
+    { ROW(gelu_bwd), .arg = { { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "8TF" },
+    { ROW(quick_gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
+      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
+    { ROW(quick_gelu_bwd), .arg = { { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "8TF" },
+    { ROW(add), .arg = { { OUT, "T.F" }, { IN, "T.F" }, { IN, "T.F" } },
+      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "TF" },
+    { ROW(axpy), .arg = { { ADD, "T.F" }, { IN, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "2TF" },
+    { ROW(cast), .arg = { { PUT, "T.F" }, { IN, "T.F" } },
+      .sum = EXACT, .shapes = ELEMS, .bench = ELEM_BENCH },
+    { ROW(zero), .arg = { { OUT, "T.F" } }, .sum = EXACT, .shapes = ELEMS, .bench = ELEM_BENCH },
+    { ROW(rows_get), .arg = { { OUT, "N.C" }, { WEIGHT, "M.C" }, { INDEX, "N" } },
+      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
+    { ROW(rows_put), .arg = { { PUT, "M.C" }, { DISTINCT, "N" }, { IN, "N.C" } },
+      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
+    { ROW(rows_get_add), .arg = { { ADD, "N.C" }, { IN, "M.C" }, { INDEX, "N" } },
+      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
+    { ROW(rows_put_add), .arg = { { ADD, "M.C" }, { INDEX, "N" }, { IN, "N.C" } },
+      .sum = "N", .steps = true, .shapes = ROWS, .bench = ROWS_BENCH },
+    { ROW(patchify_fwd), .arg = { { OUT, "NGG.3PP" }, { IN, "N.3.S.S" } },
+      .sum = EXACT, .shapes = "N1 P1 G1 S1; N2 P3 G2 S7; N1 P14 G3 S42; N3 P7 G1 S13",
+      .bench = "N1 P14 G24 S336" },
+    { ROW(patchify_bwd), .arg = { { ADD, "?N.3.S.S" }, { IN, "NGG.3PP" } },
+      .sum = EXACT, .shapes = "N1 P1 G1 S1; N2 P3 G2 S7; N1 P14 G3 S42; N3 P7 G1 S13",
+      .bench = "N1 P14 G24 S336" },
+    { ROW(xent_fwd), .arg = { { OUT_STAT, "T" }, { OUT_STAT, "T" }, { WIDE, "T.V" }, { TARGET, "T" } },
+      .sum = "V", .shapes = XENTS, .bench = "T256 V32000", .flops = "4TV" },
+    { ROW(xent_bwd), .prepare = prepare_xent,
+      .arg = { { ADD, "?T.V" }, { IN, "T" }, { WIDE, "T.V" }, { STAT, "T" }, { TARGET, "T" } },
+      .sum = "", .shapes = XENTS, .bench = "T256 V32000", .flops = "5TV" },
+};
