@@ -201,7 +201,7 @@ MAKE_   = $(MAKE) --no-print-directory
 BUILD_  = env -u MAKEFLAGS $(MAKE_) -j$(shell nproc)
 SHOW    = models/demo/pictures/red-apple.png
 
-.PHONY: help deps demo check check-full lint fuzz cuda hip bench format install uninstall clean
+.PHONY: help deps demo check check-full lint fuzz cuda hip learn bench format install uninstall clean
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | sort | while IFS='	' read -r name text; do \
 	    printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -244,6 +244,10 @@ cuda: ## build/cuda/llava, for NVIDIA's GPUs (ARCH=80,89,90a)
 	@$(MAKE_) GPU=cuda all
 hip: ## build/hip/llava, for GPUs of AMD and Hygon (ARCH=gfx906,gfx90a; gfx928 is Hygon's K100_AI)
 	@$(MAKE_) GPU=hip all
+
+learn: all ## does training teach? models/demo learns drawings by heart, and a new question (10 minutes, npm and network)
+	@tools/deps learn
+	@tools/learn.py
 
 bench: all ## speed of this machine on 1.26 G random parameters, one JSON object a line
 	@for type in f32 bf16 f16; do build/llava bench --random 1b --prompt 640 --gen 32 --dtype $$type; done
