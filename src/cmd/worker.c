@@ -5,8 +5,9 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "cmd/batching.h"
+#include "cmd/answering.h"
 #include "cmd/serving.h"
+#include "serve/openai.h"
 #include "serve/status.h"
 
 enum { K_WORKER = CMD_KEY, K_CONTROLLER, K_MULTIMODAL, K_INTERVAL, K_NO_REGISTER, K_NO_RESTART };
@@ -14,7 +15,7 @@ enum { K_WORKER = CMD_KEY, K_CONTROLLER, K_MULTIMODAL, K_INTERVAL, K_NO_REGISTER
 struct options {
     struct serving serving;
     struct llava_options model;
-    struct llava_batch_options batch;
+    struct answering answering;
     struct worker_options worker;
     bool alone, once;
 };
@@ -37,7 +38,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &o->model;
-        state->child_inputs[1] = &o->batch;
+        state->child_inputs[1] = &o->answering;
         state->child_inputs[2] = &o->serving;
         break;
     case K_WORKER: o->worker.address = arg; break;
@@ -56,7 +57,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp_child children[] = {
-    { &cmd_model_argp, 0, "", 1 }, { &batching_argp, 0, "", 2 }, { &serving_argp, 0, "", 3 }, { 0 }
+    { &cmd_model_argp, 0, "", 1 }, { &answering_argp, 0, "", 2 }, { &serving_argp, 0, "", 3 }, { 0 }
 };
 static const struct argp argp = {
     options, option, NULL,
@@ -95,11 +96,12 @@ int cmd_worker(int argc, char **argv)
     o.worker.id = id;
     if (o.alone) o.worker.controller = NULL;
     TRY(serving_open(&o.serving, "model_worker", file, &e));
-    TRY(gen_open(&gen, &o.model, &o.batch, &e));
+    TRY(gen_open(&gen, &o.model, &o.answering.batch, &e));
     status.gen = gen;
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));
-    const struct mount mounts[] = { { worker_routes, node }, { status_routes, &status } };
-    TRY(server_open(&server, &o.serving.server, mounts, 2, &e));
+    struct openai openai = { gen, o.answering.fetch };
+    const struct mount mounts[] = { { worker_routes, node }, { openai_routes, &openai }, { status_routes, &status } };
+    TRY(server_open(&server, &o.serving.server, mounts, 3, &e));
     status_set_server(&status, server);
     TRY(worker_begin(node, &e));
     serving_run(&o.serving, server, "worker");

@@ -87,7 +87,7 @@ int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *nam
 static void cancel(void *ctx)
 {
     struct gen_task *t = ctx;
-    llava_batch_cancel(t->g->batch, t->id);
+    for (int i = 0; i < t->n_ids; i++) llava_batch_cancel(t->g->batch, t->id[i]);
 }
 
 /* FNV-1a: those who ask from one address share their turn. */
@@ -98,19 +98,31 @@ static uint64_t client_of(const struct exchange *x)
     return h;
 }
 
-int gen_submit(struct gen_task *t, struct llava_request *r, struct llava_error *e)
+int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_error *e)
 {
     struct gen *g = t->g;
-    r->images = t->image;
-    r->n_images = t->n_images;
-    r->client = client_of(t->x);
-    t->left = r->n;
-    int64_t id = llava_batch_submit(g->batch, r, e);
-    if (id < 0) return (int)id;
-    t->id = id;
+    int unasked = 0;
+    ASSERT(n <= GEN_REQUESTS_MAX);
+    for (int i = 0; i < n; i++) {
+        r[i].images = t->image;
+        r[i].n_images = t->n_images;
+        r[i].client = client_of(t->x);
+        t->left += r[i].n;
+    }
+    for (int i = 0; i < n; i++) {
+        int64_t id = unasked ? -1 : llava_batch_submit(g->batch, &r[i], e);
+        if (id > 0) t->id[t->n_ids++] = id;
+        else if (!i) return (int)id;
+        else unasked += r[i].n;
+    }
     if (g->changed) g->changed(g->changed_ctx); /* before x can finish, with which all may be closed */
-    exchange_on_gone(t->x, cancel, t); /* x is not finished before `submitted` */
+    exchange_on_gone(t->x, cancel, t);          /* x is not finished before `submitted` */
+    if (unasked) {
+        t->refused = *e;
+        cancel(t);
+    }
     pthread_mutex_lock(&t->lock);
+    t->left -= unasked;
     t->submitted = true;
     bool over = t->left == 0;
     pthread_mutex_unlock(&t->lock);

@@ -17,7 +17,7 @@ void gen_metrics(struct gen *g, struct buf *out);
 /* fn(ctx) whenever the queue may have grown or shrunk. Set before the first request. */
 void gen_on_change(struct gen *g, void (*fn)(void *ctx), void *ctx);
 
-enum { GEN_PICTURES_MAX = 32, GEN_PICTURE_BYTES = 32 << 20 };
+enum { GEN_PICTURES_MAX = 32, GEN_PICTURE_BYTES = 32 << 20, GEN_REQUESTS_MAX = 16 };
 
 /* A question under way: the first member of a struct that knows how its answer is written. */
 struct gen_task {
@@ -29,17 +29,18 @@ struct gen_task {
      * frees the task. */
     void (*finish)(struct gen_task *t);
     pthread_mutex_t lock;
-    int64_t id;
-    int left;
+    int64_t id[GEN_REQUESTS_MAX];
+    int n_ids, left;
     bool submitted;
+    struct llava_error refused; /* code < 0: why not all requests were taken; those that were are cancelled */
 };
 void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (*finish)(struct gen_task *));
 void gen_task_fini(struct gen_task *t);
 /* Decodes one picture more; name is for messages. */
 int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e);
-/* Submits r (whose pictures and client are set here). 0: finish will be called, from another thread or from within;
- * x has its on_gone, which cancels. < 0: refused, nothing will be called. */
-int gen_submit(struct gen_task *t, struct llava_request *r, struct llava_error *e);
+/* Submits r[0..n) (whose pictures and client are set here). 0: finish will be called, from another thread or from within;
+ * x has its on_gone, which cancels. < 0: the first was refused already, and nothing will be called. */
+int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_error *e);
 /* To be called at the end of on_end; t may be gone afterwards. */
 void gen_ended(struct gen_task *t);
 

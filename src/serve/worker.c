@@ -200,7 +200,7 @@ static void on_generate(void *ctx, struct exchange *x)
     } else if (r.sampling.max_new_tokens < 1) {
         too_long(a);
         rc = -1;
-    } else if ((rc = gen_submit(&a->task, &r, &e)) == LLAVA_LIMIT) {
+    } else if ((rc = gen_submit(&a->task, &r, 1, &e)) == LLAVA_LIMIT) {
         too_long(a);
     } else if (rc < 0) {
         a->code = PROTOCOL_WORKER;

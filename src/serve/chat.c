@@ -1,0 +1,307 @@
+/* See chat.h. */
+#include "serve/chat.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { TEXT_MAX = 1 << 24 };
+static const char image_mark[] = "<image>";
+
+static int count_marks(const char *text)
+{
+    int n = 0;
+    for (; text && (text = strstr(text, image_mark)) != NULL; text++) n++;
+    return n;
+}
+
+/* ---- what both kinds of requests have */
+
+static void read_stop(struct chat *c, const struct fields *f)
+{
+    const json_t *v = json_object_get(f->o, "stop"), *item;
+    size_t i;
+    if (!v || json_is_null(v)) return;
+    if (json_is_string(v)) {
+        c->stop[0] = json_string_value(v);
+        c->sampling.n_stop = *c->stop[0] != 0;
+    } else if (!json_is_array(v) || json_array_size(v) > CHAT_STOPS_MAX) {
+        fields_bad(f, "stop", "is neither a string nor an array of at most %d", CHAT_STOPS_MAX);
+    } else {
+        json_array_foreach(v, i, item) {
+            char name[24];
+            snprintf(name, sizeof name, "stop[%zu]", i);
+            if (!json_is_string(item)) fields_bad(f, name, "is %s, want a string", fields_kind(item));
+            else if (json_string_length(item)) c->stop[c->sampling.n_stop++] = json_string_value(item);
+        }
+    }
+}
+
+static void read_sampling(struct chat *c, const struct fields *f)
+{
+    double temperature = 1, top_p = 1;
+    int64_t n = 1, top_k = 0, seed = 0;
+    fields_real(f, "temperature", &temperature, 0, 2);
+    fields_real(f, "top_p", &top_p, 0, 1);
+    fields_int(f, "top_k", &top_k, -1, INT32_MAX);
+    fields_int(f, "n", &n, 1, CHAT_ANSWERS_MAX);
+    c->seeded = fields_int(f, "seed", &seed, INT64_MIN, INT64_MAX);
+    fields_bool(f, "stream", &c->stream);
+    struct fields options;
+    if (fields_object(f, "stream_options", &options)) {
+        fields_bool(&options, "include_usage", &c->usage);
+        if (!c->stream) fields_bad(f, "stream_options", "goes with 'stream' only");
+    }
+    read_stop(c, f);
+    static const char *const refused[] = { "logit_bias", "presence_penalty", "frequency_penalty", "echo", "suffix",
+                                           "best_of", "tools", "functions", "audio", "prediction" };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        bool one = !strcmp(refused[i], "best_of") && json_integer_value(json_object_get(f->o, "best_of")) <= n;
+        if (!one) fields_refuse(f, refused[i]);
+    }
+    c->n = (int)n;
+    c->sampling.temperature = (float)temperature;
+    c->sampling.top_p = top_p > 1e-6 ? (float)top_p : 1e-6f;
+    c->sampling.top_k = top_k > 0 ? (int)top_k : 0;
+    c->sampling.seed = (uint64_t)seed;
+}
+
+static void read_most(struct chat *c, const struct fields *f, int64_t most)
+{
+    fields_int(f, "max_tokens", &most, 1, INT32_MAX);
+    fields_int(f, "max_completion_tokens", &most, 1, INT32_MAX);
+    c->sampling.max_new_tokens = (int)most;
+}
+
+/* ---- chats */
+
+static void read_format(struct chat *c, const struct fields *f)
+{
+    struct fields format, schema;
+    const char *type = "";
+    if (!fields_object(f, "response_format", &format)) return;
+    if (!fields_str(&format, "type", &type)) fields_need(&format, "type");
+    if (!strcmp(type, "json_object")) c->format = CHAT_JSON;
+    else if (!strcmp(type, "json_schema")) c->format = CHAT_SCHEMA;
+    else if (strcmp(type, "text") != 0) fields_bad(&format, "type", "is none of text, json_object, json_schema");
+    if (c->format != CHAT_SCHEMA) return;
+    if (!fields_object(&format, "json_schema", &schema)) fields_need(&format, "json_schema");
+    const json_t *inner = json_object_get(schema.o, "schema");
+    if (schema.o && !json_is_object(inner)) fields_need(&schema, "schema");
+    else if (inner) c->schema = json_dumps(inner, JSON_COMPACT);
+}
+
+static void add_picture(struct chat *c, struct chat_turn *t, const struct fields *part)
+{
+    struct fields image;
+    const char *url = NULL;
+    /* {"image_url": {"url": ...}}, and as some clients have it {"image_url": "..."} */
+    if (json_is_string(json_object_get(part->o, "image_url"))) fields_str(part, "image_url", &url);
+    else if (!fields_object(part, "image_url", &image)) fields_need(part, "image_url");
+    else if (!fields_str(&image, "url", &url)) fields_need(&image, "url");
+    if (!url) return;
+    if (c->n_pictures == CHAT_PICTURES_MAX) {
+        bad_set(part->bad, 400, "messages", "too_many_images", "more than %d pictures in 'messages'", CHAT_PICTURES_MAX);
+        return;
+    }
+    struct chat_picture *p = &c->picture[c->n_pictures++];
+    p->url = url;
+    snprintf(p->param, sizeof p->param, "%.80s.image_url", part->path);
+    t->n_pictures++;
+}
+
+/* The parts of a message in their order. Pictures go before all text, as LLaVA was trained, unless they stand between
+ * texts: then where they stand. */
+static void read_parts(struct chat *c, struct chat_turn *t, const struct fields *m, const json_t *parts)
+{
+    size_t n = json_array_size(parts), first_text = n, last_text = 0;
+    bool between = false;
+    for (size_t i = 0; i < n; i++) {
+        const char *type = json_string_value(json_object_get(json_array_get(parts, i), "type"));
+        if (type && !strcmp(type, "text")) {
+            if (first_text == n) first_text = i;
+            last_text = i;
+        }
+    }
+    for (size_t i = 0; i < n && !m->bad->status; i++) {
+        struct fields part = fields_item(m, "content", parts, i);
+        const char *type = "", *text = "";
+        if (m->bad->status) return;
+        if (!fields_str(&part, "type", &type)) fields_need(&part, "type");
+        if (!strcmp(type, "text")) {
+            if (!fields_str(&part, "text", &text)) fields_need(&part, "text");
+            if (t->text.n && t->text.p[t->text.n - 1] != '\n') buf_chr(&t->text, '\n');
+            buf_str(&t->text, text);
+        } else if (!strcmp(type, "image_url")) {
+            bool inside = i > first_text && i < last_text;
+            between |= inside;
+            add_picture(c, t, &part);
+            if (inside) buf_fmt(&t->text, "%s%s\n", t->text.n ? "\n" : "", image_mark);
+        } else if (*type) {
+            fields_bad(&part, "type", "is '%.40s', want text or image_url", type);
+        }
+    }
+    if (between && count_marks(t->text.p) != t->n_pictures)
+        fields_bad(m, "content", "has pictures both between texts and outside them");
+}
+
+static struct chat_turn *add_turn(struct chat *c, enum conv_role role)
+{
+    struct chat_turn *last = c->n_turns ? &c->turn[c->n_turns - 1] : NULL;
+    if (last && last->role == role) { /* templates go by turns: two of one side are one */
+        if (last->text.n) buf_chr(&last->text, '\n');
+        return last;
+    }
+    c->turn[c->n_turns] = (struct chat_turn){ .role = role, .text = buf_make(TEXT_MAX) };
+    return &c->turn[c->n_turns++];
+}
+
+static void read_message(struct chat *c, const struct fields *m)
+{
+    const char *role = "", *text = NULL;
+    json_t *parts = NULL;
+    struct chat_turn system = { .text = c->system }, *t;
+    if (!fields_str(m, "role", &role)) fields_need(m, "role");
+    bool is_system = !strcmp(role, "system") || !strcmp(role, "developer"), user = !strcmp(role, "user");
+    if (!is_system && !user && strcmp(role, "assistant") != 0 && *role)
+        fields_bad(m, "role", "is '%.40s', want system, user or assistant", role);
+    if (m->bad->status) return;
+    t = is_system ? &system : add_turn(c, user ? CONV_USER : CONV_ASSISTANT);
+    if (is_system && t->text.n) buf_chr(&t->text, '\n');
+    if (json_is_array(json_object_get(m->o, "content"))) {
+        fields_array(m, "content", &parts);
+        read_parts(c, t, m, parts);
+        if (t->n_pictures && !user) fields_bad(m, "content", "has a picture; only the user's messages may");
+    } else if (fields_str(m, "content", &text)) {
+        buf_str(&t->text, text);
+    } else if (user || is_system) {
+        fields_need(m, "content");
+    }
+    if (is_system) c->system = system.text;
+    if (t->text.failed) fields_bad(m, "content", "is too long");
+    int marks = count_marks(t->text.p);
+    if (marks && marks != t->n_pictures)
+        fields_bad(m, "content", "has '<image>' in its text, which stands for a picture; pictures go in image_url parts");
+}
+
+void chat_read(struct chat *c, const json_t *body, struct bad *b)
+{
+    struct fields f = fields_at(body, b);
+    json_t *messages = NULL;
+    int64_t top = 0;
+    *c = (struct chat){ .system = buf_make(TEXT_MAX), .sampling = llava_sampling_default() };
+    fields_str(&f, "model", &c->model);
+    if (!fields_array(&f, "messages", &messages)) fields_need(&f, "messages");
+    size_t n = json_array_size(messages);
+    if (messages && (n == 0 || n > CHAT_TURNS_MAX))
+        fields_bad(&f, "messages", "has %zu messages, want 1 to %d", n, CHAT_TURNS_MAX);
+    read_sampling(c, &f);
+    read_most(c, &f, INT32_MAX);
+    fields_bool(&f, "logprobs", &c->logprobs);
+    if (fields_int(&f, "top_logprobs", &top, 0, LLAVA_TOP_MAX) && top && !c->logprobs)
+        fields_bad(&f, "top_logprobs", "goes with 'logprobs' only");
+    c->top_logprobs = (int)top;
+    read_format(c, &f);
+    if (b->status) return;
+    c->turn = calloc(n, sizeof *c->turn);
+    if (!c->turn) bad_set(b, 503, NULL, "no_memory", "no memory");
+    for (size_t i = 0; i < n && !b->status; i++) {
+        struct fields m = fields_item(&f, "messages", messages, i);
+        if (!b->status) read_message(c, &m);
+    }
+    if (!b->status && (!c->n_turns || c->turn[0].role != CONV_USER))
+        fields_bad(&f, "messages", "must begin with the user, after what the system says");
+    else if (!b->status && c->turn[c->n_turns - 1].role != CONV_USER)
+        fields_bad(&f, "messages", "must end with the user: the model answers");
+}
+
+/* ---- completions */
+
+void completion_read(struct chat *c, const json_t *body, struct bad *b)
+{
+    struct fields f = fields_at(body, b);
+    const json_t *prompt = json_object_get(body, "prompt"), *item;
+    int64_t top = 0;
+    size_t i;
+    *c = (struct chat){ .system = buf_make(TEXT_MAX), .sampling = llava_sampling_default() };
+    fields_str(&f, "model", &c->model);
+    read_sampling(c, &f);
+    read_most(c, &f, 16);
+    c->logprobs = fields_int(&f, "logprobs", &top, 0, LLAVA_TOP_MAX);
+    c->top_logprobs = (int)top;
+    read_format(c, &f);
+    if (json_is_string(prompt)) {
+        c->prompt[c->n_prompts++] = json_string_value(prompt);
+    } else if (json_is_array(prompt) && json_array_size(prompt) && json_array_size(prompt) <= CHAT_ANSWERS_MAX) {
+        json_array_foreach(prompt, i, item) {
+            char name[32];
+            snprintf(name, sizeof name, "prompt[%zu]", i);
+            if (!json_is_string(item)) fields_bad(&f, name, "is %s, want a string", fields_kind(item));
+            else c->prompt[c->n_prompts++] = json_string_value(item);
+        }
+    } else if (!prompt || json_is_null(prompt)) {
+        fields_need(&f, "prompt");
+    } else {
+        fields_bad(&f, "prompt", "is neither a string nor an array of 1 to %d strings", CHAT_ANSWERS_MAX);
+    }
+    for (int p = 0; p < c->n_prompts; p++)
+        if (count_marks(c->prompt[p])) fields_bad(&f, "prompt", "has '<image>'; pictures go to /v1/chat/completions");
+    if (c->n_prompts * c->n > CHAT_ANSWERS_MAX)
+        fields_bad(&f, "n", "times the number of prompts is over %d", CHAT_ANSWERS_MAX);
+}
+
+void chat_free(struct chat *c)
+{
+    for (int i = 0; i < c->n_turns; i++) buf_free(&c->turn[i].text);
+    free(c->turn);
+    free(c->schema);
+    buf_free(&c->system);
+    c->turn = NULL;
+    c->schema = NULL;
+    c->n_turns = 0;
+}
+
+/* ---- prompts */
+
+/* A turn's text as the model reads it: pictures before it or where it says. */
+static void turn_text(struct buf *out, const struct chat_turn *t, bool marks)
+{
+    const char *mark = marks ? "<im_start><image><im_end>" : image_mark, *text = t->text.p ? t->text.p : "";
+    if (!count_marks(text))
+        for (int i = 0; i < t->n_pictures; i++) buf_fmt(out, "%s\n", mark);
+    for (const char *at; (at = strstr(text, image_mark)) != NULL; text = at + sizeof image_mark - 1) {
+        buf_add(out, text, (size_t)(at - text));
+        buf_str(out, mark);
+    }
+    buf_str(out, text);
+}
+
+void chat_prompt(struct buf *out, const char **stop, const struct chat *c, const char *name, bool marks, struct bad *b)
+{
+    const struct conv_template *tpl = conv_find(name);
+    struct conv_template own = *tpl;
+    struct buf system = buf_make(TEXT_MAX + 64);
+    struct conv conv = { 0 };
+    struct err e = { 0 };
+    /* Templates without a word of the system's own have no place for it: then it goes before the first question. */
+    bool before = c->system.n && !*tpl->system;
+    if (c->system.n && !before) {
+        if (tpl->style == CONV_MPT) buf_str(&system, "<|im_start|>system\n");
+        buf_add(&system, c->system.p, c->system.n);
+        own.system = system.p;
+    }
+    int rc = conv_init(&conv, &own, &e);
+    for (int i = 0; i < c->n_turns && rc >= 0; i++) {
+        struct buf text = buf_make(TEXT_MAX);
+        if (!i && before) buf_fmt(&text, "%s\n\n", c->system.p);
+        turn_text(&text, &c->turn[i], marks);
+        rc = buf_check(&text, "a message", &e);
+        if (rc >= 0) rc = conv_add(&conv, c->turn[i].role, text.p ? text.p : "", text.n, false, &e);
+        buf_free(&text);
+    }
+    if (rc >= 0) rc = conv_add(&conv, CONV_ASSISTANT, NULL, 0, false, &e);
+    if (rc >= 0) rc = conv_prompt(&conv, out, NULL, &e);
+    if (rc < 0) bad_set(b, 400, "messages", NULL, "%s", e.msg);
+    *stop = conv_stop(tpl);
+    conv_fini(&conv);
+    buf_free(&system);
+}

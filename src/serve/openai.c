@@ -1,0 +1,431 @@
+/* See openai.h. */
+#include "serve/openai.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "serve/base64.h"
+#include "serve/chat.h"
+#include "serve/protocol.h"
+
+enum { CANCELLED = -100 }; /* beside the library's codes */
+
+/* ---- one request under way */
+
+struct choice {
+    struct buf text;      /* of a whole answer */
+    struct buf held;      /* white space that belongs to the answer only if something follows */
+    bool begun;           /* something but white space has come */
+    bool role_sent;
+    json_t *tokens;       /* logprobs since the last chunk */
+    size_t offset;        /* bytes of text before them */
+    enum llava_finish finish;
+};
+
+/* The answers to one prompt of a request. */
+struct ask;
+struct part {
+    struct ask *a;
+    int first; /* its first choice */
+};
+
+struct ask {
+    struct gen_task task; /* first */
+    struct chat chat;
+    bool is_chat;
+    char id[32], model[200];
+    time_t created;
+    struct choice *choice; /* [n] */
+    int n;
+    struct part part[CHAT_ANSWERS_MAX];
+    int n_prompt, n_cached, n_new;
+    int error;            /* code of the first answer that failed */
+    char message[1000];
+};
+
+static void ask_free(struct ask *a)
+{
+    for (int i = 0; i < a->n; i++) {
+        buf_free(&a->choice[i].text);
+        buf_free(&a->choice[i].held);
+        json_decref(a->choice[i].tokens);
+    }
+    free(a->choice);
+    chat_free(&a->chat);
+    gen_task_fini(&a->task);
+    free(a);
+}
+
+static const char *finish_word(enum llava_finish f)
+{
+    return f == LLAVA_FINISH_LENGTH ? "length" : "stop";
+}
+
+static json_t *usage(const struct ask *a)
+{
+    return json_pack("{si,si,si,s{si}}", "prompt_tokens", a->n_prompt, "completion_tokens", a->n_new, "total_tokens",
+                     a->n_prompt + a->n_new, "prompt_tokens_details", "cached_tokens", a->n_cached);
+}
+
+/* ---- logprobs */
+
+/* Bytes that may be half a character, as a JSON string: what is no UTF-8 becomes U+FFFD. */
+static json_t *loose_string(const char *p, size_t n)
+{
+    json_t *v = json_stringn(p, n);
+    if (v) return v;
+    struct buf b = buf_make(1 << 16);
+    for (size_t i = 0; i < n; i++) {
+        if ((unsigned char)p[i] < 0x80) buf_chr(&b, p[i]);
+        else buf_str(&b, "\xef\xbf\xbd");
+    }
+    v = json_stringn(b.p ? b.p : "", b.n);
+    buf_free(&b);
+    return v;
+}
+
+static json_t *candidate(const struct llava_candidate *c)
+{
+    json_t *bytes = json_array();
+    for (size_t i = 0; i < c->n; i++) json_array_append_new(bytes, json_integer((unsigned char)c->text[i]));
+    double lp = c->logprob > -9999 ? c->logprob : -9999; /* JSON has no infinity */
+    return json_pack("{so,sf,so}", "token", loose_string(c->text, c->n), "logprob", lp, "bytes", bytes);
+}
+
+static void on_token(void *ctx, int i, const struct llava_token *t)
+{
+    const struct part *p = ctx;
+    struct ask *a = p->a;
+    i += p->first;
+    json_t *v = candidate(&t->chosen), *top = json_array();
+    for (int k = 0; k < t->n_top; k++) json_array_append_new(top, candidate(&t->top[k]));
+    json_object_set_new(v, "top_logprobs", top);
+    if (!a->choice[i].tokens) a->choice[i].tokens = json_array();
+    json_array_append_new(a->choice[i].tokens, v);
+}
+
+/* What completions call logprobs: parallel arrays. */
+static json_t *flat_logprobs(struct choice *c)
+{
+    json_t *tokens = json_array(), *values = json_array(), *tops = json_array(), *offsets = json_array(), *v, *t;
+    size_t i, k;
+    json_array_foreach(c->tokens, i, v) {
+        json_t *top = json_object(), *list = json_object_get(v, "top_logprobs");
+        json_array_foreach(list, k, t)
+            json_object_set(top, json_string_value(json_object_get(t, "token")), json_object_get(t, "logprob"));
+        json_array_append(tokens, json_object_get(v, "token"));
+        json_array_append(values, json_object_get(v, "logprob"));
+        json_array_append_new(tops, top);
+        json_array_append_new(offsets, json_integer((json_int_t)c->offset));
+        c->offset += json_array_size(json_object_get(v, "bytes"));
+    }
+    return json_pack("{so,so,so,so}", "tokens", tokens, "token_logprobs", values, "top_logprobs", tops, "text_offset",
+                     offsets);
+}
+
+/* The logprobs of a choice since last time, in its kind's shape. */
+static json_t *take_logprobs(const struct ask *a, struct choice *c)
+{
+    if (!a->chat.logprobs) return json_null();
+    if (!c->tokens) c->tokens = json_array();
+    json_t *v = a->is_chat ? json_pack("{sO,sn}", "content", c->tokens, "refusal") : flat_logprobs(c);
+    json_decref(c->tokens);
+    c->tokens = NULL;
+    return v;
+}
+
+/* ---- streams */
+
+static void send_event(struct exchange *x, json_t *v)
+{
+    char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
+    struct buf line = buf_make(1 << 24);
+    buf_fmt(&line, "data: ");
+    if (text) buf_str(&line, text);
+    buf_str(&line, "\n\n");
+    if (text && !line.failed) exchange_write(x, line.p, line.n);
+    buf_free(&line);
+    free(text);
+    json_decref(v);
+}
+
+static json_t *envelope(const struct ask *a, const char *kind, json_t *choices)
+{
+    json_t *v = json_pack("{ss,ss,sI,ss,so}", "id", a->id, "object", kind, "created", (json_int_t)a->created, "model",
+                          a->model, "choices", choices);
+    json_object_set_new(v, "system_fingerprint", json_string("llava.c-" LLAVA_VERSION));
+    return v;
+}
+
+/* One chunk of choice i: text (NULL: none), or how it ended (NULL: not yet). */
+static void send_chunk(struct ask *a, int i, const char *text, size_t n, const char *finish)
+{
+    struct choice *c = &a->choice[i];
+    json_t *item;
+    if (a->is_chat) {
+        json_t *delta = json_object();
+        if (!c->role_sent) json_object_set_new(delta, "role", json_string("assistant"));
+        if (!c->role_sent || text) json_object_set_new(delta, "content", json_stringn(text ? text : "", n));
+        c->role_sent = true;
+        item = json_pack("{si,so,so,ss?}", "index", i, "delta", delta, "logprobs", take_logprobs(a, c),
+                         "finish_reason", finish);
+    } else {
+        item = json_pack("{ss%,si,so,ss?}", "text", text ? text : "", n, "index", i, "logprobs", take_logprobs(a, c),
+                         "finish_reason", finish);
+    }
+    json_t *v = envelope(a, a->is_chat ? "chat.completion.chunk" : "text_completion", json_pack("[o]", item));
+    if (a->chat.usage) json_object_set_new(v, "usage", json_null());
+    send_event(a->task.x, v);
+}
+
+/* ---- what the batch says */
+
+/* In a chat white space around an answer is not part of it, as on the command line. */
+static void trim(struct choice *c, struct buf *out, const char *text, size_t n)
+{
+    while (!c->begun && n && isspace((unsigned char)*text)) text++, n--;
+    size_t end = n;
+    while (end && isspace((unsigned char)text[end - 1])) end--;
+    if (end) {
+        c->begun = true;
+        if (c->held.n) buf_add(out, c->held.p, c->held.n);
+        buf_reset(&c->held);
+        buf_add(out, text, end);
+    }
+    if (c->begun) buf_add(&c->held, text + end, n - end);
+}
+
+static bool on_text(void *ctx, int i, const char *text, size_t n)
+{
+    const struct part *p = ctx;
+    struct ask *a = p->a;
+    struct choice *c = &a->choice[i += p->first];
+    struct buf piece = buf_make(1 << 24);
+    if (a->is_chat) trim(c, &piece, text, n);
+    else buf_add(&piece, text, n);
+    if (piece.n && a->chat.stream) send_chunk(a, i, piece.p, piece.n, NULL);
+    else if (piece.n) buf_add(&c->text, piece.p, piece.n);
+    buf_free(&piece);
+    return !exchange_gone(a->task.x);
+}
+
+static void on_end(void *ctx, int i, const struct llava_result *r, const struct llava_error *e)
+{
+    const struct part *p = ctx;
+    struct ask *a = p->a;
+    a->n_prompt += i ? 0 : r->n_prompt; /* several answers to one prompt read it once */
+    a->n_cached += i ? 0 : r->n_cached;
+    i += p->first;
+    a->n_new += r->n_new;
+    a->choice[i].finish = r->finish;
+    if (!a->error && e) {
+        a->error = e->code;
+        snprintf(a->message, sizeof a->message, "%s", e->message);
+    } else if (!a->error && r->finish == LLAVA_FINISH_CANCELLED) {
+        a->error = CANCELLED;
+        snprintf(a->message, sizeof a->message, "the server is shutting down");
+    } else if (!a->error && a->chat.stream) {
+        send_chunk(a, i, NULL, 0, finish_word(r->finish));
+    }
+    gen_ended(&a->task);
+}
+
+static void finish_error(struct ask *a)
+{
+    struct exchange *x = a->task.x;
+    const char *word;
+    int status = gen_status(a->error, &word);
+    if (a->error == CANCELLED) status = 503, word = "shutting_down";
+    if (!a->chat.stream || !exchange_begun(x)) {
+        exchange_error(x, status, NULL, word, "%s", a->message);
+        return;
+    }
+    send_event(x, exchange_error_json(status, NULL, word, a->message));
+    exchange_end(x);
+}
+
+static void finish_whole(struct ask *a)
+{
+    json_t *choices = json_array(), *item;
+    for (int i = 0; i < a->n; i++) {
+        struct choice *c = &a->choice[i];
+        const char *text = c->text.p ? c->text.p : "", *finish = finish_word(c->finish);
+        json_t *logprobs = take_logprobs(a, c);
+        if (a->is_chat)
+            item = json_pack("{si,s{ss,ss%,sn},so,ss}", "index", i, "message", "role", "assistant", "content", text,
+                             c->text.n, "refusal", "logprobs", logprobs, "finish_reason", finish);
+        else
+            item = json_pack("{ss%,si,so,ss}", "text", text, c->text.n, "index", i, "logprobs", logprobs,
+                             "finish_reason", finish);
+        json_array_append_new(choices, item);
+    }
+    json_t *v = envelope(a, a->is_chat ? "chat.completion" : "text_completion", choices);
+    json_object_set_new(v, "usage", usage(a));
+    exchange_json(a->task.x, 200, v);
+}
+
+static void ask_finish(struct gen_task *t)
+{
+    struct ask *a = (struct ask *)t;
+    if (t->refused.code) {
+        a->error = t->refused.code;
+        snprintf(a->message, sizeof a->message, "%s", t->refused.message);
+    }
+    if (a->error) {
+        finish_error(a);
+    } else if (!a->chat.stream) {
+        finish_whole(a);
+    } else {
+        if (a->chat.usage) {
+            json_t *v = envelope(a, a->is_chat ? "chat.completion.chunk" : "text_completion", json_array());
+            json_object_set_new(v, "usage", usage(a));
+            send_event(t->x, v);
+        }
+        exchange_write(t->x, "data: [DONE]\n\n", 14);
+        exchange_end(t->x);
+    }
+    ask_free(a);
+}
+
+/* ---- requests */
+
+static void read_pictures(struct ask *a, const struct fetch_limits *limits, struct bad *b)
+{
+    for (int i = 0; i < a->chat.n_pictures && !b->status; i++) {
+        const struct chat_picture *p = &a->chat.picture[i];
+        struct buf bytes = buf_make(GEN_PICTURE_BYTES);
+        struct llava_error e = { 0 };
+        struct err fe = { 0 };
+        bool data = !strncmp(p->url, "data:", 5);
+        if (data && !base64_picture(&bytes, p->url))
+            bad_set(b, 400, p->param, "invalid_image_url", bytes.failed ? "'%s' is over %d bytes"
+                    : "'%s' is no data URI with base64 (at most %d bytes)", p->param, GEN_PICTURE_BYTES);
+        else if (!data && fetch(&bytes, p->url, limits, &fe) < 0)
+            bad_set(b, 400, p->param, "invalid_image_url", "'%s': %s", p->param, fe.msg);
+        else if (gen_picture(&a->task, bytes.p, bytes.n, "picture", &e) < 0)
+            bad_set(b, 400, p->param, "invalid_image", "'%s' is no picture: %s", p->param, e.message);
+        buf_free(&bytes);
+    }
+}
+
+static void check_model(const struct ask *a, const struct llava_info *info, struct bad *b)
+{
+    const char *name = a->chat.model;
+    if (name && strcmp(name, info->name) != 0)
+        bad_set(b, 404, "model", "model_not_found", "the model '%.100s' does not exist here; there is '%s'", name,
+                info->name);
+}
+
+static void set_sampling(struct ask *a, const struct llava_info *info, const char *stop)
+{
+    struct llava_sampling *s = &a->chat.sampling;
+    if (stop) a->chat.stop[s->n_stop++] = stop;
+    s->stop = a->chat.stop;
+    if (!a->chat.seeded && getrandom(&s->seed, sizeof s->seed, 0) < 0) s->seed = (uint64_t)a->created;
+    if (s->max_new_tokens > info->context) s->max_new_tokens = info->context;
+}
+
+/* The requests that a is for the batch: one for each prompt. Their number. */
+static int ask_prepare(struct ask *a, const struct llava_info *info, struct llava_request *r, struct buf *prompt,
+                       struct bad *b)
+{
+    const char *stop = NULL;
+    int n = a->is_chat ? 1 : a->chat.n_prompts;
+    if (a->is_chat) chat_prompt(prompt, &stop, &a->chat, info->conversation, info->image_marks, b);
+    set_sampling(a, info, stop);
+    a->choice = calloc((size_t)(n * a->chat.n), sizeof *a->choice);
+    if (!a->choice) bad_set(b, 503, NULL, "no_memory", "no memory");
+    if (b->status) return 0;
+    a->n = n * a->chat.n;
+    for (int i = 0; i < a->n; i++) a->choice[i].text = a->choice[i].held = buf_make(1 << 24);
+    for (int i = 0; i < n; i++) {
+        a->part[i] = (struct part){ a, i * a->chat.n };
+        r[i] = llava_request_default();
+        r[i].prompt = a->is_chat ? prompt->p : a->chat.prompt[i];
+        r[i].sampling = a->chat.sampling;
+        r[i].n = a->chat.n;
+        r[i].top_logprobs = a->chat.top_logprobs;
+        r[i].on_text = on_text;
+        r[i].on_token = a->chat.logprobs ? on_token : NULL;
+        r[i].on_end = on_end;
+        r[i].ctx = &a->part[i];
+    }
+    return n;
+}
+
+static void answer(const struct openai *o, struct exchange *x, bool is_chat)
+{
+    struct bad bad = { 0 };
+    struct llava_request r[CHAT_ANSWERS_MAX];
+    struct llava_error e = { 0 };
+    struct buf prompt = buf_make(1 << 25);
+    int n = 0;
+    json_t *body = fields_of(x, false, &bad);
+    struct ask *a = body ? calloc(1, sizeof *a) : NULL;
+    if (!a) {
+        bad_set(&bad, 503, NULL, "no_memory", "no memory");
+        bad_reply(&bad, x);
+        json_decref(body);
+        return;
+    }
+    const struct llava_info *info = gen_info(o->g);
+    gen_task_init(&a->task, o->g, x, ask_finish);
+    a->is_chat = is_chat;
+    a->created = time(NULL);
+    snprintf(a->id, sizeof a->id, "%s-%s", is_chat ? "chatcmpl" : "cmpl", exchange_id(x));
+    snprintf(a->model, sizeof a->model, "%s", info->name);
+    exchange_note(x, a->model);
+    (is_chat ? chat_read : completion_read)(&a->chat, body, &bad);
+    if (!bad.status) check_model(a, info, &bad);
+    if (!bad.status) read_pictures(a, &o->fetch, &bad);
+    if (!bad.status) n = ask_prepare(a, info, r, &prompt, &bad);
+    if (!bad.status && a->chat.stream) exchange_stream(x, "text/event-stream; charset=utf-8", ": ping\n\n");
+    int rc = bad.status ? -1 : gen_submit(&a->task, r, n, &e);
+    if (rc < 0 && !bad.status) {
+        const char *word;
+        int status = gen_status(rc, &word);
+        bad_set(&bad, status, rc == LLAVA_LIMIT ? (is_chat ? "messages" : "prompt") : NULL, word, "%s", e.message);
+        if (rc == LLAVA_BUSY) exchange_set_header(x, "Retry-After", "1");
+    }
+    buf_free(&prompt);
+    if (rc < 0) {
+        ask_free(a);
+        bad_reply(&bad, x);
+    }
+    json_decref(body);
+}
+
+static void on_chat(void *ctx, struct exchange *x) { answer(ctx, x, true); }
+static void on_completion(void *ctx, struct exchange *x) { answer(ctx, x, false); }
+
+/* ---- models */
+
+static json_t *model_json(const char *name)
+{
+    return json_pack("{ss,ss,si,ss}", "id", name, "object", "model", "created", 0, "owned_by", "llava.c");
+}
+
+static void on_models(void *ctx, struct exchange *x)
+{
+    struct openai *o = ctx;
+    exchange_json(x, 200, json_pack("{ss,s[o]}", "object", "list", "data", model_json(gen_info(o->g)->name)));
+}
+
+static void on_model(void *ctx, struct exchange *x)
+{
+    struct openai *o = ctx;
+    const char *name = exchange_tail(x);
+    if (!strcmp(name, gen_info(o->g)->name)) exchange_json(x, 200, model_json(name));
+    else exchange_error(x, 404, "model", "model_not_found", "the model '%.100s' does not exist here", name);
+}
+
+const struct route openai_routes[] = {
+    { "GET", "/v1/models", on_models, ROUTE_QUICK, 0, "the model" },
+    { "GET", "/v1/models/*", on_model, ROUTE_QUICK, 0, "the model, by its name" },
+    { "POST", "/v1/chat/completions", on_chat, 0, PROTOCOL_BODY_MAX, "the next turn of a conversation" },
+    { "POST", "/v1/completions", on_completion, 0, PROTOCOL_BODY_MAX, "how a text goes on" },
+    { 0 },
+};
