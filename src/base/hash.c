@@ -80,6 +80,39 @@ static void sha256_blocks(uint32_t h[8], const unsigned char *p, size_t n_blocks
     }
 }
 
+static void md5_blocks(uint32_t h[8], const unsigned char *p, size_t n_blocks)
+{
+    static const uint32_t k[64] = {
+        0xd76aa478, 0xe8c7b756, 0x242070db, 0xc1bdceee, 0xf57c0faf, 0x4787c62a, 0xa8304613, 0xfd469501,
+        0x698098d8, 0x8b44f7af, 0xffff5bb1, 0x895cd7be, 0x6b901122, 0xfd987193, 0xa679438e, 0x49b40821,
+        0xf61e2562, 0xc040b340, 0x265e5a51, 0xe9b6c7aa, 0xd62f105d, 0x02441453, 0xd8a1e681, 0xe7d3fbc8,
+        0x21e1cde6, 0xc33707d6, 0xf4d50d87, 0x455a14ed, 0xa9e3e905, 0xfcefa3f8, 0x676f02d9, 0x8d2a4c8a,
+        0xfffa3942, 0x8771f681, 0x6d9d6122, 0xfde5380c, 0xa4beea44, 0x4bdecfa9, 0xf6bb4b60, 0xbebfbc70,
+        0x289b7ec6, 0xeaa127fa, 0xd4ef3085, 0x04881d05, 0xd9d4d039, 0xe6db99e5, 0x1fa27cf8, 0xc4ac5665,
+        0xf4292244, 0x432aff97, 0xab9423a7, 0xfc93a039, 0x655b59c3, 0x8f0ccc92, 0xffeff47d, 0x85845dd1,
+        0x6fa87e4f, 0xfe2ce6e0, 0xa3014314, 0x4e0811a1, 0xf7537e82, 0xbd3af235, 0x2ad7d2bb, 0xeb86d391,
+    };
+    static const unsigned char turn[4][4] = { { 7, 12, 17, 22 }, { 5, 9, 14, 20 }, { 4, 11, 16, 23 }, { 6, 10, 15, 21 } };
+    for (; n_blocks; n_blocks--, p += 64) {
+        uint32_t a = h[0], b = h[1], c = h[2], d = h[3];
+        for (int i = 0; i < 64; i++) {
+            const uint32_t f[4] = { (b & c) | (~b & d), (d & b) | (~d & c), b ^ c ^ d, c ^ (b | ~d) };
+            const int word[4] = { i, (5 * i + 1) & 15, (3 * i + 5) & 15, 7 * i & 15 };
+            const unsigned char *w = p + 4 * (word[i / 16] & 15); /* little-endian, unlike SHA */
+            uint32_t m = (uint32_t)w[3] << 24 | (uint32_t)w[2] << 16 | (uint32_t)w[1] << 8 | w[0];
+            uint32_t t = a + f[i / 16] + k[i] + m;
+            a = d;
+            d = c;
+            c = b;
+            b += rotl(t, turn[i / 16][i & 3]);
+        }
+        h[0] += a;
+        h[1] += b;
+        h[2] += c;
+        h[3] += d;
+    }
+}
+
 #if defined __x86_64__
 /* The instructions keep the state as the words a,b,e,f and c,d,g,h; each pair of rnds2 does four rounds. */
 __attribute__((target("sha,sse4.1"))) static void sha256_blocks_ni(uint32_t h[8], const unsigned char *p,
@@ -117,18 +150,23 @@ static blocks_fn *blocks_of(enum hash_kind kind)
 {
     unsigned a, b, c, d;
     bool ni = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA);
-    return kind == HASH_SHA1 ? sha1_blocks : ni ? sha256_blocks_ni : sha256_blocks;
+    if (kind != HASH_SHA256) return kind == HASH_SHA1 ? sha1_blocks : md5_blocks;
+    return ni ? sha256_blocks_ni : sha256_blocks;
 }
 #else
-static blocks_fn *blocks_of(enum hash_kind kind) { return kind == HASH_SHA1 ? sha1_blocks : sha256_blocks; }
+static blocks_fn *blocks_of(enum hash_kind kind)
+{
+    return kind == HASH_SHA1 ? sha1_blocks : kind == HASH_MD5 ? md5_blocks : sha256_blocks;
+}
 #endif
 
 void hash_init(struct hash *h, enum hash_kind kind)
 {
-    static const uint32_t start[2][8] = {
+    static const uint32_t start[3][8] = {
         [HASH_SHA1] = { 0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0 },
         [HASH_SHA256] = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
                           0x5be0cd19 },
+        [HASH_MD5] = { 0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476 },
     };
     *h = (struct hash){ .kind = kind };
     memcpy(h->h, start[kind], sizeof h->h);
@@ -160,10 +198,14 @@ void hash_hex(struct hash *h, char hex[65])
     unsigned char tail[72] = { 0x80 };
     uint64_t bits = h->n * 8;
     size_t pad = (size_t)((h->n % 64 < 56 ? 56 : 120) - h->n % 64); /* up to the last 8 bytes of a block */
-    for (int i = 0; i < 8; i++) tail[pad + (size_t)i] = (unsigned char)(bits >> (56 - 8 * i));
+    bool little = h->kind == HASH_MD5;
+    for (int i = 0; i < 8; i++) tail[pad + (size_t)i] = (unsigned char)(bits >> (little ? 8 * i : 56 - 8 * i));
     hash_add(h, tail, pad + 8);
-    int digits = h->kind == HASH_SHA1 ? 40 : 64;
-    for (int i = 0; i < digits; i++) hex[i] = "0123456789abcdef"[h->h[i / 8] >> (28 - 4 * (i % 8)) & 15];
+    int digits = h->kind == HASH_SHA1 ? 40 : little ? 32 : 64;
+    for (int i = 0; i < digits; i++) {
+        int shift = little ? 8 * (i % 8 / 2) + (i % 2 ? 0 : 4) : 28 - 4 * (i % 8);
+        hex[i] = "0123456789abcdef"[h->h[i / 8] >> shift & 15];
+    }
     hex[digits] = 0;
 }
 

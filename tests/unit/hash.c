@@ -56,12 +56,24 @@ static void million(void **state)
         check(HASH_SHA1, p, 1000000, piece, "34aa973cd4c4daa4f61eeb2bdbad27316534016f");
         check(HASH_SHA256, p, 1000000, piece,
               "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+        check(HASH_MD5, p, 1000000, piece, "7707d6ae4e027c70eea2a935c2296f21");
     }
     free(p);
 }
 
+static void md5(void **state)
+{
+    (void)state;
+    static const char digits[] = "12345678901234567890123456789012345678901234567890123456789012345678901234567890";
+    check(HASH_MD5, "", 0, 1, "d41d8cd98f00b204e9800998ecf8427e");
+    for (size_t piece = 1; piece < 90; piece++) {
+        check(HASH_MD5, "abc", 3, piece, "900150983cd24fb0d6963f7d28e17f72");
+        check(HASH_MD5, digits, 80, piece, "57edf4a22be3c955ac49da2e2107b67a");
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(known), cmocka_unit_test(million) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(known), cmocka_unit_test(million), cmocka_unit_test(md5) };
     return cmocka_run_group_tests_name("hash", tests, NULL, NULL);
 }
