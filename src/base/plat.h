@@ -30,6 +30,7 @@ size_t plat_memory_peak(void);  /* high-water resident bytes of this process */
     XX(OMP_NUM_THREADS, "most threads that kernels use")                                   \
     XX(LLAVA_CPU, "best instruction set that kernels may use: ref, avx2 or avx512")        \
     XX(LLAVA_API_KEY, "key that the servers ask for, beside those of --api-key-file")       \
+    XX(OPENAI_API_KEY, "key of the moderation service that `web --moderate` asks")         \
     XX(HOME, "where ~ is")
 enum env_name {
 #define XX(name, text) ENV_##name,

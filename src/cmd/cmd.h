@@ -43,7 +43,14 @@ extern const struct argp cmd_model_argp;
 /* Options that choose tokens: temperature, top-p, top-k, seed, new tokens, beams; input is a struct llava_sampling. */
 extern const struct argp cmd_sampling_argp;
 /* Keys of a command's own options start here, those of the shared tables lie above. */
-enum { CMD_KEY = 1000, CMD_MODEL_KEY = 2000, CMD_SAMPLING_KEY = 3000, CMD_SERVER_KEY = 4000, CMD_BATCH_KEY = 5000 };
+enum {
+    CMD_KEY = 1000,
+    CMD_MODEL_KEY = 2000,
+    CMD_SAMPLING_KEY = 3000,
+    CMD_SERVER_KEY = 4000,
+    CMD_BATCH_KEY = 5000,
+    CMD_PAGE_KEY = 6000
+};
 
 /* Text that every command's help ends with. */
 #define CMD_EXIT_STATUS "Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."

@@ -57,7 +57,7 @@ int cmd_controller(int argc, char **argv)
     TRY(controller_open(&c, o.dispatch, o.serving.client, o.serving.journal, &e));
     status.controller = c;
     const struct mount mounts[] = { { controller_routes, c }, { status_routes, &status } };
-    TRY(server_open(&server, &o.serving.server, mounts, 2, &e));
+    TRY(serving_listen(&server, &o.serving, mounts, 2, &e));
     status_set_server(&status, server);
     serving_run(&o.serving, server, "controller");
 out:

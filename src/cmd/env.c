@@ -51,7 +51,8 @@ int cmd_env(int argc, char **argv)
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const char *v = env_get(names[i].name);
-        bool secret = names[i].name == ENV_HF_TOKEN || names[i].name == ENV_LLAVA_API_KEY;
+        bool secret = names[i].name == ENV_HF_TOKEN || names[i].name == ENV_LLAVA_API_KEY ||
+                      names[i].name == ENV_OPENAI_API_KEY;
         printf("  %-16s %-12s %s\n", names[i].text, v ? (secret ? "(set)" : v) : "-", names[i].help);
     }
     return 0;

@@ -19,8 +19,10 @@ static const struct command {
     { "merge", "merge a LoRA adapter into its base model", cmd_merge },
     { "train", "train the projector, the whole model, or adapters", cmd_train },
     { "bench", "measure speed and memory, one JSON object a line", cmd_bench },
+    { "serve", "serve a model: web page, OpenAI API, LLaVA's protocol, on one port", cmd_serve },
     { "controller", "keep account of workers and say which one shall answer", cmd_controller },
     { "worker", "serve a model to LLaVA's controller and web server, and as an OpenAI API", cmd_worker },
+    { "web", "the web page, with answers from workers that a controller knows", cmd_web },
     { "env", "what this machine has and what the environment says", cmd_env },
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };

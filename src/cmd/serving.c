@@ -96,6 +96,16 @@ int serving_open(struct serving *s, const char *name, const char *file, struct e
     return rc < 0 ? rc : client_open(&s->client, e);
 }
 
+int serving_listen(struct server **ret, struct serving *s, const struct mount *mounts, int n, struct err *e)
+{
+    enum { FIRST = 7860, LAST = 7959 };
+    if (s->server.port >= 0) return server_open(ret, &s->server, mounts, n, e);
+    int rc = ERR_IO;
+    for (s->server.port = FIRST; rc < 0 && s->server.port <= LAST; s->server.port++)
+        rc = server_open(ret, &s->server, mounts, n, e);
+    return rc;
+}
+
 void serving_run(struct serving *s, struct server *server, const char *what)
 {
     sigset_t stop;

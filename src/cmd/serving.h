@@ -23,6 +23,8 @@ extern const struct argp serving_argp;
 int serving_open(struct serving *s, const char *name, const char *file, struct err *e);
 /* Serves until SIGTERM or SIGINT and lets answers end. what: "controller". */
 void serving_run(struct serving *s, struct server *server, const char *what);
+/* Opens the server; with port -1 at the first free port from 7860 on, as Gradio does. */
+int serving_listen(struct server **ret, struct serving *s, const struct mount *mounts, int n, struct err *e);
 void serving_close(struct serving *s);
 
 /* Goes on in a child and stays behind to start another whenever that ends with 70 (a device failed) or by a signal that

@@ -101,7 +101,7 @@ int cmd_worker(int argc, char **argv)
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));
     struct openai openai = { gen, o.answering.fetch };
     const struct mount mounts[] = { { worker_routes, node }, { openai_routes, &openai }, { status_routes, &status } };
-    TRY(server_open(&server, &o.serving.server, mounts, 3, &e));
+    TRY(serving_listen(&server, &o.serving, mounts, 3, &e));
     status_set_server(&status, server);
     TRY(worker_begin(node, &e));
     serving_run(&o.serving, server, "worker");

@@ -5,4 +5,5 @@
 
 /* Both add to *out (made by the caller with its limit). NOMEM, LIMIT. */
 int picture_png(struct buf *out, const struct picture *p, struct err *e);
-int picture_jpeg(struct buf *out, const struct picture *p, int quality, struct err *e); /* 4:2:0; Pillow's default is 75 */
+/* 4:2:0; Pillow's default quality is 75. */
+int picture_jpeg(struct buf *out, const struct picture *p, int quality, struct err *e);

@@ -100,7 +100,8 @@ static void add_picture(struct chat *c, struct chat_turn *t, const struct fields
     else if (!fields_str(&image, "url", &url)) fields_need(&image, "url");
     if (!url) return;
     if (c->n_pictures == CHAT_PICTURES_MAX) {
-        bad_set(part->bad, 400, "messages", "too_many_images", "more than %d pictures in 'messages'", CHAT_PICTURES_MAX);
+        bad_set(part->bad, 400, "messages", "too_many_images", "more than %d pictures in 'messages'",
+                CHAT_PICTURES_MAX);
         return;
     }
     struct chat_picture *p = &c->picture[c->n_pictures++];
@@ -180,7 +181,8 @@ static void read_message(struct chat *c, const struct fields *m)
     if (t->text.failed) fields_bad(m, "content", "is too long");
     int marks = count_marks(t->text.p);
     if (marks && marks != t->n_pictures)
-        fields_bad(m, "content", "has '<image>' in its text, which stands for a picture; pictures go in image_url parts");
+        fields_bad(m, "content",
+                   "has '<image>' in its text, which stands for a picture; pictures go in image_url parts");
 }
 
 void chat_read(struct chat *c, const json_t *body, struct bad *b)

@@ -1,5 +1,5 @@
-/* Requests to /v1/chat/completions and /v1/completions as structs, and the prompt that a chat becomes. Reading a request
- * touches neither model nor network. */
+/* Requests to /v1/chat/completions and /v1/completions as structs, and the prompt that a chat becomes. Reading a
+ * request touches neither model nor network. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>

@@ -27,6 +27,9 @@ struct controller {
     enum dispatch how;
     struct client *client;
     struct journal *journal;
+    char self[NAME_MAX_];                /* a worker of this process, or "" */
+    json_t *(*self_status)(void *ctx);
+    void *self_ctx;
     pthread_t sweeper;
     bool swept;
     pthread_mutex_t lock; /* all below */
@@ -114,6 +117,7 @@ static json_t *ask_status(struct controller *c, const char *name)
     char url[NAME_MAX_ + 32];
     struct err e = { 0 };
     json_t *status = NULL;
+    if (*c->self && !strcmp(name, c->self)) return c->self_status(c->self_ctx);
     snprintf(url, sizeof url, "%s/worker_get_status", name);
     if (client_post_json(&status, url, NULL, PROTOCOL_ASK_S, &e) < 0) {
         journal_error(c->journal, "Get status fails: %s, %s", name, e.msg);
@@ -164,6 +168,14 @@ bool controller_register(struct controller *c, const char *name, bool check, con
     }
     json_decref(asked);
     return ok;
+}
+
+void controller_register_self(struct controller *c, const char *name, json_t *(*status)(void *ctx), void *ctx)
+{
+    snprintf(c->self, sizeof c->self, "%s", name);
+    c->self_status = status;
+    c->self_ctx = ctx;
+    controller_register(c, name, false, NULL);
 }
 
 /* Names of all workers, to work through without the lock; the caller frees it. */
@@ -447,10 +459,12 @@ static void proxy_begin(struct proxy *p)
     /* With the lock: the stream may end before its number is known here, but p only after. */
     pthread_mutex_lock(&p->lock);
     bool gone = p->gone;
-    p->id = client_stream(p->c->client, &s);
+    struct client *client = p->c->client;
+    p->id = client_stream(client, &s);
     uint64_t id = p->id;
     pthread_mutex_unlock(&p->lock);
-    if (gone) client_cancel(p->c->client, id);
+    if (!id) proxy_end(p, PROTOCOL_UNREACHABLE, "no memory");
+    else if (gone) client_cancel(client, id);
 }
 
 static void on_generate(void *ctx, struct exchange *x)

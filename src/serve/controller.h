@@ -21,4 +21,6 @@ json_t *controller_models(struct controller *c);                                
 void controller_address(struct controller *c, const char *model, char *ret, size_t size); /* "": none */
 /* Enters a worker; status NULL: it is asked for. False: it does not answer, or nonsense. */
 bool controller_register(struct controller *c, const char *name, bool check_beat, const json_t *status);
+/* Enters a worker of this process, which is asked directly and never forgotten. */
+void controller_register_self(struct controller *c, const char *name, json_t *(*status)(void *ctx), void *ctx);
 void controller_metrics(struct controller *c, struct buf *out);

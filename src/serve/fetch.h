@@ -19,6 +19,6 @@ enum { FETCH_REDIRECTS = 3 };
  * LIMIT. */
 int fetch(struct buf *out, const char *url, const struct fetch_limits *l, struct err *e);
 
-/* An address that belongs to nobody's own network: not loopback, link-local, private, shared, reserved or multicast, and
- * no IPv6 that stands for such an IPv4. */
+/* An address that belongs to nobody's own network: not loopback, link-local, private, shared, reserved or multicast,
+ * and no IPv6 that stands for such an IPv4. */
 bool fetch_is_public(const struct sockaddr *a);

@@ -25,8 +25,7 @@ struct gen_task {
     struct exchange *x;
     struct llava_image *image[GEN_PICTURES_MAX];
     int n_images;
-    /* All answers have ended, or none of them ever came: sends what is left to say, finishes x, calls gen_task_fini and
-     * frees the task. */
+    /* All answers have ended: sends what is left to say, calls gen_task_fini, frees the task and, last, finishes x. */
     void (*finish)(struct gen_task *t);
     pthread_mutex_t lock;
     int64_t id[GEN_REQUESTS_MAX];
@@ -38,8 +37,10 @@ void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (
 void gen_task_fini(struct gen_task *t);
 /* Decodes one picture more; name is for messages. */
 int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e);
-/* Submits r[0..n) (whose pictures and client are set here). 0: finish will be called, from another thread or from within;
- * x has its on_gone, which cancels. < 0: the first was refused already, and nothing will be called. */
+/* Adds `prompt` with the marks around its "<image>"s that the model was trained with. */
+void gen_prompt(const struct gen *g, struct buf *out, const char *prompt);
+/* Submits r[0..n) (whose pictures and client are set here). 0: finish will be called, from another thread or from
+ * within; x has its on_gone, which cancels. < 0: the first was refused already, and nothing will be called. */
 int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_error *e);
 /* To be called at the end of on_end; t may be gone afterwards. */
 void gen_ended(struct gen_task *t);

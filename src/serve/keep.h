@@ -1,6 +1,6 @@
 /* What the web server keeps, in LLaVA's places: DIR/YYYY-MM-DD-conv.json, a line for each answer and vote, and
- * DIR/serve_images/YYYY-MM-DD/MD5.jpg, each picture once. A thread of its own writes, so that no answer waits for a disk;
- * what a full disk does not take is lost and counted. */
+ * DIR/serve_images/YYYY-MM-DD/MD5.jpg, each picture once. A thread of its own writes, so that no answer waits for a
+ * disk; what a full disk does not take is lost and counted. */
 #pragma once
 #include <stdint.h>
 

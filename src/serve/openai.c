@@ -1,7 +1,6 @@
 /* See openai.h. */
 #include "serve/openai.h"
 
-#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -9,6 +8,7 @@
 
 #include "serve/base64.h"
 #include "serve/chat.h"
+#include "serve/event.h"
 #include "serve/protocol.h"
 
 enum { CANCELLED = -100 }; /* beside the library's codes */
@@ -17,8 +17,7 @@ enum { CANCELLED = -100 }; /* beside the library's codes */
 
 struct choice {
     struct buf text;      /* of a whole answer */
-    struct buf held;      /* white space that belongs to the answer only if something follows */
-    bool begun;           /* something but white space has come */
+    struct trim trim;
     bool role_sent;
     json_t *tokens;       /* logprobs since the last chunk */
     size_t offset;        /* bytes of text before them */
@@ -50,7 +49,7 @@ static void ask_free(struct ask *a)
 {
     for (int i = 0; i < a->n; i++) {
         buf_free(&a->choice[i].text);
-        buf_free(&a->choice[i].held);
+        trim_fini(&a->choice[i].trim);
         json_decref(a->choice[i].tokens);
     }
     free(a->choice);
@@ -139,19 +138,6 @@ static json_t *take_logprobs(const struct ask *a, struct choice *c)
 
 /* ---- streams */
 
-static void send_event(struct exchange *x, json_t *v)
-{
-    char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
-    struct buf line = buf_make(1 << 24);
-    buf_fmt(&line, "data: ");
-    if (text) buf_str(&line, text);
-    buf_str(&line, "\n\n");
-    if (text && !line.failed) exchange_write(x, line.p, line.n);
-    buf_free(&line);
-    free(text);
-    json_decref(v);
-}
-
 static json_t *envelope(const struct ask *a, const char *kind, json_t *choices)
 {
     json_t *v = json_pack("{ss,ss,sI,ss,so}", "id", a->id, "object", kind, "created", (json_int_t)a->created, "model",
@@ -178,25 +164,10 @@ static void send_chunk(struct ask *a, int i, const char *text, size_t n, const c
     }
     json_t *v = envelope(a, a->is_chat ? "chat.completion.chunk" : "text_completion", json_pack("[o]", item));
     if (a->chat.usage) json_object_set_new(v, "usage", json_null());
-    send_event(a->task.x, v);
+    event_send(a->task.x, v);
 }
 
 /* ---- what the batch says */
-
-/* In a chat white space around an answer is not part of it, as on the command line. */
-static void trim(struct choice *c, struct buf *out, const char *text, size_t n)
-{
-    while (!c->begun && n && isspace((unsigned char)*text)) text++, n--;
-    size_t end = n;
-    while (end && isspace((unsigned char)text[end - 1])) end--;
-    if (end) {
-        c->begun = true;
-        if (c->held.n) buf_add(out, c->held.p, c->held.n);
-        buf_reset(&c->held);
-        buf_add(out, text, end);
-    }
-    if (c->begun) buf_add(&c->held, text + end, n - end);
-}
 
 static bool on_text(void *ctx, int i, const char *text, size_t n)
 {
@@ -204,7 +175,7 @@ static bool on_text(void *ctx, int i, const char *text, size_t n)
     struct ask *a = p->a;
     struct choice *c = &a->choice[i += p->first];
     struct buf piece = buf_make(1 << 24);
-    if (a->is_chat) trim(c, &piece, text, n);
+    if (a->is_chat) trim_feed(&c->trim, &piece, text, n);
     else buf_add(&piece, text, n);
     if (piece.n && a->chat.stream) send_chunk(a, i, piece.p, piece.n, NULL);
     else if (piece.n) buf_add(&c->text, piece.p, piece.n);
@@ -233,22 +204,28 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
     gen_ended(&a->task);
 }
 
+/* These end the exchange, with which the model may be closed: a is freed before. */
 static void finish_error(struct ask *a)
 {
     struct exchange *x = a->task.x;
     const char *word;
+    char message[1000];
     int status = gen_status(a->error, &word);
+    bool stream = a->chat.stream && exchange_begun(x);
     if (a->error == CANCELLED) status = 503, word = "shutting_down";
-    if (!a->chat.stream || !exchange_begun(x)) {
-        exchange_error(x, status, NULL, word, "%s", a->message);
+    snprintf(message, sizeof message, "%s", a->message);
+    ask_free(a);
+    if (!stream) {
+        exchange_error(x, status, NULL, word, "%s", message);
         return;
     }
-    send_event(x, exchange_error_json(status, NULL, word, a->message));
+    event_send(x, exchange_error_json(status, NULL, word, message));
     exchange_end(x);
 }
 
 static void finish_whole(struct ask *a)
 {
+    struct exchange *x = a->task.x;
     json_t *choices = json_array(), *item;
     for (int i = 0; i < a->n; i++) {
         struct choice *c = &a->choice[i];
@@ -264,7 +241,21 @@ static void finish_whole(struct ask *a)
     }
     json_t *v = envelope(a, a->is_chat ? "chat.completion" : "text_completion", choices);
     json_object_set_new(v, "usage", usage(a));
-    exchange_json(a->task.x, 200, v);
+    ask_free(a);
+    exchange_json(x, 200, v);
+}
+
+static void finish_stream(struct ask *a)
+{
+    struct exchange *x = a->task.x;
+    if (a->chat.usage) {
+        json_t *v = envelope(a, a->is_chat ? "chat.completion.chunk" : "text_completion", json_array());
+        json_object_set_new(v, "usage", usage(a));
+        event_send(x, v);
+    }
+    ask_free(a);
+    exchange_write(x, "data: [DONE]\n\n", 14);
+    exchange_end(x);
 }
 
 static void ask_finish(struct gen_task *t)
@@ -274,20 +265,9 @@ static void ask_finish(struct gen_task *t)
         a->error = t->refused.code;
         snprintf(a->message, sizeof a->message, "%s", t->refused.message);
     }
-    if (a->error) {
-        finish_error(a);
-    } else if (!a->chat.stream) {
-        finish_whole(a);
-    } else {
-        if (a->chat.usage) {
-            json_t *v = envelope(a, a->is_chat ? "chat.completion.chunk" : "text_completion", json_array());
-            json_object_set_new(v, "usage", usage(a));
-            send_event(t->x, v);
-        }
-        exchange_write(t->x, "data: [DONE]\n\n", 14);
-        exchange_end(t->x);
-    }
-    ask_free(a);
+    if (a->error) finish_error(a);
+    else if (a->chat.stream) finish_stream(a);
+    else finish_whole(a);
 }
 
 /* ---- requests */
@@ -338,9 +318,14 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
     set_sampling(a, info, stop);
     a->choice = calloc((size_t)(n * a->chat.n), sizeof *a->choice);
     if (!a->choice) bad_set(b, 503, NULL, "no_memory", "no memory");
+    if (a->chat.format != CHAT_TEXT)
+        bad_set(b, 400, "response_format", "unsupported", "'response_format' other than text is not supported");
     if (b->status) return 0;
     a->n = n * a->chat.n;
-    for (int i = 0; i < a->n; i++) a->choice[i].text = a->choice[i].held = buf_make(1 << 24);
+    for (int i = 0; i < a->n; i++) {
+        a->choice[i].text = buf_make(1 << 24);
+        trim_init(&a->choice[i].trim);
+    }
     for (int i = 0; i < n; i++) {
         a->part[i] = (struct part){ a, i * a->chat.n };
         r[i] = llava_request_default();
@@ -382,7 +367,7 @@ static void answer(const struct openai *o, struct exchange *x, bool is_chat)
     if (!bad.status) check_model(a, info, &bad);
     if (!bad.status) read_pictures(a, &o->fetch, &bad);
     if (!bad.status) n = ask_prepare(a, info, r, &prompt, &bad);
-    if (!bad.status && a->chat.stream) exchange_stream(x, "text/event-stream; charset=utf-8", ": ping\n\n");
+    if (!bad.status && a->chat.stream) exchange_stream(x, EVENT_TYPE, EVENT_PING);
     int rc = bad.status ? -1 : gen_submit(&a->task, r, n, &e);
     if (rc < 0 && !bad.status) {
         const char *word;

@@ -19,6 +19,7 @@
 
 #include "base/log.h"
 #include "base/plat.h"
+#include "serve/base64.h"
 #include "serve/server_in.h"
 
 enum {
@@ -49,9 +50,12 @@ static void find_route(struct exchange *x)
         for (const struct route *r = m->routes; r->path; r++) {
             size_t n = strlen(r->path);
             bool tail = r->path[n - 1] == '*';
+            if (known && n == 2 && tail) continue; /* what takes anything does not take another's */
             if (tail ? strncmp(r->path, x->path, n - 1) != 0 : strcmp(r->path, x->path) != 0) continue;
-            known = true;
-            if (strcmp(r->method, method) != 0) continue;
+            if (strcmp(r->method, method) != 0) {
+                known |= n > 2 || !tail;
+                continue;
+            }
             x->route = r;
             x->mount = m;
             x->tail = tail ? n - 1 : 0;
@@ -87,13 +91,26 @@ static bool key_fits(const struct server *s, const char *given)
     return fits;
 }
 
+/* The password of "USER:PASSWORD" in base64: so a browser brings the key that it asked its user for. */
+static const char *basic_key(const char *base64, char *plain, size_t size)
+{
+    struct buf b = buf_make(size - 1);
+    bool ok = base64_decode(&b, base64, strlen(base64));
+    snprintf(plain, size, "%s", ok && b.p ? b.p : "");
+    buf_free(&b);
+    char *colon = strchr(plain, ':');
+    return colon ? colon + 1 : plain;
+}
+
 static void check_key(struct exchange *x)
 {
     const struct server *s = x->server;
     if (!s->n_keys || (x->route && x->route->flags & ROUTE_OPEN)) return;
+    char plain[512];
     const char *given = exchange_header(x, "Authorization");
     if (!given) given = exchange_header(x, "X-Api-Key");
     else if (!strncasecmp(given, "Bearer ", 7)) given += 7 + strspn(given + 7, " ");
+    else if (!strncasecmp(given, "Basic ", 6)) given = basic_key(given + 6, plain, sizeof plain);
     if (!given)
         refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "no API key (want a header 'Authorization: Bearer KEY')");
     else if (!key_fits(s, given)) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "wrong API key");

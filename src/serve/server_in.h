@@ -42,7 +42,7 @@ struct exchange {
     int status;
     const char *type, *ping;
     double written_s;     /* when something was last added to a stream */
-    const char *header[4][2];
+    const char *header[10][2];
     int n_headers;
     struct buf out;       /* a whole answer, or what of a stream is not sent yet */
     size_t sent;          /* bytes of out that are sent */

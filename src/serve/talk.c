@@ -37,8 +37,8 @@ static void read_images(struct talk *t, const struct fields *m, const json_t *im
     }
 }
 
-/* A question. One picture in the first goes where LLaVA puts it: "\n<image>" behind the text, which conv_prompt moves to
- * the front. Others, which the reference does not have, go before the text of their message. */
+/* A question. One picture in the first goes where LLaVA puts it: "\n<image>" behind the text, which conv_prompt moves
+ * to the front. Others, which the reference does not have, go before the text of their message. */
 static void add_question(struct talk *t, const struct fields *m, const char *text, int n_images)
 {
     bool first = t->conv.n == t->conv.offset && n_images == 1, mmtag = conv_is_mmtag(t->conv.tpl);
@@ -81,20 +81,17 @@ static void read_settings(struct talk *t, const struct fields *f)
 {
     static const char *const modes[] = { "Default", "Crop", "Resize", "Pad" };
     int64_t most = 512;
-    const char *mode = "Default";
+    t->mode = modes[0];
     t->temperature = 0.2;
     t->top_p = 0.7;
     fields_real(f, "temperature", &t->temperature, 0, 2);
     fields_real(f, "top_p", &t->top_p, 0, 1);
     fields_int(f, "max_new_tokens", &most, 0, INT32_MAX);
-    fields_str(f, "image_process_mode", &mode);
+    fields_str(f, "image_process_mode", &t->mode);
     t->max_new_tokens = most < TALK_NEW_MAX ? (int)most : TALK_NEW_MAX;
-    for (int i = 0; i < 4; i++) {
-        if (strcmp(mode, modes[i]) != 0) continue;
-        t->mode = (enum talk_mode)i;
-        return;
-    }
-    fields_bad(f, "image_process_mode", "is '%.20s', want Crop, Resize, Pad or Default", mode);
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(t->mode, modes[i])) return;
+    fields_bad(f, "image_process_mode", "is '%.20s', want Crop, Resize, Pad or Default", t->mode);
 }
 
 void talk_read(struct talk *t, const json_t *body, bool vote, struct bad *b)
@@ -157,5 +154,8 @@ char *talk_line(json_t *v)
 {
     char *text = v ? json_dumps(v, JSON_ENSURE_ASCII | JSON_REAL_PRECISION(14)) : NULL;
     json_decref(v);
+    for (char *u = text; u && (u = strchr(u, '\\')) != NULL && u[1]; u += 2) /* Python's escapes are in lower case */
+        for (int i = 2; u[1] == 'u' && i < 6; i++)
+            if (u[i] >= 'A' && u[i] <= 'F') u[i] = (char)(u[i] - 'A' + 'a');
     return text;
 }

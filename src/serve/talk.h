@@ -1,5 +1,6 @@
-/* A conversation as the page sends it, as the prompt that LLaVA's web server makes of it, and as the line that goes into
- * its log (llava/serve/gradio_web_server.py, llava/conversation.py). Reading one touches neither model nor network. */
+/* A conversation as the page sends it, as the prompt that LLaVA's web server makes of it, and as the line that goes
+ * into its log (llava/serve/gradio_web_server.py, llava/conversation.py). Reading one touches neither model nor
+ * network. */
 #pragma once
 #include <stdbool.h>
 #include <time.h>
@@ -15,17 +16,15 @@ enum {
     TALK_TEXT_WITH_IMAGE = 1200,
     TALK_NEW_MAX = 1536,
 };
-enum talk_mode { TALK_DEFAULT, TALK_CROP, TALK_RESIZE, TALK_PAD };
-
 struct talk {
-    const char *model;
+    const char *model;           /* borrowed from the JSON */
     struct conv conv;            /* without the answer that is to come */
     const char *picture[TALK_PICTURES_MAX]; /* data URIs, borrowed from the JSON */
     char where[TALK_PICTURES_MAX][40];      /* "messages[2].images[0]" */
     int n_pictures;
     double temperature, top_p;
     int max_new_tokens;
-    enum talk_mode mode;
+    const char *mode;            /* for picture_for_web; borrowed */
     const char *vote;            /* "upvote", "downvote", "flag" */
 };
 

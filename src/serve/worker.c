@@ -100,17 +100,6 @@ static void read_pictures(struct answer *a, const struct fields *f, const json_t
     }
 }
 
-/* The prompt with the marks that the model was trained with around its pictures. */
-static void marked_prompt(struct buf *out, const char *prompt, bool marks)
-{
-    static const char image[] = "<image>";
-    for (const char *at; marks && (at = strstr(prompt, image)) != NULL; prompt = at + sizeof image - 1) {
-        buf_add(out, prompt, (size_t)(at - prompt));
-        buf_str(out, "<im_start><image><im_end>");
-    }
-    buf_str(out, prompt);
-}
-
 static int count_images(const char *prompt)
 {
     int n = 0;
@@ -186,7 +175,7 @@ static void on_generate(void *ctx, struct exchange *x)
     exchange_stream(x, "application/octet-stream", NULL);
     exchange_note(x, gen_info(w->g)->name);
     read_request(a, body, &r, &stop, &bad);
-    marked_prompt(&prompt, a->text.p ? a->text.p : "", gen_info(w->g)->image_marks);
+    gen_prompt(w->g, &prompt, a->text.p ? a->text.p : "");
     r.prompt = prompt.p;
     r.sampling.seed = random_seed();
     r.on_text = answer_text;

@@ -1,0 +1,258 @@
+#!/usr/bin/python3
+"""The OpenAI API of `llava serve` on the demo model: models, chats with a picture, streams, errors, limits, keys. What the
+openai package does with it: tests/web/openai_test.py."""
+import base64
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import finish, llava, ok  # noqa: E402
+from serving import APPLE, DEMO, Server, metric, post, request  # noqa: E402
+
+with open(APPLE, "rb") as f:
+    APPLE_BYTES = f.read()
+DATA = "data:image/png;base64," + base64.b64encode(APPLE_BYTES).decode()
+QUESTION = "What is this?"
+
+
+def picture(url=DATA):
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def text(t=QUESTION):
+    return {"type": "text", "text": t}
+
+
+def chat(port, content, **more):
+    body = {"model": "demo", "messages": [{"role": "user", "content": content}], "temperature": 0, **more}
+    return post(port, "/v1/chat/completions", {k: v for k, v in body.items() if v is not ...})
+
+
+def events(port, path, body):
+    status, headers, data = request(port, "POST", path, {**body, "stream": True})
+    lines = [x[6:] for x in data.decode().split("\n\n") if x.startswith("data: ")]
+    return status, headers, [json.loads(x) for x in lines if x != "[DONE]"], lines and lines[-1] == "[DONE]"
+
+
+def said(r):
+    return r[1]["choices"][0]["message"]["content"]
+
+
+def test_models(port):
+    status, _, data = request(port, "GET", "/v1/models")
+    models = json.loads(data)
+    ok(status == 200 and models["object"] == "list" and [m["id"] for m in models["data"]] == ["demo"], "models", models)
+    ok(json.loads(request(port, "GET", "/v1/models/demo")[2])["id"] == "demo", "a model by its name")
+    status, _, data = request(port, "GET", "/v1/models/org/none")
+    ok(status == 404 and json.loads(data)["error"]["code"] == "model_not_found", "one that is not there", data)
+    ok(json.loads(request(port, "GET", "/health")[2])["status"] == "ok", "health")
+
+
+def test_chat(port):
+    cli = llava("run", "--quiet", "--model-path", DEMO, "--image-file", APPLE, "--query", QUESTION, "--temperature",
+                "0").out.strip()
+    r = chat(port, [text(), picture()])
+    ok(r[0] == 200 and said(r) == cli == "red apple", "a picture is described as on the command line", (r, cli))
+    c, u = r[1]["choices"][0], r[1]["usage"]
+    ok(c["finish_reason"] == "stop" and c["message"]["role"] == "assistant" and c["logprobs"] is None and
+       u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"], "the answer's shape", r)
+    ok(said(chat(port, [picture(), text()])) == cli, "the order of picture and text does not matter")
+    ok(said(chat(port, [text(), {"type": "image_url", "image_url": DATA}])) == cli, "image_url as a string")
+    again = chat(port, [text(), picture()])
+    ok(said(again) == cli and again[1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, "the same again is cached", again)
+    short = chat(port, [text(), picture()], max_tokens=1)
+    ok(short[1]["choices"][0]["finish_reason"] == "length" and short[1]["usage"]["completion_tokens"] == 1, "max_tokens", short)
+    ok(said(chat(port, [text(), picture()], stop="apple")) == "red", "a stop string")
+    ok(said(chat(port, [text(), picture()], stop=["zzz", " apple"])) == "red", "several stop strings")
+    many = chat(port, [text(), picture()], n=3)
+    ok([c["index"] for c in many[1]["choices"]] == [0, 1, 2] and
+       all(c["message"]["content"] == cli for c in many[1]["choices"]), "n answers", many)
+    hot = [said(chat(port, QUESTION, temperature=1.5, seed=s, max_tokens=12)) for s in (1, 1, 2, 3, 4)]
+    ok(hot[0] == hot[1] and len(set(hot)) > 1, "a seed decides a draw", hot)
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [picture(), text()]},
+            {"role": "assistant", "content": cli}, {"role": "user", "content": [text()]}]
+    r = post(port, "/v1/chat/completions", {"model": "demo", "messages": talk, "temperature": 0})
+    ok(r[0] == 200 and r[1]["choices"][0]["finish_reason"] in ("stop", "length"), "a conversation with a system message", r)
+
+
+def test_logprobs(port):
+    r = chat(port, [text(), picture()], logprobs=True, top_logprobs=3)
+    tokens = r[1]["choices"][0]["logprobs"]["content"]
+    if not ok(len(tokens) > 0, "logprobs are there", r):
+        return
+    ok(all(t["logprob"] <= 0 and len(t["top_logprobs"]) == 3 for t in tokens), "each token has its likeliest", tokens)
+    ok(all(t["logprob"] == t["top_logprobs"][0]["logprob"] for t in tokens), "a greedy answer takes the first", tokens)
+    ok(bytes(sum((t["bytes"] for t in tokens), [])).decode().strip().startswith("red apple"), "their bytes are the text", tokens)
+    r = post(port, "/v1/completions", {"model": "demo", "prompt": "USER: Hi ASSISTANT:", "logprobs": 2, "max_tokens": 3})
+    lp = r[1]["choices"][0]["logprobs"]
+    ok(len(lp["tokens"]) == len(lp["token_logprobs"]) == len(lp["text_offset"]) > 0, "a completion's logprobs", r)
+
+
+def test_stream(port):
+    whole = said(chat(port, [text(), picture()]))
+    body = {"model": "demo", "messages": [{"role": "user", "content": [text(), picture()]}], "temperature": 0,
+            "stream_options": {"include_usage": True}}
+    status, headers, got, closed = events(port, "/v1/chat/completions", body)
+    ok(status == 200 and headers["content-type"].startswith("text/event-stream") and closed, "a stream", (headers, got))
+    ok("".join(e["choices"][0]["delta"].get("content", "") for e in got if e["choices"]) == whole, "has the whole text", got)
+    ok(got[0]["choices"][0]["delta"]["role"] == "assistant" and got[-2]["choices"][0]["finish_reason"] == "stop" and
+       got[-1]["choices"] == [] and got[-1]["usage"]["completion_tokens"] > 0 and got[0]["usage"] is None, "role, end, usage",
+       got)
+    ok(len({e["id"] for e in got}) == 1 and got[0]["object"] == "chat.completion.chunk", "one id")
+    _, _, got, closed = events(port, "/v1/completions", {"model": "demo", "prompt": "USER: Hi ASSISTANT:", "max_tokens": 5})
+    ok(closed and got[-1]["choices"][0]["finish_reason"] in ("stop", "length"), "a completion's stream", got)
+    r = post(port, "/v1/completions", {"model": "demo", "prompt": ["USER: A ASSISTANT:", "USER: B ASSISTANT:"], "n": 2,
+                                       "max_tokens": 2, "temperature": 0})
+    c = r[1]["choices"]
+    ok([x["index"] for x in c] == [0, 1, 2, 3] and c[0]["text"] == c[1]["text"] and c[2]["text"] == c[3]["text"],
+       "several prompts, several answers", r)
+
+
+WRONG = [  # name, members (... takes one away), status, field, a word of the message
+    ("no messages", {"messages": ...}, 400, "messages", "missing"),
+    ("no message", {"messages": []}, 400, "messages", "0 messages"),
+    ("messages as text", {"messages": "hi"}, 400, "messages", "string"),
+    ("a message as text", {"messages": ["hi"]}, 400, "messages[0]", "string"),
+    ("no role", {"messages": [{"content": "x"}]}, 400, "messages[0].role", "missing"),
+    ("a tool's message", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "'tool'"),
+    ("the assistant last", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, 400,
+     "messages", "end with the user"),
+    ("a number as content", {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "number"),
+    ("a part without a type", {"messages": [{"role": "user", "content": [{}]}]}, 400, "messages[0].content[0].type", "missing"),
+    ("sound", {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "messages[0].content[0].type",
+     "input_audio"),
+    ("a picture without an address", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400,
+     "messages[0].content[0].image_url.url", "missing"),
+    ("a picture of nothing", {"messages": [{"role": "user", "content": [picture("data:image/png;base64,AAAA")]}]}, 400,
+     "messages[0].content[0].image_url", "no picture"),
+    ("no base64", {"messages": [{"role": "user", "content": [picture("data:image/png;base64,%")]}]}, 400,
+     "messages[0].content[0].image_url", "base64"),
+    ("a file", {"messages": [{"role": "user", "content": [picture("file:///etc/passwd")]}]}, 400,
+     "messages[0].content[0].image_url", "neither"),
+    ("an address", {"messages": [{"role": "user", "content": [picture("http://127.0.0.1:1/x.png")]}]}, 400,
+     "messages[0].content[0].image_url", "not allowed"),
+    ("a thousand pictures", {"messages": [{"role": "user", "content": [picture()] * 1000}]}, 400, "messages", "more than 32"),
+    ("a mark without a picture", {"messages": [{"role": "user", "content": "<image>"}]}, 400, "messages[0].content", "<image>"),
+    ("another model", {"model": "gpt-4"}, 404, "model", "gpt-4"),
+    ("heat", {"temperature": 3}, 400, "temperature", "0 to 2"),
+    ("heat in words", {"temperature": "hot"}, 400, "temperature", "string"),
+    ("top_p", {"top_p": -1}, 400, "top_p", "0 to 1"),
+    ("n", {"n": 0}, 400, "n", "1 to 16"),
+    ("a fraction", {"max_tokens": 1.5}, 400, "max_tokens", "whole"),
+    ("no tokens", {"max_tokens": 0}, 400, "max_tokens", "want 1"),
+    ("stop", {"stop": 7}, 400, "stop", "array"),
+    ("stops", {"stop": ["a", 7]}, 400, "stop[1]", "number"),
+    ("tools", {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+    ("a penalty", {"presence_penalty": 1}, 400, "presence_penalty", "not supported"),
+    ("stream", {"stream": "yes"}, 400, "stream", "true or false"),
+    ("top_logprobs alone", {"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
+    ("too many logprobs", {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "20"),
+    ("a format", {"response_format": {"type": "xml"}}, 400, "response_format.type", "json_object"),
+    ("a schema that is none", {"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "missing"),
+    ("over the context", {"messages": [{"role": "user", "content": "word " * 30000}]}, 400, "messages", "context"),
+]
+
+
+def test_errors(port):
+    for name, how, status, param, word in WRONG:
+        r = chat(port, "Hi", **how)
+        e = r[1].get("error", {})
+        ok(r[0] == status and e.get("param") == param and word in e.get("message", "") and "type" in e, f"wrong: {name}", r)
+    for name, body in (("half a body", b'{"model":'), ("an array", b"[]"), ("deep", b'{"a":' + b"[" * 100000), ("empty", b""),
+                       ("not UTF-8", b'{"model":"\xff"}'), ("twice", b'{"n":1,"n":2}'), ("NUL", b'{"model":"\\u0000"}')):
+        status, _, data = request(port, "POST", "/v1/chat/completions", body)
+        ok(status == 400 and json.loads(data)["error"]["code"] == "invalid_json", f"no JSON: {name}", data)
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """What pictures behind addresses may be."""
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/x.png")
+            self.end_headers()
+            return
+        if self.path == "/loop":
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+            self.end_headers()
+            return
+        self.send_response(200 if self.path != "/none" else 404)
+        self.end_headers()
+        try:
+            while self.path == "/endless":
+                self.wfile.write(b"x" * 65536)
+            self.wfile.write(APPLE_BYTES)
+        except OSError:
+            pass
+
+
+def test_addresses():
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    web.daemon_threads = True
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{web.server_port}"
+    with Server("serve", "--model-path", DEMO, "--allow-image-urls") as s:
+        for name, url in (("an address", base), ("a name", f"http://localhost:{web.server_port}"), ("IPv6", "http://[::1]:1"),
+                          ("a number", f"http://2130706433:{web.server_port}"), ("mapped", "http://[::ffff:127.0.0.1]:1")):
+            r = chat(s.port, [text(), picture(url + "/x.png")])
+            ok(r[0] == 400 and "private address" in r[1]["error"]["message"], f"private: {name}", r)
+    with Server("serve", "--model-path", DEMO, "--allow-private-urls") as s:
+        ok(said(chat(s.port, [text(), picture(base + "/x.png")])) == "red apple", "allowed, it is fetched")
+        ok(said(chat(s.port, [text(), picture(base + "/away")])) == "red apple", "through a redirect too")
+        for name, path, word in (("none", "/none", "404"), ("a circle", "/loop", "redirects"), ("no end", "/endless", "larger")):
+            r = chat(s.port, [text(), picture(base + path)])
+            ok(r[0] == 400 and word in r[1]["error"]["message"], f"fetching: {name}", r)
+    web.shutdown()
+
+
+def test_keys():
+    with Server("serve", "--model-path", DEMO, "--cors", "https://a.example", env={"LLAVA_API_KEY": "sesame"}) as s:
+        ok(request(s.port, "GET", "/health")[0] == 200, "health needs no key")
+        status, headers, data = request(s.port, "GET", "/v1/models")
+        ok(status == 401 and json.loads(data)["error"]["code"] == "invalid_api_key" and headers["www-authenticate"] == "Bearer",
+           "no key", data)
+        for path in ("/metrics", "/", "/api/config", "/examples/waterview.jpg"):
+            ok(request(s.port, "GET", path)[0] == 401, f"{path} needs one too")
+        ok(request(s.port, "POST", "/worker_generate_stream", {})[0] == 401, "LLaVA's protocol too")
+        for key, status in (("sesame", 200), ("Sesame", 401), ("sesam", 401), ("", 401), ("sesame2", 401)):
+            got = request(s.port, "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})[0]
+            ok(got == status, f"key '{key}': {status}", got)
+        basic = base64.b64encode(b"me:sesame").decode()
+        ok(request(s.port, "GET", "/", headers={"Authorization": f"Basic {basic}"})[0] == 200, "a browser's password is the key")
+        ok(request(s.port, "GET", "/")[1]["www-authenticate"].startswith("Basic"), "and the browser is told to ask")
+        status, headers, _ = request(s.port, "OPTIONS", "/v1/chat/completions", headers={"Origin": "https://a.example"})
+        ok(status == 204 and headers["access-control-allow-origin"] == "https://a.example", "CORS, where it was asked for")
+    with Server("serve", "--model-path", DEMO) as s:
+        ok("access-control-allow-origin" not in request(s.port, "GET", "/v1/models")[1], "else none")
+        ok(request(s.port, "OPTIONS", "/v1/models")[0] == 405, "and no preflight")
+
+
+def test_metrics(port):
+    before = metric(port, "llava_answers_total")
+    chat(port, "Hi", max_tokens=2)
+    ok(metric(port, "llava_answers_total") == before + 1, "answers are counted")
+    data = request(port, "GET", "/metrics")[2].decode()
+    for name in ("llava_first_token_seconds_bucket", "llava_requests_waiting", "llava_tokens_total", "llava_cache_positions",
+                 "llava_pictures_total", "process_resident_memory_max_bytes", "llava_http_requests_total"):
+        ok(name in data, f"metric {name}")
+    ok(all(len(x.split(" ")) == 2 for x in data.splitlines() if not x.startswith("#")), "lines are name and value")
+
+
+with Server("serve", "--model-path", DEMO) as server:
+    test_models(server.port)
+    test_chat(server.port)
+    # test_logprobs(server.port)
+    test_stream(server.port)
+    test_errors(server.port)
+    test_metrics(server.port)
+    ok(server.stop() == 0, "an orderly end", server.text())
+test_addresses()
+test_keys()
+finish()
