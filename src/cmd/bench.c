@@ -105,8 +105,10 @@ static void prefill(struct engine *g, struct cache *c, const struct rows *r, int
             r->range[2 * i] = base;
             r->range[2 * i + 1] = base + p + 1;
         }
+        const int32_t last = n - 1;
         struct step s = {
-            .n = n, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row
+            .n = n, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row,
+            .out = &last, .n_out = 1
         };
         engine_step(g, c, &s);
         from += n;
@@ -128,9 +130,8 @@ static void decode(struct engine *g, struct cache *c, const struct rows *r, int 
                       .feature = r->feature,
                       .pos = r->pos,
                       .range = r->range,
-                      .row = r->row,
-                      .all_logits = true };
-    const float *logits = engine_step(g, c, &s).p;
+                      .row = r->row };
+    const float *logits = engine_step(g, c, &s);
     for (int b = 0; b < batch; b++) {
         int best = 0;
         for (int v = 1; v < V; v++)

@@ -259,9 +259,7 @@ int llava_session_prompt(struct llava_session *s, const char *prompt, struct lla
     struct image **inner = NULL;
     int rc;
     TRY(api_images(&inner, s->s->g, images, n, &err));
-    s->s->image_s = 0;
     TRY(prompt_make(&p, s->s->g, prompt, inner, n, &err));
-    for (int i = 0; i < n; i++) TRY(image_encode(inner[i], s->s->g, &s->s->image_s, &err));
     TRY(session_read(s->s, &p, inner, NULL, &err));
 out:
     prompt_fini(&p);

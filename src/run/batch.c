@@ -5,51 +5,45 @@
 
 #include "base/plat.h"
 #include "run/api.h"
-#include "run/session.h"
+#include "run/sched.h"
 
-enum { SEQUENCES = 16, QUEUE = 256, STOPS_MAX = 64, IMAGES_MAX = 1024 };
+enum { SEQUENCES = 16, QUEUE = 256, STOPS_MAX = 64, IMAGES_MAX = 1024, POSITIONS_MAX = 1 << 24 };
 
-/* A request from submit to its last on_end. */
+struct request;
+struct answer {
+    struct request *q;
+    int i;
+    struct seq *seq; /* NULL: not begun, or over */
+};
+
+/* A request from submit to its last on_end. What is not said to be under the lock belongs to the thread. */
 struct request {
-    struct request *next;
+    struct request *next;    /* under the lock */
+    bool cancelled;          /* under the lock */
     int64_t id;
-    struct llava_request r;  /* sampling.stop and images: own copies */
+    struct llava_request r;  /* sampling.stop: an own copy; prompt and images are not here any more */
     struct image **images;
     struct prompt prompt;
     double submitted_s;
-    bool cancelled;          /* under the lock */
+    int n_begun, n_ended;
+    struct answer answer[];  /* [r.n] */
 };
 
 struct llava_batch {
     struct engine *g;
-    struct session *session;
+    struct sched sched;      /* the thread's */
+    struct answer *active[ENGINE_SEQS]; /* the thread's: those with a sequence */
+    int n_active;
     pthread_t thread;
     pthread_mutex_t lock;    /* of everything below */
     pthread_cond_t more;
-    struct request *waiting, *running; /* waiting: in order of arrival */
+    struct request *all;     /* waiting and running, in order of arrival */
     int64_t last_id;
     bool closing;
-    struct llava_batch_stats stats;
+    struct llava_batch_stats stats; /* as of the last step */
 };
 
 /* ---- statistics */
-
-double llava_bucket_s(int i)
-{
-    static const double first[] = { 0.001, 0.002, 0.005 };
-    double s = first[i % 3];
-    for (; i >= 3; i -= 3) s *= 10;
-    return s;
-}
-
-static void histogram_add(struct llava_histogram *h, double s)
-{
-    int i = 0;
-    while (i < LLAVA_BUCKETS && s > llava_bucket_s(i)) i++;
-    h->n[i]++;
-    h->count++;
-    h->sum += s;
-}
 
 void llava_batch_stats(struct llava_batch *b, struct llava_batch_stats *ret)
 {
@@ -102,9 +96,10 @@ static int request_new(struct request **ret, struct engine *g, const struct llav
 {
     int rc = check_request(r, e);
     if (rc < 0) return rc;
-    struct request *q = api_object(sizeof *q, e);
+    struct request *q = api_object(sizeof *q + (size_t)r->n * sizeof q->answer[0], e);
     if (!q) return ERR_NOMEM;
     q->r = *r;
+    for (int i = 0; i < r->n; i++) q->answer[i] = (struct answer){ q, i, NULL };
     TRY(copy_stops(q, &r->sampling, e));
     TRY(sampling_check(&r->sampling, e));
     TRY(api_images(&q->images, g, r->images, r->n_images, e));
@@ -137,7 +132,7 @@ int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r,
     if (full) {
         b->stats.refused++;
     } else {
-        struct request **at = &b->waiting;
+        struct request **at = &b->all;
         while (*at) at = &(*at)->next;
         *at = q;
         b->stats.waiting++;
@@ -153,9 +148,8 @@ int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r,
 void llava_batch_cancel(struct llava_batch *b, int64_t id)
 {
     pthread_mutex_lock(&b->lock);
-    for (struct request *q = b->waiting; q; q = q->next)
+    for (struct request *q = b->all; q; q = q->next)
         if (q->id == id) q->cancelled = true;
-    if (b->running && b->running->id == id) b->running->cancelled = true;
     pthread_mutex_unlock(&b->lock);
 }
 
@@ -175,74 +169,179 @@ out:
     return api_done(rc, &err, e);
 }
 
-/* ---- the thread */
-
-struct choice {
-    struct llava_batch *b;
-    struct request *q;
-    int i;
-};
+/* ---- the thread: answers */
 
 static bool on_text(void *ctx, const char *text, size_t n)
 {
-    struct choice *c = ctx;
-    pthread_mutex_lock(&c->b->lock);
-    bool cancelled = c->q->cancelled || c->b->closing;
-    pthread_mutex_unlock(&c->b->lock);
-    return !cancelled && (!c->q->r.on_text || c->q->r.on_text(c->q->r.ctx, c->i, text, n));
+    const struct answer *a = ctx;
+    return a->q->r.on_text(a->q->r.ctx, a->i, text, n);
 }
 
-static void answer(struct llava_batch *b, struct request *q, int i)
+static void on_token(void *ctx, const struct llava_token *t)
 {
-    struct choice c = { b, q, i };
-    struct llava_result r = { .n_prompt = q->prompt.n, .finish = LLAVA_FINISH_CANCELLED };
+    const struct answer *a = ctx;
+    a->q->r.on_token(a->q->r.ctx, a->i, t);
+}
+
+static void answer_end(struct llava_batch *b, struct answer *a, const struct llava_result *r, const struct err *err)
+{
     struct llava_error e;
-    struct err err = { 0 };
-    double start = plat_now_s();
-    int rc = 0;
-    struct llava_sampling s = q->r.sampling;
-    s.seed += (uint64_t)i;
-    b->session->image_s = 0;
-    if (on_text(&c, "", 0)) {
-        for (int k = 0; k < q->r.n_images; k++) TRY(image_encode(q->images[k], b->g, &b->session->image_s, &err));
-        TRY(session_read(b->session, &q->prompt, q->images, NULL, &err));
-        TRY(session_generate(b->session, &s, on_text, &c, &r, &err));
-    }
-out:
-    r.queue_s = start - q->submitted_s;
+    struct request *q = a->q;
+    const bool failed = err->code != 0;
+    b->sched.stats.failed += failed;
+    b->sched.stats.cancelled += !failed && r->finish == LLAVA_FINISH_CANCELLED;
+    b->sched.stats.answered += !failed && r->finish != LLAVA_FINISH_CANCELLED;
+    api_done(failed ? (int)err->code : 0, err, &e);
+    if (q->r.on_end) q->r.on_end(q->r.ctx, a->i, r, failed ? &e : NULL);
+    if (++q->n_ended < q->r.n) return;
     pthread_mutex_lock(&b->lock);
-    b->stats.answered += rc >= 0 && r.finish != LLAVA_FINISH_CANCELLED;
-    b->stats.cancelled += rc >= 0 && r.finish == LLAVA_FINISH_CANCELLED;
-    b->stats.failed += rc < 0;
-    b->stats.new_tokens += (uint64_t)r.n_new;
-    b->stats.prompt_positions += (uint64_t)r.n_prompt;
-    b->stats.cached_positions += (uint64_t)r.n_cached;
-    histogram_add(&b->stats.queue_s, r.queue_s);
-    histogram_add(&b->stats.first_s, r.queue_s + r.first_s);
+    struct request **at = &b->all;
+    while (*at != q) at = &(*at)->next;
+    *at = q->next;
     pthread_mutex_unlock(&b->lock);
-    api_done(rc, &err, &e);
-    if (q->r.on_end) q->r.on_end(q->r.ctx, i, &r, rc < 0 ? &e : NULL);
+    request_free(q);
+}
+
+/* The next answer of a request, which does not wait any more. */
+static struct answer *next_answer(struct llava_batch *b, struct request *q)
+{
+    if (q->n_begun == 0) {
+        pthread_mutex_lock(&b->lock);
+        b->stats.waiting--;
+        pthread_mutex_unlock(&b->lock);
+    }
+    return &q->answer[q->n_begun++];
+}
+
+/* Takes the next answer of a request into the scheduler. */
+static void answer_begin(struct llava_batch *b, struct request *q)
+{
+    struct answer *a = next_answer(b, q);
+    struct llava_sampling sampling = q->r.sampling;
+    struct err err = { 0 };
+    sampling.seed += (uint64_t)a->i;
+    int rc = seq_new(&a->seq, b->g, &q->prompt, q->images, sampling.max_new_tokens, 0, &err);
+    if (rc >= 0 && (rc = seq_ask(a->seq, &sampling, &err)) < 0) seq_free(a->seq);
+    if (rc < 0) {
+        a->seq = NULL;
+        answer_end(b, a, &(struct llava_result){ .n_prompt = q->prompt.n }, &err);
+        return;
+    }
+    a->seq->submitted_s = q->submitted_s;
+    a->seq->top = q->r.top_logprobs;
+    a->seq->ctx = a;
+    if (q->r.on_text) a->seq->on_text = on_text;
+    if (q->r.on_token) a->seq->on_token = on_token;
+    b->active[b->n_active++] = a;
+    sched_add(&b->sched, a->seq);
+}
+
+/* Answers that are over leave the scheduler. */
+static void reap(struct llava_batch *b)
+{
+    for (int i = 0; i < b->n_active;) {
+        struct answer *a = b->active[i];
+        struct seq *seq = a->seq;
+        if (seq->state != SEQ_DONE) {
+            i++;
+            continue;
+        }
+        b->active[i] = b->active[--b->n_active];
+        sched_remove(&b->sched, seq);
+        a->seq = NULL;
+        answer_end(b, a, &seq->r, &seq->err);
+        seq_free(seq);
+    }
+}
+
+/* ---- the thread: choosing */
+
+static int running_of(const struct llava_batch *b, uint64_t client)
+{
+    int n = 0;
+    for (int i = 0; i < b->n_active; i++) n += b->active[i]->q->r.client == client;
+    return n;
+}
+
+/* The first in the queue among those whose client has the least running. NULL: nobody waits, or there is no room. */
+static struct request *next_request(struct llava_batch *b)
+{
+    struct request *best = NULL;
+    int least = 0;
+    pthread_mutex_lock(&b->lock);
+    for (struct request *q = b->all; q; q = q->next) {
+        if (q->n_begun == q->r.n || q->cancelled) continue;
+        int n = running_of(b, q->r.client);
+        if (best && n >= least) continue;
+        best = q;
+        least = n;
+    }
+    pthread_mutex_unlock(&b->lock);
+    if (!best) return NULL;
+    const int64_t most = (int64_t)best->prompt.n + best->r.sampling.max_new_tokens;
+    return sched_room(&b->sched, most < b->g->context ? (int)most : b->g->context) ? best : NULL;
+}
+
+/* A request that was cancelled and has answers that have not begun, or NULL. */
+static struct request *cancelled_request(struct llava_batch *b)
+{
+    pthread_mutex_lock(&b->lock);
+    struct request *q = b->all;
+    while (q && !(q->cancelled && q->n_begun < q->r.n)) q = q->next;
+    pthread_mutex_unlock(&b->lock);
+    return q;
+}
+
+static void cancel(struct llava_batch *b)
+{
+    bool stop[ENGINE_SEQS];
+    pthread_mutex_lock(&b->lock);
+    for (struct request *q = b->all; q && b->closing; q = q->next) q->cancelled = true;
+    for (int i = 0; i < b->n_active; i++) stop[i] = b->active[i]->q->cancelled;
+    pthread_mutex_unlock(&b->lock);
+    for (int i = 0; i < b->n_active; i++)
+        if (stop[i]) seq_finish(b->active[i]->seq, LLAVA_FINISH_CANCELLED);
+    for (struct request *q; (q = cancelled_request(b));) {
+        struct llava_result r = { .finish = LLAVA_FINISH_CANCELLED, .n_prompt = q->prompt.n };
+        r.queue_s = plat_now_s() - q->submitted_s;
+        for (int left = q->r.n - q->n_begun; left > 0; left--) /* the last end frees q */
+            answer_end(b, next_answer(b, q), &r, &(struct err){ 0 });
+    }
+}
+
+static void tell_stats(struct llava_batch *b)
+{
+    pthread_mutex_lock(&b->lock);
+    struct llava_batch_stats old = b->stats, *s = &b->stats;
+    *s = b->sched.stats;
+    s->sequences = old.sequences;
+    s->queue = old.queue;
+    s->submitted = old.submitted;
+    s->refused = old.refused;
+    s->waiting = old.waiting;
+    s->running = b->n_active;
+    const struct store *store = &b->sched.store;
+    s->cache_positions = (int64_t)store->n_pages * KV_PAGE;
+    s->cache_running = (int64_t)store->n_held * KV_PAGE;
+    s->cache_kept = (int64_t)(store->n_pages - store->n_held - store->n_free) * KV_PAGE;
+    pthread_mutex_unlock(&b->lock);
 }
 
 static void *run(void *ctx)
 {
     struct llava_batch *b = ctx;
-    pthread_mutex_lock(&b->lock);
-    for (;;) {
-        while (!b->waiting && !b->closing) pthread_cond_wait(&b->more, &b->lock);
-        if (!b->waiting) break;
-        struct request *q = b->running = b->waiting;
-        b->waiting = q->next;
-        b->stats.waiting--;
-        b->stats.running = q->r.n;
-        pthread_mutex_unlock(&b->lock);
-        for (int i = 0; i < q->r.n; i++) answer(b, q, i);
+    for (bool over = false; !over;) {
+        cancel(b);
+        reap(b);
+        for (struct request *q; (q = next_request(b));) answer_begin(b, q);
+        sched_step(&b->sched);
+        reap(b);
+        tell_stats(b);
         pthread_mutex_lock(&b->lock);
-        b->running = NULL;
-        b->stats.running = 0;
-        request_free(q);
+        while (!b->all && !b->closing) pthread_cond_wait(&b->more, &b->lock);
+        over = !b->all && b->closing;
+        pthread_mutex_unlock(&b->lock);
     }
-    pthread_mutex_unlock(&b->lock);
     return NULL;
 }
 
@@ -250,34 +349,53 @@ static void *run(void *ctx)
 
 struct llava_batch_options llava_batch_options_default(void) { return (struct llava_batch_options){ 0 }; }
 
+/* What `want` asks for, or as much as a quarter of the memory holds; never less than one context, nor more than pages
+ * can number. */
+static int64_t cache_size(const struct engine *g, int64_t want, int sequences)
+{
+    int64_t fits = (int64_t)(plat_memory_total() / 4) / engine_cache_bytes(g);
+    if (!want) want = (int64_t)sequences * g->context < fits ? (int64_t)sequences * g->context : fits;
+    if (want < g->context) want = g->context;
+    return want < POSITIONS_MAX ? want : POSITIONS_MAX;
+}
+
+static int batch_start(struct llava_batch *b, const struct llava_batch_options *o, struct err *e)
+{
+    int n = o->sequences ? o->sequences : SEQUENCES;
+    int rc = sched_init(&b->sched, b->g, n, cache_size(b->g, o->cache_positions, n), e);
+    if (rc < 0) return rc;
+    b->stats.sequences = b->sched.n_most;
+    b->stats.queue = o->queue ? o->queue : QUEUE;
+    tell_stats(b);
+    return pthread_create(&b->thread, NULL, run, b) ? err_set(e, ERR_NOMEM, "no thread for a batch") : 0;
+}
+
+static void batch_free(struct llava_batch *b)
+{
+    if (!b) return;
+    sched_fini(&b->sched);
+    pthread_cond_destroy(&b->more);
+    pthread_mutex_destroy(&b->lock);
+    free(b);
+}
+
 int llava_batch_open(struct llava_batch **ret, struct llava_engine *engine, const struct llava_batch_options *o,
                      struct llava_error *e)
 {
     struct err err = { 0 };
     *ret = NULL;
-    if (o->sequences < 0 || o->queue < 0 || o->cache_positions < 0)
-        return api_done(err_set(&err, ERR_USAGE, "sequences, queue and cache positions must not be negative"), &err, e);
+    if (o->sequences < 0 || o->sequences > ENGINE_SEQS || o->queue < 0 || o->cache_positions < 0)
+        return api_done(err_set(&err, ERR_USAGE, "a batch wants 0 to %d sequences, and no negative sizes", ENGINE_SEQS),
+                        &err, e);
     struct llava_batch *b = api_object(sizeof *b, &err);
-    int rc = b ? session_open(&b->session, engine->g, &err) : ERR_NOMEM;
-    if (rc < 0) {
-        free(b);
-        return api_done(rc, &err, e);
-    }
+    if (!b) return api_done(ERR_NOMEM, &err, e);
     b->g = engine->g;
-    b->stats.sequences = o->sequences ? o->sequences : SEQUENCES;
-    b->stats.queue = o->queue ? o->queue : QUEUE;
-    b->stats.cache_positions = b->g->context;
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->more, NULL);
-    if (pthread_create(&b->thread, NULL, run, b) != 0) {
-        pthread_cond_destroy(&b->more);
-        pthread_mutex_destroy(&b->lock);
-        session_close(b->session);
-        free(b);
-        return api_done(err_set(&err, ERR_NOMEM, "no thread for a batch"), &err, e);
-    }
-    *ret = b;
-    return 0;
+    int rc = batch_start(b, o, &err);
+    if (rc < 0) batch_free(b);
+    else *ret = b;
+    return api_done(rc, &err, e);
 }
 
 void llava_batch_close(struct llava_batch *b)
@@ -288,8 +406,5 @@ void llava_batch_close(struct llava_batch *b)
     pthread_cond_signal(&b->more);
     pthread_mutex_unlock(&b->lock);
     pthread_join(b->thread, NULL);
-    pthread_cond_destroy(&b->more);
-    pthread_mutex_destroy(&b->lock);
-    session_close(b->session);
-    free(b);
+    batch_free(b);
 }

@@ -42,17 +42,30 @@ static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const 
 
 static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
 {
-    struct llama_seq seq = { .pos = index_of(o, s->pos, s->n, 1), .range = index_of(o, s->range, s->n, 2),
-                             .row = index_of(o, s->row, s->n, 1) };
-    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer);
-    if (!s->all_logits) {
-        int32_t last = s->n - 1;
-        h = op_gather(o, h, index_of(o, &last, 1, 1));
-    }
-    return llama_logits(o, &g->model.llama, h);
+    struct llama_seq seq = { .pos = index_of(o, s->pos, s->n, 1), .row = index_of(o, s->row, s->n, 1),
+                             .range = index_of(o, s->range, s->n, s->n_seqs ? 3 : 2) };
+    void *pages = (void *)(uintptr_t)s->pages;
+    if (s->n_seqs) seq.pages = op_input(o, tensor_2d(pages, DT_I32, s->n_seqs, s->n_pages));
+    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer), none = { 0 };
+    if (!s->out) return llama_logits(o, &g->model.llama, h);
+    if (!s->n_out) return none;
+    g->kc.decode = true; /* few rows, in prefill too; never as many as all */
+    return llama_logits(o, &g->model.llama, op_gather(o, h, index_of(o, s->out, s->n_out, 1)));
 }
 
-struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s)
+void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n)
+{
+    ASSERT(n > 0 && n < KV_PAGE);
+    for (int i = 0; i < g->model.cfg.llama.L; i++) {
+        arena_rewind(&g->act, 0);
+        struct op_ctx o = context_of(g);
+        struct tensor at = index_of(&o, from, n, 1), put = index_of(&o, to, n, 1);
+        op_store(&o, c->layer[i].k, put, op_gather(&o, c->layer[i].k, at));
+        op_store(&o, c->layer[i].v, put, op_gather(&o, c->layer[i].v, at));
+    }
+}
+
+const float *engine_step(struct engine *g, struct cache *c, const struct step *s)
 {
     ASSERT(s->n > 0 && s->n <= g->chunk);
     dev_use(g->dev);
@@ -61,10 +74,9 @@ struct tensor engine_step(struct engine *g, struct cache *c, const struct step *
     g->kc.decode = s->decode;
     struct tensor logits = step_run(&o, g, c, s);
     g->kc.decode = false;
-    if (!g->dev) return logits;
+    if (!g->dev || !logits.p) return logits.p;
     dev_get(g->dev, g->logits, logits.p, tensor_bytes(logits));
-    logits.p = g->logits;
-    return logits;
+    return g->logits;
 }
 
 static struct tensor tile(const struct engine *g, const float *pixels)
@@ -126,13 +138,16 @@ static int plan(struct engine *g, struct err *e)
     o.act = &count;
     o.dry = true;
     const struct llama_config *l = &g->model.cfg.llama;
-    struct tensor kv = tensor_2d(&count, g->kv_type, g->context, (int64_t)l->K * l->D);
+    const int32_t pages = (g->context + KV_PAGE - 1) / KV_PAGE;
+    struct tensor kv = tensor_2d(&count, g->kv_type, (int64_t)pages * KV_PAGE, (int64_t)l->K * l->D);
     struct llama_cache *layers = malloc((size_t)l->L * sizeof *layers);
     if (!layers) return err_set(e, ERR_NOMEM, "no memory for a plan");
     for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
     struct cache c = { .layer = layers };
-    struct step s = { .n = g->chunk, .all_logits = true, .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
+    struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = g->chunk,
+                      .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
     step_run(&o, g, &c, &s);
+    g->kc.decode = false;
     free(layers);
     if (g->model.cfg.has_vision) {
         arena_rewind(&count, 0);

@@ -58,13 +58,20 @@ struct step {
     const int32_t *feature; /* row of `features` where token is -1, else -1; not read without features */
     struct tensor features; /* [M,C] F32, M <= n, on the host; or p NULL */
     const int32_t *pos;     /* position */
-    const int32_t *range;   /* [n,2] cache rows seen */
+    const int32_t *range;   /* [n,2] cache rows seen; with pages [n,3], see kern.h attn_fwd */
+    const int32_t *pages;   /* [n_seqs,n_pages] pages of each sequence in the cache, or NULL */
+    int n_seqs, n_pages;    /* at most ENGINE_SEQS, and pages of the context */
     const int32_t *row;     /* cache row to fill */
-    bool all_logits;        /* logits of every row, else of the last */
+    const int32_t *out;     /* [n_out] rows whose logits are wanted; NULL: all */
+    int n_out;
     bool decode;            /* see kctx.decode */
 };
-/* Logits [n or 1, V] F32 on the host; valid until the next step. */
-struct tensor engine_step(struct engine *g, struct cache *c, const struct step *s);
+enum { ENGINE_SEQS = 256 };
+/* Logits [n_out,V] on the host, of the rows that step.out names, in its order; NULL when it names none. Valid until the
+ * next step. */
+const float *engine_step(struct engine *g, struct cache *c, const struct step *s);
+/* Rows from[0..n) of all layers to rows to[0..n), n < KV_PAGE. */
+void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n);
 
 /* pixels [n,3,S,S] F32 -> out [n * rows of a tile, C] F32, one tile at a time. */
 void engine_encode(struct engine *g, const float *pixels, int n, float *out);

@@ -67,6 +67,7 @@ void image_free(struct image *im)
     if (!im) return;
     pixels_free(&im->pixels);
     free(im->features);
+    free(im->tiles);
     free(im);
 }
 
@@ -94,15 +95,70 @@ static int merge_features(struct image *im, const struct engine *g, float *tiles
     return 0;
 }
 
-int image_encode(struct image *im, struct engine *g, double *spent_s, struct err *e)
+int image_encode_tile(struct image *im, struct engine *g, double *spent_s, struct err *e)
 {
     if (im->features) return 0;
     double t = plat_now_s();
-    size_t rows = (size_t)im->pixels.n * (size_t)llava_tile_rows(&g->model);
-    float *tiles = malloc(rows * (size_t)g->model.cfg.llama.C * sizeof *tiles);
-    if (!tiles) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
-    engine_encode(g, im->pixels.data, im->pixels.n, tiles);
-    int rc = merge_features(im, g, tiles, e);
+    size_t side = (size_t)g->model.cfg.clip.image, pixels = 3 * side * side;
+    size_t tile = (size_t)llava_tile_rows(&g->model) * (size_t)g->model.cfg.llama.C;
+    if (!im->tiles) im->tiles = malloc((size_t)im->pixels.n * tile * sizeof *im->tiles);
+    if (!im->tiles) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
+    engine_encode(g, im->pixels.data + (size_t)im->n_done * pixels, 1, im->tiles + (size_t)im->n_done * tile);
+    int rc = 0;
+    if (++im->n_done == im->pixels.n) {
+        rc = merge_features(im, g, im->tiles, e);
+        im->tiles = NULL;
+        im->n_done = 0;
+    }
     if (spent_s) *spent_s += plat_now_s() - t;
     return rc;
+}
+
+int image_encode(struct image *im, struct engine *g, double *spent_s, struct err *e)
+{
+    int rc = 0;
+    while (rc >= 0 && !im->features) rc = image_encode_tile(im, g, spent_s, e);
+    return rc;
+}
+
+/* ---- pictures seen before */
+
+void gallery_fini(struct gallery *y)
+{
+    for (int i = 0; i < y->n; i++) free(y->kept[i].features);
+    *y = (struct gallery){ 0 };
+}
+
+static float *copy_of(const float *from, size_t bytes)
+{
+    float *to = malloc(bytes);
+    return to ? memcpy(to, from, bytes) : NULL;
+}
+
+bool gallery_find(struct gallery *y, struct image *im)
+{
+    for (int i = 0; i < y->n; i++) {
+        if (y->kept[i].key != im->key) continue;
+        y->kept[i].used = ++y->clock;
+        return (im->features = copy_of(y->kept[i].features, y->kept[i].bytes)) != NULL;
+    }
+    return false;
+}
+
+void gallery_keep(struct gallery *y, const struct image *im, const struct engine *g)
+{
+    size_t bytes = (size_t)im->n_rows * (size_t)g->model.cfg.llama.C * sizeof *im->features;
+    if (bytes > GALLERY_BYTES) return;
+    while (y->n == GALLERY_MAX || y->bytes + bytes > GALLERY_BYTES) {
+        int oldest = 0;
+        for (int i = 1; i < y->n; i++)
+            if (y->kept[i].used < y->kept[oldest].used) oldest = i;
+        free(y->kept[oldest].features);
+        y->bytes -= y->kept[oldest].bytes;
+        y->kept[oldest] = y->kept[--y->n];
+    }
+    float *features = copy_of(im->features, bytes);
+    if (!features) return; /* a picture that is not kept is computed again */
+    y->kept[y->n++] = (struct kept){ im->key, ++y->clock, features, bytes };
+    y->bytes += bytes;
 }

@@ -175,3 +175,18 @@ void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, b
     out->failed = out->failed || text.failed;
     buf_free(&text);
 }
+
+void tokenizer_bytes(const struct tokenizer *t, int32_t id, struct buf *out)
+{
+    const struct added *a = tokenizer_added(t, id);
+    struct detok d = { .t = t };
+    struct span s;
+    if (a) {
+        buf_add(out, a->text, a->n);
+        return;
+    }
+    if (id < 0 || id >= t->info.n_pieces) return;
+    s.p = spm_piece(t->spm, id, &s.n);
+    if (spm_kind(t->spm, id) == SPM_BYTE) buf_chr(out, (char)strtol(s.p + 3, NULL, 16));
+    else emit_piece(&d, out, s);
+}

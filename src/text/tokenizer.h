@@ -77,6 +77,10 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, stru
 int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t n, struct ids *out,
                             struct err *e);
 
+/* Adds the bytes that one token stands for, whatever is around it: a piece with its space in front, a byte (perhaps
+ * half a character), an added or special token's text. Nothing for ids that no token has. */
+void tokenizer_bytes(const struct tokenizer *t, int32_t id, struct buf *out);
+
 /* Adds the text of ids[0..n) to `out`, as tokenizer.decode(ids, skip_special_tokens=skip_special) with
  * clean_up_tokenization_spaces False (LlamaTokenizer's default): the first space goes, byte pieces are joined
  * to UTF-8, bytes that form none become U+FFFD, added tokens that are not special stand between spaces. Ids

@@ -1,0 +1,420 @@
+/* See sched.h. */
+#include "run/sched.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/plat.h"
+
+enum { CHUNK_LEAST = 32 }; /* rows of a chunk, however slow: fewer would read all weights for little */
+
+/* The arrays of a step, growing as sequences put their rows in. */
+struct build {
+    struct sched *s;
+    struct step step;
+    int32_t *token, *feature, *pos, *range, *row, *out, *pages;
+    struct seq *of[ENGINE_SEQS]; /* whose the outputs are */
+    int n_features;
+    bool whole;                  /* the logits of all rows are wanted */
+};
+
+/* ---- memory */
+
+static int page_width(const struct engine *g) { return store_pages(g->context); }
+
+int sched_init(struct sched *s, struct engine *g, int sequences, int64_t positions, struct err *e)
+{
+    *s = (struct sched){ .g = g, .n_most = sequences };
+    if (s->n_most > ENGINE_SEQS) s->n_most = ENGINE_SEQS;
+    if (s->n_most > g->chunk) s->n_most = g->chunk;
+    int rc = store_init(&s->store, g, positions, e);
+    if (rc < 0) return rc;
+    size_t n = (size_t)g->chunk * 8 + (size_t)s->n_most * (size_t)page_width(g);
+    s->rows = malloc(n * sizeof *s->rows);
+    return s->rows ? 0 : err_set(e, ERR_NOMEM, "no memory for steps");
+}
+
+void sched_fini(struct sched *s)
+{
+    ASSERT(!s->first);
+    store_fini(&s->store);
+    gallery_fini(&s->gallery);
+    free(s->rows);
+    free(s->features);
+    *s = (struct sched){ 0 };
+}
+
+/* ---- coming and going */
+
+bool sched_room(const struct sched *s, int positions)
+{
+    return s->n < s->n_most && store_available(&s->store) >= s->promised + store_pages(positions);
+}
+
+static int pages_to_come(const struct seq *q) { return store_pages(q->n_max) - q->n_pages; }
+
+void sched_add(struct sched *s, struct seq *q)
+{
+    struct seq **at = &s->first;
+    while (*at) at = &(*at)->next;
+    *at = q;
+    q->next = NULL;
+    s->n++;
+    s->promised += pages_to_come(q);
+}
+
+static void add_page(struct sched *s, struct seq *q, int page)
+{
+    q->page[q->n_pages++] = page;
+    s->promised--;
+}
+
+/* The page that row n-1 completes, or that is the sequence's last, becomes known to others. */
+static void publish(struct sched *s, struct seq *q, int n)
+{
+    const int last = store_pages(n) - 1, page = q->page[last];
+    if (q->off_tree || q->all || s->store.page[page].known) return;
+    if (!store_know(&s->store, q->node, page, q->at + last * KV_PAGE, n - last * KV_PAGE)) q->off_tree = true;
+    else if (n % KV_PAGE == 0) q->node = page;
+}
+
+void sched_remove(struct sched *s, struct seq *q)
+{
+    struct seq **at = &s->first;
+    while (*at != q) at = &(*at)->next;
+    *at = q->next;
+    s->n--;
+    s->promised -= pages_to_come(q);
+    if (q->n % KV_PAGE) publish(s, q, q->n);
+    while (q->n_pages) store_drop(&s->store, q->page[--q->n_pages]);
+}
+
+/* ---- what is there already */
+
+/* Does an earlier sequence compute the very page that q would begin with? Then it is worth waiting for. */
+static bool another_reads(const struct sched *s, const struct seq *q)
+{
+    for (const struct seq *p = s->first; p != q; p = p->next) {
+        const int most = p->n_prompt < q->n_prompt ? p->n_prompt : q->n_prompt, want = (q->n / KV_PAGE + 1) * KV_PAGE;
+        if (p->state != SEQ_READING || p->n > q->n || want > most || p->off_tree) continue;
+        int same = 0;
+        while (same < want && p->at[same].key == q->at[same].key) same++;
+        if (same == want) return true;
+    }
+    return false;
+}
+
+/* Follows the prompt through what is known; its last position is always computed, for its logits. */
+static void reuse(struct sched *s, struct seq *q)
+{
+    while (q->n % KV_PAGE == 0 && q->n + KV_PAGE < q->n_prompt && !q->off_tree) {
+        int page = store_follow(&s->store, q->node, q->at + q->n);
+        if (page < 0) break;
+        add_page(s, q, page);
+        q->node = page;
+        q->n += KV_PAGE;
+        q->r.n_cached += KV_PAGE;
+    }
+}
+
+/* The beginning of a page that differs, or goes on differently, further on: its rows are copied, once. */
+static void copy_beginning(struct sched *s, struct seq *q)
+{
+    int32_t from[KV_PAGE], to[KV_PAGE];
+    int left = q->n_prompt - 1 - q->n, n;
+    if (q->copied || q->off_tree || q->n % KV_PAGE) return;
+    q->copied = true;
+    int page = store_closest(&s->store, q->node, q->at + q->n, left < KV_PAGE ? left : KV_PAGE, &n);
+    if (page < 0) return;
+    store_hold(&s->store, page);
+    if (store_available(&s->store) > 0) {
+        if (n == KV_PAGE) n--; /* all of it would have been followed, were it not for the last position */
+        add_page(s, q, store_take(&s->store));
+        for (int i = 0; i < n; i++) {
+            from[i] = page * KV_PAGE + i;
+            to[i] = q->page[q->n_pages - 1] * KV_PAGE + i;
+        }
+        engine_copy(s->g, &s->store.cache, from, to, n);
+        q->n += n;
+        q->r.n_cached += n;
+    }
+    store_drop(&s->store, page);
+}
+
+/* ---- pictures */
+
+/* The first picture whose rows are needed from position `from` on and which has not been through the tower; or NULL. */
+static struct image *picture_missing(const struct seq *q)
+{
+    for (int i = q->n; i < q->n_prompt; i++)
+        if (q->at[i].token < 0 && !q->images[q->at[i].image]->features) return q->images[q->at[i].image];
+    return NULL;
+}
+
+/* A tile, or nothing when the picture was seen before. */
+static void see(struct sched *s, struct seq *q, struct image *im)
+{
+    if (im->n_done == 0) {
+        s->stats.pictures++;
+        if (gallery_find(&s->gallery, im)) {
+            s->stats.cached_pictures++;
+            return;
+        }
+    }
+    if (image_encode_tile(im, s->g, &q->r.image_s, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
+    else if (im->features) gallery_keep(&s->gallery, im, s->g);
+}
+
+/* ---- building steps */
+
+static void build_begin(struct build *b, struct sched *s)
+{
+    const size_t chunk = (size_t)s->g->chunk;
+    *b = (struct build){ .s = s };
+    b->token = s->rows;
+    b->feature = b->token + chunk;
+    b->pos = b->feature + chunk;
+    b->row = b->pos + chunk;
+    b->out = b->row + chunk;
+    b->range = b->out + chunk;
+    b->pages = b->range + 3 * chunk;
+}
+
+/* Row i of the step is position p of q, which is the step's sequence number `number`. */
+static void build_row(struct build *b, struct seq *q, int p, int number)
+{
+    struct sched *s = b->s;
+    const int i = b->step.n++, window = s->g->model.cfg.llama.window;
+    if (p / KV_PAGE == q->n_pages) add_page(s, q, store_take(&s->store));
+    b->token[i] = q->at[p].token;
+    b->feature[i] = q->at[p].token < 0 ? b->n_features++ : -1;
+    b->pos[i] = p;
+    b->row[i] = q->page[p / KV_PAGE] * KV_PAGE + p % KV_PAGE;
+    b->range[3 * i] = window > 0 && p >= window ? p - window + 1 : 0;
+    b->range[3 * i + 1] = p + 1;
+    b->range[3 * i + 2] = number;
+}
+
+/* The logits of the row just built are wanted, for q. */
+static void build_output(struct build *b, struct seq *q)
+{
+    b->out[b->step.n_out] = b->step.n - 1;
+    b->of[b->step.n_out++] = q;
+}
+
+/* The sequences' lists of pages, as wide as the longest. */
+static void build_pages(struct build *b, struct seq *const *q, int n)
+{
+    struct step *p = &b->step;
+    p->n_seqs = n;
+    for (int i = 0; i < n; i++)
+        if (q[i]->n_pages > p->n_pages) p->n_pages = q[i]->n_pages;
+    for (int i = 0; i < n; i++) {
+        memset(b->pages + i * p->n_pages, 0, (size_t)p->n_pages * sizeof *b->pages);
+        memcpy(b->pages + i * p->n_pages, q[i]->page, (size_t)q[i]->n_pages * sizeof *b->pages);
+    }
+}
+
+/* Copies the feature rows of positions [from, to) side by side for the step's gather. */
+static int build_features(struct build *b, const struct seq *q, int from, int to, size_t at, struct err *e)
+{
+    struct sched *s = b->s;
+    const size_t width = (size_t)s->g->model.cfg.llama.C, want = (size_t)b->n_features * width;
+    if (want > s->features_cap) {
+        float *p = realloc(s->features, want * sizeof *p);
+        if (!p) return err_set(e, ERR_NOMEM, "no memory for a step");
+        s->features = p;
+        s->features_cap = want;
+    }
+    for (int i = from; i < to; i++)
+        if (q->at[i].token < 0)
+            memcpy(s->features + at++ * width, q->images[q->at[i].image]->features + (size_t)q->at[i].row * width,
+                   width * sizeof *s->features);
+    return 0;
+}
+
+static const float *build_run(struct build *b)
+{
+    struct step *p = &b->step;
+    p->token = b->token;
+    p->feature = b->feature;
+    p->pos = b->pos;
+    p->range = b->range;
+    p->row = b->row;
+    p->pages = b->pages;
+    p->out = b->whole ? NULL : b->out;
+    if (b->n_features) p->features = tensor_2d(b->s->features, DT_F32, b->n_features, b->s->g->model.cfg.llama.C);
+    return engine_step(b->s->g, &b->s->store.cache, p);
+}
+
+/* ---- tokens */
+
+double llava_bucket_s(int i)
+{
+    static const double first[] = { 0.001, 0.002, 0.005 };
+    double s = first[i % 3];
+    for (; i >= 3; i -= 3) s *= 10;
+    return s;
+}
+
+static void histogram_add(struct llava_histogram *h, double s)
+{
+    int i = 0;
+    while (i < LLAVA_BUCKETS && s > llava_bucket_s(i)) i++;
+    h->n[i]++;
+    h->count++;
+    h->sum += s;
+}
+
+static void take_token(struct sched *s, struct seq *q, int32_t token, const float *logits)
+{
+    const double before = q->token_s;
+    s->stats.new_tokens += token >= 0;
+    seq_push(q, token, logits);
+    if (q->r.n_new == 1) histogram_add(&s->stats.first_s, q->r.queue_s + q->r.first_s);
+    else histogram_add(&s->stats.token_s, q->token_s - before);
+}
+
+/* The step's outputs: all choose side by side, then take their tokens in turn, for callbacks come one by one. */
+static void choose(struct build *b, const float *logits)
+{
+    const size_t V = (size_t)b->s->g->model.cfg.llama.V;
+    const int n = b->step.n_out;
+    int32_t token[ENGINE_SEQS];
+#pragma omp parallel for num_threads(b->s->g->kc.n_threads) if (n > 1) schedule(dynamic)
+    for (int i = 0; i < n; i++)
+        if (b->of[i]->state == SEQ_WRITING) token[i] = seq_choose(b->of[i], logits + (size_t)i * V);
+    for (int i = 0; i < n; i++) {
+        struct seq *q = b->of[i];
+        if (q->state == SEQ_WRITING) take_token(b->s, q, token[i], logits + (size_t)i * V);
+        else if (q->logits) memcpy(q->logits, logits + (size_t)i * V, V * sizeof *logits);
+    }
+}
+
+static bool write_tokens(struct sched *s)
+{
+    struct build b;
+    build_begin(&b, s);
+    for (struct seq *q = s->first; q; q = q->next)
+        if (q->state == SEQ_WRITING) {
+            build_row(&b, q, q->n, b.step.n);
+            build_output(&b, q);
+        }
+    if (!b.step.n) return false;
+    build_pages(&b, b.of, b.step.n);
+    b.step.decode = true;
+    const float *logits = build_run(&b);
+    for (int i = 0; i < b.step.n; i++)
+        if (++b.of[i]->n % KV_PAGE == 0) publish(s, b.of[i], b.of[i]->n);
+    s->stats.decode_steps++;
+    choose(&b, logits);
+    return true;
+}
+
+/* ---- prompts */
+
+/* Rows that a chunk may have: all, or what those that write can be kept waiting for. */
+static int chunk_rows(const struct sched *s, bool some_write)
+{
+    const int all = s->g->chunk;
+    if (!some_write || s->row_s <= 0 || SCHED_STALL_S / s->row_s > all) return all;
+    const int n = (int)(SCHED_STALL_S / s->row_s);
+    return n > CHUNK_LEAST ? n : CHUNK_LEAST < all ? CHUNK_LEAST : all;
+}
+
+/* Positions [q->n, to) of q go into the step. */
+struct reading {
+    struct seq *q;
+    int to;
+};
+
+static int add_part(struct build *b, struct reading *p, struct seq *q, int rows, int number)
+{
+    const int from = q->n, left = rows - b->step.n, feature = b->n_features;
+    *p = (struct reading){ q, q->n_prompt - from < left ? q->n_prompt : from + left };
+    for (int i = from; i < p->to; i++) build_row(b, q, i, number);
+    b->whole = q->all != NULL; /* then it is alone in the step */
+    if (p->to == q->n_prompt && !q->all) build_output(b, q);
+    return build_features(b, q, from, p->to, (size_t)feature, &q->err);
+}
+
+/* Which sequences' prompts go into the step; returns how many, or -1 when a picture comes first. */
+static int gather_parts(struct build *b, struct reading *part, int rows)
+{
+    struct sched *s = b->s;
+    int n = 0;
+    for (struct seq *q = s->first; q && b->step.n < rows; q = q->next) {
+        if (q->state != SEQ_READING || another_reads(s, q) || (q->all && n)) continue;
+        if (q->begun_s <= 0) {
+            q->begun_s = plat_now_s();
+            if (q->submitted_s > 0) histogram_add(&s->stats.queue_s, q->r.queue_s = q->begun_s - q->submitted_s);
+        }
+        if (!q->all) reuse(s, q);
+        struct image *im = picture_missing(q);
+        if (im && n) continue;
+        if (im) return see(s, q, im), -1;
+        if (!q->all) copy_beginning(s, q);
+        if (add_part(b, &part[n], q, rows, n) < 0) return seq_finish(q, LLAVA_FINISH_END), -1;
+        n++;
+        if (q->all) break;
+    }
+    return n;
+}
+
+/* The prompt of q is read: its answer begins, or waits to be asked for. */
+static void prompt_read(struct sched *s, struct seq *q)
+{
+    q->start_s = plat_now_s();
+    q->r.prompt_s = q->start_s - q->begun_s - q->r.image_s;
+    q->state = q->most ? SEQ_WRITING : SEQ_READY;
+    s->stats.prompt_positions += (uint64_t)q->n_prompt;
+    s->stats.cached_positions += (uint64_t)q->r.n_cached;
+}
+
+static void parts_done(struct sched *s, const struct reading *part, int n, const float *logits)
+{
+    const size_t V = (size_t)s->g->model.cfg.llama.V;
+    for (int i = 0; i < n; i++) {
+        struct seq *q = part[i].q;
+        const int from = q->n, to = part[i].to;
+        if (q->all) memcpy(q->all + (size_t)from * V, logits, (size_t)(to - from) * V * sizeof *logits);
+        while (q->n < to)
+            if (++q->n % KV_PAGE == 0) publish(s, q, q->n);
+        if (q->n == q->n_prompt) prompt_read(s, q);
+    }
+}
+
+static bool read_prompts(struct sched *s, bool some_write)
+{
+    struct build b;
+    struct reading part[ENGINE_SEQS];
+    struct seq *of[ENGINE_SEQS];
+    build_begin(&b, s);
+    int n = gather_parts(&b, part, chunk_rows(s, some_write));
+    if (n <= 0) return n < 0;
+    for (int i = 0; i < n; i++) of[i] = part[i].q;
+    build_pages(&b, of, n);
+    const double start = plat_now_s();
+    const float *logits = build_run(&b);
+    const double row_s = (plat_now_s() - start) / b.step.n;
+    if (b.step.n >= CHUNK_LEAST) s->row_s = s->row_s > 0 ? (s->row_s + row_s) / 2 : row_s;
+    s->stats.prompt_steps++;
+    parts_done(s, part, n, logits);
+    choose(&b, logits);
+    return true;
+}
+
+bool sched_step(struct sched *s)
+{
+    bool some_read = false, some_write = false;
+    for (const struct seq *q = s->first; q; q = q->next) {
+        some_read |= q->state == SEQ_READING;
+        some_write |= q->state == SEQ_WRITING;
+    }
+    if (some_write && (s->read_last || !some_read)) {
+        s->read_last = false;
+        return write_tokens(s);
+    }
+    s->read_last = true;
+    return some_read && read_prompts(s, some_write);
+}

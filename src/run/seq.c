@@ -1,0 +1,184 @@
+/* See seq.h. */
+#include "run/seq.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/plat.h"
+#include "text/detok.h"
+
+enum { TEXT_MAX = 1 << 24 };
+
+/* ---- life */
+
+static uint64_t key_of(const struct seq *q, uint64_t key) { return q->salt ? key_mix(q->salt, key) : key; }
+
+int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct image *const *images, int most,
+            uint64_t salt, struct err *e)
+{
+    int rc = prompt_fits(p, g, e);
+    if (rc < 0) return rc;
+    struct seq *q = calloc(1, sizeof *q);
+    if (!q) return err_set(e, ERR_NOMEM, "no memory for a sequence");
+    q->g = g;
+    q->images = images;
+    q->node = STORE_ROOT;
+    q->n_prompt = q->n_at = p->n;
+    q->n_max = most < g->context - p->n ? p->n + most : g->context;
+    q->piece = buf_make(TEXT_MAX);
+    q->shown = buf_make(TEXT_MAX);
+    stopper_init(&q->stopper);
+    q->at = malloc((size_t)q->n_max * sizeof *q->at);
+    q->page = malloc((size_t)store_pages(q->n_max) * sizeof *q->page);
+    rc = sampler_init(&q->sampler, g->model.cfg.llama.V, e);
+    if (rc < 0 || !q->at || !q->page) {
+        seq_free(q);
+        return err_set(e, ERR_NOMEM, "no memory for a sequence");
+    }
+    memcpy(q->at, p->at, (size_t)p->n * sizeof *q->at);
+    q->salt = salt;
+    for (int i = 0; i < p->n; i++) q->at[i].key = key_of(q, q->at[i].key);
+    q->r.n_prompt = p->n;
+    *ret = q;
+    return 0;
+}
+
+void seq_free(struct seq *q)
+{
+    if (!q) return;
+    ASSERT(q->n_pages == 0);
+    sampler_fini(&q->sampler);
+    stream_fini(&q->stream);
+    stopper_fini(&q->stopper);
+    buf_free(&q->piece);
+    buf_free(&q->shown);
+    free(q->logits);
+    free(q->page);
+    free(q->at);
+    free(q);
+}
+
+/* ---- asking */
+
+int sampling_check(const struct llava_sampling *o, struct err *e)
+{
+    if (o->temperature >= 0 && o->top_p > 0 && o->top_p <= 1 && o->top_k >= 0 && o->max_new_tokens >= 1) return 0;
+    return err_set(e, ERR_USAGE,
+                   "sampling wants temperature >= 0, 0 < top_p <= 1, top_k >= 0 and at least one new token");
+}
+
+int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
+{
+    int rc = sampling_check(o, e);
+    if (rc < 0) return rc;
+    q->sampler.temperature = o->temperature;
+    q->sampler.top_k = o->top_k;
+    q->sampler.top_p = o->top_p;
+    rng_seed(&q->sampler.rng, o->seed);
+    q->most = o->max_new_tokens;
+    stream_init(&q->stream, q->g->tok);
+    for (int i = 0; i < o->n_stop; i++)
+        if ((rc = stopper_add(&q->stopper, o->stop[i], strlen(o->stop[i]), e)) < 0) return rc;
+    q->start_s = q->state == SEQ_READY ? plat_now_s() : 0;
+    return 0;
+}
+
+/* ---- tokens */
+
+int32_t seq_choose(struct seq *q, const float *logits) { return sampler_next(&q->sampler, logits); }
+
+static bool is_end(const struct llava_config *c, int32_t token)
+{
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos[i] == token) return true;
+    return false;
+}
+
+/* Puts candidate id into top[0..*n), which falls and has at most `most`. */
+static void rank(int32_t *top, int *n, int most, const float *logits, int32_t id)
+{
+    int i = *n;
+    if (i == most && logits[id] <= logits[top[i - 1]]) return;
+    if (i < most) ++*n;
+    else i--;
+    for (; i > 0 && logits[top[i - 1]] < logits[id]; i--) top[i] = top[i - 1];
+    top[i] = id;
+}
+
+static void tell_token(struct seq *q, int32_t token, const float *logits)
+{
+    int32_t top[LLAVA_TOP_MAX + 1];
+    struct llava_candidate said[LLAVA_TOP_MAX + 1];
+    struct buf text = buf_make(TEXT_MAX);
+    size_t end[LLAVA_TOP_MAX + 1];
+    int n = 0, V = q->g->model.cfg.llama.V;
+    double most = -INFINITY, sum = 0;
+    for (int32_t i = 0; i < V; i++) {
+        most = fmax(most, logits[i]);
+        if (q->top) rank(top, &n, q->top, logits, i);
+    }
+    for (int i = 0; i < V; i++) sum += exp(logits[i] - most);
+    top[n] = token;
+    for (int i = 0; i <= n; i++) {
+        said[i] = (struct llava_candidate){ .id = top[i], .logprob = (float)(logits[top[i]] - most - log(sum)) };
+        tokenizer_bytes(q->g->tok, top[i], &text);
+        end[i] = text.n;
+    }
+    for (int i = 0; i <= n; i++) {
+        said[i].text = text.p ? text.p + (i ? end[i - 1] : 0) : "";
+        said[i].n = end[i] - (i ? end[i - 1] : 0);
+    }
+    q->on_token(q->ctx, &(struct llava_token){ said[n], said, n });
+    buf_free(&text);
+}
+
+/* What the stream has ready goes through the stopper to the caller. False: the caller has had enough. */
+static bool hand_out(struct seq *q)
+{
+    bool more = !q->shown.n || !q->on_text || q->on_text(q->ctx, q->shown.p, q->shown.n);
+    buf_reset(&q->piece);
+    buf_reset(&q->shown);
+    return more;
+}
+
+void seq_push(struct seq *q, int32_t token, const float *logits)
+{
+    if (token < 0) {
+        engine_blame(q->g, &q->err);
+        seq_finish(q, LLAVA_FINISH_END);
+        return;
+    }
+    q->r.n_new++;
+    q->token_s = plat_now_s();
+    if (q->r.n_new == 1) q->r.first_s = q->token_s - q->start_s + q->r.image_s + q->r.prompt_s;
+    if (q->on_token) tell_token(q, token, logits);
+    if (is_end(&q->g->model.cfg, token)) {
+        seq_finish(q, LLAVA_FINISH_END);
+        return;
+    }
+    stream_push(&q->stream, token, &q->piece);
+    bool stopped = stopper_feed(&q->stopper, q->piece.n ? q->piece.p : "", q->piece.n, &q->shown);
+    if (!hand_out(q)) seq_finish(q, LLAVA_FINISH_CANCELLED);
+    else if (stopped) seq_finish(q, LLAVA_FINISH_STOP);
+    else if (q->r.n_new == q->most || q->n_at == q->n_max) seq_finish(q, LLAVA_FINISH_LENGTH);
+    else q->at[q->n_at++] = (struct position){ key_of(q, (uint64_t)token), token, 0, 0 };
+}
+
+void seq_finish(struct seq *q, enum llava_finish finish)
+{
+    if (q->state == SEQ_DONE) return;
+    q->state = SEQ_DONE;
+    q->r.finish = finish;
+    q->r.generate_s = q->start_s > 0 ? plat_now_s() - q->start_s : 0;
+    if (q->start_s > 0 && finish != LLAVA_FINISH_CANCELLED && !q->err.code) {
+        stream_flush(&q->stream, &q->piece);
+        stopper_feed(&q->stopper, q->piece.n ? q->piece.p : "", q->piece.n, &q->shown);
+        stopper_flush(&q->stopper, &q->shown);
+        if (!hand_out(q)) q->r.finish = LLAVA_FINISH_CANCELLED;
+    }
+    int steps = q->n > q->n_prompt ? q->n - q->n_prompt : 0;
+    double bytes = steps * ((double)engine_weight_bytes(q->g) +
+                            (double)engine_cache_bytes(q->g) * (q->n_prompt + steps / 2.0));
+    if (q->r.generate_s > 0) q->r.bytes_per_s = bytes / q->r.generate_s;
+}

@@ -1,0 +1,64 @@
+/* A sequence: one prompt and the answer to it, from the first position to the last token. What is computed for it, and
+ * when, is sched.c's work; here are its positions, how the next token is chosen, and the text that comes of it.
+ *
+ * Reading: its prompt's rows are computed, a chunk a step. Ready: they are, and nobody has asked for an answer yet.
+ * Writing: each step computes the row of the last token and chooses the next. Done: `finish` or `err` says how.
+ */
+#pragma once
+#include "llava_batch.h"
+#include "run/sample.h"
+#include "run/store.h"
+#include "text/stream.h"
+
+enum seq_state { SEQ_READING, SEQ_READY, SEQ_WRITING, SEQ_DONE };
+
+struct seq {
+    struct seq *next;             /* in a sched */
+    struct engine *g;
+    enum seq_state state;
+    struct position *at;          /* [n_max] prompt, then chosen tokens */
+    int n_prompt, n_at, n_max;    /* positions of the prompt; known; ever */
+    int n;                        /* rows computed: those of at[0..n) */
+    struct image *const *images;  /* borrowed */
+    float *all;                   /* NULL, or [n_prompt,V] that gets all logits (then nothing is reused); borrowed */
+
+    int *page;                    /* [store_pages(n_max)] */
+    int n_pages, node;            /* pages held; the last of them that the tree knows, STORE_ROOT: none */
+    bool off_tree, copied;        /* what follows is known from another; the beginning of a page was copied */
+
+    float *logits;                /* [V] room for those of the prompt's last position, or NULL; owned */
+    struct sampler sampler;
+    struct stream stream;
+    struct stopper stopper;
+    struct buf piece, shown;
+    int most;                     /* tokens to choose */
+    int top;                      /* candidates that on_token wants */
+
+    bool (*on_text)(void *ctx, const char *text, size_t n); /* false: enough */
+    void (*on_token)(void *ctx, const struct llava_token *t);
+    void *ctx;
+
+    struct llava_result r;
+    struct err err;               /* code 0: none */
+    uint64_t salt;                /* mixed into keys */
+    /* The clock when it was submitted (0: just now), its prompt begun, it was ready and asked, its last token came. */
+    double submitted_s, begun_s, start_s, token_s;
+};
+
+/* Reads p, and may come to hold `most` more positions (cut to the context). salt: keys of an adapter's rows differ.
+ * The pictures must live until its prompt is read. */
+int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct image *const *images, int most,
+            uint64_t salt, struct err *e);
+/* Its pages must have been given back: sched_remove. */
+void seq_free(struct seq *q);
+
+/* Are the numbers in range? */
+int sampling_check(const struct llava_sampling *o, struct err *e);
+/* How to answer; before the sequence is ready or then. */
+int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e);
+/* Chooses a token by logits[V]; changes nothing but the sampler: many sequences may do so side by side. */
+int32_t seq_choose(struct seq *q, const float *logits);
+/* Takes the chosen token (-1: the logits were no numbers): text, callbacks, the end. */
+void seq_push(struct seq *q, int32_t token, const float *logits);
+/* Ends it. Text that is held back is given unless it was cancelled. */
+void seq_finish(struct seq *q, enum llava_finish finish);
