@@ -58,7 +58,7 @@ struct llava_options {
     const char *model_base;   /* base model for the latter two, or NULL */
     const char *model_name;   /* how it is called and which conversation suits it; NULL: from the folder */
     const char *vision_tower; /* overrides the one that config.json names, or NULL */
-    const char *device;       /* "auto", "cpu" */
+    const char *device;       /* "auto": the build's GPU if one works, else "cpu"; "cuda", "cuda:1", "hip:0" */
     const char *dtype;        /* "auto", "f32", "bf16", "f16". auto: f32 for models under 256 MB, else as stored */
     int context;              /* positions that a session holds; 0: all that the model has */
     int threads;              /* 0: as many as the machine gives */

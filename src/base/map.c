@@ -3,6 +3,7 @@
 #include "base/map.h"
 
 #include <fcntl.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -28,4 +29,10 @@ void map_close(struct map *m)
 {
     if (m->p) munmap((void *)m->p, m->n);
     *m = (struct map){ 0 };
+}
+
+void map_forget(const void *p, size_t n)
+{
+    const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + n) / page * page;
+    if (to > from) madvise((void *)from, to - from, MADV_DONTNEED); /* a hint: what fails costs memory only */
 }

@@ -276,12 +276,12 @@ int cmd_bench(int argc, char **argv)
     struct err e = { 0 };
     struct engine *g = NULL;
     if (b.model.quiet) log_set_level(LOG_QUIET);
+    struct engine_options o = { .path = b.model.model_path, .base = b.model.model_base, .name = b.model.model_name,
+                                .tower = b.model.vision_tower, .device = b.model.device, .dtype = b.model.dtype,
+                                .context = b.model.context, .threads = b.model.threads };
     if (b.random) {
-        rc = engine_random(&g, b.random, b.model.dtype, b.model.context, b.model.threads, &e);
+        rc = engine_random(&g, b.random, &o, &e);
     } else {
-        struct engine_options o = { .path = b.model.model_path, .base = b.model.model_base, .name = b.model.model_name,
-                                    .tower = b.model.vision_tower, .dtype = b.model.dtype, .context = b.model.context,
-                                    .threads = b.model.threads };
         rc = engine_open(&g, &o, &e);
     }
     if (rc >= 0 && b.prompt + b.gen > g->context)

@@ -105,7 +105,8 @@ static const struct argp_option model_options[] = {
     { "model-name", K_NAME, "NAME", 0, "What the model is called; chooses the conversation template", 0 },
     { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
       0 },
-    { "device", K_DEVICE, "auto|cpu", 0, "Where to compute (auto: the best there is)", 0 },
+    { "device", K_DEVICE, "auto|cpu|cuda[:N]|hip[:N]", 0,
+      "Where to compute (auto: the GPU that this build is for, else the processor)", 0 },
     { "dtype", K_DTYPE, "auto|f32|bf16|f16", 0,
       "Precision. auto: f32 for models under 256 MB, else as the weights are stored", 0 },
     { "context", K_CONTEXT, "N", 0,
@@ -118,6 +119,20 @@ static const struct argp_option model_options[] = {
     { 0 },
 };
 
+/* Whether this build and this machine have it is found out when it is opened. */
+static const char *device_word(struct argp_state *state, const char *arg)
+{
+    static const char *const kinds[] = { "cuda", "hip", "emu" };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        const char *rest = arg + strlen(kinds[i]);
+        if (strncmp(arg, kinds[i], strlen(kinds[i])) != 0) continue;
+        if (!*rest || (*rest == ':' && rest[1] && strspn(rest + 1, "0123456789") == strlen(rest + 1))) return arg;
+    }
+    if (strcmp(arg, "auto") != 0 && strcmp(arg, "cpu") != 0)
+        argp_error(state, "--device wants one of auto, cpu, cuda[:N], hip[:N], not '%s'", arg);
+    return arg;
+}
+
 static error_t model_option(int key, char *arg, struct argp_state *state)
 {
     struct llava_options *o = state->input;
@@ -126,7 +141,7 @@ static error_t model_option(int key, char *arg, struct argp_state *state)
     case K_BASE: o->model_base = arg; break;
     case K_NAME: o->model_name = arg; break;
     case K_TOWER: o->vision_tower = arg; break;
-    case K_DEVICE: o->device = one_of(state, "device", arg, (const char *[]){ "auto", "cpu", NULL }); break;
+    case K_DEVICE: o->device = device_word(state, arg); break;
     case K_DTYPE: o->dtype = one_of(state, "dtype", arg, (const char *[]){ "auto", "f32", "bf16", "f16", "float32",
                                                                            "bfloat16", "float16", NULL }); break;
     case K_CONTEXT: o->context = (int)cmd_int(state, "context", arg, 1, 1 << 20); break;

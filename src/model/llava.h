@@ -90,12 +90,17 @@ struct llava_source {
     const struct llava_vision *vision; /* NULL: as config.json says */
     bool unmerged; /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see
                       save.h) */
+    struct dev *dev; /* where parameters go; NULL: the host, where they view the mapped files if they can */
+    /* Asked before memory is taken for `bytes` of parameters: the model's are then shapes whose data must not be read.
+     * < 0 ends the opening. NULL: nobody. */
+    int (*admit)(void *ctx, size_t bytes, struct err *e);
+    void *ctx;
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);
-/* Random parameters of the given shapes, in memory; reproducible. */
-int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed,
-                       struct err *e);
+/* Random parameters of the given shapes, in memory; reproducible. Of s only dtype, dev and admit matter. */
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, const struct llava_source *s,
+                       uint64_t seed, struct err *e);
 void llava_model_close(struct llava_model *m); /* accepts a zeroed one */
 /* cos|sin for positions [0, n). Must be called once before forward; takes its memory from m->own_more. */
 int llava_model_context(struct llava_model *m, int n, struct err *e);

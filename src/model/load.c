@@ -1,7 +1,7 @@
 /* Opening a model: which folder is what, the index of canonical names, binding, conversion. See llava.h.
  *
- * Parameters view the mapped files wherever the wanted type allows it; what must be converted or merged is counted
- * first and then made in one arena. Adapters are merged in lora.c.
+ * Parameters view the mapped files wherever the wanted type allows it; what must be converted or merged, and for a
+ * device everything, is counted first and then made in one arena. Adapters are merged in lora.c.
  */
 #define _GNU_SOURCE
 #include "model/load.h"
@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/rng.h"
+#include "model/place.h"
 
 /* ---- index */
 
@@ -78,6 +79,7 @@ struct binder {
     bool count;
     struct rng rng;        /* of fresh weights */
     int64_t inputs;        /* of the linear whose rows are bound */
+    struct placer placer;
 };
 
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
@@ -115,20 +117,38 @@ struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t)
 
 /* A projector that is made: uniform in +-1/sqrt(inputs), as torch.nn.Linear.reset_parameters; image_newline is normal
  * with deviation 1/sqrt(C), as in LLaVA. */
-static void bind_fresh(struct binder *b, const struct bind_row *r)
+static int bind_fresh(struct binder *b, const struct bind_row *r, struct err *e)
 {
-    struct tensor t = bind_view(r, NULL, DT_F32);
+    struct tensor t = bind_view(r, b->m, DT_F32), made; /* while counting an address that is not read */
     const int64_t n = tensor_count(t);
+    int rc = 0;
     b->bytes += tensor_bytes(t) + ARENA_ALIGN;
-    if (b->count) return;
-    t.p = arena_take(&b->m->own, tensor_bytes(t));
+    if (!b->count) t.p = arena_take(&b->m->own, tensor_bytes(t));
+    r->param->w = made = t;
+    r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
+    if (b->count) return 0;
+    if (b->m->dev) rc = place_whole(&made.p, &b->placer, tensor_bytes(t), e);
+    if (rc < 0) return rc;
     if (r->linear) b->inputs = tensor_cols(t);
     const bool newline = strstr(r->name, "image_newline") != NULL;
     const double size = 1 / sqrt((double)(newline ? n : b->inputs));
     for (int64_t i = 0; i < n; i++)
-        ((float *)t.p)[i] = (float)(size * (newline ? rng_normal(&b->rng) : 2 * rng_unit(&b->rng) - 1));
-    r->param->w = t;
-    r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
+        ((float *)made.p)[i] = (float)(size * (newline ? rng_normal(&b->rng) : 2 * rng_unit(&b->rng) - 1));
+    if (b->m->dev) place(&b->placer, t, made, false);
+    return 0;
+}
+
+/* out = w, merged with its adapter or converted; out is on the model's device. */
+static int param_make(struct binder *b, struct tensor out, struct tensor w, struct lora_pair *pair, struct err *e)
+{
+    struct tensor made = out;
+    int rc = 0;
+    if (pair && b->m->dev) rc = place_whole(&made.p, &b->placer, tensor_bytes(out), e);
+    if (rc >= 0 && pair) rc = lora_merge(pair, made, w, e);
+    if (rc < 0) return rc;
+    if (b->m->dev) place(&b->placer, out, pair ? made : w, !pair);
+    else if (!pair) dtype_convert(out.p, (enum dtype)out.type, w.p, (enum dtype)w.type, tensor_count(w));
+    return 0;
 }
 
 static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
@@ -139,7 +159,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     if (!w) {
         if (r->flags & BIND_OPTIONAL) return 0;
         if (r->part == PART_PROJECTOR && b->s->vision && (!other || strstr(r->name, "image_newline")))
-            return bind_fresh(b, r), 0;
+            return bind_fresh(b, r, e);
         return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, other ? b->s->vision->projector : b->s->path);
     }
     int rc = bind_check(r, w, e);
@@ -151,14 +171,14 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     if (pair && b->s->unmerged) {
         rc = lora_fits(pair, t, e);
         pair->used = true;
-    } else if (keep != file || pair) {
-        size_t bytes = (size_t)tensor_count(t) * dtype_bytes(keep);
-        b->bytes += bytes + ARENA_ALIGN;
-        if (b->count) return 0;
-        void *p = arena_take(&b->m->own, bytes);
-        if (pair) rc = lora_merge(pair, bind_view(r, p, keep), t, e);
-        else dtype_convert(p, keep, t.p, file, tensor_count(t));
-        t = bind_view(r, p, keep);
+        pair = NULL;
+    }
+    if (keep != file || pair || b->m->dev) {
+        struct tensor own = bind_view(r, b->m, keep); /* while counting an address that is not read */
+        b->bytes += tensor_bytes(own) + ARENA_ALIGN;
+        if (!b->count) own.p = arena_take(&b->m->own, tensor_bytes(own));
+        if (!b->count) rc = param_make(b, own, t, pair, e);
+        t = own;
     }
     r->param->w = t;
     r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
@@ -170,12 +190,18 @@ static int bind_all(struct llava_model *m, const struct llava_source *s, const s
 {
     struct binder b = { .m = m, .s = s, .ix = ix, .projector = projector->n ? projector : NULL, .lora = lora,
                         .count = true };
+    int rc;
     rng_seed(&b.rng, s->vision ? s->vision->seed : 0);
-    int rc = llava_each(m, bind_one, &b, e);
-    if (rc >= 0) rc = arena_init(&m->own, b.bytes, e);
+    TRY(llava_each(m, bind_one, &b, e));
+    if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
+    if (s->admit) TRY(s->admit(s->ctx, b.bytes, e));
+    TRY(dev_arena(&m->own, m->dev, b.bytes, e));
+    TRY(place_begin(&b.placer, m->dev, (int64_t)b.bytes, e));
     b.count = false;
-    if (rc >= 0) rc = llava_each(m, bind_one, &b, e);
-    if (rc >= 0 && m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
+    TRY(llava_each(m, bind_one, &b, e));
+    if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
+out:
+    place_end(&b.placer);
     return rc;
 }
 
@@ -189,7 +215,7 @@ static void choose_dtype(struct llava_model *m, const struct llava_source *s, co
     m->dtype = s->dtype;
     if (!s->auto_dtype) return;
     enum dtype stored = embed ? (enum dtype)embed->t.type : m->cfg.dtype;
-    m->dtype = bytes >= SMALL_MODEL && (stored == DT_BF16 || stored == DT_F16) ? stored : DT_F32;
+    m->dtype = (m->dev || bytes >= SMALL_MODEL) && (stored == DT_BF16 || stored == DT_F16) ? stored : DT_F32;
 }
 
 /* ---- folders */
@@ -402,7 +428,7 @@ static int add_vision(struct llava_model *m, const struct llava_vision *v, struc
 
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
-    *m = (struct llava_model){ 0 };
+    *m = (struct llava_model){ .dev = s->dev };
     struct index ix = { 0 }, projector = { 0 };
     struct lora_set lora = { 0 };
     int rc;
@@ -464,53 +490,86 @@ struct randomiser {
     struct llava_model *m;
     enum dtype dtype;
     const float *noise;
+    void *block; /* the noise in dtype, on the device */
     bool count;
     size_t bytes;
 };
 
-/* Normal(0, 0.02) matrices, norms 1, biases 0: tiles of one block of noise, made at the memory's speed. */
+/* Tiles of one block of noise, made at the memory's speed. */
+static void fill_noise(const struct randomiser *z, struct tensor t)
+{
+    const size_t size = dtype_bytes((enum dtype)t.type);
+    const int64_t n = tensor_count(t);
+#pragma omp parallel for schedule(static) if (!z->m->dev)
+    for (int64_t at = 0; at < n; at += NOISE) {
+        void *to = (char *)t.p + (size_t)at * size;
+        const int64_t k = n - at < NOISE ? n - at : NOISE;
+        if (z->m->dev) dev_copy(z->m->dev, to, z->block, (size_t)k * size);
+        else dtype_convert(to, (enum dtype)t.type, z->noise, DT_F32, k);
+    }
+}
+
+/* Normal(0, 0.02) matrices, norms 1, biases 0. */
 static int random_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct randomiser *z = ctx;
-    (void)e;
     bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
-    enum dtype type = matrix ? z->dtype : DT_F32;
-    struct tensor t = bind_view(r, NULL, type);
+    struct tensor t = bind_view(r, z->m, matrix ? z->dtype : DT_F32); /* while counting an address that is not read */
     z->bytes += tensor_bytes(t) + ARENA_ALIGN;
-    if (z->count) return 0;
-    t.p = arena_take(&z->m->own, tensor_bytes(t));
-    int64_t n = tensor_count(t);
-    bool ones = !matrix && strstr(r->name, "norm") && strstr(r->name, ".weight");
-    if (!matrix) {
-        for (int64_t i = 0; i < n; i++) ((float *)t.p)[i] = ones;
-    } else {
-#pragma omp parallel for schedule(static)
-        for (int64_t at = 0; at < n; at += NOISE)
-            dtype_convert((char *)t.p + (size_t)at * dtype_bytes(type), type, z->noise, DT_F32,
-                          n - at < NOISE ? n - at : NOISE);
-    }
     r->param->w = t;
+    if (z->count) return 0;
+    r->param->w.p = t.p = arena_take(&z->m->own, tensor_bytes(t));
+    if (matrix) {
+        fill_noise(z, t);
+        return 0;
+    }
+    bool ones = strstr(r->name, "norm") && strstr(r->name, ".weight");
+    int64_t n = tensor_count(t);
+    float *v = malloc((size_t)n * sizeof *v);
+    if (!v) return err_set(e, ERR_NOMEM, "no memory for '%s'", r->name);
+    for (int64_t i = 0; i < n; i++) v[i] = ones;
+    dev_put(z->m->dev, t.p, v, tensor_bytes(t));
+    free(v);
     return 0;
 }
 
-int llava_model_random(struct llava_model *m, const struct llava_config *cfg, enum dtype dtype, uint64_t seed,
-                       struct err *e)
+/* The block of noise in the parameters' type on the device. */
+static int noise_put(struct randomiser *z, struct err *e)
 {
-    *m = (struct llava_model){ .cfg = *cfg, .dtype = dtype };
+    const size_t bytes = NOISE * dtype_bytes(z->dtype);
+    void *host = malloc(bytes);
+    int rc = host ? dev_alloc(&z->block, z->m->dev, bytes, e) : err_set(e, ERR_NOMEM, "no memory for noise");
+    if (rc >= 0) {
+        dtype_convert(host, z->dtype, z->noise, DT_F32, NOISE);
+        dev_put(z->m->dev, z->block, host, bytes);
+    }
+    free(host);
+    return rc;
+}
+
+int llava_model_random(struct llava_model *m, const struct llava_config *cfg, const struct llava_source *s,
+                       uint64_t seed, struct err *e)
+{
+    *m = (struct llava_model){ .cfg = *cfg, .dtype = s->dtype, .dev = s->dev };
     float *noise = malloc(NOISE * sizeof *noise);
     if (!noise) return err_set(e, ERR_NOMEM, "no memory for noise");
     struct rng rng;
     rng_seed(&rng, seed);
     for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
-    struct randomiser z = { .m = m, .dtype = dtype, .noise = noise, .count = true };
+    struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .count = true };
     int rc;
     TRY(model_make_layers(m, e));
     TRY(llava_each(m, random_one, &z, e));
-    TRY(arena_init(&m->own, z.bytes, e));
+    if (cfg->llama.tied) m->llama.head.w = m->llama.embed;
+    if (s->admit) TRY(s->admit(s->ctx, z.bytes, e));
+    TRY(dev_arena(&m->own, m->dev, z.bytes, e));
+    if (m->dev) TRY(noise_put(&z, e));
     z.count = false;
     TRY(llava_each(m, random_one, &z, e));
     if (cfg->llama.tied) m->llama.head.w = m->llama.embed;
+    dev_sync(m->dev);
 out:
+    if (m->dev) dev_free(m->dev, z.block, NOISE * dtype_bytes(s->dtype));
     free(noise);
     if (rc < 0) llava_model_close(m);
     return rc;

@@ -46,9 +46,6 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     struct err err = { 0 };
     *ret = NULL;
     if (!o->model_path || !*o->model_path) return api_done(err_set(&err, ERR_USAGE, "no model path"), &err, e);
-    if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
-        return api_done(err_set(&err, ERR_USAGE, "no device '%s' in this build (there are auto, cpu)", o->device),
-                        &err, e);
     if (o->context < 0 || o->threads < 0)
         return api_done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context,
                             o->threads),
@@ -57,7 +54,8 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     struct llava_engine *x = api_object(sizeof *x, &err);
     if (!x) return api_done(ERR_NOMEM, &err, e);
     struct engine_options eo = { .path = o->model_path, .base = o->model_base, .name = o->model_name, .dtype = o->dtype,
-                                 .tower = o->vision_tower, .context = o->context, .threads = o->threads };
+                                 .tower = o->vision_tower, .device = o->device, .context = o->context,
+                                 .threads = o->threads };
     int rc = engine_open(&x->g, &eo, &err);
     if (rc < 0) free(x);
     else *ret = x;
@@ -78,7 +76,7 @@ void llava_info(const struct llava_engine *x, struct llava_info *i)
         .name = g->name,
         .model_type = g->model.cfg.model_type,
         .dtype = dtype_name(g->dtype),
-        .device = "cpu",
+        .device = dev_name(g->dev),
         .kernels = g->kern.name,
         .threads = g->kc.n_threads,
         .conversation = g->conversation,

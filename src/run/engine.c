@@ -17,12 +17,15 @@ enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep ma
 
 /* Address space; pages are taken when a kernel touches them. */
 enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 };
+/* Of a device: kernels' scratch; what the vendor's libraries take beside it. */
+enum { DEVICE_SCRATCH = 256 << 20, DEVICE_LIBRARIES = 256 << 20 };
 
 /* ---- running */
 
 static struct op_ctx context_of(struct engine *g)
 {
-    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = DT_F32 };
+    enum dtype type = g->dev ? g->dtype : DT_F32;
+    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = type };
 }
 
 static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, int cols)
@@ -129,8 +132,8 @@ void cache_fini(struct cache *c)
     *c = (struct cache){ 0 };
 }
 
-/* Runs the largest step and a tile through the tower against a counting arena: what the real one must hold. */
-static int plan(struct engine *g, struct err *e)
+/* Bytes of activations: the largest step and a tile through the tower against a counting arena. Reads only shapes. */
+static int plan(struct engine *g, size_t *ret, struct err *e)
 {
     struct arena count;
     arena_init_counting(&count);
@@ -143,6 +146,7 @@ static int plan(struct engine *g, struct err *e)
     struct llama_cache *layers = malloc((size_t)l->L * sizeof *layers);
     if (!layers) return err_set(e, ERR_NOMEM, "no memory for a plan");
     for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
+    g->model.llama.rope = tensor_2d(&count, DT_F32, g->context, l->D);
     struct cache c = { .layer = layers };
     struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = g->chunk,
                       .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
@@ -153,7 +157,8 @@ static int plan(struct engine *g, struct err *e)
         arena_rewind(&count, 0);
         op_output(&o, NULL, encode_run(&o, g, NULL));
     }
-    return dev_arena(&g->act, g->dev, count.high, e);
+    *ret = count.high;
+    return 0;
 }
 
 static int64_t part_bytes(const struct engine *g, bool llama_only);
@@ -252,40 +257,107 @@ static int set_threads(int threads)
     return n;
 }
 
-static int engine_new(struct engine **ret, struct err *e)
-{
-    *ret = calloc(1, sizeof **ret);
-    return *ret ? 0 : err_set(e, ERR_NOMEM, "no memory for an engine");
-}
-
-/* The best that this processor has, or what LLAVA_CPU asks for. */
-static int choose_kernels(struct kern *k, struct err *e)
+/* The device's; of the host's processor the best that it has, or what LLAVA_CPU asks for. */
+static int choose_kernels(struct engine *g, struct err *e)
 {
     const char *want = env_get(ENV_LLAVA_CPU);
     if (want && strcmp(want, "ref") && strcmp(want, "avx2") && strcmp(want, "avx512"))
         return err_set(e, ERR_USAGE, "LLAVA_CPU is '%s', not one of ref, avx2, avx512", want);
-    const char *got = kern_init_cpu(k, want);
-    if (want && strcmp(want, got) != 0) log_warn("this processor has no %s, kernels are %s", want, got);
+    int rc = kern_init(&g->kern, g->dev, want, e);
+    if (rc >= 0 && !g->dev && want && strcmp(want, g->kern.name) != 0)
+        log_warn("this processor has no %s, kernels are %s", want, g->kern.name);
+    return rc;
+}
+
+/* What follows from the model's configuration. */
+static int sizes(struct engine *g, struct err *e)
+{
+    int most = g->model.cfg.llama.max_pos;
+    if (g->context > most)
+        return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", g->context, most,
+                       g->name);
+    if (!g->context) g->context = most;
+    g->chunk = g->context < CHUNK ? g->context : CHUNK;
+    g->dtype = g->kv_type = g->model.dtype;
     return 0;
 }
 
-/* Kernels, and everything whose size follows from the model. */
-static int engine_finish(struct engine *g, int context, int threads, struct err *e)
+/* Bytes of what --load-8bit and --load-4bit change. */
+static int add_linear(void *ctx, const struct bind_row *r, struct err *e)
 {
-    int most = g->model.cfg.llama.max_pos, rc;
-    if (context > most)
-        return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", context,
-                       most, g->name);
-    g->context = context > 0 ? context : most;
-    g->chunk = g->context < CHUNK ? g->context : CHUNK;
-    g->dtype = g->kv_type = g->model.dtype;
-    TRY(choose_kernels(&g->kern, e));
-    g->kc = (struct kctx){ .scratch = &g->scratch, .n_threads = threads,
-                            .product = g->dtype == DT_BF16 ? DT_BF16 : DT_F32 };
+    (void)e;
+    int64_t *bytes = ctx;
+    if ((r->flags & BIND_LINEAR) && r->param->w.p) *bytes += (int64_t)tensor_bytes(r->param->w);
+    return 0;
+}
+
+/* Too little: how much is missing, and what would do. */
+static int refuse(struct engine *g, double need, double have, struct err *e)
+{
+    int64_t bytes = 0;
+    llava_each(&g->model, add_linear, &bytes, NULL);
+    double all = 1e-9 * (double)bytes, bits = 8.0 * (double)dtype_bytes(g->dtype);
+    double in8 = need - all * (1 - 8.25 / bits), in4 = need - all * (1 - 4.25 / bits); /* a scale for each group, too */
+    int use = in8 <= have ? 8 : 4;
+    return err_set(e, ERR_NOMEM,
+                   "'%s' in %s with a context of %d needs %.1f GB and '%s' has %.1f GB free: %.1f GB are missing; "
+                   "--load-%dbit would need %.1f GB%s",
+                   g->name, dtype_name(g->dtype), g->context, need, dev_name(g->dev), have, need - have, use,
+                   use == 8 ? in8 : in4, use == 4 && in4 > have ? ", too much as well" : "");
+}
+
+/* Is there room for `weights` bytes of parameters and all that a conversation needs? Asked before memory is taken. */
+static int admit(void *ctx, size_t weights, struct err *e)
+{
+    struct engine *g = ctx;
+    size_t act;
+    int rc = sizes(g, e);
+    if (rc < 0 || !g->dev) return rc;
+    if ((rc = plan(g, &act, e)) < 0) return rc;
+    size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
+    size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
+    double need = 1e-9 * (double)(weights + act + rope + cache + DEVICE_SCRATCH + DEVICE_LIBRARIES);
+    double have = 1e-9 * (double)dev_memory_now(g->dev).free;
+    return need <= have ? 0 : refuse(g, need, have, e);
+}
+
+static int scratch_init(struct engine *g, struct err *e)
+{
+    int rc;
+    if (g->dev) return dev_arena(&g->scratch, g->dev, DEVICE_SCRATCH, e);
     for (size_t bytes = SCRATCH_MOST; (rc = arena_init(&g->scratch, bytes, e)) < 0; bytes /= 2)
-        if (bytes == SCRATCH_LEAST) TRY(err_prefix(e, "kernels' scratch memory"));
+        if (bytes == SCRATCH_LEAST) return err_prefix(e, "kernels' scratch memory");
+    return rc;
+}
+
+/* The device and its kernels: before the model, whose parameters go there. */
+static int engine_new(struct engine **ret, const struct engine_options *o, struct err *e)
+{
+    struct engine *g = calloc(1, sizeof *g);
+    *ret = g;
+    if (!g) return err_set(e, ERR_NOMEM, "no memory for an engine");
+    g->context = o->context;
+    g->kc = (struct kctx){ .scratch = &g->scratch, .n_threads = set_threads(o->threads) };
+    int rc = dev_open(&g->dev, o->device, e);
+    if (rc < 0) return rc;
+    g->kc.dev = g->dev;
+    if (g->dev) log_info("running on %s, %s", dev_name(g->dev), dev_model(g->dev));
+    return choose_kernels(g, e);
+}
+
+/* Memory for steps, once the model is there. */
+static int engine_finish(struct engine *g, struct err *e)
+{
+    size_t act;
+    int rc;
+    TRY(sizes(g, e));
+    g->kc.product = g->dtype == DT_BF16 ? DT_BF16 : DT_F32;
+    TRY(scratch_init(g, e));
+    TRY(plan(g, &act, e));
+    TRY(dev_arena(&g->act, g->dev, act, e));
     TRY(llava_model_context(&g->model, g->context, e));
-    TRY(plan(g, e));
+    size_t logits = sizeof(float) * (size_t)g->chunk * (size_t)g->model.cfg.llama.V;
+    if (g->dev) TRY(dev_pinned((void **)&g->logits, g->dev, logits, e));
 out:
     return rc;
 }
@@ -367,18 +439,18 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     struct engine *g = NULL;
     char *base = NULL;
     int rc;
-    TRY(engine_new(&g, e));
-    int threads = set_threads(o->threads);
+    TRY(engine_new(&g, o, e));
     TRY(hub_find(&g->dir, o->path, NULL, e));
     if (o->base) TRY(hub_find(&base, o->base, NULL, e));
     g->name = o->name ? strdup(o->name) : name_of(o->path);
     if (!g->name) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
-    struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower };
+    struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower,
+                              .dev = g->dev, .admit = admit, .ctx = g };
     TRY(read_dtype(&s.dtype, &s.auto_dtype, o->dtype, e));
     TRY(llava_model_open(&g->model, &s, e));
     if (g->model.cfg.has_vision) TRY(load_processor(g, base, e));
     TRY(load_text(g, base, e));
-    TRY(engine_finish(g, o->context, threads, e));
+    TRY(engine_finish(g, e));
     *ret = g;
     g = NULL;
 out:
@@ -387,21 +459,20 @@ out:
     return rc;
 }
 
-int engine_random(struct engine **ret, const char *preset, const char *dtype, int context, int threads, struct err *e)
+int engine_random(struct engine **ret, const char *preset, const struct engine_options *o, struct err *e)
 {
     struct engine *g = NULL;
     struct llava_config cfg;
-    enum dtype type;
     bool ignored;
     int rc;
-    TRY(engine_new(&g, e));
-    threads = set_threads(threads);
+    TRY(engine_new(&g, o, e));
+    struct llava_source s = { .dev = g->dev, .admit = admit, .ctx = g };
     TRY(llava_config_preset(&cfg, preset, e));
-    TRY(read_dtype(&type, &ignored, dtype, e));
+    TRY(read_dtype(&s.dtype, &ignored, o->dtype, e));
     if (!(g->name = strdup(preset))) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
-    TRY(llava_model_random(&g->model, &cfg, type, 1, e));
+    TRY(llava_model_random(&g->model, &cfg, &s, 1, e));
     clip_processor_default(&g->proc, cfg.clip.image);
-    TRY(engine_finish(g, context, threads, e));
+    TRY(engine_finish(g, e));
     *ret = g;
     g = NULL;
 out:
@@ -411,19 +482,11 @@ out:
 
 int engine_plan(size_t *ret, const struct llava_model *m, enum dtype dtype, int context, struct err *e)
 {
-    struct engine *g;
-    int rc = engine_new(&g, e);
-    if (rc < 0) return rc;
-    g->model = *m;
-    g->dtype = g->kv_type = dtype;
-    g->context = context;
-    g->chunk = context < CHUNK ? context : CHUNK;
-    g->model.llama.rope = tensor_2d(g, DT_F32, context, m->cfg.llama.D); /* a shape: nothing is read */
-    kern_init_cpu(&g->kern, env_get(ENV_LLAVA_CPU));
-    rc = plan(g, e);
-    *ret = g->act.cap + (size_t)context * (size_t)m->cfg.llama.D * sizeof(float);
-    arena_fini(&g->act);
-    free(g);
+    struct engine g = { .model = *m, .dtype = dtype, .kv_type = dtype, .context = context };
+    g.chunk = context < CHUNK ? context : CHUNK;
+    kern_init_cpu(&g.kern, env_get(ENV_LLAVA_CPU));
+    int rc = plan(&g, ret, e);
+    *ret += (size_t)context * (size_t)m->cfg.llama.D * sizeof(float);
     return rc;
 }
 
@@ -434,6 +497,8 @@ void engine_close(struct engine *g)
     tokenizer_close(g->tok);
     arena_fini(&g->act);
     arena_fini(&g->scratch);
+    dev_pinned_free(g->dev, g->logits);
+    dev_close(g->dev);
     free(g->dir);
     free(g->name);
     free(g);

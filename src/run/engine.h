@@ -24,12 +24,12 @@ struct engine {
 };
 
 struct engine_options {
-    const char *path, *base, *name, *tower, *dtype;
+    const char *path, *base, *name, *tower, *dtype, *device;
     int context, threads;
 };
 int engine_open(struct engine **ret, const struct engine_options *o, struct err *e);
-/* Random weights of a preset's shapes (llava_config_preset), no tokenizer. */
-int engine_random(struct engine **ret, const char *preset, const char *dtype, int context, int threads, struct err *e);
+/* Random weights of a preset's shapes (llava_config_preset), no tokenizer; of o device, dtype, context, threads. */
+int engine_random(struct engine **ret, const char *preset, const struct engine_options *o, struct err *e);
 void engine_close(struct engine *g);
 
 /* Bytes besides weights and caches that a session of `context` positions needs: activations of the largest

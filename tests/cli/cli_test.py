@@ -93,6 +93,8 @@ def test_usage():
         refused(f"--{option} {value}", answer(SEEING, f"--{option}", value), f"--{option}", value, code=2)
     refused("--dtype f12", answer(SEEING, "--dtype", "f12"), "'f12'", code=2)
     refused("--device tpu", answer(SEEING, "--device", "tpu"), "'tpu'", code=2)
+    refused("--device cuda:x", answer(SEEING, "--device", "cuda:x"), "'cuda:x'", code=2)
+    refused("a device that is not there", answer(SEEING, "--device", "cuda:9"), "cuda")
     refused("--conv-mode", llava("run", "--quiet", "--model-path", SEEING, "--query", "x", "--conv-mode", "nope"),
             "'nope'", "vicuna_v1", code=2)
 

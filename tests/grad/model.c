@@ -160,7 +160,8 @@ static void tiny_init(struct step *s)
     rng_seed(&r, 3);
     *s = (struct step){ .train_tower = true };
     step_init(s, DT_F64);
-    assert_int_equal(llava_model_random(&s->m, &tiny, DT_F32, 5, NULL), 0);
+    const struct llava_source source = { .dtype = DT_F32 };
+    assert_int_equal(llava_model_random(&s->m, &tiny, &source, 5, NULL), 0);
     assert_int_equal(llava_model_context(&s->m, tiny.llama.max_pos, NULL), 0);
     llava_each(&s->m, own_param, s, NULL);
     llava_each(&s->m, enlarge, &r, NULL);

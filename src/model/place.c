@@ -1,0 +1,78 @@
+/* See place.h. */
+#include "model/place.h"
+
+#include <stdlib.h>
+
+#include "base/map.h"
+
+enum { BUFFER = 64 << 20, SLICE = 1 << 20 }; /* bytes sent at once; elements that a thread converts at once */
+
+int place_begin(struct placer *p, struct dev *dev, int64_t total, struct err *e)
+{
+    *p = (struct placer){ .dev = dev };
+    if (!dev) return 0;
+    int rc = 0;
+    for (int i = 0; i < PLACE_BUFFERS && rc >= 0; i++) {
+        rc = dev_pinned(&p->buffer[i], dev, BUFFER, e);
+        p->sent[i] = dev_event_new(dev);
+    }
+    progress_begin(&p->progress, "loading", "B", total);
+    return rc;
+}
+
+void place_end(struct placer *p)
+{
+    if (!p->dev) return;
+    dev_sync(p->dev);
+    progress_end(&p->progress);
+    for (int i = 0; i < PLACE_BUFFERS; i++) {
+        dev_pinned_free(p->dev, p->buffer[i]);
+        dev_event_free(p->sent[i]);
+    }
+    free(p->whole);
+    *p = (struct placer){ 0 };
+}
+
+static void convert(void *dst, enum dtype to, const char *src, enum dtype from, int64_t n, bool mapped)
+{
+    const size_t size_to = dtype_bytes(to), size_from = dtype_bytes(from);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t at = 0; at < n; at += SLICE) {
+        const int64_t k = n - at < SLICE ? n - at : SLICE;
+        dtype_convert((char *)dst + (size_t)at * size_to, to, src + (size_t)at * size_from, from, k);
+        if (mapped) map_forget(src + (size_t)at * size_from, (size_t)k * size_from);
+    }
+}
+
+void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped)
+{
+    if (dst.type == src.type) { /* bytes, whatever they mean */
+        dst = tensor_1d(dst.p, DT_U8, (int64_t)tensor_bytes(dst));
+        src = tensor_1d(src.p, DT_U8, (int64_t)tensor_bytes(src));
+    }
+    const enum dtype to = (enum dtype)dst.type, from = (enum dtype)src.type;
+    const int64_t n = tensor_count(src), most = BUFFER / (int64_t)dtype_bytes(to);
+    ASSERT(n == tensor_count(dst));
+    for (int64_t at = 0; at < n; at += most) {
+        const int64_t k = n - at < most ? n - at : most;
+        const size_t bytes = (size_t)k * dtype_bytes(to);
+        void *buffer = p->buffer[p->turn];
+        dev_event_wait(p->sent[p->turn]);
+        convert(buffer, to, (const char *)src.p + (size_t)at * dtype_bytes(from), from, k, mapped);
+        dev_send(p->dev, (char *)dst.p + (size_t)at * dtype_bytes(to), buffer, bytes);
+        dev_event_record(p->dev, p->sent[p->turn]);
+        p->turn = (p->turn + 1) % PLACE_BUFFERS;
+        progress_step(&p->progress, p->progress.done + (int64_t)bytes);
+    }
+}
+
+int place_whole(void **ret, struct placer *p, size_t bytes, struct err *e)
+{
+    if (bytes > p->whole_bytes) {
+        free(p->whole);
+        p->whole = malloc(bytes);
+        p->whole_bytes = p->whole ? bytes : 0;
+    }
+    *ret = p->whole;
+    return *ret ? 0 : err_set(e, ERR_NOMEM, "no memory for %zu bytes", bytes);
+}

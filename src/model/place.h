@@ -1,0 +1,28 @@
+/* Inside the model room: parameters on their way into a device's memory, a piece at a time, through two page-locked
+ * buffers: while one is sent the other is filled, so that disk, processor and link work side by side and the host needs
+ * no memory for the model. */
+#pragma once
+#include "base/log.h"
+#include "dev/dev.h"
+#include "tensor/tensor.h"
+
+enum { PLACE_BUFFERS = 2 };
+
+struct placer {
+    struct dev *dev;
+    void *buffer[PLACE_BUFFERS];
+    struct dev_event *sent[PLACE_BUFFERS];
+    int turn;
+    void *whole; /* a tensor that must be made as a whole before it is sent */
+    size_t whole_bytes;
+    struct progress progress;
+};
+
+/* total: bytes that will be placed, for the progress bar. Nothing is done when dev is the host. */
+int place_begin(struct placer *p, struct dev *dev, int64_t total, struct err *e);
+void place_end(struct placer *p); /* waits; accepts a zeroed one */
+/* dst[..] on the device = src on the host, converted where types differ. mapped: src is a mapped file, whose pages this
+ * process does not need again. */
+void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped);
+/* Host memory of at least `bytes`, valid until the next call; what `place` took from it before has been sent. */
+int place_whole(void **ret, struct placer *p, size_t bytes, struct err *e);
