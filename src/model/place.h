@@ -21,7 +21,7 @@ struct placer {
 /* total: bytes that will be placed, for the progress bar. Nothing is done when dev is the host. */
 int place_begin(struct placer *p, struct dev *dev, int64_t total, struct err *e);
 void place_end(struct placer *p); /* waits; accepts a zeroed one */
-/* dst on the device = src on the host, converted where types differ. mapped: src is of a file (weights.h), and the pages
+/* dst on the device = src on the host, converted where types differ. mapped: src is of a file and the pages
  * are given back to the system: nobody reads it again. */
 void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped);
 /* Host memory of at least `bytes`, valid until the next call; what `place` took from it before has been sent. */
