@@ -50,6 +50,12 @@ static void fill_wide(struct rng *r, struct tensor t, const struct dims *d)
         ((double *)t.p)[i] = rng_normal(r) * (rng_u64(r) % 4 ? 1 : 20);
 }
 
+static void fill_squares(struct rng *r, struct tensor t, const struct dims *d)
+{
+    fill_normal(r, t, d);
+    for (int64_t i = 0, n = tensor_count(t); i < n; i++) ((double *)t.p)[i] *= ((double *)t.p)[i];
+}
+
 static void fill_table(struct rng *r, struct tensor t, const struct dims *d)
 {
     const int64_t half = size(d, 'D') / 2;
@@ -149,6 +155,8 @@ static const struct {
     [TABLE] = { F32, false, fill_table },       [STAT] = { ACT_OR_F32, false, fill_normal },
     [OUT] = { ACT, true, fill_poison },         [OUT_STAT] = { ACT_OR_F32, true, fill_poison },
     [CHANGE] = { ACT, true, fill_normal },      [PUT] = { W, true, fill_normal },
+    [STATE] = { ACT_OR_F32, true, fill_normal }, [SQUARES] = { ACT_OR_F32, true, fill_squares },
+    [STATE_IN] = { ACT_OR_F32, false, fill_normal },
     [ADD] = { ACT, true, fill_normal },         [ADD_W] = { ACT_OR_F32, true, fill_normal },
     [POS] = { I32, false, fill_pos },           [RANGE] = { I32, false, fill_range },
     [PAGES] = { I32, false, fill_pages },
@@ -263,7 +271,8 @@ static void find_sense(struct test *c, struct kctx *kc, struct rng *r)
         for (int i = 0; i < c->n_args; i++) {
             b[i] = tensor_dup(kc, c->a[i]);
             const enum role role = c->row->arg[i].role;
-            if (!b[i].p || b[i].type != DT_F64 || (is_written(c, i) && role != CHANGE)) continue;
+            const bool kept = is_written(c, i) && role != CHANGE && role != STATE && role != SQUARES;
+            if (!b[i].p || b[i].type != DT_F64 || kept) continue;
             for (int64_t k = 0, n = tensor_count(b[i]); k < n; k++)
                 ((double *)b[i].p)[k] *= rng_u64(r) & 1 ? 1 + delta : 1 - delta;
         }

@@ -19,6 +19,7 @@ enum role {
     WEIGHT, CACHE, TABLE, STAT, /* weight type; that or act; cos and sin; given by the forward kernel */
     OUT, OUT_STAT,              /* written over, so poisoned before */
     CHANGE, PUT,                /* act changed in place; rows of a store of any type */
+    STATE, SQUARES, STATE_IN,   /* act or F32: changed in place, squares in place, read */
     ADD, ADD_W,                 /* gradients; of weights */
     POS, RANGE, PAGES, INDEX, DISTINCT, TARGET,
 };
@@ -83,6 +84,10 @@ CALL(patchify_fwd, a[0], a[1], (int)size(d, 'P'))
 CALL(patchify_bwd, a[0], a[1], (int)size(d, 'P'))
 CALL(xent_fwd, a[0], a[1], a[2], a[3])
 CALL(xent_bwd, a[0], a[1], a[2], a[3], a[4])
+CALL(dropout, a[0], a[1], 0.3f, 77)
+CALL(sumsq, a[0], a[1])
+static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f };
+CALL(adamw, a[0], a[1], a[2], a[3], a[4], &step)
 
 /* An F64 tensor of t's shape, for results that nobody reads. */
 static struct tensor spare(struct kctx *kc, struct tensor t)
@@ -118,8 +123,13 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define MATMULS                                                                                          \
     "T1 I64 O33; T1 I577 O7; T2 I1 O1; T3 I7 O32; T4 I160 O48; T7 I33 O65; T8 I128 O96; T17 I576 O40; "  \
     "T33 I31 O130; T64 I512 O256; T130 I96 O192"
+/* 13B: q, k and v; o; gate and up; down; head */
+#define MATMUL_BENCH_DEV                                                                                   \
+    "T1 I5120 O15360; T1 I5120 O5120; T1 I5120 O27648; T1 I13824 O5120; T1 I5120 O32000; T4 I5120 O15360; "\
+    "T16 I5120 O15360; T32 I5120 O15360; T32 I13824 O5120"
 #define MATMUL_BENCH "T1 I4096 O8192; T4 I4096 O8192; T32 I2048 O5632; T640 I2048 O5632"
 #define NORMS "T1 C1; T1 C7; T3 C33; T7 C577; T33 C128; T5 C1024"
+#define NORM_BENCH_DEV "T1 C5120; T8192 C5120"
 #define NORM_BENCH "T1 C4096; T640 C4096"
 /* M: 0 causal after a cache of S - T, 1 all of S, 2 packed segments */
 #define ATTNS                                                                                            \
@@ -130,11 +140,17 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define ATTNS_PAGED                                                                                      \
     "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
     "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300"
+#define ATTN_BENCH_DEV                                                                                     \
+    "T1 S640 H40 K40 D128; T1 S4096 H40 K40 D128; T2048 S2048 H40 K40 D128; T2048 S2048 H40 K40 D128 M1; " \
+    "T577 S577 H16 K16 D64 M1"
+#define ATTN_BWD_BENCH_DEV "T2048 S2048 H40 K40 D128; T2048 S2048 H40 K40 D128 M1; T2048 S2048 H64 K64 D64 M1"
 #define ATTN_BENCH "T1 S2048 H32 K32 D128; T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1"
 #define ELEMS "T1 F1; T1 F7; T3 F33; T7 F577; T64 F512; T300 F250"
+#define ELEM_BENCH_DEV "T8192 F13824"
 #define ELEM_BENCH "T640 F5632"
 #define ROWS "N1 M1 C1; N3 M7 C7; N7 M33 C33; N33 M40 C577; N130 M200 C64"
 #define XENTS "T1 V1; T1 V7; T7 V33; T33 V577; T3 V32000"
+#define ROWS_BENCH_DEV "N8192 M32000 C5120"
 #define ROWS_BENCH "N2000 M2000 C4096"
 
 #define EXACT NULL
@@ -142,32 +158,39 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 static const struct row rows[] = {
     { ROW(matmul),
       .arg = { { OUT, "T.O" }, { IN, "T.I" }, { WEIGHT, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
-      .sum = "I", .same = 4, .product = true, .shapes = MATMULS, .bench = MATMUL_BENCH, .flops = "2TIO" },
+      .sum = "I", .same = 4, .product = true, .shapes = MATMULS, .bench_dev = MATMUL_BENCH_DEV,
+      .bench = MATMUL_BENCH, .flops = "2TIO" },
     { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { WEIGHT, "O.I" } },
       .sum = "O", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
     { ROW(matmul_dw), .arg = { { ADD_W, "?O.I" }, { ADD_W, "?O" }, { IN, "T.O" }, { IN, "T.I" } },
       .sum = "T", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
     { ROW(rmsnorm_fwd), .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },
-      .sum = "C", .same = 2, .shapes = NORMS, .bench = NORM_BENCH, .flops = "4TC" },
+      .sum = "C", .same = 2, .shapes = NORMS, .bench_dev = NORM_BENCH_DEV,
+      .bench = NORM_BENCH, .flops = "4TC" },
     { ROW(rmsnorm_bwd), .prepare = prepare_rmsnorm,
       .arg = { { ADD, "?T.C" }, { ADD_W, "?C" }, { IN, "T.C" }, { IN, "T.C" }, { WEIGHT, "C" },
                { STAT, "T" } },
-      .sum = "TC", .shapes = NORMS, .bench = NORM_BENCH, .flops = "9TC" },
+      .sum = "TC", .shapes = NORMS, .bench_dev = NORM_BENCH_DEV,
+      .bench = NORM_BENCH, .flops = "9TC" },
     { ROW(layernorm_fwd),
       .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" },
                { WEIGHT, "C" } },
-      .sum = "C", .same = 3, .shapes = NORMS, .bench = NORM_BENCH, .flops = "7TC" },
+      .sum = "C", .same = 3, .shapes = NORMS, .bench_dev = NORM_BENCH_DEV,
+      .bench = NORM_BENCH, .flops = "7TC" },
     { ROW(layernorm_bwd), .prepare = prepare_layernorm,
       .arg = { { ADD, "?T.C" }, { ADD_W, "?C" }, { ADD_W, "?C" }, { IN, "T.C" }, { IN, "T.C" },
                { WEIGHT, "C" }, { STAT, "T" }, { STAT, "T" } },
-      .sum = "TC", .shapes = NORMS, .bench = NORM_BENCH, .flops = "9TC" },
+      .sum = "TC", .shapes = NORMS, .bench_dev = NORM_BENCH_DEV,
+      .bench = NORM_BENCH, .flops = "9TC" },
     { ROW(rope), .arg = { { CHANGE, "T.HD" }, { POS, "T" }, { TABLE, "V.D" } },
       .sum = "", .shapes = "T1 H1 D2 V1; T7 H3 D14 V33; T33 H4 D64 V40; T5 H2 D128 V577 M1; T3 H1 D80 V9 M1",
+      .bench_dev = "T8192 H40 D128 V2048",
       .bench = "T640 H32 D128 V2048", .flops = "3THD" },
     { ROW(attn_fwd),
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.2" } },
-      .sum = "SD", .rounds = true, .shapes = ATTNS, .bench = ATTN_BENCH, .flops = "4THSD" },
+      .sum = "SD", .rounds = true, .shapes = ATTNS, .bench_dev = ATTN_BENCH_DEV,
+      .bench = ATTN_BENCH, .flops = "4THSD" },
     { .name = "attn_fwd_paged", .slot = offsetof(struct kern, attn_fwd), .call = call_attn_fwd,
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.3" }, { PAGES, "B.N" } },
@@ -176,36 +199,51 @@ static const struct row rows[] = {
     { ROW(attn_bwd), .prepare = prepare_attn,
       .arg = { { ADD, "?T.HD" }, { ADD, "?S.KD" }, { ADD, "?S.KD" }, { IN, "T.HD" }, { IN, "T.HD" },
                { STAT, "T.H" }, { IN, "T.HD" }, { IN, "S.KD" }, { IN, "S.KD" }, { RANGE, "T.2" } },
-      .sum = "SDT", .rounds = true, .shapes = ATTNS, .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
+      .sum = "SDT", .rounds = true, .shapes = ATTNS, .bench_dev = ATTN_BWD_BENCH_DEV,
+      .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
       .flops = "52THSD" },
     { ROW(swiglu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
-      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
+      .sum = "", .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "4TF" },
     { ROW(swiglu_bwd),
       .arg = { { ADD, "?T.F" }, { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "9TF" },
+      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "9TF" },
     { ROW(gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
+      .sum = "", .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "4TF" },
     { ROW(gelu_bwd), .arg = { { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "8TF" },
+      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "8TF" },
     { ROW(quick_gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "4TF" },
+      .sum = "", .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "4TF" },
     { ROW(quick_gelu_bwd), .arg = { { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "8TF" },
+      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "8TF" },
     { ROW(add), .arg = { { OUT, "T.F" }, { IN, "T.F" }, { IN, "T.F" } },
-      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "TF" },
+      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "TF" },
     { ROW(axpy), .arg = { { ADD, "T.F" }, { IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench = ELEM_BENCH, .flops = "2TF" },
+      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH, .flops = "2TF" },
     { ROW(cast), .arg = { { PUT, "T.F" }, { IN, "T.F" } },
-      .sum = EXACT, .shapes = ELEMS, .bench = ELEM_BENCH },
-    { ROW(zero), .arg = { { OUT, "T.F" } }, .sum = EXACT, .shapes = ELEMS, .bench = ELEM_BENCH },
+      .sum = EXACT, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH },
+    { ROW(zero), .arg = { { OUT, "T.F" } }, .sum = EXACT, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH },
     { ROW(rows_get), .arg = { { OUT, "N.C" }, { WEIGHT, "M.C" }, { INDEX, "N" } },
-      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
+      .sum = EXACT, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
+      .bench = ROWS_BENCH },
     { ROW(rows_put), .arg = { { PUT, "M.C" }, { DISTINCT, "N" }, { IN, "N.C" } },
-      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
+      .sum = EXACT, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
+      .bench = ROWS_BENCH },
     { ROW(rows_get_add), .arg = { { ADD, "N.C" }, { IN, "M.C" }, { INDEX, "N" } },
-      .sum = EXACT, .shapes = ROWS, .bench = ROWS_BENCH },
+      .sum = EXACT, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
+      .bench = ROWS_BENCH },
     { ROW(rows_put_add), .arg = { { ADD, "M.C" }, { INDEX, "N" }, { IN, "N.C" } },
-      .sum = "N", .steps = true, .shapes = ROWS, .bench = ROWS_BENCH },
+      .sum = "N", .steps = true, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
+      .bench = ROWS_BENCH },
     { ROW(patchify_fwd), .arg = { { OUT, "NGG.3PP" }, { IN, "N.3.S.S" } },
       .sum = EXACT, .shapes = "N1 P1 G1 S1; N2 P3 G2 S7; N1 P14 G3 S42; N3 P7 G1 S13",
       .bench = "N1 P14 G24 S336" },
@@ -213,8 +251,19 @@ static const struct row rows[] = {
       .sum = EXACT, .shapes = "N1 P1 G1 S1; N2 P3 G2 S7; N1 P14 G3 S42; N3 P7 G1 S13",
       .bench = "N1 P14 G24 S336" },
     { ROW(xent_fwd), .arg = { { OUT_STAT, "T" }, { OUT_STAT, "T" }, { WIDE, "T.V" }, { TARGET, "T" } },
-      .sum = "V", .shapes = XENTS, .bench = "T256 V32000", .flops = "4TV" },
+      .sum = "V", .shapes = XENTS, .bench_dev = "T4096 V32000",
+      .bench = "T256 V32000", .flops = "4TV" },
     { ROW(xent_bwd), .prepare = prepare_xent,
       .arg = { { ADD, "?T.V" }, { IN, "T" }, { WIDE, "T.V" }, { STAT, "T" }, { TARGET, "T" } },
-      .sum = "", .shapes = XENTS, .bench = "T256 V32000", .flops = "5TV" },
+      .sum = "", .shapes = XENTS, .bench_dev = "T4096 V32000",
+      .bench = "T256 V32000", .flops = "5TV" },
+    { ROW(dropout), .by_place = true, .arg = { { OUT, "T.F" }, { IN, "T.F" } },
+      .sum = EXACT, .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH },
+    { ROW(sumsq), .arg = { { OUT_STAT, "1" }, { IN, "T.F" } },
+      .sum = "TF", .shapes = ELEMS "; T3 F4097", .bench = ELEM_BENCH, .flops = "2TF" },
+    { ROW(adamw),
+      .arg = { { STATE, "T.F" }, { STATE, "T.F" }, { SQUARES, "T.F" }, { PUT, "?T.F" }, { STATE_IN, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = "T5632 F2048", .flops = "14TF" },
 };
