@@ -171,7 +171,7 @@ $(TESTS) $(EXAMPLES): $(B)/%: $(B)/%.o $(B)/libllava.a
 	$(call link,,-lcmocka)
 
 # What runs on the emulated GPU in check-full.
-EMULATED := unit/dev unit/gpu check/rows
+EMULATED := unit/dev unit/gpu unit/code8 check/rows
 .PHONY: emulated
 emulated: $(EMULATED:%=$(B)/tests/%)
 	@for t in $^; do $$t >$$t.log 2>&1 || { cat $$t.log; exit 1; }; done

@@ -153,6 +153,11 @@ struct kern {
      * arXiv:1711.05101 algorithm 2, as torch.optim.AdamW orders it; scale, learning rate and decay may be 0. */
     void (*adamw)(struct kctx *, struct tensor w, struct tensor m, struct tensor v, struct tensor low, struct tensor g,
                   const struct adamw *a);
+    /* The same with moments of 8 bits: m, v U8, each block of KERN_BLOCK8 elements times its scale, ms, vs F32
+     * [ceil(n/KERN_BLOCK8)], codes of kern/code8.h (m signed, v unsigned). w F32, or BF16, which is then rounded up or
+     * down at random (kern_drop_hash of a->key and the element's index).  arXiv:2110.02861 */
+    void (*adamw8)(struct kctx *, struct tensor w, struct tensor m, struct tensor ms, struct tensor v, struct tensor vs,
+                   struct tensor g, const struct adamw *a);
 };
 
 /* What a step of AdamW needs besides its tensors. */
@@ -160,6 +165,7 @@ struct adamw {
     float lr, beta1, beta2, eps, decay;
     float scale;      /* of the gradient: clipping */
     float fix1, fix2; /* 1 - beta1^t, 1 - beta2^t of step t = 1, 2, ... */
+    uint64_t key;     /* adamw8: of the step and the tensor, random looking */
 };
 
 /* Is element i dropped? A hash of key and i, below p 2^32. Two rounds of a 32-bit mixer whose bias is small

@@ -86,7 +86,7 @@ CALL(xent_fwd, a[0], a[1], a[2], a[3])
 CALL(xent_bwd, a[0], a[1], a[2], a[3], a[4])
 CALL(dropout, a[0], a[1], 0.3f, 77)
 CALL(sumsq, a[0], a[1])
-static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f };
+static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f, 0 };
 CALL(adamw, a[0], a[1], a[2], a[3], a[4], &step)
 
 /* An F64 tensor of t's shape, for results that nobody reads. */

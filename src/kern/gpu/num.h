@@ -259,7 +259,8 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(xent_bwd)       \
     XX(dropout)        \
     XX(sumsq)          \
-    XX(adamw)
+    XX(adamw)          \
+    XX(adamw8)
 
 #define XX(name) __typeof__(*(((struct kern *)0)->name)) gpu_##name;
 GPU_MAP(XX)

@@ -1,5 +1,6 @@
 /* Dropout, the size of gradients, and the optimiser's step. Scratch: sumsq's pieces. */
 #include "kern/gpu/num.h"
+#include "kern/code8.h"
 
 template <class A>
 __global__ __launch_bounds__(BLOCK) void drop(A *y, const A *x, int64_t n, bool wide, uint32_t below,
@@ -95,4 +96,78 @@ void gpu_adamw(struct kctx *kc, struct tensor w, struct tensor m, struct tensor 
     const int64_t n = tensor_count(w);
     gpu_launch(adamw_step, blocks_for(n), BLOCK, 0, stream_of(kc), (float *)w.p, (float *)m.p, (float *)v.p,
                view_of(low), view_of(g), n, *a, is_wide(LANES, w, m, v, low, g));
+}
+
+/* A group of GROUP threads has one block of codes, LANES elements each. */
+enum { GROUP = KERN_BLOCK8 / LANES };
+static_assert(GROUP <= GPU_WARP && GPU_WARP % GROUP == 0, "a group exchanges within its warp");
+
+__device__ inline float group_max(float v)
+{
+#pragma unroll
+    for (int m = GROUP / 2; m > 0; m /= 2) v = fmaxf(v, gpu_shfl_xor(v, m));
+    return v;
+}
+
+__device__ inline void codes_get(uint8_t (&c)[LANES], const uint8_t *p, int64_t i, int64_t n)
+{
+    if (i + LANES <= n) memcpy(c, __builtin_assume_aligned(p + i, LANES), LANES);
+    else
+        for (int j = 0; j < LANES; j++) c[j] = i + j < n ? p[i + j] : 0;
+}
+
+/* New codes of the group's moments, and their scale. */
+__device__ inline void codes_put(uint8_t *p, float *scale, const float (&x)[LANES], int64_t i, int64_t n,
+                                 bool is_signed)
+{
+    float most = 0;
+    uint8_t c[LANES];
+#pragma unroll
+    for (int j = 0; j < LANES; j++) most = fmaxf(most, fabsf(x[j]));
+    most = group_max(most);
+    const float inverse = most > 0 ? 1 / most : 0;
+#pragma unroll
+    for (int j = 0; j < LANES; j++) c[j] = code8_of(x[j] * inverse, is_signed);
+    if (i + LANES <= n) memcpy(__builtin_assume_aligned(p + i, LANES), c, LANES);
+    else
+        for (int j = 0; j < LANES && i + j < n; j++) p[i + j] = c[j];
+    if (i < n && threadIdx.x % GROUP == 0) scale[i / KERN_BLOCK8] = most;
+}
+
+__global__ __launch_bounds__(BLOCK) void adamw8_step(view w, uint8_t *m, float *ms, uint8_t *v, float *vs, view g,
+                                                     int64_t n, adamw a, bool wide)
+{
+    const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
+    const int64_t at = i < n ? i : 0; /* those past the end stay: a group exchanges */
+    float wi[LANES], mi[LANES], vi[LANES], d[LANES];
+    uint8_t cm[LANES], cv[LANES];
+    load8(wi, w, at, n, wide);
+    load8(d, g, at, n, wide);
+    codes_get(cm, m, at, n);
+    codes_get(cv, v, at, n);
+    const float sm = ms[at / KERN_BLOCK8], sv = vs[at / KERN_BLOCK8];
+#pragma unroll
+    for (int j = 0; j < LANES; j++) {
+        const bool there = i + j < n;
+        d[j] *= a.scale;
+        mi[j] = there ? a.beta1 * sm * code8_value(cm[j], true) + (1 - a.beta1) * d[j] : 0;
+        vi[j] = there ? a.beta2 * sv * code8_value(cv[j], false) + (1 - a.beta2) * d[j] * d[j] : 0;
+        wi[j] = wi[j] * (1 - a.lr * a.decay) - a.lr / a.fix1 * mi[j] / (sqrtf(vi[j] / a.fix2) + a.eps);
+    }
+    codes_put(m, ms, mi, i, n, true);
+    codes_put(v, vs, vi, i, n, false);
+    if (w.type != DT_BF16) {
+        store8(w, wi, i, n, wide && i < n);
+        return;
+    }
+    for (int j = 0; j < LANES && i + j < n; j++)
+        ((uint16_t *)w.p)[i + j] = kern_bf16_random(wi[j], kern_drop_hash(a.key, (uint32_t)(i + j)));
+}
+
+void gpu_adamw8(struct kctx *kc, struct tensor w, struct tensor m, struct tensor ms, struct tensor v, struct tensor vs,
+                struct tensor g, const struct adamw *a)
+{
+    const int64_t n = tensor_count(w);
+    gpu_launch(adamw8_step, blocks_for(n), BLOCK, 0, stream_of(kc), view_of(w), (uint8_t *)m.p, (float *)ms.p,
+               (uint8_t *)v.p, (float *)vs.p, view_of(g), n, *a, is_wide(LANES, w, g));
 }
