@@ -97,10 +97,24 @@ static bool has_vocab(const char *name)
     return !strcmp(name, "model.embed_tokens.weight") || !strcmp(name, "lm_head.weight");
 }
 
+/* Has the vocabulary got rows that the file does not have? Then the base alone is not enough to open the result. */
+static bool grown(const struct saving *s, const struct bind_row *r)
+{
+    if (!has_vocab(r->name)) return false;
+    for (int i = 0; i < s->m->n_weights; i++)
+        for (size_t k = 0; k < weights_count(s->m->weights[i]); k++) {
+            const struct weight *w = weights_at(s->m->weights[i], k);
+            char name[NAME_MAX_BYTES];
+            if (name_canonical(name, sizeof name, w->name) < 0 || strcmp(name, r->name) != 0) continue;
+            return w->t.n[0] != r->param->w.n[0];
+        }
+    return false;
+}
+
 /* Does this row go into the file that is being written? */
 static bool wanted(const struct saving *s, const struct bind_row *r)
 {
-    bool trains = (r->param->flags & PARAM_TRAIN) != 0;
+    bool trains = (r->param->flags & PARAM_TRAIN) != 0 || grown(s, r);
     if (s->tower) return r->part == PART_CLIP;
     if (s->o->what == SAVE_ADAPTER) return trains;
     if (s->o->what == SAVE_PROJECTOR) return r->part == PART_PROJECTOR || (trains && r->part == PART_LLAMA);

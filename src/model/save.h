@@ -14,7 +14,8 @@
 
 enum save_what {
     SAVE_MODEL,
-    SAVE_PROJECTOR, /* mm_projector.bin and config.json, as LLaVA's first stage leaves them */
+    SAVE_PROJECTOR, /* mm_projector.bin and config.json, as LLaVA's first stage leaves them (with embeddings and
+                       lm_head, if they got rows) */
     SAVE_ADAPTER,   /* adapter_model.safetensors, adapter_config.json and config.json as PEFT and LLaVA write them, of
                        the adapters in linear.lora; whatever else is trained in non_lora_trainables.bin */
 };

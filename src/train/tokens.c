@@ -32,14 +32,17 @@ static void add_to_config(json_t *file, const json_t *tokens)
 /* [{"id": 32000, "content": ...}] of tokenizer.json. */
 static void add_to_fast(json_t *file, const json_t *tokens)
 {
-    json_t *list = json_object_get(file, "added_tokens"), *id;
+    json_t *list = json_object_get(file, "added_tokens"), *id, *old;
     const char *text;
+    size_t i;
     if (!list) json_object_set_new(file, "added_tokens", list = json_array());
     json_object_foreach((json_t *)tokens, text, id)
     {
-        json_t *one = added_token(text);
-        json_object_set(one, "id", id);
-        json_array_append_new(list, one);
+        bool there = false;
+        json_array_foreach(list, i, old) there = there || json_equal(json_object_get(old, "id"), id);
+        json_t *one = there ? NULL : added_token(text);
+        if (one) json_object_set(one, "id", id);
+        if (one) json_array_append_new(list, one);
     }
 }
 

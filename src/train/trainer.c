@@ -30,7 +30,7 @@ struct trainer {
     struct save_lora lora;
     struct weight *tensors;
     struct report *report;
-    json_t *args, *config, *same;
+    json_t *args, *config, *same, *tokens;
     struct show show;
     double start_s;          /* plat_now_s when this start of the run began */
     double seconds_before;   /* of former starts */
@@ -150,19 +150,32 @@ static json_t *in_common(const struct trainer *r)
                      "lr_scheduler_type", a->lr_scheduler_type, "precision", dtype_name(r->t.dtype));
 }
 
+/* Tokens that a run may add to its base's tokenizer, by id; those that the base has already are harmless. */
+static json_t *added_tokens(const struct trainer *r)
+{
+    static const char *const names[] = { "[PAD]", "<im_patch>", "<im_start>", "<im_end>" };
+    json_t *o = json_object();
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const int id = tokenizer_find(r->t.tokenizer, names[i]);
+        if (id >= 0) json_object_set_new(o, names[i], json_integer(id));
+    }
+    return o;
+}
+
 static int describe_run(struct trainer *r, struct err *e)
 {
     const struct train_args *a = r->a;
     r->args = train_args_json(a);
     r->config = trainee_config(&r->t, a);
     r->same = in_common(r);
+    r->tokens = added_tokens(r);
     r->tensors = calloc((size_t)r->t.n * 4, sizeof *r->tensors);
     if (!r->args || !r->config || !r->same || !r->tensors) return err_set(e, ERR_NOMEM, "no memory for a run");
     r->lora = (struct save_lora){ a->model_name_or_path, (int)a->lora_r, (double)a->lora_alpha, a->lora_dropout,
                                   a->lora_bias };
     r->ck = (struct checkpoint){
         .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir, .model_dir = r->t.dir, .dtype = r->t.dtype,
-        .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args, .same = r->same,
+        .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args, .same = r->same, .tokens = r->tokens,
         .state = r->tensors, .total_limit = (int)a->save_total_limit, .max_steps = r->total,
         .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
         .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
@@ -490,6 +503,7 @@ static void trainer_fini(struct trainer *r)
     json_decref(r->args);
     json_decref(r->config);
     json_decref(r->same);
+    json_decref(r->tokens);
     state_fini(&r->state);
     optim_close(&r->optim);
     step_close(&r->step);

@@ -150,10 +150,25 @@ def check_bf16(tmp, run):
     ok(ours <= 2 * theirs, f"{name}: losses {ours:.1e} from fp32, PyTorch's {theirs:.1e}")
 
 
+def check_schedules(tmp, run):
+    """the factors that transformers' own schedulers gave; polynomial ends at the absolute rate of 1e-7"""
+    with open(os.path.join(GOLDEN, "training/schedules.json"), encoding="utf-8") as f:
+        golden = json.load(f)
+    for name, rates in golden["rates"].items():
+        out = os.path.join(tmp.path, name)
+        how = {**run, "schedule": name, "warmup": golden["warmup"], "steps": golden["steps"], "lr": 1e-3}
+        ran = llava(*arguments(how, out), "--save_strategy", "no")
+        rows = [x["learning_rate"] / 1e-3 for x in history(out)] if ran.code == 0 else []
+        by = max((abs(a - b) for a, b in zip(rows, rates[1:])), default=1)
+        ok(len(rows) == golden["steps"] and by < (2e-4 if name == "polynomial" else 1e-9), f"{name}: rates within {by:.1e}",
+           f"{rows}\n{rates}\n{ran.text}")
+
+
 with open(os.path.join(GOLDEN, "manifest.json"), encoding="utf-8") as f:
     RUNS = json.load(f)["runs"]
 with Temp() as tmp:
     for run in RUNS:
         check_fp32(tmp, run)
         check_bf16(tmp, run)
+    check_schedules(tmp, RUNS[0])
 finish()

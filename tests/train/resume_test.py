@@ -60,12 +60,29 @@ def kinds(tmp):
     full = set(read_safetensors(os.path.join(tmp.path, "full/model.safetensors")))
     ok("model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight" in full and "model.mm_projector.2.bias" in full
        and "lm_head.weight" in full, "names of a full model", sorted(full)[:5])
+    for kind in ("projector", "full", "lora"):
+        answers(tmp, kind, kind)
+
+
+def answers(tmp, kind, out):
     picture = os.path.join(GOLDEN, "pictures/wide-37x23.png")
-    for kind, base in (("projector", True), ("full", False), ("lora", True)):
-        args = ["run", "--model-path", os.path.join(tmp.path, kind), "--image-file", picture, "--query", "What?",
-                "--temperature", "0", "--max-new-tokens", "4"]
-        ran = llava(*args, *(["--model-base", model("vicuna-base")] if base else []))
-        ok(ran.code == 0, f"{kind}: the result answers", ran.text)
+    args = ["run", "--model-path", os.path.join(tmp.path, out), "--image-file", picture, "--query", "What?",
+            "--temperature", "0", "--max-new-tokens", "4"]
+    ran = llava(*args, *(["--model-base", model("vicuna-base")] if kind != "full" else []))
+    ok(ran.code == 0, f"{out}: the result answers", ran.text)
+
+
+def new_tokens(tmp):
+    """<im_patch>, <im_start>, <im_end>: rows and tokens of the result, whatever was trained"""
+    for kind, more in (("projector", PLAIN), ("full", CHAT), ("lora", LORA)):
+        out = "tokens-" + kind
+        ran = train(os.path.join(tmp.path, out), *more, "--max_steps", "1", "--save_strategy", "no", "--report_to", "none",
+                    "--mm_use_im_start_end", "True", "--mm_use_im_patch_token", "True")
+        if ok(ran.code == 0, f"{out} runs", ran.text):
+            added = read_json(tmp.path, out, "added_tokens.json")
+            ok(added == {"<im_patch>": 320, "<im_start>": 321, "<im_end>": 322} and
+               read_json(tmp.path, out, "config.json")["vocab_size"] == 323, f"{out}: tokens and rows", added)
+            answers(tmp, kind, out)
 
 
 def special_folder(tmp):
@@ -167,6 +184,6 @@ def full_disk(tmp):
 
 
 with Temp() as tmp:
-    for part in (kinds, special_folder, strategies, refusals, full_disk):
+    for part in (kinds, new_tokens, special_folder, strategies, refusals, full_disk):
         part(tmp)
 finish()
