@@ -175,7 +175,8 @@ static int describe_run(struct trainer *r, struct err *e)
                                   a->lora_bias };
     r->ck = (struct checkpoint){
         .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir, .model_dir = r->t.dir, .dtype = r->t.dtype,
-        .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args, .same = r->same, .tokens = r->tokens,
+        .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args,
+        .same = r->same, .tokens = r->tokens,
         .state = r->tensors, .total_limit = (int)a->save_total_limit, .max_steps = r->total,
         .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
         .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
