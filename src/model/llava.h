@@ -65,7 +65,7 @@ enum { NAME_MAX_BYTES = 256 };
 
 /* For training: what a language model without a tower gets. A LLaVA keeps what it has, but for what is given here. */
 struct llava_vision {
-    const char *tower;      /* a folder or org/name; goes into config.json as it is */
+    const char *tower;      /* a folder or org/name, as config.json will have it; NULL: a LLaVA's own */
     int n_projector;        /* linears of a projector that has to be made, with weights as torch's Linear draws them, */
     uint64_t seed;          /* from this seed */
     const char *projector;  /* mm_projector.bin, whose weights are taken; NULL: the model's own, or new ones */

@@ -20,7 +20,7 @@ const struct arg_row train_arg_rows[] = {
     HEAD("Model"),
     STR(model_name_or_path, "facebook/opt-125m", "Folder or hub name of the base: LLaMA, Vicuna, Mistral, or a LLaVA"),
     STR(version, "v0", "Conversation template of the prompts: plain, v1, llava_llama_2, mpt, ..."),
-    STR(vision_tower, NULL, "Folder or hub name of the CLIP tower; without it records are text"),
+    STR(vision_tower, NULL, "Folder or hub name of the CLIP tower; a LLaVA has one. Without a tower records are text"),
     INT(mm_vision_select_layer, "-1", "Hidden state of the tower that is used (a LLaVA's own unless given)"),
     WORD(mm_vision_select_feature, "patch", "patch|cls_patch", "Without or with the class token"),
     STR(mm_projector_type, "linear", "linear, mlp2x_gelu, identity, ... of a projector that is made"),

@@ -44,15 +44,19 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
         .merge = !strcmp(a->mm_patch_merge_type, "flat") ? MERGE_FLAT
                : !strcmp(a->mm_patch_merge_type, "spatial") ? MERGE_SPATIAL : MERGE_UNPAD,
     };
-    struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .text_only = !a->vision_tower,
-                              .vision = a->vision_tower ? &v : NULL };
+    struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype };
+    struct llava_config c;
     if (exists(t->dir, "adapter_config.json"))
         return err_set(e, ERR_USAGE, "'%s' is an adapter: merge it into its base first (llava merge)", t->dir);
-    if (!a->vision_tower && (a->pretrain_mm_mlp_adapter || a->tune_mm_mlp_adapter || a->unfreeze_mm_vision_tower))
+    int rc = llava_config_load(&c, t->dir, e);
+    if (rc < 0) return rc;
+    const bool sees = a->vision_tower || c.has_vision; /* a LLaVA brings its tower */
+    s.vision = sees ? &v : NULL;
+    if (!sees && (a->pretrain_mm_mlp_adapter || a->tune_mm_mlp_adapter || a->unfreeze_mm_vision_tower))
         return err_set(e, ERR_USAGE, "--%s needs --vision_tower",
                        a->pretrain_mm_mlp_adapter ? "pretrain_mm_mlp_adapter"
                        : a->tune_mm_mlp_adapter   ? "tune_mm_mlp_adapter" : "unfreeze_mm_vision_tower");
-    int rc = read_projector(a->mm_projector_type, &v.n_projector, e);
+    rc = read_projector(a->mm_projector_type, &v.n_projector, e);
     if (rc >= 0) rc = llava_model_open(&t->model, &s, e);
     return rc;
 }
@@ -396,16 +400,15 @@ json_t *trainee_config(const struct trainee *t, const struct train_args *a)
     if (!o || !c->has_vision) return o;
     save_projector_type(type, sizeof type, c->n_projector);
     json_t *more = json_pack(
-        "{ss, sb, ss, si, si, ss, ss, ss, ss, si, sb, sb, sb, sb, sb}", "mm_vision_tower",
-        a->vision_tower, "use_mm_proj", 1, "mm_projector_type", type, "mm_hidden_size", c->mm_hidden,
-        "mm_vision_select_layer", c->select_layer, "mm_vision_select_feature", c->select_cls ? "cls_patch" : "patch",
-        "mm_patch_merge_type", a->mm_patch_merge_type, "image_aspect_ratio", a->image_aspect_ratio,
-        "tokenizer_padding_side", "right", "tokenizer_model_max_length", (int)a->model_max_length,
-        "tune_mm_mlp_adapter", a->tune_mm_mlp_adapter, "freeze_mm_mlp_adapter", a->freeze_mm_mlp_adapter,
-        "mm_use_im_start_end",
-        a->mm_use_im_start_end, "mm_use_im_patch_token", a->mm_use_im_patch_token, "unfreeze_mm_vision_tower",
-        a->unfreeze_mm_vision_tower);
+        "{sb, ss, si, si, ss, ss, ss, ss, si, sb, sb, sb, sb, sb}", "use_mm_proj", 1, "mm_projector_type", type,
+        "mm_hidden_size", c->mm_hidden, "mm_vision_select_layer", c->select_layer, "mm_vision_select_feature",
+        c->select_cls ? "cls_patch" : "patch", "mm_patch_merge_type", a->mm_patch_merge_type, "image_aspect_ratio",
+        a->image_aspect_ratio, "tokenizer_padding_side", "right", "tokenizer_model_max_length",
+        (int)a->model_max_length, "tune_mm_mlp_adapter", a->tune_mm_mlp_adapter, "freeze_mm_mlp_adapter",
+        a->freeze_mm_mlp_adapter, "mm_use_im_start_end", a->mm_use_im_start_end, "mm_use_im_patch_token",
+        a->mm_use_im_patch_token, "unfreeze_mm_vision_tower", a->unfreeze_mm_vision_tower);
     if (more) json_object_update(o, more);
+    if (a->vision_tower) json_object_set_new(o, "mm_vision_tower", json_string(a->vision_tower));
     json_decref(more);
     return o;
 }
