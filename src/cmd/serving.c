@@ -25,7 +25,10 @@ enum {
     K_LOGDIR,
     K_FORWARDED,
     K_CONNECTIONS,
-    K_GRACE
+    K_GRACE,
+    K_IDLE,
+    K_HEAD,
+    K_BODY
 };
 
 static const struct argp_option options[] = {
@@ -45,6 +48,9 @@ static const struct argp_option options[] = {
       0 },
     { "connections", K_CONNECTIONS, "N", 0,
       "Most open connections (default 4096, less where fewer files may be open)", 0 },
+    { "idle-timeout", K_IDLE, "SECONDS", 0, "For a connection that does nothing (default 75)", 0 },
+    { "header-timeout", K_HEAD, "SECONDS", 0, "For a request's headers to be whole (default 30)", 0 },
+    { "body-timeout", K_BODY, "SECONDS", 0, "For its body (default 300)", 0 },
     { "grace", K_GRACE, "SECONDS", 0, "Time that answers under way get after SIGTERM (default 30)", 0 },
     { 0 },
 };
@@ -63,6 +69,9 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_LOGDIR: s->log_dir = arg; break;
     case K_FORWARDED: s->server.forwarded = true; break;
     case K_CONNECTIONS: s->server.connections = (int)cmd_int(state, "connections", arg, 1, 1 << 20); break;
+    case K_IDLE: s->server.idle_s = (int)cmd_int(state, "idle-timeout", arg, 1, 86400); break;
+    case K_HEAD: s->server.head_s = (int)cmd_int(state, "header-timeout", arg, 1, 86400); break;
+    case K_BODY: s->server.body_s = (int)cmd_int(state, "body-timeout", arg, 1, 86400); break;
     case K_GRACE: s->grace_s = cmd_real(state, "grace", arg, 0, 86400); break;
     case ARGP_KEY_END:
         if (!s->server.tls_cert != !s->server.tls_key) argp_error(state, "--tls-cert and --tls-key go together");

@@ -24,7 +24,7 @@
 
 enum {
     THREADS = 2,            /* that watch connections */
-    DRAIN_MAX = 64 << 20,   /* bytes of a refused body that are read, so that the client gets to read why */
+    DRAIN_MAX = 256 << 20,  /* bytes of a refused body that are read, so that the client gets to read why */
     PEM_MAX = 1 << 20,
     CONNECTIONS = 4096,
     BODIES_MAX = 512 << 20,
@@ -167,7 +167,9 @@ static bool begin(struct exchange *x)
     bool draining = s->draining;
     pthread_mutex_unlock(&s->lock);
     if (draining) refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down");
+    bool before = x->refused;
     long long n = declared_length(x);
+    bool framed = x->refused && !before; /* where the body ends is not known: nothing of it is read */
     if (!x->refused && !is_preflight(x)) {
         find_route(x);
         check_key(x);
@@ -178,7 +180,7 @@ static bool begin(struct exchange *x)
         x->body = buf_make(most);
         if (most && n > (long long)most) refuse_large(x);
     }
-    return x->refused && (n > DRAIN_MAX || (expect && n != 0));
+    return x->refused && (framed || n > DRAIN_MAX || (expect && n != 0));
 }
 
 /* Some of the body. False: the client goes on sending what was refused. */

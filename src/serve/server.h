@@ -3,6 +3,9 @@
  * A few threads watch all connections; requests whose handler may take time are handed to a few more (jobs), so that
  * nobody's stream waits for somebody's upload. Streams hold no thread. Limits hold before anything is stored: headers
  * and bodies have a deadline however slowly they trickle, a body has its route's limit, all bodies together a budget.
+ *
+ * A client that closes its side for writing right behind its request may be taken for one that left: libmicrohttpd
+ * 0.9.75 does so when it sees both at once.
  */
 #pragma once
 #include <stdbool.h>
