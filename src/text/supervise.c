@@ -63,16 +63,28 @@ static bool is_folded(struct span s, const char *word)
     return true;
 }
 
-static int encode(const struct supervise *s, struct span text, size_t n_images, struct ids *out, struct err *e)
+static int encode_whole(const struct supervise *s, struct span text, size_t n_images, struct ids *out, struct err *e)
 {
     return n_images ? tokenizer_encode_prompt(s->tokenizer, text.p, text.n, out, e)
-                     : tokenizer_encode(s->tokenizer, text.p, text.n, out, e);
+                    : tokenizer_encode(s->tokenizer, text.p, text.n, out, e);
 }
 
-/* Labels [from, to) are learned. */
-static void learn(const struct ids *ids, struct ids *labels, size_t from, size_t to)
+/* The ids of a text to the empty list `out`; of those beyond max_length, one at least. */
+static int encode(const struct supervise *s, struct span text, size_t n_images, struct ids *out, struct err *e)
+{
+    size_t enough = text.n;
+    if (s->max_length) enough = tokenizer_enough(s->tokenizer, text.p, text.n, s->max_length + 1);
+    int rc = encode_whole(s, (struct span){ text.p, enough }, n_images, out, e);
+    if (rc < 0 || enough == text.n || out->n > s->max_length) return rc;
+    ids_reset(out);
+    return encode_whole(s, text, n_images, out, e);
+}
+
+/* Labels [from, to) are learned. Returns whether max_length will take some of them. */
+static bool learn(const struct supervise *s, const struct ids *ids, struct ids *labels, size_t from, size_t to)
 {
     for (size_t i = from; i < to && i < ids->n; i++) labels->p[i] = ids->p[i];
+    return s->max_length && to > s->max_length;
 }
 
 static int ignore_all(const struct ids *ids, struct ids *labels, struct err *e)
@@ -146,16 +158,17 @@ static int learn_answers(const struct supervise *s, const struct conv *c, const 
     const struct span stop = span_of(conv_stop(c->tpl));
     const bool special = tokenizer_is_special(s->tokenizer, tokenizer_find(s->tokenizer, stop.p));
     struct cursor at = { 0 };
+    int cut = 0;
     for (size_t i = 1; i < c->n; i += 2) {
         size_t from, to;
         int rc;
         if (c->message[i].n == 0) continue;
         if ((rc = token_at(s, &at, prompt, span[i].begin, n_images, &from, e)) < 0) return rc;
         if ((rc = token_at(s, &at, prompt, span[i].end, n_images, &to, e)) < 0) return rc;
-        learn(ids, labels, from, to);
+        cut += learn(s, ids, labels, from, to);
         if (special) at = (struct cursor){ span[i].end, to, stop };
     }
-    return 0;
+    return cut;
 }
 
 static int supervise_roles(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images,
@@ -205,7 +218,7 @@ static int supervise_plain(const struct supervise *s, const struct turn *turn, s
     TRY(tokenizer_encode_prompt(s->tokenizer, text.p, text.n, ids, e));
     TRY(tokenizer_encode_prompt(s->tokenizer, marks.p, marks.n, &image, e));
     TRY(ignore_all(ids, labels, e));
-    learn(ids, labels, image.n, ids->n);
+    rc = learn(s, ids, labels, image.n, ids->n);
 out:
     buf_free(&text);
     buf_free(&marks);
@@ -260,13 +273,14 @@ static int supervise_signals(const struct supervise *s, const struct turn *turn,
     TRY(encode(s, (struct span){ text.p, text.n }, n_images, ids, e));
     TRY(ignore_all(ids, labels, e));
     TRY(count_ids(s, (struct span){ text.p, end[0] }, n_images, &at, e));
-    learn(ids, labels, at, ids->n);
+    learn(s, ids, labels, at, ids->n);
     for (size_t i = 0; i < n; i++) {
         TRY(count_ids(s, (struct span){ text.p + end[i], end[i + 1] - end[i] }, n_images, &count, e));
         bool human = is(turn[i].from, "human");
         for (size_t k = at + 2; human && k < at + count && k < ids->n; k++) labels->p[k] = IDS_IGNORE;
         at += count;
     }
+    for (size_t i = s->max_length; s->max_length && i < ids->n; i++) rc |= labels->p[i] != IDS_IGNORE;
 out:
     free(end);
     buf_free(&text);
@@ -283,14 +297,6 @@ int supervise(const struct supervise *s, const struct turn *turn, size_t n, size
     if (s->tpl->style == CONV_PLAIN) rc = supervise_plain(s, turn, n, n_images, ids, labels, e);
     else if (s->tpl->style == CONV_SINGLE) rc = supervise_signals(s, turn, n, n_images, ids, labels, e);
     else rc = supervise_roles(s, turn, n, n_images, ids, labels, e);
+    if (s->max_length && ids->n > s->max_length) ids->n = labels->n = s->max_length;
     return rc;
-}
-
-size_t supervise_cut(const struct supervise *s, struct ids *ids, struct ids *labels)
-{
-    size_t lost = 0;
-    if (s->max_length == 0 || ids->n <= s->max_length) return 0;
-    for (size_t i = s->max_length; i < labels->n; i++) lost += labels->p[i] != IDS_IGNORE;
-    ids->n = labels->n = s->max_length;
-    return lost;
 }

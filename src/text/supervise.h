@@ -30,18 +30,17 @@ struct supervise {
     const struct tokenizer *tokenizer;
     const struct conv_template *tpl;
     bool im_start_end; /* mm_use_im_start_end: a picture is "<im_start><image><im_end>" */
-    size_t max_length; /* model_max_length, for supervise_cut; 0: nothing is cut */
+    size_t max_length; /* both lists are cut to it (model_max_length); 0: not cut */
 };
 
 /* preprocess_multimodal for one turn of a sample with pictures. With one picture "<image>" moves to the front, once;
  * with several, which the reference does not know, each stays where it is. Adds to `out`. */
 void supervise_picture(const struct supervise *s, struct span value, size_t n_images, struct buf *out);
 
-/* ids and labels must be empty; they end up with the same length, whatever max_length is. n_images: pictures of
- * the sample; with any, supervise_picture is applied to every turn, and "<image>" becomes IDS_IMAGE (the caller
- * checks that there are not more of them than pictures). Errors: ERR_FORMAT for turns that don't alternate, or
- * are of nobody known, or (PLAIN) aren't two with "<image>" in the first; ERR_LIMIT. */
+/* ids and labels must be empty; they end up with the same length. n_images: pictures of the sample; with any,
+ * supervise_picture is applied to every turn, and "<image>" becomes IDS_IMAGE (the caller checks that there are
+ * not more of them than pictures). Returns in how many places (answers; 1 for PLAIN and SINGLE) max_length takes away
+ * what would be learned. Errors: ERR_FORMAT for turns that don't alternate, or are of nobody known, or (PLAIN) aren't
+ * two with "<image>" in the first; ERR_LIMIT. A text of megabytes costs no more than max_length needs of it. */
 int supervise(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images, struct ids *ids,
               struct ids *labels, struct err *e);
-/* Cuts both lists to max_length, as the reference's tokenizer and collator do. Returns how many labels were lost. */
-size_t supervise_cut(const struct supervise *s, struct ids *ids, struct ids *labels);

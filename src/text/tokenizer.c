@@ -152,6 +152,8 @@ int32_t tokenizer_put(struct tokenizer *t, const struct added *a, struct err *e)
     *slot = *a;
     slot->text = text;
     slot->id = id;
+    if (a->n > t->longest) t->longest = a->n;
+    t->whole = t->whole || strchr(text + 1, ' ');
     t->starts[(unsigned char)text[0]] = 1;
     return id;
 }
@@ -206,6 +208,28 @@ static void put_id(void *ctx, int32_t id)
     ids_add(ctx, id);
 }
 
+/* What tokenizer_enough needs to know of the pieces. */
+static void measure_pieces(struct tokenizer *t)
+{
+    static const struct span space = { "\u2581", 3 };
+    for (int32_t id = 0; id < t->info.n_pieces; id++) {
+        struct span s;
+        s.p = spm_piece(t->spm, id, &s.n);
+        size_t spaces = 0, at = 0;
+        for (; (at = span_find(s, at, space)) < s.n; at += space.n) t->whole = t->whole || at != space.n * spaces++;
+        if (s.n - 2 * spaces > t->longest) t->longest = s.n - 2 * spaces;
+    }
+}
+
+size_t tokenizer_enough(const struct tokenizer *t, const char *text, size_t n, size_t n_ids)
+{
+    const char inside = '\x81'; /* a U+2581 of the text's own is a space too: its last byte */
+    if (t->whole || t->squeeze || n / t->longest <= n_ids) return n;
+    for (size_t i = n_ids * t->longest; i < n; i++)
+        if (text[i] == ' ' && i > 0 && text[i - 1] != ' ' && text[i - 1] != inside) return i;
+    return n;
+}
+
 /* The steps that follow once the model's bytes are at hand; dir NULL: no other files. */
 static int open_from(struct tokenizer **ret, const char *model, size_t n, const char *path, const char *dir,
                      enum tokenizer_mode mode, struct err *e)
@@ -219,6 +243,7 @@ static int open_from(struct tokenizer **ret, const char *model, size_t n, const 
     TRY(open_models(t, model, n, path, e));
     t->info.n_pieces = spm_size(t->spm);
     TRY(grow_ids(t, t->info.n_pieces, e));
+    measure_pieces(t);
     TRY(tokenizer_read_config(t, dir, e));
     t->info.image = find_added(t, "<image>", 7);
     const struct added *a = tokenizer_added(t, t->info.unk);

@@ -81,6 +81,11 @@ int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t 
  * half a character), an added or special token's text. Nothing for ids that no token has. */
 void tokenizer_bytes(const struct tokenizer *t, int32_t id, struct buf *out);
 
+/* Where a text may be cut if only its first n_ids ids are wanted: a place at which it falls apart, so that what
+ * stands before it encodes to the beginning of what the whole encodes to, and most likely to n_ids at least (count
+ * them: a model may make one id of many unknown characters). n where there is no such place. For texts of megabytes. */
+size_t tokenizer_enough(const struct tokenizer *t, const char *text, size_t n, size_t n_ids);
+
 /* Adds the text of ids[0..n) to `out`, as tokenizer.decode(ids, skip_special_tokens=skip_special) with
  * clean_up_tokenization_spaces False (LlamaTokenizer's default): the first space goes, byte pieces are joined
  * to UTF-8, bytes that form none become U+FFFD, added tokens that are not special stand between spaces. Ids

@@ -29,6 +29,8 @@ struct tokenizer {
     size_t n_added, cap_added;
     int32_t *added_of; /* [info.size] id -> index in added, -1 none */
     unsigned char starts[256]; /* 1: some added token starts with this byte */
+    size_t longest;            /* bytes of text that one piece or added token stands for, at most */
+    bool whole;                /* some piece or added token has a space behind another character */
     size_t unk_len; /* ids that the unk token's text encodes to (new mode) */
     struct tokenizer_info info;
 };

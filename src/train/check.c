@@ -55,7 +55,7 @@ static int check_record(struct checker *c, struct bench *b, int64_t i)
     c->mark[i] = rc < 0 ? MARK_BAD : 0;
     if (rc < 0) return 0;
     c->row[i] = (struct check_row){ i, s->positions, s->n_targets, s->n_images };
-    if (s->lost_targets) c->mark[i] |= 1 << CHECK_CUT;
+    if (s->cut) c->mark[i] |= 1 << CHECK_CUT;
     if (s->n_targets == 0) c->mark[i] |= 1 << CHECK_MUTE;
     if (s->spare_images) c->mark[i] |= 1 << CHECK_SPARE;
     if (s->literal) c->mark[i] |= 1 << CHECK_LITERAL;

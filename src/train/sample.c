@@ -74,11 +74,23 @@ out:
 
 /* ---- text */
 
-static int count_marks(const struct ids *ids)
+static const struct span MARK = { "<image>", 7 };
+
+/* How many pictures the turns ask for, behind the cut too. Of one picture's marks only one a turn is kept. */
+static int count_marks(const struct sample *s, const struct recipe *c, const struct record *r, int n_images)
 {
-    int n = 0;
-    for (size_t i = 0; i < ids->n; i++) n += ids->p[i] == IDS_IMAGE;
-    return n;
+    const enum conv_style style = c->text.tpl->style;
+    const bool roles = style != CONV_SINGLE && style != CONV_PLAIN;
+    const bool left_out = roles && r->turn[0].from.n == 3 && memcmp(r->turn[0].from.p, "gpt", 3) == 0;
+    int marks = 0, made = 0;
+    for (int i = left_out; i < r->n_turns && (n_images || style == CONV_PLAIN); i++) {
+        struct span v = r->turn[i].value;
+        int n = 0;
+        for (size_t at = 0; (at = span_find(v, at, MARK)) < v.n; at += MARK.n) n++;
+        marks += n_images == 1 && n > 1 ? 1 : n;
+    }
+    for (size_t i = 0; i < s->ids.n; i++) made += s->ids.p[i] == IDS_IMAGE;
+    return made > marks ? made : marks; /* more where taking one out has made another */
 }
 
 static void drop_pads(struct sample *s, int32_t pad)
@@ -101,7 +113,7 @@ static void measure(struct sample *s, const struct recipe *c)
     for (size_t i = 0; i < s->ids.n; i++) {
         bool picture = s->ids.p[i] == IDS_IMAGE, learn = !picture && s->labels.p[i] != IDS_IGNORE;
         if (at < most) s->n_images += picture, s->n_targets += learn && at > 0;
-        else s->lost_targets += learn;
+        else s->cut = s->cut || learn;
         at += picture ? (size_t)c->rows : 1;
     }
     s->positions = (int)(at < most ? at : most);
@@ -110,12 +122,11 @@ static void measure(struct sample *s, const struct recipe *c)
 /* A record of text: is "<image>" in it, and does it look like a picture's place? */
 static int find_literal(struct sample *s, const struct record *r, struct err *e)
 {
-    static const struct span mark = { "<image>", 7 };
     for (int i = 0; i < r->n_turns; i++) {
         struct span v = span_strip(r->turn[i].value), from = r->turn[i].from;
-        if (span_find(v, 0, mark) == v.n) continue;
+        if (span_find(v, 0, MARK) == v.n) continue;
         s->literal = true;
-        bool place = memcmp(v.p, mark.p, mark.n) == 0 || memcmp(v.p + v.n - mark.n, mark.p, mark.n) == 0;
+        bool place = memcmp(v.p, MARK.p, MARK.n) == 0 || memcmp(v.p + v.n - MARK.n, MARK.p, MARK.n) == 0;
         if (place && from.n == 5 && memcmp(from.p, "human", 5) == 0)
             return err_set(e, ERR_FORMAT, "\"<image>\" in turn %d and no picture", i);
     }
@@ -127,12 +138,12 @@ static int sample_text(struct sample *s, const struct recipe *c, const struct re
     int rc, marks;
     if (n_images == 0 && c->vision) TRY(find_literal(s, r, e));
     TRY(supervise(&c->text, r->turn, (size_t)r->n_turns, (size_t)n_images, &s->ids, &s->labels, e));
-    marks = count_marks(&s->ids);
+    s->cut = rc > 0;
+    marks = count_marks(s, c, r, n_images);
     if (marks > n_images)
         TRY(err_set(e, ERR_FORMAT, "%d \"<image>\" in the turns and %d picture%s", marks, n_images,
                     n_images == 1 ? "" : "s"));
     s->spare_images = n_images - marks;
-    s->lost_targets = (int)supervise_cut(&c->text, &s->ids, &s->labels);
     drop_pads(s, c->pad);
     measure(s, c);
     rc = 0;
@@ -145,8 +156,8 @@ int sample_make(struct sample *s, const struct recipe *c, const struct record *r
     char name[RECORD_NAME_MAX];
     int n_images = c->vision ? r->n_images : 0, rc;
     s->record = r->index;
-    s->n_images = s->n_targets = s->positions = s->lost_targets = s->spare_images = 0;
-    s->literal = false;
+    s->n_images = s->n_targets = s->positions = s->spare_images = 0;
+    s->cut = s->literal = false;
     s->ids.max = s->labels.max = IDS_MAX;
     ids_reset(&s->ids);
     ids_reset(&s->labels);

@@ -37,7 +37,7 @@ struct sample {
     int n_targets;        /* labels that are predicted from the position before them */
     int n_images;         /* pictures that have positions */
     float *pixels;        /* [n_images,3,side,side], owned */
-    int lost_targets;     /* labels that the cut took away */
+    bool cut;             /* model_max_length took away something that would be learned */
     int spare_images;     /* pictures of the record that no "<image>" asks for */
     bool literal;         /* "<image>" is text in it */
     /* private */

@@ -46,9 +46,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
         .tokenizer = t, .tpl = tpl, .im_start_end = p[1] & 4, .max_length = p[1] & 8 ? 20 : 0
     };
     tokenizer_set_mode(t, (enum tokenizer_mode)((p[1] >> 4) % 3));
-    if (supervise(&s, turn, k, p[1] & 3, &ids, &labels, &e) == 0) {
-        size_t lost = supervise_cut(&s, &ids, &labels);
-        if (lost && ids.n != s.max_length) abort();
+    int cut = supervise(&s, turn, k, p[1] & 3, &ids, &labels, &e);
+    if (cut >= 0) {
+        if ((cut && ids.n != s.max_length) || (s.max_length && ids.n > s.max_length)) abort();
         if (ids.n != labels.n) abort();
         for (i = 0; i < ids.n; i++)
             if (labels.p[i] != IDS_IGNORE && labels.p[i] != ids.p[i]) abort();

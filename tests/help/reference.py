@@ -21,6 +21,7 @@ class Slow:
         self.text_of = {i: text for text, i in self.added.items()}
         longest = sorted(self.added, key=len, reverse=True)
         self.cut = re.compile('(' + '|'.join(map(re.escape, longest)) + ')')
+        self.id = {self.sp.id_to_piece(i): i for i in range(self.sp.get_piece_size())}
         self.unk_length = len(self.sp.encode('<unk>', out_type=str))
 
     def part(self, text):
@@ -50,7 +51,7 @@ class Slow:
                 pieces += self.part(part)
         if self.mode == 'new' and len(pieces) > 1 and pieces[0] == SPACE and pieces[1] in self.special:
             pieces = pieces[1:]
-        return [1] + [self.added[p] if p in self.added else self.sp.piece_to_id(p) for p in pieces]
+        return [1] + [self.added[p] if p in self.added else self.id.get(p, 0) for p in pieces]
 
     def encode_prompt(self, text):
         """tokenizer_image_token"""

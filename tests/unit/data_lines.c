@@ -131,7 +131,7 @@ static void show_samples(void)
         }
         put(s.ids.p, s.ids.n, " / ");
         put(s.labels.p, s.labels.n, " / ");
-        printf("%d %d %d %d %d %d\n", s.positions, s.n_targets, s.n_images, s.lost_targets, s.spare_images, s.literal);
+        printf("%d %d %d %d %d %d\n", s.positions, s.n_targets, s.n_images, s.cut, s.spare_images, s.literal);
     }
     sample_fini(&s);
     record_fini(&r);
