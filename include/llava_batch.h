@@ -64,6 +64,8 @@ struct llava_request {
     struct llava_sampling sampling;     /* copied; a limit past the context is cut to it */
     int n;                              /* answers; the i-th is drawn with seed + i */
     int top_logprobs;                   /* candidates in llava_token.top */
+    const char *schema;                 /* JSON schema that the answers satisfy (see below); NULL: none */
+    const char *grammar;                /* instead of it, a grammar that they follow */
     const char *adapter;                /* name of one opened with llava_adapter_open; NULL: none */
     uint64_t client;                    /* whoever asks: those who have the least running are served next */
     bool (*on_text)(void *ctx, int choice, const char *text, size_t n); /* as llava_text_fn */
@@ -74,6 +76,11 @@ struct llava_request {
     void *ctx;
 };
 LLAVA_API struct llava_request llava_request_default(void); /* llava_sampling_default, one answer */
+
+/* Schemas: type, properties (in their order), required, items, prefixItems, enum, const, anyOf, $ref, lengths and
+ * counts; {"type": "object"} is any object. Others that restrict, such as pattern, are refused with LLAVA_UNSUPPORTED.
+ * Grammars: rules `name ::= ...` of which `root` is the answer; "literals", [classes], (groups), |, * + ? {m,n}.
+ * An answer that ends with LLAVA_FINISH_LENGTH may be cut in the middle. */
 
 /* Puts a request into the queue: its number, > 0, or LLAVA_BUSY when the queue is full, LLAVA_LIMIT when prompt and one
  * token do not fit the context, LLAVA_USAGE, LLAVA_FORMAT, ... for what is wrong with it. */

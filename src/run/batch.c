@@ -6,6 +6,7 @@
 #include "base/plat.h"
 #include "run/api.h"
 #include "run/sched.h"
+#include "text/schema.h"
 
 enum { SEQUENCES = 16, QUEUE = 256, STOPS_MAX = 64, IMAGES_MAX = 1024, POSITIONS_MAX = 1 << 24 };
 
@@ -24,6 +25,7 @@ struct request {
     struct llava_request r;  /* sampling.stop: an own copy; prompt and images are not here any more */
     struct image **images;
     struct prompt prompt;
+    struct grammar *grammar; /* or NULL */
     double submitted_s;
     int n_begun, n_ended;
     struct answer answer[];  /* [r.n] */
@@ -40,6 +42,7 @@ struct llava_batch {
     struct request *all;     /* waiting and running, in order of arrival */
     int64_t last_id;
     bool closing;
+    struct vocabulary *vocabulary;  /* made for the first grammar */
     struct llava_batch_stats stats; /* as of the last step */
 };
 
@@ -59,6 +62,7 @@ static void request_free(struct request *q)
     if (!q) return;
     for (int i = 0; i < q->r.sampling.n_stop; i++) free((char *)q->r.sampling.stop[i]);
     free((void *)q->r.sampling.stop);
+    grammar_free(q->grammar);
     prompt_fini(&q->prompt);
     free(q->images);
     free(q);
@@ -77,6 +81,24 @@ static int copy_stops(struct request *q, const struct llava_sampling *from, stru
     return 0;
 }
 
+static int make_grammar(struct llava_batch *b, struct request *q, const struct llava_request *r, struct err *e)
+{
+    struct buf text = buf_make(1 << 24);
+    int rc = 0;
+    if (r->schema && r->grammar) TRY(err_set(e, ERR_USAGE, "a request with both a schema and a grammar"));
+    if (!r->schema && !r->grammar) goto out;
+    if (r->schema) TRY(schema_grammar(&text, r->schema, strlen(r->schema), e));
+    else buf_str(&text, r->grammar);
+    TRY(buf_check(&text, "the grammar", e));
+    TRY(grammar_parse(&q->grammar, text.p ? text.p : "", text.n, e));
+    pthread_mutex_lock(&b->lock);
+    if (!b->vocabulary) rc = vocabulary_new(&b->vocabulary, b->g->tok, b->g->model.cfg.llama.V, e);
+    pthread_mutex_unlock(&b->lock);
+out:
+    buf_free(&text);
+    return rc;
+}
+
 static int check_request(const struct llava_request *r, struct err *e)
 {
     if (!r->prompt) return err_set(e, ERR_USAGE, "a request without a prompt");
@@ -92,8 +114,9 @@ static int check_request(const struct llava_request *r, struct err *e)
     return 0;
 }
 
-static int request_new(struct request **ret, struct engine *g, const struct llava_request *r, struct err *e)
+static int request_new(struct request **ret, struct llava_batch *b, const struct llava_request *r, struct err *e)
 {
+    struct engine *g = b->g;
     int rc = check_request(r, e);
     if (rc < 0) return rc;
     struct request *q = api_object(sizeof *q + (size_t)r->n * sizeof q->answer[0], e);
@@ -105,7 +128,8 @@ static int request_new(struct request **ret, struct engine *g, const struct llav
     TRY(api_images(&q->images, g, r->images, r->n_images, e));
     TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
     TRY(prompt_fits(&q->prompt, g, e));
-    q->r.prompt = NULL;
+    TRY(make_grammar(b, q, r, e));
+    q->r.prompt = q->r.schema = q->r.grammar = NULL;
     q->r.images = NULL;
     q->submitted_s = plat_now_s();
     *ret = q;
@@ -124,7 +148,7 @@ int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r,
 {
     struct err err = { 0 };
     struct request *q = NULL;
-    int rc = request_new(&q, b->g, r, &err);
+    int rc = request_new(&q, b, r, &err);
     if (rc < 0) return api_done(rc, &err, e);
     pthread_mutex_lock(&b->lock);
     int64_t id = q->id = ++b->last_id;
@@ -171,6 +195,24 @@ out:
 
 /* ---- the thread: answers */
 
+static void tell_stats(struct llava_batch *b)
+{
+    pthread_mutex_lock(&b->lock);
+    struct llava_batch_stats old = b->stats, *s = &b->stats;
+    *s = b->sched.stats;
+    s->sequences = old.sequences;
+    s->queue = old.queue;
+    s->submitted = old.submitted;
+    s->refused = old.refused;
+    s->waiting = old.waiting;
+    s->running = b->n_active;
+    const struct store *store = &b->sched.store;
+    s->cache_positions = (int64_t)store->n_pages * KV_PAGE;
+    s->cache_running = (int64_t)store->n_held * KV_PAGE;
+    s->cache_kept = (int64_t)(store->n_pages - store->n_held - store->n_free) * KV_PAGE;
+    pthread_mutex_unlock(&b->lock);
+}
+
 static bool on_text(void *ctx, const char *text, size_t n)
 {
     const struct answer *a = ctx;
@@ -191,6 +233,7 @@ static void answer_end(struct llava_batch *b, struct answer *a, const struct lla
     b->sched.stats.failed += failed;
     b->sched.stats.cancelled += !failed && r->finish == LLAVA_FINISH_CANCELLED;
     b->sched.stats.answered += !failed && r->finish != LLAVA_FINISH_CANCELLED;
+    tell_stats(b);
     api_done(failed ? (int)err->code : 0, err, &e);
     if (q->r.on_end) q->r.on_end(q->r.ctx, a->i, r, failed ? &e : NULL);
     if (++q->n_ended < q->r.n) return;
@@ -221,8 +264,10 @@ static void answer_begin(struct llava_batch *b, struct request *q)
     struct err err = { 0 };
     sampling.seed += (uint64_t)a->i;
     int rc = seq_new(&a->seq, b->g, &q->prompt, q->images, sampling.max_new_tokens, 0, &err);
-    if (rc >= 0 && (rc = seq_ask(a->seq, &sampling, &err)) < 0) seq_free(a->seq);
+    if (rc >= 0) rc = seq_ask(a->seq, &sampling, &err);
+    if (rc >= 0 && q->grammar) rc = seq_follow(a->seq, q->grammar, b->vocabulary, &err);
     if (rc < 0) {
+        seq_free(a->seq);
         a->seq = NULL;
         answer_end(b, a, &(struct llava_result){ .n_prompt = q->prompt.n }, &err);
         return;
@@ -309,24 +354,6 @@ static void cancel(struct llava_batch *b)
     }
 }
 
-static void tell_stats(struct llava_batch *b)
-{
-    pthread_mutex_lock(&b->lock);
-    struct llava_batch_stats old = b->stats, *s = &b->stats;
-    *s = b->sched.stats;
-    s->sequences = old.sequences;
-    s->queue = old.queue;
-    s->submitted = old.submitted;
-    s->refused = old.refused;
-    s->waiting = old.waiting;
-    s->running = b->n_active;
-    const struct store *store = &b->sched.store;
-    s->cache_positions = (int64_t)store->n_pages * KV_PAGE;
-    s->cache_running = (int64_t)store->n_held * KV_PAGE;
-    s->cache_kept = (int64_t)(store->n_pages - store->n_held - store->n_free) * KV_PAGE;
-    pthread_mutex_unlock(&b->lock);
-}
-
 static void *run(void *ctx)
 {
     struct llava_batch *b = ctx;
@@ -374,6 +401,7 @@ static void batch_free(struct llava_batch *b)
 {
     if (!b) return;
     sched_fini(&b->sched);
+    vocabulary_free(b->vocabulary);
     pthread_cond_destroy(&b->more);
     pthread_mutex_destroy(&b->lock);
     free(b);

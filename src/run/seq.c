@@ -53,6 +53,8 @@ void seq_free(struct seq *q)
     stopper_fini(&q->stopper);
     buf_free(&q->piece);
     buf_free(&q->shown);
+    match_free(q->match);
+    free(q->masked);
     free(q->logits);
     free(q->page);
     free(q->at);
@@ -86,13 +88,44 @@ int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 
 /* ---- tokens */
 
-int32_t seq_choose(struct seq *q, const float *logits) { return sampler_next(&q->sampler, logits); }
-
 static bool is_end(const struct llava_config *c, int32_t token)
 {
     for (int i = 0; i < c->n_eos; i++)
         if (c->eos[i] == token) return true;
     return false;
+}
+
+int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, struct err *e)
+{
+    int rc = match_new(&q->match, g, v, e);
+    if (rc < 0) return rc;
+    q->masked = malloc((size_t)q->g->model.cfg.llama.V * sizeof *q->masked);
+    return q->masked ? 0 : err_set(e, ERR_NOMEM, "no memory for a sequence");
+}
+
+/* masked: logits of the tokens that the grammar lets follow. False: there are none. */
+static bool mask(struct seq *q, const float *logits)
+{
+    const uint64_t *may = match_tokens(q->match);
+    const struct llava_config *c = &q->g->model.cfg;
+    bool any = false;
+    for (int i = 0; i < c->llama.V && may; i++) {
+        const bool yes = may[i / 64] >> (i % 64) & 1;
+        q->masked[i] = yes ? logits[i] : -INFINITY;
+        any |= yes;
+    }
+    for (int i = 0; i < c->n_eos && may; i++) {
+        if (c->eos[i] < 0 || c->eos[i] >= c->llama.V || !match_may_end(q->match)) continue;
+        q->masked[c->eos[i]] = logits[c->eos[i]];
+        any = true;
+    }
+    return any;
+}
+
+int32_t seq_choose(struct seq *q, const float *logits)
+{
+    if (!q->match) return sampler_next(&q->sampler, logits);
+    return mask(q, logits) ? sampler_next(&q->sampler, q->masked) : SEQ_STUCK;
 }
 
 /* Puts candidate id into top[0..*n), which falls and has at most `most`. */
@@ -145,7 +178,8 @@ static bool hand_out(struct seq *q)
 void seq_push(struct seq *q, int32_t token, const float *logits)
 {
     if (token < 0) {
-        engine_blame(q->g, &q->err);
+        if (token == SEQ_STUCK) err_set(&q->err, ERR_UNSUPPORTED, "no token can go on as the grammar wants");
+        else engine_blame(q->g, &q->err);
         seq_finish(q, LLAVA_FINISH_END);
         return;
     }
@@ -157,6 +191,7 @@ void seq_push(struct seq *q, int32_t token, const float *logits)
         seq_finish(q, LLAVA_FINISH_END);
         return;
     }
+    if (q->match) match_push(q->match, token);
     stream_push(&q->stream, token, &q->piece);
     bool stopped = stopper_feed(&q->stopper, q->piece.n ? q->piece.p : "", q->piece.n, &q->shown);
     if (!hand_out(q)) seq_finish(q, LLAVA_FINISH_CANCELLED);

@@ -8,6 +8,7 @@
 #include "llava_batch.h"
 #include "run/sample.h"
 #include "run/store.h"
+#include "text/grammar.h"
 #include "text/stream.h"
 
 enum seq_state { SEQ_READING, SEQ_READY, SEQ_WRITING, SEQ_DONE };
@@ -28,6 +29,8 @@ struct seq {
 
     float *logits;                /* [V] room for those of the prompt's last position, or NULL; owned */
     struct sampler sampler;
+    struct match *match;          /* what the answer must follow, or NULL; owned */
+    float *masked;                /* [V] logits with the others at -infinity, with match; owned */
     struct stream stream;
     struct stopper stopper;
     struct buf piece, shown;
@@ -56,9 +59,12 @@ void seq_free(struct seq *q);
 int sampling_check(const struct llava_sampling *o, struct err *e);
 /* How to answer; before the sequence is ready or then. */
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e);
-/* Chooses a token by logits[V]; changes nothing but the sampler: many sequences may do so side by side. */
+/* The answer follows a grammar. Borrows both until seq_free. */
+int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, struct err *e);
+/* Chooses a token by logits[V]; changes nothing that others see: many sequences may do so side by side. */
 int32_t seq_choose(struct seq *q, const float *logits);
-/* Takes the chosen token (-1: the logits were no numbers): text, callbacks, the end. */
+/* Takes the chosen token (-1: the logits were no numbers, SEQ_STUCK: none may follow): text, callbacks, the end. */
+enum { SEQ_STUCK = -2 };
 void seq_push(struct seq *q, int32_t token, const float *logits);
 /* Ends it. Text that is held back is given unless it was cancelled. */
 void seq_finish(struct seq *q, enum llava_finish finish);

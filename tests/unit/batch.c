@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "llava_batch.h"
 
@@ -293,6 +294,211 @@ static void test_refused(void **state)
     place_close(&p);
 }
 
+/* The same prompt again, and the same picture in another question: what is known is not computed again, and the answer
+ * is the same. */
+static void test_reuse(void **state)
+{
+    struct place p;
+    struct heard h[3];
+    struct llava_error e;
+    struct llava_batch_stats st;
+    (void)state;
+    place_engine(&p);
+    place_batch(&p, 4, 0);
+    for (int i = 0; i < 3; i++) {
+        heard_init(&h[i]);
+        struct llava_image *again = NULL;
+        struct llava_request r = question(&p, &h[i], 0);
+        if (i == 2) r.prompt = "SYSTEM. USER: <image>\nWhere? ASSISTANT:";
+        must(llava_image_open(&again, p.engine, GOLDEN "pictures/wide-37x23.png", &e), &e);
+        r.images = &again;
+        r.sampling.temperature = 0;
+        r.sampling.max_new_tokens = 12;
+        must(llava_batch_submit(p.batch, &r, &e), &e);
+        await(&h[i], 1);
+        llava_image_close(again);
+    }
+    assert_int_equal(h[0].r.n_cached, 0);
+    assert_true(h[0].r.image_s > 0);
+    assert_int_equal(h[1].r.n_cached, h[1].r.n_prompt - 1);
+    assert_true(h[1].r.image_s == 0);
+    assert_string_equal(h[1].text[0], h[0].text[0]);
+    assert_true(h[2].r.n_cached < 8 && h[2].r.image_s == 0); /* other rows, but the tower's are kept */
+    llava_batch_stats(p.batch, &st);
+    assert_int_equal(st.pictures, 2);
+    assert_int_equal(st.cached_pictures, 1);
+    assert_int_equal(st.answered, 3);
+    assert_int_equal(st.cached_positions, h[1].r.n_cached + h[2].r.n_cached);
+    assert_int_equal(st.cache_running, 0);
+    assert_true(st.cache_kept > 0 && st.first_s.count == 3);
+    place_close(&p);
+}
+
+/* A cache for one context and many prompts that fill it: pages are given up and taken again, and answers stay right. */
+static void test_small_cache(void **state)
+{
+    struct place p;
+    struct heard *want = calloc(MANY, sizeof *want), *got = calloc(MANY, sizeof *got);
+    struct llava_error e;
+    struct llava_batch_options o = llava_batch_options_default();
+    (void)state;
+    place_engine(&p);
+    alone(&p, want);
+    o.cache_positions = 1;
+    must(llava_batch_open(&p.batch, p.engine, &o, &e), &e);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < MANY; i++) {
+            heard_init(&got[i]);
+            struct llava_request r = question(&p, &got[i], i);
+            must(llava_batch_submit(p.batch, &r, &e), &e);
+        }
+        for (int i = 0; i < MANY; i++) {
+            await(&got[i], 1);
+            assert_string_equal(got[i].text[0], want[i].text[0]);
+        }
+    }
+    place_close(&p);
+    free(want);
+    free(got);
+}
+
+struct spoken {
+    struct heard h;
+    int n, n_top;
+    char text[TEXT_MAX];
+    size_t length;
+};
+
+static void on_token(void *ctx, int choice, const struct llava_token *t)
+{
+    struct spoken *s = ctx;
+    assert_int_equal(choice, 0);
+    s->n++;
+    s->n_top += t->n_top;
+    assert_true(t->chosen.logprob <= 0 && t->n_top == 3);
+    for (int i = 1; i < t->n_top; i++) assert_true(t->top[i].logprob <= t->top[i - 1].logprob);
+    assert_int_equal(t->top[0].id, t->chosen.id); /* greedy */
+    assert_true(t->top[0].logprob == t->chosen.logprob);
+    assert_true(s->length + t->chosen.n < TEXT_MAX);
+    memcpy(s->text + s->length, t->chosen.text, t->chosen.n);
+    s->length += t->chosen.n;
+}
+
+static void test_tokens(void **state)
+{
+    struct place p;
+    struct spoken *s = calloc(1, sizeof *s);
+    struct llava_error e;
+    (void)state;
+    place_engine(&p);
+    place_batch(&p, 2, 0);
+    heard_init(&s->h);
+    struct llava_request r = question(&p, &s->h, 0);
+    r.sampling.temperature = 0;
+    r.sampling.max_new_tokens = 10;
+    r.top_logprobs = 3;
+    r.on_token = on_token;
+    must(llava_batch_submit(p.batch, &r, &e), &e);
+    await(&s->h, 1);
+    assert_int_equal(s->n, 10);
+    assert_int_equal(s->h.r.n_new, 10);
+    assert_true(s->length > 0);
+    place_close(&p);
+    free(s);
+}
+
+static void test_constrained(void **state)
+{
+    static const char schema[] =
+        "{\"type\":\"object\",\"properties\":{\"ok\":{\"type\":\"boolean\"},\"kind\":{\"enum\":[\"cat\",\"dog\"]},"
+        "\"n\":{\"type\":\"array\",\"items\":{\"enum\":[1,2,3]},\"minItems\":2,\"maxItems\":3}},"
+        "\"required\":[\"ok\",\"kind\",\"n\"]}";
+    struct place p;
+    struct heard h[8];
+    struct llava_error e;
+    (void)state;
+    place_engine(&p);
+    place_batch(&p, 8, 0);
+    for (int i = 0; i < 8; i++) {
+        heard_init(&h[i]);
+        struct llava_request r = question(&p, &h[i], 1);
+        r.sampling.temperature = (float)i / 4;
+        r.sampling.seed = (uint64_t)i;
+        r.sampling.max_new_tokens = 300;
+        if (i == 7) r.grammar = "root ::= (\"ha\" | \"ho\"){3}";
+        else r.schema = schema;
+        must(llava_batch_submit(p.batch, &r, &e), &e);
+    }
+    for (int i = 0; i < 8; i++) {
+        await(&h[i], 1);
+        assert_int_equal(h[i].code, 0);
+        assert_int_equal(h[i].r.finish, LLAVA_FINISH_END);
+        if (i == 7) {
+            assert_int_equal(h[i].n[0], 6);
+            assert_int_equal(h[i].text[0][0], 'h');
+            continue;
+        }
+        json_t *v = json_loads(h[i].text[0], 0, NULL);
+        if (!v) fail_msg("'%s' is no JSON", h[i].text[0]);
+        assert_true(json_is_boolean(json_object_get(v, "ok")) && json_is_string(json_object_get(v, "kind")));
+        assert_in_range(json_array_size(json_object_get(v, "n")), 2, 3);
+        json_decref(v);
+    }
+    struct llava_request r = question(&p, &h[0], 1);
+    r.schema = "{\"pattern\":\"x\"}";
+    assert_int_equal(llava_batch_submit(p.batch, &r, &e), LLAVA_UNSUPPORTED);
+    r.grammar = r.schema;
+    assert_int_equal(llava_batch_submit(p.batch, &r, &e), LLAVA_USAGE);
+    place_close(&p);
+}
+
+/* Threads that submit, cancel and ask for statistics side by side: each accepted request ends once. */
+struct crowd {
+    struct place *p;
+    int number;
+};
+
+static void *crowd_run(void *ctx)
+{
+    struct crowd *c = ctx;
+    struct heard *h = calloc(16, sizeof *h);
+    struct llava_batch_stats st;
+    int64_t id[16];
+    for (int i = 0; i < 16; i++) {
+        heard_init(&h[i]);
+        struct llava_request r = question(c->p, &h[i], 16 * c->number + i);
+        r.sampling.max_new_tokens = 30;
+        id[i] = llava_batch_submit(c->p->batch, &r, NULL);
+        if (i % 3 == 0 && id[i] > 0) llava_batch_cancel(c->p->batch, id[i]);
+        llava_batch_stats(c->p->batch, &st);
+    }
+    for (int i = 0; i < 16; i++)
+        if (id[i] > 0) await(&h[i], 1);
+    free(h);
+    return NULL;
+}
+
+static void test_crowd(void **state)
+{
+    enum { THREADS = 6 };
+    struct place p;
+    struct crowd c[THREADS];
+    pthread_t thread[THREADS];
+    struct llava_batch_stats st;
+    (void)state;
+    place_engine(&p);
+    place_batch(&p, 5, 64);
+    for (int i = 0; i < THREADS; i++) {
+        c[i] = (struct crowd){ &p, i };
+        assert_int_equal(pthread_create(&thread[i], NULL, crowd_run, &c[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++) pthread_join(thread[i], NULL);
+    llava_batch_stats(p.batch, &st);
+    assert_int_equal(st.submitted + st.refused, THREADS * 16);
+    assert_int_equal(st.waiting, 0);
+    place_close(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -300,6 +506,11 @@ int main(void)
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_full_and_cancelled),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_reuse),
+        cmocka_unit_test(test_small_cache),
+        cmocka_unit_test(test_tokens),
+        cmocka_unit_test(test_constrained),
+        cmocka_unit_test(test_crowd),
     };
     return cmocka_run_group_tests_name("batch", tests, NULL, NULL);
 }
