@@ -1,6 +1,7 @@
 /* See trainer.h. */
 #include "train/trainer.h"
 
+#include <limits.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -84,11 +85,12 @@ static void count_events(struct trainer *r)
 static int open_feeds(struct trainer *r, struct err *e)
 {
     const struct train_args *a = r->a;
+    const int64_t rows = a->per_device_train_batch_size * a->model_max_length; /* what padding would take */
     struct feed_options o = {
         .path = a->data_path, .kind = a->group_by_modality_length ? ORDER_GROUPED : ORDER_RANDOM,
         .seed = (uint64_t)a->data_seed, .batch = (int)a->per_device_train_batch_size,
         .accum = (int)a->gradient_accumulation_steps, .window = r->t.model.cfg.llama.window,
-        .threads = (int)a->dataloader_num_workers, .packing = a->packing ? (int)a->model_max_length : 0,
+        .threads = (int)a->dataloader_num_workers, .packing = a->packing ? (int)(rows < INT_MAX ? rows : INT_MAX) : 0,
         .drop_last = a->dataloader_drop_last, .skip_bad = !strcmp(a->on_bad_record, "skip"),
     };
     int rc = feed_open(&r->train, &r->t.recipe, &o, e);
