@@ -140,11 +140,15 @@ class StandIn:
     """A small HTTP server of the test: `answer(self, path, body)` returns (status, bytes or an iterator of them)."""
 
     def __init__(self, answer):
-        self.log = []
+        self.log, self.connections = [], []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                outer.connections.append(self.connection)
 
             def log_message(self, *args):
                 pass
@@ -186,8 +190,14 @@ class StandIn:
         threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
 
     def stop(self):
+        """As if killed: open connections break off."""
         self.httpd.shutdown()
         self.httpd.server_close()
+        for c in self.connections:
+            try:
+                c.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
 
     def seen(self, path):
         return [body for p, body, _ in self.log if p == path]
