@@ -167,8 +167,10 @@ $(B)/examples/%.o: examples/%.c $(B)/flags
 	$(call compile)
 $(B)/tests/%.o: tests/%.cu $(B)/flags
 	$(call compile_gpu)
-$(TESTS) $(EXAMPLES): $(B)/%: $(B)/%.o $(B)/libllava.a
-	$(call link,,-lcmocka)
+$(TESTS): $(B)/%: $(B)/%.o $(B)/libserve.a $(B)/libllava.a
+	$(call link,,-lcmocka $(SERVE_LIBS))
+$(EXAMPLES): $(B)/%: $(B)/%.o $(B)/libllava.a
+	$(call link)
 
 # What runs on the emulated GPU in check-full.
 EMULATED := unit/dev unit/gpu unit/code8 check/rows
@@ -178,8 +180,8 @@ emulated: $(EMULATED:%=$(B)/tests/%)
 
 # A fuzz target replays its corpus as a test, unless it is linked with clang's fuzzer (FUZZ=1).
 $(B)/tests/fuzz/%.o: CFLAGS += -Wno-missing-prototypes
-$(FUZZERS): $(B)/%: $(B)/%.o $(if $(FUZZ),,$(B)/tests/help/replay.o) $(B)/libllava.a
-	$(call link,$(if $(FUZZ),-fsanitize=fuzzer))
+$(FUZZERS): $(B)/%: $(B)/%.o $(if $(FUZZ),,$(B)/tests/help/replay.o) $(B)/libserve.a $(B)/libllava.a
+	$(call link,$(if $(FUZZ),-fsanitize=fuzzer),$(SERVE_LIBS))
 
 # The reference kernels once more with real = double. Gradient tests link them before the library, whose own are then
 # left out; kernel checks link them beside it, with all names hidden but kern_ref, which becomes kern_ref64.

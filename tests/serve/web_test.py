@@ -90,7 +90,8 @@ def test_local():
         ok(list(line["state"]) == ["system", "roles", "messages", "offset", "sep", "sep2"] and
            line["state"]["messages"] == [["USER", TEXT + "\n<image>"], ["ASSISTANT", "red apple"]], "with its state", line)
         ok(lines[0] == json.dumps(line), "to the byte as Python writes it", lines[0])
-        ok(wait_for(lambda: glob.glob(os.path.join(s.folder.name, "serve_images", "*-*-*", md5 + ".jpg"))), "the picture is kept")
+        jpeg = os.path.join(s.folder.name, "serve_images", "*-*-*", md5 + ".jpg")
+        ok(wait_for(lambda: glob.glob(jpeg)), "the picture is kept")
         two = [user(TEXT, DATA), {"role": "assistant", "text": "red apple"}, user("And \u4e2d\u6587?")]
         ok(chat(s.port, two)[0] == 200, "a second question")
         line = json.loads(wait_for(lambda: len(kept(s.folder.name)()) > 1 and kept(s.folder.name)())[1])
@@ -151,9 +152,9 @@ def test_remote():
     with Server("web", "--host", "localhost", "--controller", c.url, "--embed", "--no-client-ip") as s:
         config = post_get(s.port, "/api/config")
         ok(config["models"] == ["vicuna-13b", "koala-13b", "llava-v1.5-13b", "zeta"] and config["embed"], "models, ranked", config)
-        status, events = chat(s.port, [user(TEXT, data_uri(png(60, 40)))], model="llava-v1.5-13b", top_p=0.7, max_new_tokens=9999)
-        ok(status == 200 and said(events) == "A fine answer" and events[-1]["done"]["finish"] == "stop", "a Python worker's answer",
-           events)
+        status, events = chat(s.port, [user(TEXT, data_uri(png(60, 40)))], "llava-v1.5-13b", top_p=0.7, max_new_tokens=9999)
+        ok(status == 200 and said(events) == "A fine answer" and events[-1]["done"]["finish"] == "stop",
+           "a Python worker's answer", events)
         sent = w.seen("/worker_generate_stream")[0]
         ok(sent["prompt"].startswith("A chat between a curious human and an artificial intelligence assistant.") and
            sent["prompt"].endswith("USER: <image>\nWhat is this? ASSISTANT:"), "got LLaVA's prompt", sent["prompt"])
@@ -175,7 +176,8 @@ def test_remote():
         ok(events[-1]["error"]["code"] == 3, "a dead worker: code 3", events)
         c.stop()
         status, events = chat(s.port, [user()], model="zeta")
-        ok(events[-1]["error"]["code"] == 3 and "controller" in events[-1]["error"]["message"], "a dead controller: code 3", events)
+        ok(events[-1]["error"]["code"] == 3 and "controller" in events[-1]["error"]["message"],
+           "a dead controller: code 3", events)
         ok(s.stop() == 0, "an orderly end", s.text())
 
 

@@ -1,0 +1,64 @@
+/* Bodies of requests of any bytes: chats, completions, conversations of the page. They are refused with a field and a
+ * line, or become prompts; pictures' text is decoded too. The first byte chooses the kind. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "serve/base64.h"
+#include "serve/chat.h"
+#include "serve/talk.h"
+
+static void check_bad(const struct bad *b)
+{
+    if (!b->status) return;
+    if (b->status < 400 || !*b->message || strchr(b->message, '\n')) abort();
+}
+
+static void chats(const json_t *body, bool is_chat, unsigned pick)
+{
+    struct chat c;
+    struct bad b = { 0 };
+    (is_chat ? chat_read : completion_read)(&c, body, &b);
+    struct buf out = buf_make(1 << 25), bytes = buf_make(1 << 20);
+    const char *stop;
+    if (!b.status && is_chat) chat_prompt(&out, &stop, &c, conv_key(pick % 16), pick & 64, &b);
+    if (!b.status && is_chat && !out.n) abort();
+    for (int i = 0; i < c.n_pictures; i++) base64_picture(&bytes, c.picture[i].url);
+    if (!b.status && (c.n < 1 || c.sampling.n_stop < 0 || c.sampling.n_stop > CHAT_STOPS_MAX)) abort();
+    check_bad(&b);
+    buf_free(&out);
+    buf_free(&bytes);
+    chat_free(&c);
+}
+
+static void talks(const json_t *body, bool vote)
+{
+    struct talk t;
+    struct bad b = { 0 };
+    struct err e = { 0 };
+    struct buf out = buf_make(1 << 25);
+    const char *stop;
+    talk_read(&t, body, vote, &b);
+    if (!b.status) {
+        char *line = talk_line(json_pack("{so}", "state", talk_state(&t, vote ? NULL : "answer")));
+        if (!line || strchr(line, '\n')) abort();
+        free(line);
+        if (!vote && talk_prompt(&out, &stop, &t, &e) >= 0 && !out.n) abort();
+    }
+    check_bad(&b);
+    buf_free(&out);
+    talk_free(&t);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
+{
+    struct bad b = { 0 };
+    if (!n) return 0;
+    json_t *body = fields_body((const char *)p + 1, n - 1, p[0] & 8, &b);
+    check_bad(&b);
+    if (!body && !b.status) abort();
+    if (body && p[0] % 4 < 2) chats(body, p[0] % 4 == 0, p[0] >> 4 | (p[0] & 4) << 4);
+    else if (body) talks(body, p[0] % 4 == 3);
+    json_decref(body);
+    return 0;
+}
