@@ -95,7 +95,8 @@ def test_local():
         two = [user(TEXT, DATA), {"role": "assistant", "text": "red apple"}, user("And \u4e2d\u6587?")]
         ok(chat(s.port, two)[0] == 200, "a second question")
         line = json.loads(wait_for(lambda: len(kept(s.folder.name)()) > 1 and kept(s.folder.name)())[1])
-        ok(line["state"]["messages"][2] == ["USER", "And \u4e2d\u6587?"] and "\\u4e2d" in kept(s.folder.name)()[1], "in any script")
+        ok(line["state"]["messages"][2] == ["USER", "And \u4e2d\u6587?"] and "\\u4e2d" in kept(s.folder.name)()[1],
+           "in any script")
         ok(chat(s.port, [user(TEXT, DATA, DATA)])[0] == 200, "two pictures in one question")
         ok(chat(s.port, [user("first"), {"role": "assistant", "text": "x"}, user(TEXT, DATA)])[0] == 200, "a picture later on")
         for mode in ("Default", "Crop", "Resize", "Pad"):
@@ -151,7 +152,8 @@ def test_remote():
     c = controller(["zeta", "koala-13b", "llava-v1.5-13b", "vicuna-13b"], w.url)
     with Server("web", "--host", "localhost", "--controller", c.url, "--embed", "--no-client-ip") as s:
         config = post_get(s.port, "/api/config")
-        ok(config["models"] == ["vicuna-13b", "koala-13b", "llava-v1.5-13b", "zeta"] and config["embed"], "models, ranked", config)
+        ok(config["models"] == ["vicuna-13b", "koala-13b", "llava-v1.5-13b", "zeta"] and config["embed"],
+           "models, ranked", config)
         status, events = chat(s.port, [user(TEXT, data_uri(png(60, 40)))], "llava-v1.5-13b", top_p=0.7, max_new_tokens=9999)
         ok(status == 200 and said(events) == "A fine answer" and events[-1]["done"]["finish"] == "stop",
            "a Python worker's answer", events)
