@@ -318,8 +318,6 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
     set_sampling(a, info, stop);
     a->choice = calloc((size_t)(n * a->chat.n), sizeof *a->choice);
     if (!a->choice) bad_set(b, 503, NULL, "no_memory", "no memory");
-    if (a->chat.format != CHAT_TEXT)
-        bad_set(b, 400, "response_format", "unsupported", "'response_format' other than text is not supported");
     if (b->status) return 0;
     a->n = n * a->chat.n;
     for (int i = 0; i < a->n; i++) {
@@ -336,6 +334,7 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
         r[i].on_text = on_text;
         r[i].on_token = a->chat.logprobs ? on_token : NULL;
         r[i].on_end = on_end;
+        r[i].schema = a->chat.format == CHAT_JSON ? "{\"type\":\"object\"}" : a->chat.schema;
         r[i].ctx = &a->part[i];
     }
     return n;
@@ -372,7 +371,9 @@ static void answer(const struct openai *o, struct exchange *x, bool is_chat)
     if (rc < 0 && !bad.status) {
         const char *word;
         int status = gen_status(rc, &word);
-        bad_set(&bad, status, rc == LLAVA_LIMIT ? (is_chat ? "messages" : "prompt") : NULL, word, "%s", e.message);
+        const char *param = rc == LLAVA_LIMIT ? (is_chat ? "messages" : "prompt") : NULL;
+        if (a->chat.format == CHAT_SCHEMA && rc != LLAVA_LIMIT && status == 400) param = "response_format";
+        bad_set(&bad, status, param, word, "%s", e.message);
         if (rc == LLAVA_BUSY) exchange_set_header(x, "Retry-After", "1");
     }
     buf_free(&prompt);

@@ -91,6 +91,23 @@ def test_logprobs(port):
     ok(len(lp["tokens"]) == len(lp["token_logprobs"]) == len(lp["text_offset"]) > 0, "a completion's logprobs", r)
 
 
+def test_schema(port):
+    r = chat(port, [text(), picture()], response_format={"type": "json_object"}, max_tokens=60)
+    ok(r[0] == 200 and (r[1]["choices"][0]["finish_reason"] == "length" or isinstance(json.loads(said(r)), dict)),
+       "an answer that is a JSON object", r)
+    schema = {"type": "object", "properties": {"fruit": {"enum": ["apple", "pear"]}, "red": {"type": "boolean"}},
+              "required": ["fruit", "red"], "additionalProperties": False}
+    how = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}, "max_tokens": 80}
+    for more in ({}, {"temperature": 1.5, "seed": 3, "n": 3}):
+        r = chat(port, [text(), picture()], **{**how, **more})
+        answers = [json.loads(c["message"]["content"]) for c in r[1]["choices"]] if r[0] == 200 else []
+        ok(answers and all(a["fruit"] in ("apple", "pear") and isinstance(a["red"], bool) for a in answers),
+           "answers that fit a schema", r)
+    how["response_format"]["json_schema"]["schema"] = {"type": "no such type"}
+    r = chat(port, "Hi", **how)
+    ok(r[0] == 400 and r[1]["error"]["param"] == "response_format", "a schema that is none", r)
+
+
 def test_stream(port):
     whole = said(chat(port, [text(), picture()]))
     body = {"model": "demo", "messages": [{"role": "user", "content": [text(), picture()]}], "temperature": 0,
@@ -248,7 +265,8 @@ def test_metrics(port):
 with Server("serve", "--model-path", DEMO) as server:
     test_models(server.port)
     test_chat(server.port)
-    # test_logprobs(server.port)
+    test_logprobs(server.port)
+    test_schema(server.port)
     test_stream(server.port)
     test_errors(server.port)
     test_metrics(server.port)
