@@ -129,8 +129,8 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
                              struct tensor dloss, int chunk);
 
 /* Runs fn(o, arg, x) keeping only x and the result; on the way back runs it again with a tape of its own. Same bits as
- * without. The `bytes` (at most 64) of arg are copied; what it points to must live until tape_back. The block is walked
- * back even if nothing in it trains and x wants no gradient.  arXiv:1604.06174 */
+ * without. tape_back writes over the result. The `bytes` (at most 64) of arg are copied; what it points to must live
+ * until tape_back. The block is walked back even if nothing in it trains and x wants no gradient.  arXiv:1604.06174 */
 struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, struct tensor x);
 
 /* ---- composites: default bodies made of the ops above; a backend may later override one with a single kernel. */

@@ -99,16 +99,29 @@ void tape_back(struct op_ctx *o)
     while (t->n > 0) {
         struct rec r = t->rec[--t->n]; /* a copy: recomputation may grow the tape */
         if (!t->g[r.y.id].p) continue; /* untouched: nothing after it wanted it */
-        for (int i = 0; i < 3; i++) tape_grad(o, r.x[i]); /* a dry run evaluates no kernel's arguments */
+        for (int i = 0; i < 3 && !r.fn; i++) tape_grad(o, r.x[i]); /* a dry run evaluates no kernel's arguments */
         r.bwd(o, &r);
     }
+}
+
+/* The result of a block is not needed again once everything after it was walked back: the gradient of the block's input
+ * takes its place, so that a chain of blocks keeps one tensor each and not two. */
+static struct tensor grad_in_place(struct op_ctx *o, struct tensor x, struct tensor y)
+{
+    struct tensor *g = &o->tape->g[x.id];
+    if (x.id && !g->p && tensor_same_shape(x, y)) {
+        *g = y;
+        g->id = 0;
+        OP_RUN(o, zero, *g);
+    }
+    return tape_grad(o, x);
 }
 
 /* Recomputes the block on a tape of its own whose slots for input and output are the outer gradients themselves. */
 static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
 {
     struct tape *outer = o->tape;
-    struct tensor x = r->x[0], dx = tape_grad(o, x), dy = tape_grad(o, r->y);
+    struct tensor x = r->x[0], dx = grad_in_place(o, x, r->y), dy = tape_grad(o, r->y);
     if (!outer->inner) outer->inner = tape_new();
     struct tape *inner = outer->inner;
     size_t mark = arena_mark(o->act);
