@@ -8,11 +8,9 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+from cli import GOLDEN, ROOT, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
 
 PICTURES = ["square-50x50.png", "tall-20x61.jpg", "thin-1x9.png", "wide-37x23.png"]
-ZERO2 = {"bf16": {"enabled": "auto"}, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto",
-         "gradient_accumulation_steps": "auto", "zero_optimization": {"stage": 2, "overlap_comm": True}}
 
 
 def records(n, plain):
@@ -33,15 +31,15 @@ class Runs:
         self.t = t
         self.plain = t.file("plain.json", json.dumps(records(12, True)).encode())
         self.talk = t.file("talk.json", json.dumps(records(12, False)).encode())
-        self.zero2 = t.file("zero2.json", json.dumps(ZERO2).encode())
 
     def out(self, name):
         return os.path.join(self.t.path, name)
 
-    def common(self, out):
-        return ["train", "--deepspeed", self.zero2, "--model_name_or_path", model("vicuna-base"), "--image_folder",
-                os.path.join(GOLDEN, "pictures"), "--vision_tower", model("clip-tiny"), "--mm_projector_type", "mlp2x_gelu",
-                "--mm_vision_select_layer", "-2", "--mm_use_im_start_end", "False", "--mm_use_im_patch_token", "False",
+    def common(self, out, stage):
+        return ["train", "--deepspeed", os.path.join(ROOT, f"scripts/zero{stage}.json"), "--model_name_or_path",
+                model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"), "--vision_tower",
+                model("clip-tiny"), "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
+                "--mm_use_im_start_end", "False", "--mm_use_im_patch_token", "False",
                 "--output_dir", self.out(out), "--num_train_epochs", "1", "--per_device_train_batch_size", "2",
                 "--per_device_eval_batch_size", "4", "--gradient_accumulation_steps", "1", "--evaluation_strategy", "no",
                 "--save_strategy", "steps", "--save_steps", "24000", "--save_total_limit", "1", "--weight_decay", "0.",
@@ -50,11 +48,11 @@ class Runs:
                 "--report_to", "none"]
 
     def stage1(self, out, *more):
-        return llava(*self.common(out), "--version", "plain", "--data_path", self.plain, "--tune_mm_mlp_adapter", "True",
+        return llava(*self.common(out, 2), "--version", "plain", "--data_path", self.plain, "--tune_mm_mlp_adapter", "True",
                      "--bf16", "True", "--learning_rate", "1e-3", "--tf32", "True", *more)
 
     def stage2(self, out, *more):
-        return llava(*self.common(out), "--version", "v1", "--data_path", self.talk, "--image_aspect_ratio", "pad",
+        return llava(*self.common(out, 3), "--version", "v1", "--data_path", self.talk, "--image_aspect_ratio", "pad",
                      "--group_by_modality_length", "True", "--learning_rate", "2e-3", *more)
 
 
@@ -108,6 +106,17 @@ def test_modes(runs):
     want = {"mm_projector_lr": 2e-5, "image_aspect_ratio": "pad", "tokenizer_model_max_length": 256, "mm_hidden_size": 32,
             "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "tune_mm_mlp_adapter": False}
     ok({k: c.get(k) for k in want} == {**want, "mm_hidden_size": c.get("mm_hidden_size")}, "config.json has LLaVA's keys", c)
+
+
+def test_bases(runs):
+    """A LLaVA brings its tower, whichever layout; new tokens; weights in f16."""
+    for base in ("llava-transformers5", "llava-self-trained"):
+        r = runs.stage2("base-" + base, "--model_name_or_path", model(base), "--vision_tower", "None")
+        here = runs.out("base-" + base)
+        ok(r.code == 0 and losses(here)[-1] < losses(here)[0], f"{base} goes on learning", r.text)
+        ok(answers(here).code == 0, f"what {base} became opens", answers(here).text)
+    r = runs.stage2("tokens", "--mm_use_im_start_end", "True", "--mm_use_im_patch_token", "True", "--fp16", "True")
+    ok(r.code == 0 and "323" in r.err and answers(runs.out("tokens")).code == 0, "three new tokens, in f16", r.text)
 
 
 def test_same(runs):
@@ -196,6 +205,7 @@ def read_safetensors_model_with_nan(t):
 with Temp() as temp:
     every = Runs(temp)
     test_modes(every)
+    test_bases(every)
     test_same(every)
     test_evaluation(every)
     test_dry(every)
