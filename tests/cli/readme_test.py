@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Runs what README.md (and its translations, ARCHITECTURE.md, CONTRIBUTING.md, MODEL.md) shows, from the repository's root.
+"""Runs what README.md (and its translations, ARCHITECTURE.md, CONTRIBUTING.md, MODEL.md, docs/) shows, from the root.
 
 A code block is run when the line before it is a comment that says so:
 
@@ -17,7 +17,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import BUILD, ENV, ROOT, Ran, finish, ok, skip  # noqa: E402
 
-FILES = ("README.md", "README.zh-CN.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "MODEL.md")
+FILES = ("README.md", "README.zh-CN.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "MODEL.md",
+         "docs/training.md", "docs/training.zh-CN.md")
 BLOCK = re.compile(r"^<!-- test(?:: (exit \d+|says [^\n]+?))? -->\n+```\w*\n(.*?)^```", re.M | re.S)
 
 
