@@ -60,6 +60,9 @@ struct llava_options {
     const char *vision_tower; /* overrides the one that config.json names, or NULL */
     const char *device;       /* "auto": the build's GPU if one works, else "cpu"; "cuda", "cuda:1", "hip:0" */
     const char *dtype;        /* "auto", "f32", "bf16", "f16". auto: f32 for models under 256 MB, else as stored */
+    const char *kv_dtype;     /* of the cache: "auto" or NULL, "f32", "bf16", "f16", "q8". auto: q8 with quantised
+                                 weights, else as dtype */
+    bool load_8bit, load_4bit; /* quantise the matrices while loading, unless they are stored so; one of the two */
     int context;              /* positions that a session holds; 0: all that the model has */
     int threads;              /* 0: as many as the machine gives */
     bool quiet;               /* no progress, no notices */

@@ -218,9 +218,10 @@ static void print_figures(const struct bench *b, const struct engine *g, const s
 {
     double cache = (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
     double bytes = (double)engine_weight_bytes(g) + cache, gb_s = bytes / f->step_s * 1e-9;
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name,
-                          "dtype", dtype_name(g->dtype), "kernels", g->kern.name, "threads", g->kc.n_threads,
-                          "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
+    const int bits = g->model.bits ? g->model.bits : 8 * (int)dtype_bytes(g->dtype);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name,
+                          "dtype", dtype_name(g->dtype), "bits", bits, "kernels", g->kern.name,
+                          "threads", g->kc.n_threads, "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
     const struct { const char *name; double value; } real[] = {
         { "prefill_tok_s", b->prompt / f->prompt_s },
         { "prefill_gflops", prompt_flop(g, b->prompt) / f->prompt_s * 1e-9 },
@@ -278,7 +279,9 @@ int cmd_bench(int argc, char **argv)
     if (b.model.quiet) log_set_level(LOG_QUIET);
     struct engine_options o = { .path = b.model.model_path, .base = b.model.model_base, .name = b.model.model_name,
                                 .tower = b.model.vision_tower, .device = b.model.device, .dtype = b.model.dtype,
-                                .context = b.model.context, .threads = b.model.threads };
+                                .context = b.model.context, .threads = b.model.threads,
+                                .kv_dtype = b.model.kv_dtype, .load_8bit = b.model.load_8bit,
+                                .load_4bit = b.model.load_4bit };
     if (b.random) {
         rc = engine_random(&g, b.random, &o, &e);
     } else {

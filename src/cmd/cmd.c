@@ -90,6 +90,7 @@ enum {
     K_THREADS,
     K_QUIET,
     K_8BIT,
+    K_KV,
     K_4BIT,
     K_FLASH
 };
@@ -113,8 +114,10 @@ static const struct argp_option model_options[] = {
       "Positions that a conversation may take (default: all that the model knows)", 0 },
     { "threads", K_THREADS, "N", 0, "Threads (default: as many as the machine gives)", 0 },
     { "quiet", K_QUIET, NULL, 0, "No progress and no statistics", 0 },
-    { "load-8bit", K_8BIT, NULL, 0, "Quantise to 8 bits while loading (needs a build that has it)", 0 },
-    { "load-4bit", K_4BIT, NULL, 0, "Quantise to 4 bits while loading (needs a build that has it)", 0 },
+    { "load-8bit", K_8BIT, NULL, 0, "Quantise to 8 bits while loading", 0 },
+    { "load-4bit", K_4BIT, NULL, 0, "Quantise to 4 bits while loading", 0 },
+    { "kv-dtype", K_KV, "auto|f32|bf16|f16|q8", 0,
+      "Cache of keys and values. auto: q8 (8 bits) with quantised weights, else as --dtype", 0 },
     { "use-flash-attn", K_FLASH, NULL, OPTION_HIDDEN, "Accepted; attention is always computed blockwise", 0 },
     { 0 },
 };
@@ -147,10 +150,10 @@ static error_t model_option(int key, char *arg, struct argp_state *state)
     case K_CONTEXT: o->context = (int)cmd_int(state, "context", arg, 1, 1 << 20); break;
     case K_THREADS: o->threads = (int)cmd_int(state, "threads", arg, 1, 1024); break;
     case K_QUIET: o->quiet = true; break;
-    case K_8BIT: case K_4BIT:
-        argp_error(state, "--load-%s is not in this version: weights are used as they are stored",
-                   key == K_8BIT ? "8bit" : "4bit");
-        break;
+    case K_KV: o->kv_dtype = one_of(state, "kv-dtype", arg, (const char *[]){ "auto", "f32", "bf16", "f16", "q8",
+                                                                              NULL }); break;
+    case K_8BIT: o->load_8bit = true; break;
+    case K_4BIT: o->load_4bit = true; break;
     case K_FLASH: break;
     default: return ARGP_ERR_UNKNOWN;
     }

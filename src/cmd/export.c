@@ -69,6 +69,8 @@ static int open_model(struct job *j, struct err *e)
                               .unmerged = true };
     s.tower_by_name = x->projector_only || x->keep_naming || (x->naming == NAMING_LLAVA && !x->with_tower);
     TRY(llava_model_open(&j->m, &s, e));
+    if (j->m.bits)
+        TRY(err_set(e, ERR_UNSUPPORTED, "'%s' is quantised: give the weights that it was made from", x->path));
     j->dirs[0] = j->base ? j->base : j->dir;
     j->dirs[1] = j->base ? j->dir : NULL;
     struct err none;
@@ -151,6 +153,7 @@ static int choose(struct job *j, struct err *e)
                                 .keep_dtype = x->keep_dtype,
                                 .dtype = x->dtype,
                                 .shard_bytes = x->shard_bytes,
+                                .bits = x->bits,
                                 .side_dirs = { j->dirs[0], j->dirs[1] },
                                 .ctx = j };
     if (o->naming != NAMING_LLAVA) {
@@ -174,6 +177,8 @@ int export_model(const struct export *x, struct err *e)
     TRY(save_dir_check(x->out, e)); /* before anything is downloaded */
     TRY(open_model(&j, e));
     TRY(choose(&j, e));
+    if (x->bits && j.save.vocab)
+        TRY(err_set(e, ERR_UNSUPPORTED, "'%s' has fewer rows than tokens: 'llava convert' first", x->path));
     TRY(llava_model_save(&j.m, &j.save, e));
 out:
     tokenizer_close(j.tok);

@@ -24,6 +24,7 @@ struct export
     bool keep_dtype;
     enum dtype dtype;
     size_t shard_bytes;
+    int bits; /* 8 or 4: quantise; 0: not */
 };
 int export_model(const struct export *x, struct err *e);
 

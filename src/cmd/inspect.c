@@ -223,12 +223,12 @@ static int list_items(struct inspect *s, struct err *e)
     return 0;
 }
 
-static void add_sum(struct part_sum *p, const struct weight *w)
+static void add_sum(struct part_sum *p, struct tensor t)
 {
     p->tensors++;
-    p->params += tensor_count(w->t);
-    p->bytes += (int64_t)tensor_bytes(w->t);
-    p->types |= 1u << w->t.type;
+    p->params += tensor_count(t);
+    p->bytes += (int64_t)tensor_bytes(t);
+    p->types |= 1u << t.type;
 }
 
 static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
@@ -244,7 +244,8 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
         return 0;
     }
     struct err why = { 0 };
-    if (bind_check(r, w, &why) < 0) {
+    struct tensor t;
+    if (bind_read(&t, r, w, &why) < 0) {
         s->n_absent++;
         note(s, why.code, why.msg);
         return 0;
@@ -253,8 +254,8 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     it->kind = ITEM_BOUND;
     it->part = r->part;
     snprintf(it->to, sizeof it->to, "%s", r->name);
-    add_sum(&s->sum[r->part], w);
-    r->param->w = bind_view(r, w->t.p, (enum dtype)w->t.type);
+    add_sum(&s->sum[r->part], t);
+    r->param->w = t;
     struct lora_pair *p = s->lora.n ? lora_find(&s->lora, r->name) : NULL;
     if (p) p->used = true;
     if (p && lora_fits(p, r->param->w, &why) < 0) note(s, why.code, why.msg);
@@ -292,7 +293,7 @@ static int tally_one(void *ctx, const struct bind_row *r, struct err *e)
     if (keep == (enum dtype)w.type && !merged)
         t->to->mapped += (int64_t)tensor_bytes(w);
     else
-        t->to->copies += tensor_count(w) * (int64_t)dtype_bytes(keep);
+        t->to->copies += tensor_count(w) * (int64_t)dtype_bytes(keep); /* a quantised one is never converted */
     return 0;
 }
 
@@ -399,7 +400,7 @@ static int inspect_all(struct inspect *s, struct err *e)
         note(s, ERR_MISSING, line);
     }
     for (size_t i = 0; i < s->n_item; i++)
-        if (s->item[i].kind == ITEM_ADAPTER) add_sum(&s->adapter, s->item[i].w);
+        if (s->item[i].kind == ITEM_ADAPTER) add_sum(&s->adapter, s->item[i].w->t);
     if (s->has_layers && !s->n_absent && (s->m.cfg.has_clip || !s->m.cfg.has_vision)) measure(s);
     if (s->check) check_values(s);
 out:

@@ -18,7 +18,7 @@ struct item {
 
 struct part_sum {
     int64_t tensors, params, bytes;
-    unsigned types; /* bits of enum dtype */
+    unsigned types; /* bits of enum dtype, quantised ones too */
 };
 
 /* Bytes that a session takes at one precision. */

@@ -53,7 +53,7 @@ static const char *count_text(char s[32], int64_t n)
 static const char *types_text(char s[64], unsigned types)
 {
     s[0] = 0;
-    for (int t = 0; t < N_DTYPE; t++)
+    for (int t = 0; t <= DT_Q4; t++)
         if (types & 1u << t)
             snprintf(s + strlen(s), 64 - strlen(s), "%s%s", *s ? " " : "", dtype_name((enum dtype)t));
     return s;

@@ -17,6 +17,7 @@ static const struct command {
     { "inspect", "what is in a checkpoint, what it binds to, the memory it takes", cmd_inspect },
     { "convert", "between naming schemes, to safetensors; extract the projector", cmd_convert },
     { "merge", "merge a LoRA adapter into its base model", cmd_merge },
+    { "quantize", "write a model in 8 or 4 bits, as a folder that opens at once", cmd_quantize },
     { "train", "train the projector, the whole model, or adapters", cmd_train },
     { "bench", "measure speed and memory, one JSON object a line", cmd_bench },
     { "serve", "serve a model: web page, OpenAI API, LLaVA's protocol, on one port", cmd_serve },

@@ -223,14 +223,14 @@ static int header_json(json_t *head, const struct weight *w, const size_t *order
     return good ? 0 : err_set(e, ERR_NOMEM, "no memory to write '%s'", path);
 }
 
-/* The header as text, padded so that the data starts at a multiple of 8. */
+/* The header as text, padded so that the data starts at a multiple of 64: quantised rows want to lie aligned. */
 static int header_make(char **ret, size_t *ret_n, const struct weight *w, const size_t *order, size_t n,
                        const char *const *meta, const char *path, struct err *e)
 {
     json_t *head = json_object();
     int rc = header_json(head, w, order, n, meta, path, e);
     char *text = rc < 0 ? NULL : json_dumps(head, JSON_COMPACT), *padded = NULL;
-    size_t len = text ? strlen(text) : 0, want = (len + 7) & ~(size_t)7;
+    size_t len = text ? strlen(text) : 0, want = ((len + 8 + 63) & ~(size_t)63) - 8;
     if (text) padded = malloc(want);
     if (padded) {
         memset(padded, ' ', want);

@@ -11,8 +11,8 @@
  * For every kernel:
  *  - activations (x, y, dx, dy, ...) are all of one type, "act": F32; `ref` also takes F64, BF16 and F16, GPUs BF16
  * and F16;
- *  - weights w are any float type and may differ from act; norms' w and biases too; gradients of weights are
- * act or F32;
+ *  - weights w are any float type and may differ from act; norms' w and biases too; matrices that a product or
+ * rows_get reads may be quantised (tensor/quant.h); gradients of weights are act or F32;
  *  - indices and positions are I32, statistics (rstd, mean, lse, loss) are act or F32;
  *  - gradients accumulate (+=); a gradient with p == NULL is not wanted. No exceptions;
  *  - it allocates nothing (scratch comes from kctx and is given back), keeps no state, and gives the same
@@ -34,7 +34,9 @@ struct kctx {
     struct arena *scratch; /* rewound by the kernel that takes from it */
     int n_threads;
     enum dtype product;    /* F32: matrix products are exact to f32. BF16: with bf16 weights, the other input may be
-                              rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does */
+                              rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does. Q8: also, with
+                              quantised weights it may be rounded to 8 bits in groups of 64 along the sum: x to
+                              s rint(x/s), s = max|x| / 127 */
     bool decode;           /* rows are next tokens of many sequences: few, and the weights' bytes are what counts. Else
                               they are a prompt's, a picture's or a training batch's. Says which kernel to choose where
                               two would add in different orders: T must not */
@@ -78,7 +80,7 @@ struct kern {
      * arXiv:2104.09864 eq. 34 in the half-split layout of transformers' rotate_half. */
     void (*rope)(struct kctx *, struct tensor x, struct tensor pos, struct tensor table, int dir);
     /* y[t] = softmax(scale * q[t] k[from..to)^T) v[from..to) for every head, [from,to) = range[t].
-     * q,y[T,H*D]; k,v[S,K*D] act, F16 or BF16 (a cache); head h reads key/value head h / (H/K); range[T,2] I32 with
+     * q,y[T,H*D]; k,v[S,K*D] act, F16, BF16 or Q8 (a cache); head h reads key/value head h / (H/K); range[T,2] I32 with
      * 0 <= from < to <= S; lse[T,H] = log of the sum of exponentials, or absent. Causal, bidirectional, packed and
      * cached attention are all just ranges. arXiv:1706.03762 eq. 1; softmax with running maximum.
      * pages present: k and v are a store of pages of KV_PAGE rows, pages[B,M] I32 says which pages a sequence has, and
@@ -115,7 +117,7 @@ struct kern {
 
     /* y[i] = x[idx[i]]; zeros where idx[i] < 0.  y[n,C] act, x[m,C] any float type */
     void (*rows_get)(struct kctx *, struct tensor y, struct tensor x, struct tensor idx);
-    /* y[idx[i]] = x[i]; skipped where idx[i] < 0. Indices are distinct.  y[m,C] any float type, x[n,C] act */
+    /* y[idx[i]] = x[i]; skipped where idx[i] < 0. Indices are distinct.  y[m,C] any float type or Q8, x[n,C] act */
     void (*rows_put)(struct kctx *, struct tensor y, struct tensor idx, struct tensor x);
     /* y[i] += x[idx[i]], nothing where idx[i] < 0 */
     void (*rows_get_add)(struct kctx *, struct tensor y, struct tensor x, struct tensor idx);

@@ -20,7 +20,9 @@ struct row {
 #define LIN(type, name, field, shape) { name ".weight", P(type, field.w), shape, BIND_DECAY | BIND_LINEAR }
 #define BIAS(type, name, field, shape, flag) { name ".bias", P(type, field.b), shape, flag }
 
-static const struct row llama_head_rows[] = { { "model.embed_tokens.weight", P(llama, embed), "VC", BIND_DECAY } };
+static const struct row llama_head_rows[] = {
+    { "model.embed_tokens.weight", P(llama, embed), "VC", BIND_DECAY | BIND_Q8 }
+};
 static const struct row llama_layer_rows[] = {
     LIN(llama_layer, "model.layers.%d.self_attn.q_proj", q, "QC"),
     LIN(llama_layer, "model.layers.%d.self_attn.k_proj", k, "WC"),
@@ -39,12 +41,14 @@ static const struct row llama_bias_rows[] = {
     BIAS(llama_layer, "model.layers.%d.self_attn.o_proj", o, "C", 0),
 };
 static const struct row llama_norm_rows[] = { { "model.norm.weight", P(llama, norm), "C", 0 } };
-static const struct row llama_out_rows[] = { { "lm_head.weight", P(llama, head.w), "VC", BIND_DECAY } };
+static const struct row llama_out_rows[] = {
+    { "lm_head.weight", P(llama, head.w), "VC", BIND_DECAY | BIND_Q8 }
+};
 
 #define VE "vision_model.embeddings."
 #define VL "vision_model.encoder.layers.%d."
 #define PAIR(type, name, field, shape, out, flag)                                    \
-    { name ".weight", P(type, field.w), shape, BIND_DECAY | (flag) },                \
+    { name ".weight", P(type, field.w), shape, BIND_DECAY | BIND_Q8 | (flag) },      \
     { name ".bias", P(type, field.b), out, flag }
 #define NORM(type, name, field, flag)                                                \
     { name ".weight", P(type, field.w), "C", flag }, { name ".bias", P(type, field.b), "C", flag }
@@ -143,7 +147,8 @@ static int each_projector(const struct walk *w, struct llava_model *m)
         else snprintf(stem, sizeof stem, "model.mm_projector.%d", 2 * i);
         struct linear *l = &m->projector[i];
         snprintf(name, sizeof name, "%s.weight", stem);
-        struct bind_row r = { .name = name, .param = &l->w, .linear = l, .part = PART_PROJECTOR, .flags = BIND_DECAY,
+        struct bind_row r = { .name = name, .param = &l->w, .linear = l, .part = PART_PROJECTOR,
+                              .flags = BIND_DECAY | BIND_Q8,
                               .nd = 2, .shape = { out, i ? out : in } };
         rc = w->fn(w->ctx, &r, w->e);
         if (rc < 0) return rc;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "file/json.h"
+#include "tensor/quant.h"
 
 /* One JSON object being read: the first wrong type is remembered, reading goes on. */
 struct reader {
@@ -277,6 +278,23 @@ static void read_hf(struct reader *r, struct llava_config *c, bool next)
     }
 }
 
+/* quantization_config: this program's own, or a refusal. */
+static void read_quant(struct reader *r, struct llava_config *c)
+{
+    const json_t *q = get(r, "quantization_config");
+    if (!q) return;
+    const json_t *bits = json_object_get(q, "bits"), *group = json_object_get(q, "group_size");
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    c->bits = (int)json_integer_value(bits);
+    if (!method || strcmp(method, QUANT_METHOD) != 0)
+        r->rc = err_set(r->e, ERR_UNSUPPORTED,
+                        "'%s': quantised by '%.40s': only folders that 'llava quantize' wrote can be read", r->path,
+                        method ? method : "?");
+    else if ((c->bits != 8 && c->bits != 4) || json_integer_value(group) != QUANT_GROUP)
+        r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': %lld bits in groups of %lld, not 8 or 4 in groups of %d", r->path,
+                        (long long)json_integer_value(bits), (long long)json_integer_value(group), QUANT_GROUP);
+}
+
 static void read_model(struct reader *r, struct llava_config *c)
 {
     const char *type = string(r, "model_type", "llama");
@@ -298,6 +316,7 @@ static void read_model(struct reader *r, struct llava_config *c)
     if (get(r, "text_config") || get(r, "vision_config") || next) read_hf(r, c, next);
     else read_llava(r, c);
     read_tokens(r, c);
+    if (r->rc >= 0) read_quant(r, c);
     const char *dtype = string(r, "torch_dtype", string(r, "dtype", "float32"));
     if (r->rc >= 0 && dtype_find(dtype, &c->dtype) < 0)
         r->rc = err_set(r->e, ERR_FORMAT, "'%s': unknown dtype '%s'", r->path, dtype);

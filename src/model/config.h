@@ -54,6 +54,7 @@ struct llava_config {
     int text_max;                /* tokenizer_model_max_length: rows are cut to it after splicing; 0: never */
     int bos, eos[8], n_eos, pad; /* generation */
     enum dtype dtype;            /* torch_dtype / dtype; F32 when absent */
+    int bits;                    /* quantization_config of this program's folders: 8, 4; 0: none */
     bool mistral;                /* the conversation template of Mistral suits it */
 };
 

@@ -22,7 +22,8 @@ struct llava_model {
     struct arena own_more;                    /* what had to be made while merging adapters */
     struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
     bool tower_inside;                        /* the tower's weights are in the checkpoint */
-    enum dtype dtype;                         /* what was asked for, or chosen */
+    enum dtype dtype;                         /* what was asked for, or chosen, of what is not quantised */
+    int bits;                                 /* 8, 4: the language model's linears are quantised; 0: not */
     struct dev *dev;                          /* where parameters are; NULL: the host */
     char *clip_dir;                           /* where the tower was found; NULL if inside the checkpoint */
 };
@@ -32,7 +33,8 @@ struct llava_model {
 enum {
     BIND_DECAY = 1,    /* a matrix: takes weight decay, may be quantised */
     BIND_OPTIONAL = 2, /* may be absent */
-    BIND_LINEAR = 4,   /* a linear of the language model: LoRA's targets */
+    BIND_LINEAR = 4,   /* a linear of the language model: LoRA's targets; quantised to as many bits as are asked for */
+    BIND_Q8 = 8,       /* quantised to 8 bits where others are to 8 or 4: embeddings, head, projector, tower */
 };
 enum part { PART_LLAMA, PART_CLIP, PART_PROJECTOR };
 
@@ -81,6 +83,7 @@ struct llava_source {
     /* How an org/name (a tower's) becomes a folder: the hub's function, or NULL to allow folders only. */
     int (*locate)(char **dir, const char *name, struct err *e);
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
+    int bits;              /* 8 or 4: matrices are quantised while loading (bind_quant); 0: as they are stored */
     bool auto_dtype;  /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are
                          stored */
     enum dtype dtype; /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/rng.h"
+#include "tensor/quant.h"
 #include "model/place.h"
 
 /* ---- index */
@@ -85,12 +86,37 @@ struct binder {
 /* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
 enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file)
 {
+    if (dtype_is_quant(file)) return file;
     if (!(r->flags & BIND_DECAY) || want == DT_F32) return file == DT_F64 ? DT_F32 : file;
     return want;
 }
 
-int bind_check(const struct bind_row *r, const struct weight *w, struct err *e)
+enum dtype bind_quant(const struct bind_row *r, int bits, enum dtype keep)
 {
+    if (!bits || r->nd != 2 || !(r->flags & (BIND_LINEAR | BIND_Q8))) return keep;
+    return bits == 4 && (r->flags & BIND_LINEAR) ? DT_Q4 : DT_Q8;
+}
+
+/* Rows of U8 where a matrix may be quantised. */
+static int read_quant(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e)
+{
+    enum dtype type;
+    const int64_t O = r->shape[0], I = r->shape[1];
+    if (w->t.n[0] != O || quant_find(&type, I, w->t.n[1]) < 0) {
+        char a[TENSOR_SHAPE_MAX];
+        return err_set(e, ERR_SHAPE,
+                       "cannot bind '%s' of '%s': file has %s bytes, %lld rows of %lld numbers in groups of %d take "
+                       "%zu in 8 bits and %zu in 4",
+                       w->name, w->file, tensor_shape(w->t, a), (long long)O, (long long)I, QUANT_GROUP,
+                       quant_row_bytes(DT_Q8, I), quant_row_bytes(DT_Q4, I));
+    }
+    *ret = tensor_2d(w->t.p, type, O, I);
+    return 0;
+}
+
+int bind_read(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e)
+{
+    if (w->t.type == DT_U8 && w->t.nd == 2 && bind_quant(r, 8, DT_F32) == DT_Q8) return read_quant(ret, r, w, e);
     struct tensor want = { .nd = (int8_t)r->nd };
     memcpy(want.n, r->shape, sizeof want.n);
     struct tensor flat = w->t;
@@ -102,6 +128,7 @@ int bind_check(const struct bind_row *r, const struct weight *w, struct err *e)
     if (!dtype_is_float((enum dtype)w->t.type))
         return err_set(e, ERR_SHAPE, "cannot bind '%s' of '%s': type %s is not a float type", w->name, w->file,
                        dtype_name((enum dtype)w->t.type));
+    *ret = bind_view(r, w->t.p, (enum dtype)w->t.type);
     return 0;
 }
 
@@ -138,16 +165,37 @@ static int bind_fresh(struct binder *b, const struct bind_row *r, struct err *e)
     return 0;
 }
 
+/* out = w quantised, after its adapter was merged into it in f32. */
+static int param_quantise(struct binder *b, struct tensor out, struct tensor w, struct lora_pair *pair, struct err *e)
+{
+    struct tensor sum = w, made = out;
+    int rc = 0;
+    sum.p = NULL;
+    if (pair) {
+        sum.type = DT_F32;
+        sum.p = malloc(tensor_bytes(sum));
+        if (!sum.p) TRY(err_set(e, ERR_NOMEM, "no memory for %zu bytes", tensor_bytes(sum)));
+        TRY(lora_merge(pair, sum, w, e));
+    }
+    if (b->m->dev) TRY(place_whole(&made.p, &b->placer, tensor_bytes(out), e));
+    tensor_convert(made, pair ? sum : w);
+    if (b->m->dev) place(&b->placer, out, made, false);
+out:
+    free(sum.p);
+    return rc;
+}
+
 /* out = w, merged with its adapter or converted; out is on the model's device. */
 static int param_make(struct binder *b, struct tensor out, struct tensor w, struct lora_pair *pair, struct err *e)
 {
     struct tensor made = out;
     int rc = 0;
+    if (dtype_is_quant((enum dtype)out.type) && out.type != w.type) return param_quantise(b, out, w, pair, e);
     if (pair && b->m->dev) rc = place_whole(&made.p, &b->placer, tensor_bytes(out), e);
     if (rc >= 0 && pair) rc = lora_merge(pair, made, w, e);
     if (rc < 0) return rc;
     if (b->m->dev) place(&b->placer, out, pair ? made : w, !pair);
-    else if (!pair) dtype_convert(out.p, (enum dtype)out.type, w.p, (enum dtype)w.type, tensor_count(w));
+    else if (!pair) tensor_convert(out, w);
     return 0;
 }
 
@@ -162,18 +210,27 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
             return bind_fresh(b, r, e);
         return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, other ? b->s->vision->projector : b->s->path);
     }
-    int rc = bind_check(r, w, e);
+    struct tensor t;
+    int rc = bind_read(&t, r, w, e);
     if (rc < 0) return rc;
-    enum dtype file = (enum dtype)w->t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
+    enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
-    struct tensor t = bind_view(r, w->t.p, file);
+    if (!dtype_is_quant(file)) keep = bind_quant(r, b->m->bits, keep);
+    if (dtype_is_quant(file) && (r->flags & BIND_LINEAR) && file != bind_quant(r, b->m->bits, file))
+        return err_set(e, ERR_USAGE, "'%s' of '%s' is in %d bits already, not %d", w->name, w->file,
+                       file == DT_Q8 ? 8 : 4, b->m->bits);
+    if (dtype_is_quant(file) && (r->flags & BIND_LINEAR) && !b->m->bits) b->m->bits = file == DT_Q8 ? 8 : 4;
+    if (pair && !b->s->unmerged && dtype_is_quant(file))
+        return err_set(e, ERR_UNSUPPORTED, "an adapter cannot be merged into '%s' of '%s', which is quantised", w->name,
+                       w->file);
     if (pair && b->s->unmerged) {
         rc = lora_fits(pair, t, e);
         pair->used = true;
         pair = NULL;
     }
-    if (keep != file || pair || b->m->dev) {
+    const bool askew = dtype_is_quant(file) && (uintptr_t)t.p % QUANT_ALIGN; /* of a file that others wrote */
+    if (keep != file || pair || b->m->dev || askew) {
         struct tensor own = bind_view(r, b->m, keep); /* while counting an address that is not read */
         b->bytes += tensor_bytes(own) + ARENA_ALIGN;
         if (!b->count) own.p = arena_take(&b->m->own, tensor_bytes(own));
@@ -213,8 +270,9 @@ static void choose_dtype(struct llava_model *m, const struct llava_source *s, co
     size_t bytes = 0;
     for (int i = 0; i < m->n_weights; i++) bytes += weights_bytes(m->weights[i]);
     m->dtype = s->dtype;
+    m->bits = s->bits ? s->bits : m->cfg.bits;
     if (!s->auto_dtype) return;
-    enum dtype stored = embed ? (enum dtype)embed->t.type : m->cfg.dtype;
+    enum dtype stored = embed && dtype_is_float((enum dtype)embed->t.type) ? (enum dtype)embed->t.type : m->cfg.dtype;
     m->dtype = (m->dev || bytes >= SMALL_MODEL) && (stored == DT_BF16 || stored == DT_F16) ? stored : DT_F32;
 }
 
@@ -491,13 +549,39 @@ struct randomiser {
     enum dtype dtype;
     const float *noise;
     void *block; /* the noise in dtype, on the device */
+    int bits;    /* as llava_source.bits */
+    void *group[2]; /* of Q8, Q4: the noise as one quantised row; made when needed */
     bool count;
     size_t bytes;
 };
 
+/* Rows of groups from one long row of quantised noise, each row from another place: quantising real numbers takes
+ * longer than a benchmark. */
+static void fill_groups(const struct randomiser *z, struct tensor t)
+{
+    const enum dtype type = (enum dtype)t.type;
+    const int64_t n = quant_groups(t.n[1]), all = NOISE / QUANT_GROUP;
+    const int64_t each = type == DT_Q8 ? QUANT_GROUP : QUANT_GROUP / 2;
+    const char *from = z->group[type == DT_Q4];
+    const uint16_t *scales = (const uint16_t *)(const void *)(from + quant_scales_at(type, all * QUANT_GROUP));
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < t.n[0]; r++) {
+        char *row = tensor_row(t, r);
+        uint16_t *s = (uint16_t *)(void *)(row + quant_scales_at(type, t.n[1]));
+        const int64_t at = r * 37 % (all - n);
+        memset(row, 0, dtype_row_bytes(type, t.n[1]));
+        memcpy(row, from + at * each, (size_t)(n * each));
+        memcpy(s, scales + at, (size_t)n * sizeof *s);
+    }
+}
+
 /* Tiles of one block of noise, made at the memory's speed. */
 static void fill_noise(const struct randomiser *z, struct tensor t)
 {
+    if (dtype_is_quant((enum dtype)t.type)) {
+        fill_groups(z, t);
+        return;
+    }
     const size_t size = dtype_bytes((enum dtype)t.type);
     const int64_t n = tensor_count(t);
 #pragma omp parallel for schedule(static) if (!z->m->dev)
@@ -514,7 +598,8 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct randomiser *z = ctx;
     bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
-    struct tensor t = bind_view(r, z->m, matrix ? z->dtype : DT_F32); /* while counting an address that is not read */
+    const enum dtype type = bind_quant(r, z->bits, matrix ? z->dtype : DT_F32);
+    struct tensor t = bind_view(r, z->m, type); /* while counting an address that is not read */
     z->bytes += tensor_bytes(t) + ARENA_ALIGN;
     r->param->w = t;
     if (z->count) return 0;
@@ -530,6 +615,19 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     for (int64_t i = 0; i < n; i++) v[i] = ones;
     dev_put(z->m->dev, t.p, v, tensor_bytes(t));
     free(v);
+    return 0;
+}
+
+/* The noise quantised. */
+static int groups_make(struct randomiser *z, struct err *e)
+{
+    for (int i = 0; i < 2 && z->bits; i++) {
+        const enum dtype type = i ? DT_Q4 : DT_Q8;
+        const int64_t n = NOISE / QUANT_GROUP * QUANT_GROUP;
+        z->group[i] = malloc(quant_row_bytes(type, n));
+        if (!z->group[i]) return err_set(e, ERR_NOMEM, "no memory for noise");
+        quant_row(z->group[i], type, z->noise, DT_F32, n);
+    }
     return 0;
 }
 
@@ -550,14 +648,15 @@ static int noise_put(struct randomiser *z, struct err *e)
 int llava_model_random(struct llava_model *m, const struct llava_config *cfg, const struct llava_source *s,
                        uint64_t seed, struct err *e)
 {
-    *m = (struct llava_model){ .cfg = *cfg, .dtype = s->dtype, .dev = s->dev };
+    *m = (struct llava_model){ .cfg = *cfg, .dtype = s->dtype, .bits = s->bits, .dev = s->dev };
     float *noise = malloc(NOISE * sizeof *noise);
     if (!noise) return err_set(e, ERR_NOMEM, "no memory for noise");
     struct rng rng;
     rng_seed(&rng, seed);
     for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
-    struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .count = true };
+    struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .bits = s->bits, .count = true };
     int rc;
+    TRY(groups_make(&z, e));
     TRY(model_make_layers(m, e));
     TRY(llava_each(m, random_one, &z, e));
     if (cfg->llama.tied) m->llama.head.w = m->llama.embed;
@@ -570,6 +669,8 @@ int llava_model_random(struct llava_model *m, const struct llava_config *cfg, co
     dev_sync(m->dev);
 out:
     if (m->dev) dev_free(m->dev, z.block, NOISE * dtype_bytes(s->dtype));
+    free(z.group[0]);
+    free(z.group[1]);
     free(noise);
     if (rc < 0) llava_model_close(m);
     return rc;

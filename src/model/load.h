@@ -16,8 +16,11 @@ struct index {
 int index_add(struct index *ix, const struct weights *w, struct err *e);
 const struct weight *index_find(const struct index *ix, const char *name); /* NULL: none */
 
-/* Does the tensor of a file fit the row? Error: names both shapes, or the type. */
-int bind_check(const struct bind_row *r, const struct weight *w, struct err *e);
+/* The tensor of a file as kernels see it: does it fit the row? Quantised matrices [O,I] are rows of U8 in files.
+ * Error: names both shapes, or the type. */
+int bind_read(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e);
+/* The type to which a row is quantised when that is asked for, or keep. */
+enum dtype bind_quant(const struct bind_row *r, int bits, enum dtype keep);
 
 /* The type that a parameter is kept in when its file has `file` and `want` is asked for. */
 enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file);

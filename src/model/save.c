@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +18,13 @@
 #include "file/json.h"
 #include "file/out.h"
 #include "model/load.h"
+#include "tensor/quant.h"
 
 /* One tensor to write: where it comes from. */
 struct origin {
     struct tensor t;        /* as stored, in the shape of its file */
     struct lora_pair *pair; /* to be merged into it, or NULL */
+    enum dtype quant;       /* the type to which it is quantised, or t's */
 };
 
 struct saving {
@@ -136,7 +139,8 @@ static int put_row(struct saving *s, const char *name, struct tensor file, struc
     char *copy = strdup(name);
     if (!copy) return err_set(e, ERR_NOMEM, "no memory for the names of weights");
     s->from[s->n] = from;
-    if (!s->o->keep_dtype) file.type = (int8_t)s->o->dtype;
+    if (dtype_is_quant(from.quant)) file = tensor_2d(NULL, DT_U8, file.n[0], quant_row_bytes(from.quant, file.n[1]));
+    else if (!s->o->keep_dtype) file.type = (int8_t)s->o->dtype;
     s->row[s->n++] = (struct weight){ .name = copy, .t = file };
     s->total += (int64_t)tensor_bytes(file);
     return 0;
@@ -157,7 +161,8 @@ static int add_row(void *ctx, const struct bind_row *r, struct err *e)
     snprintf(full, sizeof full, "%s%s", s->o->what == SAVE_ADAPTER ? peft_prefix : "", name);
     t.nd = (int8_t)r->nd;
     memcpy(t.n, r->shape, sizeof t.n);
-    struct origin from = { t, s->m->lora ? lora_find(s->m->lora, r->name) : NULL };
+    struct origin from = { t, s->m->lora ? lora_find(s->m->lora, r->name) : NULL,
+                           bind_quant(r, s->o->bits, (enum dtype)t.type) };
     if (has_vocab(r->name) && s->o->vocab) t.n[0] = s->o->vocab;
     return put_row(s, full, t, from, e);
 }
@@ -174,7 +179,7 @@ static int add_adapter(void *ctx, const struct bind_row *r, struct err *e)
     for (int i = 0; i < 2; i++) {
         struct tensor t = i ? l->b.w : l->a.w;
         snprintf(full, sizeof full, "%s%.*s.lora_%c.weight", peft_prefix, stem, name, "AB"[i]);
-        int rc = put_row(s, full, t, (struct origin){ t, NULL }, e);
+        int rc = put_row(s, full, t, (struct origin){ t, NULL, (enum dtype)t.type }, e);
         if (rc < 0) return rc;
     }
     return 0;
@@ -191,6 +196,30 @@ static void saving_fini(struct saving *s)
     free(s->row);
     free(s->from);
     free(s->mem);
+}
+
+/* `from`, merged with its adapter, as quantised rows. */
+static int quantise(void *out, const struct origin *from, const char *name, struct err *e)
+{
+    struct tensor t = from->t, sum = t;
+    int rc = 0;
+    sum.type = DT_F32;
+    sum.p = malloc(tensor_bytes(sum));
+    if (!sum.p) TRY(err_set(e, ERR_NOMEM, "no memory for a tensor of %zu bytes", tensor_bytes(sum)));
+    if (from->pair) TRY(lora_merge(from->pair, sum, t, e));
+    else tensor_convert(sum, t);
+    int64_t fault = -1;
+#pragma omp parallel for schedule(static) reduction(max : fault)
+    for (int64_t i = 0; i < tensor_count(sum); i++)
+        if (!isfinite(((const float *)sum.p)[i])) fault = i;
+    if (fault >= 0)
+        TRY(err_set(e, ERR_FORMAT, "tensor '%s' holds what is not finite at element %lld", name, (long long)fault));
+    t.p = out;
+    t.type = (int8_t)from->quant;
+    tensor_convert(t, sum);
+out:
+    free(sum.p);
+    return rc;
 }
 
 /* dtype_convert on all cores. */
@@ -243,7 +272,11 @@ static int fetch(const void **ret, void *ctx, const struct weight *w, struct err
     struct tensor t = w->t;
     int rc = 0;
     bool more = t.n[0] > from->t.n[0];
-    if (!from->pair && !more && t.type == from->t.type) {
+    if (dtype_is_quant(from->quant)) {
+        TRY(room(s, tensor_bytes(t), e));
+        TRY(quantise(s->mem, from, w->name, e));
+        *ret = s->mem;
+    } else if (!from->pair && !more && t.type == from->t.type) {
         *ret = from->t.p; /* fewer rows are the first ones */
     } else {
         int64_t count = tensor_count(from->t);
@@ -313,6 +346,10 @@ static int put_config(struct saver *out, const struct saving *s, struct err *e)
         TRY(json_file_load(&old, path, e));
     }
     now = save_config(&c, o, o->tower_beside ? "./vision_tower" : c.tower, old);
+    if (o->bits)
+        json_object_set_new(now, "quantization_config",
+                            json_pack("{s:s, s:i, s:i}", "quant_method", QUANT_METHOD, "bits", o->bits, "group_size",
+                                      QUANT_GROUP));
     TRY(save_json(out, "config.json", now, e));
 out:
     json_decref(old);
@@ -427,7 +464,7 @@ static int check_space(const char *dir, int64_t bytes, struct err *e)
 static int write_all(struct saving *s, struct saving *second, const char *dir, struct err *e)
 {
     const struct save_options *o = s->o;
-    if (!o->quiet) progress_begin(&s->bar, "writing", "B", s->total + second->total);
+    if (!o->quiet) progress_begin(&s->bar, o->bits ? "quantising" : "writing", "B", s->total + second->total);
     int rc = write_model(s, second, dir, e);
     if (o->tower_beside && rc >= 0) {
         pass_bar(second, s);

@@ -34,6 +34,7 @@ struct save_options {
     const struct save_lora *lora; /* SAVE_ADAPTER */
     bool keep_dtype;     /* else every tensor in dtype: F32, F16 or BF16 */
     enum dtype dtype;
+    int bits;            /* 8 or 4: what bind_quant names is quantised, and config.json says so; 0: not */
     bool tower_inside; /* LLAVA: the tower goes into the checkpoint */
     bool tower_beside; /* LLAVA: the tower goes into DIR/vision_tower, as a CLIP folder, which mm_vision_tower
                           names */

@@ -54,6 +54,7 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     struct llava_engine *x = api_object(sizeof *x, &err);
     if (!x) return api_done(ERR_NOMEM, &err, e);
     struct engine_options eo = { .path = o->model_path, .base = o->model_base, .name = o->model_name, .dtype = o->dtype,
+                                 .kv_dtype = o->kv_dtype, .load_8bit = o->load_8bit, .load_4bit = o->load_4bit,
                                  .tower = o->vision_tower, .device = o->device, .context = o->context,
                                  .threads = o->threads };
     int rc = engine_open(&x->g, &eo, &err);

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "file/hub.h"
+#include "tensor/quant.h"
 #include "text/conv.h"
 
 enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep matrix products busy */
@@ -168,7 +169,7 @@ int64_t engine_weight_bytes(const struct engine *g) { return part_bytes(g, true)
 int64_t engine_cache_bytes(const struct engine *g)
 {
     const struct llama_config *l = &g->model.cfg.llama;
-    return 2 * (int64_t)l->L * l->K * l->D * (int64_t)dtype_bytes(g->kv_type);
+    return 2 * (int64_t)l->L * (int64_t)dtype_row_bytes(g->kv_type, (int64_t)l->K * l->D);
 }
 
 struct sum {
@@ -196,10 +197,16 @@ static int64_t part_bytes(const struct engine *g, bool decode_only)
 
 /* ---- faults in weights */
 
-/* n elements of t from `at` on, as f32. `raw` holds n elements of any type. */
+/* n elements of t from `at` on, as f32; of a quantised t whole rows. `raw` holds n elements of any type. */
 static void values_from(const struct engine *g, float *out, struct tensor t, int64_t at, int64_t n, void *raw)
 {
     enum dtype type = (enum dtype)t.type;
+    const int64_t cols = tensor_cols(t);
+    for (int64_t i = 0; dtype_is_quant(type) && i < n; i += cols) {
+        dev_get(g->dev, raw, tensor_row(t, (at + i) / cols), dtype_row_bytes(type, cols));
+        dequant_row(out + i, type, raw, cols);
+    }
+    if (dtype_is_quant(type)) return;
     dev_get(g->dev, raw, (char *)t.p + (size_t)at * dtype_bytes(type), (size_t)n * dtype_bytes(type));
     dtype_convert(out, DT_F32, raw, type, n);
 }
@@ -217,11 +224,12 @@ static int find_nan(void *ctx, const struct bind_row *r, struct err *e)
     const struct engine *g = ctx;
     struct tensor t = r->param->w;
     int64_t n = t.p ? tensor_count(t) : 0;
-    float *v = malloc(PIECE * sizeof *v);
-    double *raw = malloc(PIECE * sizeof *raw);
+    const int64_t cols = n ? tensor_cols(t) : 1, piece = cols < PIECE ? PIECE / cols * cols : cols; /* whole rows */
+    float *v = malloc((size_t)piece * sizeof *v);
+    double *raw = malloc((size_t)piece * sizeof *raw);
     int rc = v && raw ? 0 : err_set(e, ERR_NOMEM, "no memory to look for '%s'", r->name);
-    for (int64_t at = 0; at < n && rc == 0; at += PIECE) {
-        int64_t k = n - at < PIECE ? n - at : PIECE;
+    for (int64_t at = 0; at < n && rc == 0; at += piece) {
+        int64_t k = n - at < piece ? n - at : piece;
         values_from(g, v, t, at, k, raw);
         for (int64_t i = 0; i < k && rc == 0; i++)
             if (!isfinite(v[i]))
@@ -247,6 +255,36 @@ static int read_dtype(enum dtype *ret, bool *chosen, const char *name, struct er
     *chosen = !name || !strcmp(name, "auto");
     if (*chosen || (dtype_find(name, ret) >= 0 && (*ret == DT_F32 || *ret == DT_F16 || *ret == DT_BF16))) return 0;
     return err_set(e, ERR_USAGE, "dtype '%s' is not one of auto, f32, bf16, f16", name);
+}
+
+/* The cache's type; "auto" is decided when the model is known. */
+static int read_kv_dtype(struct engine *g, const char *name, struct err *e)
+{
+    g->kv_auto = !name || !strcmp(name, "auto");
+    if (g->kv_auto) return 0;
+    if (!strcmp(name, "q8")) g->kv_type = DT_Q8;
+    else if (dtype_find(name, &g->kv_type) < 0 ||
+             (g->kv_type != DT_F32 && g->kv_type != DT_BF16 && g->kv_type != DT_F16))
+        return err_set(e, ERR_USAGE, "kv dtype '%s' is not one of auto, f32, bf16, f16, q8", name);
+    return 0;
+}
+
+/* 8 bits beside quantised weights, where the fast kernels read them; else as everything else. */
+static enum dtype choose_kv_dtype(const struct engine *g)
+{
+    if (!g->kv_auto) return g->kv_type;
+    return g->model.bits && !g->exact && g->model.cfg.llama.D % 16 == 0 ? DT_Q8 : g->model.dtype;
+}
+
+/* dtype and bits of a model that is opened or made. */
+static int read_precision(struct engine *g, struct llava_source *s, const struct engine_options *o, struct err *e)
+{
+    int rc = read_dtype(&s->dtype, &s->auto_dtype, o->dtype, e);
+    if (rc >= 0 && o->load_8bit && o->load_4bit)
+        rc = err_set(e, ERR_USAGE, "a model is loaded in 8 bits or in 4, not in both");
+    s->bits = o->load_4bit ? 4 : o->load_8bit ? 8 : 0;
+    g->exact = !s->auto_dtype && s->dtype == DT_F32;
+    return rc < 0 ? rc : read_kv_dtype(g, o->kv_dtype, e);
 }
 
 /* For the loops outside of kernels too: converting and merging while loading. */
@@ -278,7 +316,8 @@ static int sizes(struct engine *g, struct err *e)
                        g->name);
     if (!g->context) g->context = most;
     g->chunk = g->context < CHUNK ? g->context : CHUNK;
-    g->dtype = g->kv_type = g->model.dtype;
+    g->dtype = g->model.dtype;
+    g->kv_type = choose_kv_dtype(g);
     return 0;
 }
 
@@ -351,7 +390,9 @@ static int engine_finish(struct engine *g, struct err *e)
     size_t act;
     int rc;
     TRY(sizes(g, e));
-    g->kc.product = g->dtype == DT_BF16 ? DT_BF16 : DT_F32;
+    if ((g->model.bits || g->kv_type == DT_Q8) && g->dev)
+        TRY(err_set(e, ERR_UNSUPPORTED, "8 and 4 bits are computed on the processor: --device cpu"));
+    g->kc.product = g->exact ? DT_F32 : g->model.bits ? DT_Q8 : g->dtype == DT_BF16 ? DT_BF16 : DT_F32;
     TRY(scratch_init(g, e));
     TRY(plan(g, &act, e));
     TRY(dev_arena(&g->act, g->dev, act, e));
@@ -446,7 +487,7 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     if (!g->name) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
     struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower,
                               .dev = g->dev, .admit = admit, .ctx = g };
-    TRY(read_dtype(&s.dtype, &s.auto_dtype, o->dtype, e));
+    TRY(read_precision(g, &s, o, e));
     TRY(llava_model_open(&g->model, &s, e));
     if (g->model.cfg.has_vision) TRY(load_processor(g, base, e));
     TRY(load_text(g, base, e));
@@ -463,12 +504,11 @@ int engine_random(struct engine **ret, const char *preset, const struct engine_o
 {
     struct engine *g = NULL;
     struct llava_config cfg;
-    bool ignored;
     int rc;
     TRY(engine_new(&g, o, e));
     struct llava_source s = { .dev = g->dev, .admit = admit, .ctx = g };
     TRY(llava_config_preset(&cfg, preset, e));
-    TRY(read_dtype(&s.dtype, &ignored, o->dtype, e));
+    TRY(read_precision(g, &s, o, e));
     if (!(g->name = strdup(preset))) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
     TRY(llava_model_random(&g->model, &cfg, &s, 1, e));
     clip_processor_default(&g->proc, cfg.clip.image);

@@ -17,6 +17,8 @@ struct engine {
     struct arena act, scratch;    /* activations of one step; kernels' own; both on the device */
     float *logits;                /* [chunk,V] of a step on the host, where it is not the device */
     enum dtype dtype, kv_type;
+    bool kv_auto;                 /* kv_type follows from the model */
+    bool exact;                   /* an explicit f32: products round nothing, quantised or not */
     int context;                  /* positions of a session */
     int chunk;                    /* most tokens of one step */
     char *dir, *name;             /* folder; name of the model */
@@ -24,8 +26,9 @@ struct engine {
 };
 
 struct engine_options {
-    const char *path, *base, *name, *tower, *dtype, *device;
+    const char *path, *base, *name, *tower, *dtype, *device, *kv_dtype;
     int context, threads;
+    bool load_8bit, load_4bit; /* quantise while loading; not both */
 };
 int engine_open(struct engine **ret, const struct engine_options *o, struct err *e);
 /* Random weights of a preset's shapes (llava_config_preset), no tokenizer; of o device, dtype, context, threads. */

@@ -5,6 +5,7 @@
 #include <strings.h>
 
 #include "base/err.h"
+#include "tensor/quant.h"
 
 static const struct {
     size_t bytes;
@@ -16,9 +17,19 @@ static const struct {
 #undef XX
 };
 
-size_t dtype_bytes(enum dtype t) { return types[t].bytes; }
-bool dtype_is_float(enum dtype t) { return types[t].real; }
-const char *dtype_name(enum dtype t) { return types[t].name; }
+size_t dtype_bytes(enum dtype t)
+{
+    ASSERT(t < N_DTYPE);
+    return types[t].bytes;
+}
+
+size_t dtype_row_bytes(enum dtype t, int64_t n)
+{
+    return dtype_is_quant(t) ? quant_row_bytes(t, n) : (size_t)n * types[t].bytes;
+}
+
+bool dtype_is_float(enum dtype t) { return t < N_DTYPE && types[t].real; }
+const char *dtype_name(enum dtype t) { return t == DT_Q8 ? "Q8" : t == DT_Q4 ? "Q4" : types[t].name; }
 
 int dtype_find(const char *name, enum dtype *ret)
 {

@@ -17,16 +17,21 @@
     XX(I16, 2, "I16", "ShortStorage", false)      \
     XX(BOOL, 1, "BOOL", "BoolStorage", false)
 
+/* The types of files, then the quantised ones of quant.h, which files hold as rows of U8. */
 enum dtype {
 #define XX(name, bytes, st, torch, real) DT_##name,
     DTYPE_MAP(XX)
 #undef XX
-    N_DTYPE
+    N_DTYPE,
+    DT_Q8 = N_DTYPE,
+    DT_Q4
 };
 
-size_t dtype_bytes(enum dtype t);
-bool dtype_is_float(enum dtype t);
-const char *dtype_name(enum dtype t);                    /* "F32", as safetensors writes it */
+size_t dtype_bytes(enum dtype t);                /* of an element; quantised types have rows only: a bug */
+size_t dtype_row_bytes(enum dtype t, int64_t n); /* of a row of n elements */
+bool dtype_is_float(enum dtype t);               /* false for quantised ones */
+static inline bool dtype_is_quant(enum dtype t) { return t == DT_Q8 || t == DT_Q4; }
+const char *dtype_name(enum dtype t);            /* "F32", as safetensors writes it; "Q8", "Q4" */
 int dtype_find(const char *name,
                enum dtype *ret); /* "F32" or "f32" or "float32"/"bfloat16"/"float16"; -1: none */
 int dtype_find_torch(const char *storage, enum dtype *ret); /* "HalfStorage"; -1: none */
@@ -41,5 +46,6 @@ static inline float bf16_to_f32(uint16_t h)
     return v.f;
 }
 
-/* n elements of a float type from src to dst; src and dst do not overlap (or are equal with equal types). */
+/* n elements of a float type from src to dst; src and dst do not overlap (or are equal with equal types). Rows of
+ * quantised types: tensor_convert. */
 void dtype_convert(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n);

@@ -27,18 +27,31 @@ static inline struct tensor tensor_2d(void *p, enum dtype t, int64_t a, int64_t 
     return (struct tensor){ p, (int8_t)t, 2, 0, { a, b, 1, 1 } };
 }
 
-/* Elements; bytes. */
+/* Elements. */
 static inline int64_t tensor_count(struct tensor t)
 {
     int64_t c = 1;
     for (int i = 0; i < t.nd; i++) c *= t.n[i];
     return c;
 }
-static inline size_t tensor_bytes(struct tensor t) { return (size_t)tensor_count(t) * dtype_bytes((enum dtype)t.type); }
 
 /* Last dimension, and the product of the others: any tensor seen as [rows, cols]. */
 static inline int64_t tensor_cols(struct tensor t) { return t.n[t.nd - 1]; }
 static inline int64_t tensor_rows(struct tensor t) { return tensor_cols(t) ? tensor_count(t) / tensor_cols(t) : 0; }
+
+static inline size_t tensor_bytes(struct tensor t)
+{
+    return (size_t)tensor_rows(t) * dtype_row_bytes((enum dtype)t.type, tensor_cols(t));
+}
+/* Row r of t seen as [rows, cols]: its address. */
+static inline void *tensor_row(struct tensor t, int64_t r)
+{
+    return (char *)t.p + (size_t)r * dtype_row_bytes((enum dtype)t.type, tensor_cols(t));
+}
+
+/* The elements of `from` in the type and place of `to`, which has the same shape. Float types to any; quantised ones
+ * to themselves and to F32. Uses all threads. */
+void tensor_convert(struct tensor to, struct tensor from);
 
 /* Rows [from, from+count) of the outermost dimension. Keeps no gradient slot. */
 struct tensor tensor_slice(struct tensor t, int64_t from, int64_t count);

@@ -151,7 +151,8 @@ static const struct {
     void (*fill)(struct rng *, struct tensor, const struct dims *);
 } roles[] = {
     [IN] = { ACT, false, fill_normal },         [WIDE] = { ACT, false, fill_wide },
-    [WEIGHT] = { W, false, fill_normal },       [CACHE] = { ACT_OR_W, false, fill_normal },
+    [WEIGHT] = { W, false, fill_normal },       [MATRIX] = { W, false, fill_normal },
+    [CACHE] = { ACT_OR_W, false, fill_normal },
     [TABLE] = { F32, false, fill_table },       [STAT] = { ACT_OR_F32, false, fill_normal },
     [OUT] = { ACT, true, fill_poison },         [OUT_STAT] = { ACT_OR_F32, true, fill_poison },
     [CHANGE] = { ACT, true, fill_normal },      [PUT] = { W, true, fill_normal },
@@ -172,7 +173,9 @@ struct test {
     int n_args, absent; /* argument that is left out; -1: none, ARGS: all that may be */
     int threads;
     bool decode;
+    bool grid;                /* the input of a product is such that rounding it to 8 bits changes nothing */
     struct tensor a[ARGS];    /* inputs and prior contents, exact in the types of the run */
+    void *packed[ARGS];       /* a quantised argument as kernels get it: a holds the values */
     struct tensor want[ARGS]; /* the oracle's results; where not written, a's */
     double *sense[ARGS];      /* S of the bound, per row of a written argument */
 };
@@ -181,11 +184,12 @@ static bool is_written(const struct test *c, int i) { return roles[c->row->arg[i
 
 static enum dtype type_of(const struct test *c, int i)
 {
-    const bool small = dtype_bytes(c->act) == 2;
-    switch (roles[c->row->arg[i].role].type) {
+    const bool small = dtype_bytes(c->act) == 2, quant = dtype_is_quant(c->weight);
+    const enum role role = c->row->arg[i].role;
+    switch (roles[role].type) {
     case ACT: return c->act;
-    case W: return c->weight;
-    case ACT_OR_W: return dtype_bytes(c->weight) == 2 ? c->weight : c->act;
+    case W: return quant && role == WEIGHT ? DT_BF16 : c->weight; /* vectors are not quantised */
+    case ACT_OR_W: return quant || dtype_bytes(c->weight) == 2 ? c->weight : c->act;
     case ACT_OR_F32: return small ? DT_F32 : c->act;
     case F32: return DT_F32;
     default: return DT_I32;
@@ -231,14 +235,58 @@ static struct tensor tensor_dup(struct kctx *kc, struct tensor t)
     return t;
 }
 
+/* Values of any type as F64. */
+static void to_f64(struct kctx *kc, double *to, struct tensor t)
+{
+    const size_t mark = arena_mark(kc->scratch);
+    if (dtype_is_quant((enum dtype)t.type)) {
+        struct tensor f = t;
+        f.type = DT_F32;
+        f.p = arena_take(kc->scratch, tensor_bytes(f));
+        tensor_convert(f, t);
+        t = f;
+    }
+    dtype_convert(to, DT_F64, t.p, (enum dtype)t.type, tensor_count(t));
+    arena_rewind(kc->scratch, mark);
+}
+
+/* F64 values as rows of a quantised type; the values become what those say. */
+static void *pack(struct kctx *kc, struct tensor t, enum dtype type)
+{
+    struct tensor q = t;
+    q.type = (int8_t)type;
+    q.p = arena_take(kc->scratch, tensor_bytes(q));
+    tensor_convert(q, t);
+    to_f64(kc, t.p, q);
+    return q.p;
+}
+
 /* Rounds F64 values to a type, in place. */
 static void round_to(struct kctx *kc, struct tensor t, enum dtype type)
 {
     const size_t mark = arena_mark(kc->scratch);
+    if (dtype_is_quant(type)) {
+        pack(kc, t, type);
+        arena_rewind(kc->scratch, mark);
+        return;
+    }
     void *small = arena_take(kc->scratch, tensor_bytes(t));
     dtype_convert(small, type, t.p, DT_F64, tensor_count(t));
     dtype_convert(t.p, DT_F64, small, type, tensor_count(t));
     arena_rewind(kc->scratch, mark);
+}
+
+/* Makes each group of 64 whole multiples of 1/127 of its largest value: rounding to 8 bits then changes nothing. */
+static void put_on_grid(struct tensor t)
+{
+    for (int64_t row = 0, cols = tensor_cols(t); row < tensor_rows(t); row++)
+        for (int64_t from = 0; from < cols; from += 64) {
+            double *x = (double *)t.p + row * cols + from, top = 0;
+            const int64_t n = cols - from < 64 ? cols - from : 64;
+            for (int64_t i = 0; i < n; i++) top = fmax(top, fabs(x[i]));
+            const double s = (float)(top / 127);
+            for (int64_t i = 0; i < n; i++) x[i] = s * rint(x[i] / s);
+        }
 }
 
 static void fill(struct test *c, struct kctx *kc, struct rng *r)
@@ -249,7 +297,10 @@ static void fill(struct test *c, struct kctx *kc, struct rng *r)
         c->a[i] = shaped(&c->d, arg->shape, type == DT_I32 ? DT_I32 : DT_F64);
         c->a[i].p = arena_take(kc->scratch, tensor_bytes(c->a[i]));
         roles[arg->role].fill(r, c->a[i], &c->d);
-        if (type != DT_I32) round_to(kc, c->a[i], type);
+        c->packed[i] = NULL;
+        if (c->grid && i == 1) put_on_grid(c->a[i]);
+        if (dtype_is_quant(type)) c->packed[i] = pack(kc, c->a[i], type);
+        else if (type != DT_I32) round_to(kc, c->a[i], type);
     }
     if (c->row->prepare) {
         c->row->prepare(kc, c->a, &c->d);
@@ -357,6 +408,7 @@ static void args_new(const struct test *c, struct tensor *got)
         got[i].p = malloc(tensor_bytes(got[i]));
         ASSERT(got[i].p);
         if (roles[c->row->arg[i].role].fill == fill_poison) fill_poison(NULL, got[i], NULL);
+        else if (c->packed[i]) memcpy(got[i].p, c->packed[i], tensor_bytes(got[i]));
         else if (got[i].type == DT_I32) memcpy(got[i].p, c->a[i].p, tensor_bytes(got[i]));
         else dtype_convert(got[i].p, (enum dtype)got[i].type, c->a[i].p, DT_F64, tensor_count(got[i]));
     }
@@ -369,14 +421,14 @@ static void args_free(const struct test *c, struct tensor *got)
 
 static double unit_roundoff(enum dtype t)
 {
-    return t == DT_F64 ? 0x1p-53 : t == DT_F32 ? 0x1p-24 : t == DT_F16 ? 0x1p-11 : 0x1p-8;
+    return t == DT_F64 ? 0x1p-53 : t == DT_F32 || dtype_is_quant(t) ? 0x1p-24 : t == DT_F16 ? 0x1p-11 : 0x1p-8;
 }
 
 /* All elements in F64, in scratch. */
 static const double *values(struct kctx *kc, struct tensor t)
 {
     double *v = arena_take(kc->scratch, (size_t)tensor_count(t) * sizeof *v);
-    dtype_convert(v, DT_F64, t.p, (enum dtype)t.type, tensor_count(t));
+    to_f64(kc, v, t);
     return v;
 }
 
@@ -390,6 +442,10 @@ static int complain(const struct test *c, const char *what)
     return -1;
 }
 
+/* Rounding to 8 bits errs by max/127/sqrt(12) of a group at the root mean square; the largest of 64 normal values is at
+ * most four times theirs; six deviations; and half of S's square is w's part. */
+static const double u_group = 6 * 4 / (127 * 3.46) / 1.41;
+
 /* Argument i, of the values `got`, against the oracle. *worst: the largest error as a share of its bound. */
 static int judge(const struct test *c, int i, const double *got, double *worst)
 {
@@ -398,8 +454,9 @@ static int judge(const struct test *c, int i, const double *got, double *worst)
     double n = 1;
     for (const char *s = c->row->sum; s && *s; s++) n = fmax(n, (double)size(&c->d, *s));
     const double u_step = c->row->steps ? fmax(u_out, 0x1p-24) : 0x1p-24;
-    const double u_round = c->product == DT_BF16 ? 0x1p-8 : c->row->rounds ? unit_roundoff(c->act) : 0;
-    const double u_sum = u_step * (8 + 2 * sqrt(n)) + 2 * u_round;
+    const double u_round = c->product == DT_BF16 ? 2 * 0x1p-8 : c->product == DT_Q8 && !c->grid ? u_group
+                         : c->row->rounds ? 2 * unit_roundoff(c->act) : 0;
+    const double u_sum = u_step * (8 + 2 * sqrt(n)) + u_round;
     for (int64_t k = 0, cols = tensor_cols(c->want[i]), count = tensor_count(c->want[i]); k < count; k++) {
         const double want = ((double *)c->want[i].p)[k], diff = fabs(got[k] - want);
         double bound = u_out * fabs(want) + u_sum * fmax(c->sense[i][k / cols], fabs(want)) + tiny;
@@ -538,10 +595,25 @@ static int count_args(const struct row *row)
     return n;
 }
 
-/* Whether product = BF16 may change what the row computes. */
-static bool obeys_product(const struct test *c)
+/* The product other than F32 that may change what the row computes; F32: none. */
+static enum dtype other_product(const struct test *c)
 {
-    return c->row->product && (c->weight == DT_BF16 || !uses_weight(c->row));
+    if (!c->row->product) return DT_F32;
+    if (!uses_weight(c->row)) return DT_BF16;
+    return dtype_is_quant(c->weight) ? DT_Q8 : c->weight == DT_BF16 ? DT_BF16 : DT_F32;
+}
+
+/* Weight types of a row, F32 alone where it has no weights. */
+static int types_of(const struct row *row, enum dtype types[5], bool dev)
+{
+    int n = 0;
+    types[n++] = DT_F32;
+    if (!uses_weight(row)) return n;
+    types[n++] = DT_F16;
+    types[n++] = DT_BF16;
+    if (row->q8 && !dev) types[n++] = DT_Q8;
+    if (row->q4 && !dev) types[n++] = DT_Q4;
+    return n;
 }
 
 /* The shapes, for one choice of types. The absent argument changes from run to run. */
@@ -557,6 +629,7 @@ static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *
         ++*runs;
         const size_t mark = arena_mark(kc->scratch);
         c->decode = rng_u64(&r) % 2;
+        c->grid = c->product == DT_Q8 && *runs % 2;
         fill(c, kc, &r);
         find_wanted(c, kc, &r);
         const int rc = run_test(c, b, kc, worst);
@@ -568,14 +641,14 @@ static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *
 
 static int check_row(const struct row *row, struct backend *b, struct kctx *kc, int *runs, double *worst)
 {
-    static const enum dtype weights[] = { DT_F32, DT_F16, DT_BF16 };
-    const int n_weights = uses_weight(row) ? 3 : 1;
+    enum dtype weights[5];
+    const int n_weights = types_of(row, weights, b->kc.dev != NULL);
     for (int i = 0; i < b->n_act * n_weights; i++) {
         struct test c = { .row = row, .n_args = count_args(row), .threads = 1 + i % 3,
                           .act = b->act[i / n_weights], .weight = weights[i % n_weights], .product = DT_F32 };
         if (check_types(&c, b, kc, runs, worst) < 0) return -1;
-        c.product = DT_BF16;
-        if (obeys_product(&c) && check_types(&c, b, kc, runs, worst) < 0) return -1;
+        c.product = other_product(&c);
+        if (c.product != DT_F32 && check_types(&c, b, kc, runs, worst) < 0) return -1;
     }
     return 0;
 }
@@ -583,6 +656,21 @@ static int check_row(const struct row *row, struct backend *b, struct kctx *kc, 
 /* ---- how fast */
 
 enum { PATTERN = 99991 }; /* numbers that a large argument repeats: making more would take longer than the kernel */
+
+/* Rows of a quantised argument: 64 of them, again and again. */
+static void pack_bench(struct kctx *kc, struct rng *r, struct tensor host)
+{
+    const int64_t some = host.n[0] < 64 ? host.n[0] : 64;
+    struct tensor wide = tensor_2d(NULL, DT_F64, some, tensor_cols(host)), few = host;
+    const size_t mark = arena_mark(kc->scratch);
+    wide.p = arena_take(kc->scratch, tensor_bytes(wide));
+    fill_normal(r, wide, NULL);
+    few.n[0] = some;
+    tensor_convert(few, wide);
+    const size_t bytes = tensor_bytes(few) / (size_t)some;
+    for (int64_t i = some; i < host.n[0]; i++) memcpy(tensor_row(host, i), tensor_row(host, i % some), bytes);
+    arena_rewind(kc->scratch, mark);
+}
 
 /* Arguments in the device's memory. Statistics are any numbers. */
 static void args_bench(struct test *c, struct backend *b, struct kctx *kc, struct tensor *a)
@@ -593,7 +681,8 @@ static void args_bench(struct test *c, struct backend *b, struct kctx *kc, struc
     for (int i = 0; i < c->n_args; i++) {
         const enum role role = c->row->arg[i].role;
         const enum dtype type = type_of(c, i);
-        const size_t mark = arena_mark(kc->scratch), size = dtype_bytes(type);
+        const bool quant = dtype_is_quant(type);
+        const size_t mark = arena_mark(kc->scratch), size = quant ? 0 : dtype_bytes(type);
         a[i] = shaped(&c->d, c->row->arg[i].shape, type);
         const int64_t n = tensor_count(a[i]), some = n < PATTERN || type == DT_I32 || role == TABLE ? n : PATTERN;
         struct tensor wide = some == n ? a[i] : tensor_1d(NULL, type, some);
@@ -601,9 +690,10 @@ static void args_bench(struct test *c, struct backend *b, struct kctx *kc, struc
         wide.p = arena_take(kc->scratch, tensor_bytes(wide));
         (roles[role].written ? fill_normal : roles[role].fill)(&r, wide, &c->d);
         char *host = arena_take(kc->scratch, tensor_bytes(a[i]));
-        if (type == DT_I32) memcpy(host, wide.p, tensor_bytes(a[i]));
+        if (quant) pack_bench(kc, &r, tensor_2d(host, type, tensor_rows(a[i]), tensor_cols(a[i])));
+        else if (type == DT_I32) memcpy(host, wide.p, tensor_bytes(a[i]));
         else dtype_convert(host, type, wide.p, DT_F64, some);
-        for (int64_t k = some; k < n; k += some)
+        for (int64_t k = some; k < n && !quant; k += some)
             memcpy(host + (size_t)k * size, host, (size_t)(n - k < some ? n - k : some) * size);
         if (dev_alloc(&a[i].p, b->kc.dev, tensor_bytes(a[i]), &e) < 0) BUG("%s", e.msg);
         dev_put(b->kc.dev, a[i].p, host, tensor_bytes(a[i]));
@@ -651,25 +741,26 @@ static void bench_shape(struct test *c, struct backend *b, struct kctx *kc, cons
     const double s = best_time(c, b, a);
     const double flops = c->row->flops ? (double)product_of(&c->d, c->row->flops) : 0;
     printf("%-14s %-7s %-5s %-5s %-5s %10.1f us %8.1f GB/s %8.1f GFLOP/s  %.*s\n", c->row->name, b->name,
-           dtype_name(c->act), dtype_name(c->weight), c->product == DT_BF16 ? "bf16" : "", s * 1e6, bytes / s * 1e-9,
-           flops / s * 1e-9, (int)strcspn(shape, ";"), shape);
+           dtype_name(c->act), dtype_name(c->weight), c->product == DT_F32 ? "" : dtype_name(c->product), s * 1e6,
+           bytes / s * 1e-9, flops / s * 1e-9, (int)strcspn(shape, ";"), shape);
     for (int i = 0; i < c->n_args; i++) dev_free(b->kc.dev, a[i].p, tensor_bytes(a[i]));
 }
 
 /* The processor with f32 activations and weights of each type; a device in bf16, in the sizes of large models. */
 static void bench_row(const struct row *row, struct backend *b, struct kctx *kc)
 {
-    static const enum dtype weights[] = { DT_F32, DT_F16, DT_BF16 };
+    enum dtype weights[5] = { DT_F32, DT_F32, DT_BF16 };
     const bool dev = b->kc.dev != NULL;
+    const int n_weights = dev ? 3 : types_of(row, weights, dev);
     for (const char *shape = dev && row->bench_dev ? row->bench_dev : row->bench, *next = NULL; shape; shape = next) {
         shape += strspn(shape, " ");
-        for (int j = dev ? 2 : 0; j < (uses_weight(row) || dev ? 3 : 1); j++) {
+        for (int j = dev ? 2 : 0; j < n_weights; j++) {
             struct test c = { .row = row, .act = dev ? DT_BF16 : DT_F32, .weight = weights[j],
                               .n_args = count_args(row), .absent = -1, .product = dev ? DT_BF16 : DT_F32 };
             next = dims_next(shape, &c.d);
             bench_shape(&c, b, kc, shape);
-            c.product = DT_BF16;
-            if (!dev && obeys_product(&c)) bench_shape(&c, b, kc, shape);
+            c.product = dev ? DT_F32 : other_product(&c);
+            if (c.product != DT_F32) bench_shape(&c, b, kc, shape);
         }
     }
 }

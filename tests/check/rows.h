@@ -16,7 +16,8 @@ static int64_t size(const struct dims *d, char letter) { return d->n[letter - 'A
 enum role {
     END,
     IN, WIDE,                   /* act; WIDE has large values too */
-    WEIGHT, CACHE, TABLE, STAT, /* weight type; that or act; cos and sin; given by the forward kernel */
+    WEIGHT, MATRIX, CACHE,      /* weight type; that, or quantised; 16 bits, Q8 or act */
+    TABLE, STAT,                /* cos and sin; given by the forward kernel */
     OUT, OUT_STAT,              /* written over, so poisoned before */
     CHANGE, PUT,                /* act changed in place; rows of a store of any type */
     STATE, SQUARES, STATE_IN,   /* act or F32: changed in place, squares in place, read */
@@ -39,6 +40,7 @@ struct row {
     int same;                   /* this argument may be argument 0 itself; 0: none */
     bool steps;                 /* rounds to act after every step of the sum */
     bool product;               /* obeys kctx.product */
+    bool q8, q4;                /* MATRIX, CACHE and PUT may be quantised so */
     bool rounds;                /* rounds to act inside */
     bool by_place;              /* what a row becomes depends on where it stands */
     const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
@@ -122,7 +124,7 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 
 #define MATMULS                                                                                          \
     "T1 I64 O33; T1 I577 O7; T2 I1 O1; T3 I7 O32; T4 I160 O48; T7 I33 O65; T8 I128 O96; T17 I576 O40; "  \
-    "T33 I31 O130; T64 I512 O256; T130 I96 O192"
+    "T33 I31 O130; T64 I512 O256; T130 I96 O192; T2 I4200 O9; T21 I4200 O40"
 /* 13B: q, k and v; o; gate and up; down; head */
 #define MATMUL_BENCH_DEV                                                                                   \
     "T1 I5120 O15360; T1 I5120 O5120; T1 I5120 O27648; T1 I13824 O5120; T1 I5120 O32000; T4 I5120 O15360; "\
@@ -157,11 +159,12 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define ROW(kernel) .name = #kernel, .slot = offsetof(struct kern, kernel), .call = call_##kernel
 static const struct row rows[] = {
     { ROW(matmul),
-      .arg = { { OUT, "T.O" }, { IN, "T.I" }, { WEIGHT, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
-      .sum = "I", .same = 4, .product = true, .shapes = MATMULS, .bench_dev = MATMUL_BENCH_DEV,
+      .arg = { { OUT, "T.O" }, { IN, "T.I" }, { MATRIX, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
+      .sum = "I", .same = 4, .product = true, .q8 = true, .q4 = true, .shapes = MATMULS, .bench_dev = MATMUL_BENCH_DEV,
       .bench = MATMUL_BENCH, .flops = "2TIO" },
-    { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { WEIGHT, "O.I" } },
-      .sum = "O", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
+    { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { MATRIX, "O.I" } },
+      .sum = "O", .product = true, .q8 = true, .q4 = true,
+      .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
     { ROW(matmul_dw), .arg = { { ADD_W, "?O.I" }, { ADD_W, "?O" }, { IN, "T.O" }, { IN, "T.I" } },
       .sum = "T", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
     { ROW(rmsnorm_fwd), .arg = { { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },
@@ -189,12 +192,12 @@ static const struct row rows[] = {
     { ROW(attn_fwd),
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.2" } },
-      .sum = "SD", .rounds = true, .shapes = ATTNS, .bench_dev = ATTN_BENCH_DEV,
+      .sum = "SD", .rounds = true, .q8 = true, .shapes = ATTNS, .bench_dev = ATTN_BENCH_DEV,
       .bench = ATTN_BENCH, .flops = "4THSD" },
     { .name = "attn_fwd_paged", .slot = offsetof(struct kern, attn_fwd), .call = call_attn_fwd,
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.3" }, { PAGES, "B.N" } },
-      .sum = "SD", .rounds = true, .shapes = ATTNS_PAGED, .bench = "T16 B16 N64 S16384 H32 K32 D128",
+      .sum = "SD", .rounds = true, .q8 = true, .shapes = ATTNS_PAGED, .bench = "T16 B16 N64 S16384 H32 K32 D128",
       .flops = "4THSD" },
     { ROW(attn_bwd), .prepare = prepare_attn,
       .arg = { { ADD, "?T.HD" }, { ADD, "?S.KD" }, { ADD, "?S.KD" }, { IN, "T.HD" }, { IN, "T.HD" },
@@ -232,11 +235,11 @@ static const struct row rows[] = {
       .bench = ELEM_BENCH },
     { ROW(zero), .arg = { { OUT, "T.F" } }, .sum = EXACT, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH },
-    { ROW(rows_get), .arg = { { OUT, "N.C" }, { WEIGHT, "M.C" }, { INDEX, "N" } },
-      .sum = EXACT, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
+    { ROW(rows_get), .arg = { { OUT, "N.C" }, { MATRIX, "M.C" }, { INDEX, "N" } },
+      .sum = EXACT, .q8 = true, .q4 = true, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
       .bench = ROWS_BENCH },
     { ROW(rows_put), .arg = { { PUT, "M.C" }, { DISTINCT, "N" }, { IN, "N.C" } },
-      .sum = EXACT, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
+      .sum = EXACT, .q8 = true, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,
       .bench = ROWS_BENCH },
     { ROW(rows_get_add), .arg = { { ADD, "N.C" }, { IN, "M.C" }, { INDEX, "N" } },
       .sum = EXACT, .shapes = ROWS, .bench_dev = ROWS_BENCH_DEV,

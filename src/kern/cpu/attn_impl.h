@@ -11,6 +11,7 @@
 #include <math.h>
 
 #include "kern/cpu/math_impl.h"
+#include "tensor/quant.h"
 
 enum {
     QV = 3, /* vectors of rows */
@@ -57,8 +58,18 @@ static int64_t row_to(const struct attn *a, int64_t r) { return a->range[r / a->
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-INLINE vf some_as(const char *p, enum dtype t, int64_t left)
+/* One key/value head of a row of k or v. Q8: scale[(skew + d) / 64] is of element d. */
+struct head {
+    const char *p;
+    const uint16_t *scale;
+    int64_t skew;
+};
+
+/* Elements [d, d+VW), zeros from the `left`-th on; dim and d are multiples of VW where t is Q8. */
+INLINE vf head_load(const struct head *h, int64_t d, enum dtype t, int64_t left)
 {
+    if (t == DT_Q8) return vf_mul(vf_load_i8(h->p + d), vf_set(_cvtsh_ss(h->scale[(h->skew + d) / QUANT_GROUP])));
+    const char *p = h->p + d * (t == DT_F32 ? 4 : 2);
     return left >= VW ? vf_load_as(p, t) : vf_load_as_n(p, t, left);
 }
 
@@ -104,29 +115,52 @@ static void lanes_begin(const struct attn *a, struct room *m, int64_t kv, int64_
     memset(m->o, 0, (size_t)(LANES * a->dim_pad) * sizeof *m->o);
 }
 
-static const char *kv_at(const struct attn *a, struct tensor x, int64_t kv, int64_t s)
+INLINE struct head kv_at(const struct attn *a, struct tensor x, enum dtype t, int64_t kv, int64_t s)
 {
+    const int64_t C = a->kv_heads * a->dim, at = kv * a->dim;
     if (a->pages) s = (int64_t)a->pages[s / KV_PAGE] * KV_PAGE + s % KV_PAGE;
-    return (const char *)x.p + (size_t)((s * a->kv_heads + kv) * a->dim) * dtype_bytes((enum dtype)x.type);
+    if (t != DT_Q8) return (struct head){ (const char *)x.p + (s * C + at) * (t == DT_F32 ? 4 : 2), NULL, 0 };
+    const char *row = (const char *)x.p + (size_t)s * quant_row_bytes(DT_Q8, C);
+    const uint16_t *scales = (const uint16_t *)(const void *)(row + quant_scales_at(DT_Q8, C));
+    return (struct head){ row + at, scales + at / QUANT_GROUP, at % QUANT_GROUP };
+}
+/* Bytes of a head; of a row. */
+INLINE size_t head_bytes(const struct attn *a, enum dtype t)
+{
+    return (size_t)a->dim * (t == DT_F32 ? 4 : t == DT_Q8 ? 1 : 2);
+}
+INLINE size_t row_bytes(const struct attn *a, enum dtype t)
+{
+    const int64_t C = a->kv_heads * a->dim;
+    return t == DT_Q8 ? quant_row_bytes(t, C) : (size_t)C * (t == DT_F32 ? 4 : 2);
 }
 
 /* Keys or values [s0, s0+keys) of a head, zeros for those outside of [lo, hi), so that no NaN of old memory meets
  * a zero weight. Asks for those of the next block: they lie too far apart for the processor to guess. */
-static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t keys,
-                       int64_t lo, int64_t hi)
+INLINE void block_as(const struct attn *a, float *to, struct tensor x, enum dtype t, int64_t kv, int64_t s0,
+                     int64_t keys, int64_t lo, int64_t hi)
 {
-    enum dtype t = (enum dtype)x.type;
-    size_t size = dtype_bytes(t), bytes = (size_t)a->dim * size;
+    const size_t bytes = head_bytes(a, t);
     const int64_t skip = lo > s0 ? lo - s0 : 0, n = least(hi - s0, keys);
     memset(to, 0, (size_t)(skip * a->dim_pad) * sizeof *to);
     to += skip * a->dim_pad;
     for (int64_t s = skip; s < n; s++, to += a->dim_pad) {
-        const char *p = kv_at(a, x, kv, s0 + s), *next = kv_at(a, x, kv, least(s0 + s + KEYS, hi - 1));
-        for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
-        for (int64_t d = 0; d < a->dim; d += VW)
-            vf_store(to + d, some_as(p + (size_t)d * size, t, a->dim - d));
+        const struct head h = kv_at(a, x, t, kv, s0 + s), next = kv_at(a, x, t, kv, least(s0 + s + KEYS, hi - 1));
+        for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(next.p + i, _MM_HINT_T1);
+        for (int64_t d = 0; d < a->dim; d += VW) vf_store(to + d, head_load(&h, d, t, a->dim - d));
     }
     memset(to, 0, (size_t)((keys - n) * a->dim_pad) * sizeof *to);
+}
+
+static void block_load(const struct attn *a, float *to, struct tensor x, int64_t kv, int64_t s0, int64_t keys,
+                       int64_t lo, int64_t hi)
+{
+    switch (x.type) {
+    case DT_F32: block_as(a, to, x, DT_F32, kv, s0, keys, lo, hi); break;
+    case DT_F16: block_as(a, to, x, DT_F16, kv, s0, keys, lo, hi); break;
+    case DT_Q8: block_as(a, to, x, DT_Q8, kv, s0, keys, lo, hi); break;
+    default: block_as(a, to, x, DT_BF16, kv, s0, keys, lo, hi); break;
+    }
 }
 
 /* p[key][row] = k . q for `keys` keys k[][dim_pad] and the first qv vectors of rows q[][LANES]. Sums are put
@@ -295,14 +329,13 @@ INLINE void prefetch_span(const char *p, size_t bytes)
 
 INLINE void part_scores(const struct attn *a, const struct part *g, enum dtype t)
 {
-    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size,
-                 step = (size_t)a->kv_heads * bytes;
+    const size_t bytes = head_bytes(a, t), step = row_bytes(a, t);
     for (int64_t s = g->from; s < g->to; s += TILE)
         for (int64_t kv = g->kv0; kv < g->kv1; kv++) {
-            const char *k[TILE];
+            struct head k[TILE];
             for (int i = 0; i < TILE; i++) {
-                k[i] = kv_at(a, a->k, kv, s + i < g->to ? s + i : s);
-                prefetch_span(k[i] + TILE * step, bytes);
+                k[i] = kv_at(a, a->k, t, kv, s + i < g->to ? s + i : s);
+                prefetch_span(k[i].p + TILE * step, bytes);
             }
             for (int64_t r = 0; r < g->rows; r++) {
                 const float *q = g->q + (kv * g->rows + r) * a->dim_pad;
@@ -310,7 +343,7 @@ INLINE void part_scores(const struct attn *a, const struct part *g, enum dtype t
                 for (int64_t d = 0; d < a->dim; d += VW)
                     for (int i = 0; i < TILE; i++)
                         sum[i] =
-                            vf_fma(vf_load(q + d), some_as(k[i] + (size_t)d * size, t, a->dim - d), sum[i]);
+                            vf_fma(vf_load(q + d), head_load(&k[i], d, t, a->dim - d), sum[i]);
                 float *p = g->p + ((kv - g->kv0) * g->rows + r) * PART + (s - g->from);
                 for (int i = 0; i < TILE; i++) p[i] = vf_sum(sum[i]);
             }
@@ -338,14 +371,13 @@ static void part_soften(const struct attn *a, const struct part *g, int64_t i)
 
 INLINE void part_weigh(const struct attn *a, const struct part *g, enum dtype t)
 {
-    const size_t size = t == DT_F32 ? 4 : 2, bytes = (size_t)a->dim * size,
-                 step = (size_t)a->kv_heads * bytes;
+    const size_t bytes = head_bytes(a, t), step = row_bytes(a, t);
     for (int64_t s = g->from; s < g->to; s += TILE)
         for (int64_t kv = g->kv0; kv < g->kv1; kv++) {
-            const char *v[TILE];
+            struct head v[TILE];
             for (int i = 0; i < TILE; i++) {
-                v[i] = kv_at(a, a->v, kv, s + i < g->to ? s + i : s); /* what is repeated weighs zero */
-                prefetch_span(v[i] + TILE * step, bytes);
+                v[i] = kv_at(a, a->v, t, kv, s + i < g->to ? s + i : s); /* what is repeated weighs zero */
+                prefetch_span(v[i].p + TILE * step, bytes);
             }
             for (int64_t i = (kv - g->kv0) * g->rows; i < (kv - g->kv0 + 1) * g->rows; i++) {
                 const float *p = g->p + i * PART + (s - g->from);
@@ -353,7 +385,7 @@ INLINE void part_weigh(const struct attn *a, const struct part *g, enum dtype t)
                     float *o = g->o + i * a->dim_pad + d;
                     vf x = vf_load(o);
                     for (int j = 0; j < TILE; j++)
-                        x = vf_fma(vf_set(p[j]), some_as(v[j] + (size_t)d * size, t, a->dim - d), x);
+                        x = vf_fma(vf_set(p[j]), head_load(&v[j], d, t, a->dim - d), x);
                     vf_store(o, x);
                 }
             }
@@ -374,6 +406,7 @@ static void part_run(const struct attn *a, const struct part *g)
     switch (a->k.type) {
     case DT_F32: part_as(a, g, DT_F32); break;
     case DT_F16: part_as(a, g, DT_F16); break;
+    case DT_Q8: part_as(a, g, DT_Q8); break;
     default: part_as(a, g, DT_BF16); break;
     }
 }
@@ -459,13 +492,16 @@ static struct tensor rows_2d(struct tensor t)
     return tensor_2d(t.p, (enum dtype)t.type, tensor_rows(t), tensor_cols(t));
 }
 
-static bool cached(struct tensor t) { return t.type == DT_F32 || t.type == DT_F16 || t.type == DT_BF16; }
+static bool cached(struct tensor t, int64_t dim)
+{
+    return t.type == DT_F32 || t.type == DT_F16 || t.type == DT_BF16 || (t.type == DT_Q8 && dim % VW == 0);
+}
 
 static void attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
                      struct tensor v, struct tensor range, struct tensor pages, int heads, float scale)
 {
-    bool ours = y.type == DT_F32 && q.type == DT_F32 && (!lse.p || lse.type == DT_F32) && cached(k) &&
-                k.type == v.type;
+    bool ours = y.type == DT_F32 && q.type == DT_F32 && (!lse.p || lse.type == DT_F32) &&
+                cached(k, tensor_cols(q) / heads) && k.type == v.type;
     if (!ours || tensor_rows(k) > 1 << 24) { /* positions are compared as f32 */
         kern_ref.attn_fwd(kc, y, lse, q, k, v, range, pages, heads, scale);
         return;

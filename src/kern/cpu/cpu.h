@@ -42,9 +42,18 @@ struct cpu_gemm {
     float *y;
     const float *bias, *add; /* or NULL */
     bool pair;               /* multiply pairs of bf16: AVX-512 only */
+    int64_t ld;              /* of y and add: n where that is 0 */
 };
 void cpu_gemm_avx2(struct kctx *, const struct cpu_gemm *);
 void cpu_gemm_avx512(struct kctx *, const struct cpu_gemm *);
+
+/* matmul and matmul_dx of kern.h with f32 activations and a quantised w. */
+void cpu_quant_matmul_avx2(struct kctx *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                           struct tensor res);
+void cpu_quant_matmul_avx512(struct kctx *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                             struct tensor res);
+void cpu_quant_matmul_dx_avx2(struct kctx *, struct tensor dx, struct tensor dy, struct tensor w);
+void cpu_quant_matmul_dx_avx512(struct kctx *, struct tensor dx, struct tensor dy, struct tensor w);
 
 /* Each puts its kernels into the table. */
 void cpu_fill_matmul_avx2(struct kern *);

@@ -200,9 +200,10 @@ static void columns(const struct block *bl, float *bp, int64_t c0, int64_t c1)
         int64_t rows = bl->m1 - m < MR ? bl->m1 - m : MR;
         for (int64_t c = c0; c < c1; c += NR) {
             const float *b = bp + (c - c0) / NR * bl->b_panel;
-            struct target to = { g->y + m * g->n + c, g->bias && !bl->k0 ? g->bias + c : NULL, NULL, g->n };
+            const int64_t ld = g->ld ? g->ld : g->n;
+            struct target to = { g->y + m * ld + c, g->bias && !bl->k0 ? g->bias + c : NULL, NULL, ld };
             if (bl->k0) to.add = to.y;
-            else if (g->add) to.add = g->add + m * g->n + c;
+            else if (g->add) to.add = g->add + m * ld + c;
             int64_t cols = c1 - c < NR ? c1 - c : NR;
             if (HAS_PAIRS && g->pair) tile(to, a, b, bl->lanes, true, rows, cols);
             else tile(to, a, b, bl->lanes, false, rows, cols);

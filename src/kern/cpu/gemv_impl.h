@@ -161,18 +161,22 @@ static bool is_half_or_f32(struct tensor w)
 static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                    struct tensor res)
 {
+    if (x.type == DT_F32 && dtype_is_quant((enum dtype)w.type)) {
+        ISA(cpu_quant_matmul)(kc, y, x, w, b, res);
+        return;
+    }
     if (x.type != DT_F32 || !is_half_or_f32(w)) {
         kern_ref.matmul(kc, y, x, w, b, res);
         return;
     }
     int64_t tokens = tensor_rows(x), in = tensor_cols(x), out = w.n[0];
-    bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
+    bool pair = HAS_PAIRS && kc->product != DT_F32 && w.type == DT_BF16;
     size_t mark = arena_mark(kc->scratch);
     const float *bias = weight_f32(kc, b);
     if (!kc->decode) {
         struct cpu_gemm g = {
             tokens, out,   in,  { x.p, DT_F32, in, false }, { w.p, (enum dtype)w.type, in, false }, y.p,
-            bias,   res.p, pair
+            bias,   res.p, pair, 0
         };
         ISA(cpu_gemm)(kc, &g);
     } else {
@@ -192,15 +196,19 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
 static void matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
 {
     if (!dx.p) return;
+    if (dx.type == DT_F32 && dy.type == DT_F32 && dtype_is_quant((enum dtype)w.type)) {
+        ISA(cpu_quant_matmul_dx)(kc, dx, dy, w);
+        return;
+    }
     if (dx.type != DT_F32 || dy.type != DT_F32 || !is_half_or_f32(w)) {
         kern_ref.matmul_dx(kc, dx, dy, w);
         return;
     }
     int64_t tokens = tensor_rows(dy), in = w.n[1], out = w.n[0];
-    bool pair = HAS_PAIRS && kc->product == DT_BF16 && w.type == DT_BF16;
+    bool pair = HAS_PAIRS && kc->product != DT_F32 && w.type == DT_BF16;
     struct cpu_gemm g = {
         tokens, in,   out, { dy.p, DT_F32, out, false }, { w.p, (enum dtype)w.type, in, true }, dx.p,
-        NULL,   dx.p, pair
+        NULL,   dx.p, pair, 0
     };
     ISA(cpu_gemm)(kc, &g);
 }
@@ -221,7 +229,7 @@ static void matmul_dw(struct kctx *kc, struct tensor dw, struct tensor db, struc
     int64_t tokens = tensor_rows(dy), in = tensor_cols(x), out = tensor_cols(dy);
     if (dw.p) {
         struct cpu_gemm g = {
-            out, in, tokens, { dy.p, DT_F32, out, true }, { x.p, DT_F32, in, true }, dw.p, NULL, dw.p, false
+            out, in, tokens, { dy.p, DT_F32, out, true }, { x.p, DT_F32, in, true }, dw.p, NULL, dw.p, false, 0
         };
         ISA(cpu_gemm)(kc, &g);
     }

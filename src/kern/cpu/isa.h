@@ -69,6 +69,10 @@ INLINE vf vf_load_f16_n(const uint16_t *p, int64_t n)
 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vm_first(n), p));
 }
+INLINE vf vf_load_i8(const char *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -111,6 +115,16 @@ INLINE vf vf_pair_from(vf first, vf second) /* elements in order: first's VW, th
     return _mm512_castsi512_ps(
         _mm512_inserti64x4(_mm512_castsi256_si512(vf_to_bf16(first)), vf_to_bf16(second), 1));
 }
+
+/* Vectors of 4 VW bytes. */
+INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vi vi_set(int32_t a) { return _mm512_set1_epi32(a); }
+INLINE vi vi_low4(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); } /* low halves of bytes; the high ones */
+INLINE vi vi_high4(vi a) { return vi_low4(_mm512_srli_epi16(a, 4)); }
+INLINE vi vi_table(const uint8_t t[16]) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t)); }
+INLINE vi vi_lookup(vi table, vi at) { return _mm512_shuffle_epi8(table, at); } /* table[at], at < 16 */
+INLINE vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
+INLINE vf vf_of(vi a) { return _mm512_castsi512_ps(a); } /* the same bits */
 
 INLINE void vf_transpose(vf r[16])
 {
@@ -212,6 +226,10 @@ INLINE vf vf_load_f16_n(const uint16_t *p, int64_t n)
     memcpy(t, p, (size_t)n * sizeof *t);
     return vf_load_f16(t);
 }
+INLINE vf vf_load_i8(const char *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
 INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -246,6 +264,16 @@ enum { HAS_PAIRS = 0 };
 INLINE vf vf_pair_fma(vf a, vf b, vf c) { return vf_fma(a, b, c); }
 INLINE vf vf_pair_join(vf even, vf odd) { return vf_add(even, odd); }
 INLINE vf vf_pair_from(vf first, vf second) { return vf_add(first, second); }
+
+/* Vectors of 4 VW bytes. */
+INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE vi vi_set(int32_t a) { return _mm256_set1_epi32(a); }
+INLINE vi vi_low4(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); } /* low halves of bytes; the high ones */
+INLINE vi vi_high4(vi a) { return vi_low4(_mm256_srli_epi16(a, 4)); }
+INLINE vi vi_table(const uint8_t t[16]) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t)); }
+INLINE vi vi_lookup(vi table, vi at) { return _mm256_shuffle_epi8(table, at); } /* table[at], at < 16 */
+INLINE vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }
+INLINE vf vf_of(vi a) { return _mm256_castsi256_ps(a); } /* the same bits */
 
 INLINE void vf_transpose(vf r[8])
 {

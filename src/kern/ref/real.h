@@ -1,4 +1,4 @@
-/* What all reference kernels share: elements and rows of any float type as numbers to count with.
+/* What all reference kernels share: elements and rows of any float or quantised type as numbers to count with.
  *
  * Single elements are read and written as double. Rows are held as `real`: float, so that F32 tensors are
  * used where they lie, or double (-DREAL=double), so that F64 tensors lose nothing. Every sum and every
@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "kern/kern.h"
+#include "tensor/quant.h"
 
 #ifndef REAL
 #define REAL float
@@ -38,6 +39,9 @@ static inline double at(struct tensor t, int64_t i)
     case DT_F64: return ((const double *)t.p)[i];
     case DT_F16: return f16_to_f32(((const uint16_t *)t.p)[i]);
     case DT_BF16: return bf16_to_f32(((const uint16_t *)t.p)[i]);
+    case DT_Q8:
+    case DT_Q4:
+        return quant_at(tensor_row(t, i / tensor_cols(t)), (enum dtype)t.type, tensor_cols(t), i % tensor_cols(t));
     default: BUG("%s is not a float type", dtype_name((enum dtype)t.type));
     }
 }

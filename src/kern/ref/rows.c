@@ -3,17 +3,13 @@
 
 #include "kern/ref/real.h"
 
-static void *row_at(struct tensor t, int64_t r)
-{
-    return (char *)t.p + (size_t)(r * tensor_cols(t)) * dtype_bytes((enum dtype)t.type);
-}
-
 /* dst[d] = src[s], converted */
 static void row_copy(struct tensor dst, int64_t d, struct tensor src, int64_t s)
 {
     const int64_t C = tensor_cols(dst);
-    const size_t bytes = (size_t)C * dtype_bytes((enum dtype)dst.type);
-    if (dst.type == src.type) memcpy(row_at(dst, d), row_at(src, s), bytes);
+    const enum dtype to = (enum dtype)dst.type, from = (enum dtype)src.type;
+    if (to == from) memcpy(tensor_row(dst, d), tensor_row(src, s), dtype_row_bytes(to, C));
+    else if (dtype_is_quant(to)) quant_row(tensor_row(dst, d), to, tensor_row(src, s), from, C);
     else for (int64_t i = 0; i < C; i++) put(dst, d * C + i, at(src, s * C + i));
 }
 
@@ -32,7 +28,7 @@ void ref_rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct tens
         const int64_t k = ints(idx)[i];
         ASSERT(k < m);
         if (k >= 0) row_copy(y, i, x, k);
-        else memset(row_at(y, i), 0, (size_t)tensor_cols(y) * dtype_bytes((enum dtype)y.type));
+        else memset(tensor_row(y, i), 0, dtype_row_bytes((enum dtype)y.type, tensor_cols(y)));
     }
 }
 

@@ -1,0 +1,2 @@
+/* Large products with quantised weights for avx2: see quant_gemm_impl.h. */
+#include "kern/cpu/quant_gemm_impl.h"

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""8 and 4 bits: llava quantize and --load-8bit, --load-4bit give the same numbers; how far these are from 16 bits, beside
+NF4 with double quantisation (arXiv:2305.14314) as bitsandbytes has it; answers of the demo model; and what fails."""
+import os
+import re
+import shutil
+import sys
+
+import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from tap import ROOT, config, done, ok, one_line, place, read_tensors, run, write_tensors
+
+DEMO = os.path.join(ROOT, "models/demo")
+ASK = ["What is this?", "Is this an animal?", "What group does it belong to?"]
+NF4 = np.array([-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803,
+                0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0], np.float32)
+
+
+def pictures():
+    names = sorted(os.listdir(os.path.join(DEMO, "pictures")))
+    return [os.path.join(DEMO, "pictures", n) for n in names if n.endswith(".png")][:5]
+
+
+def logits(path, picture, ask, *more):
+    out = place("f.safetensors")
+    rc, _, err = run("forward", "--model-path", path, "--image-file", picture, "--prompt",
+                     f"USER: <image>\n{ask} ASSISTANT:", "--quiet", "--out", out, *more)
+    return read_tensors(out)["logits"][1].astype(np.float64) if rc == 0 else err
+
+
+def divergence(a, b):
+    """Mean over positions of KL(softmax(a) || softmax(b))."""
+    def log_softmax(x):
+        x = x - x.max(1, keepdims=True)
+        return x - np.log(np.exp(x).sum(1, keepdims=True))
+    p, q = log_softmax(a), log_softmax(b)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def dynamic_map():
+    """bitsandbytes' signed 8-bit dynamic map, 7 exponent bits: create_dynamic_map()."""
+    v = [0.0, 1.0]
+    for i in range(7):
+        edge = np.linspace(0.1, 1, 2 ** i + 1)
+        mean = (edge[:-1] + edge[1:]) / 2
+        v += list(10.0 ** (i - 6) * mean) + list(-(10.0 ** (i - 6)) * mean)
+    return np.sort(np.array(v, np.float64))
+
+
+def nearest(x, levels):
+    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, x)]
+
+
+def nf4_dq(w):
+    """Groups of 64 along the flat tensor; their scales less the mean in groups of 256, by the dynamic map."""
+    flat = w.reshape(-1)
+    x = np.pad(flat, (0, -len(flat) % 64)).reshape(-1, 64).astype(np.float64)
+    top = np.abs(x).max(1)
+    shift = top.mean()
+    s = np.pad(top - shift, (0, -len(top) % 256)).reshape(-1, 256)
+    most = np.abs(s).max(1, keepdims=True)
+    most[most == 0] = 1
+    scale = (nearest(s / most, dynamic_map()) * most).reshape(-1)[:len(top)] + shift
+    near = nearest(x / np.where(top, top, 1)[:, None], NF4.astype(np.float64))
+    return (near * scale[:, None]).reshape(-1)[:len(flat)].reshape(w.shape).astype(np.float32)
+
+
+def nf4_model():
+    """The demo with the language model's linears as NF4 has them, in f32."""
+    out = place("nf4")
+    shutil.copytree(DEMO, out, ignore=shutil.ignore_patterns("pictures*", "expected*"))
+    path, tensors = os.path.join(out, "model.safetensors"), {}
+    for name, (kind, a) in read_tensors(DEMO).items():
+        if re.search(r"language_model.*layers.*_proj\.weight", name):
+            kind, a = "F32", nf4_dq((a.astype(np.uint32) << 16).view(np.float32))
+        tensors[name] = (kind, a)
+    write_tensors(path, tensors)
+    return out
+
+
+def quantised(bits):
+    out = place(f"q{bits}")
+    rc, _, err = run("quantize", "--model-path", DEMO, "--bits", str(bits), "--output", out)
+    said = config(out).get("quantization_config") if rc == 0 else None
+    ok(rc == 0 and err == "" and said == {"quant_method": "llava.c", "bits": bits, "group_size": 64},
+       f"quantize to {bits} bits", f"{rc} {err} {said}")
+    return out
+
+
+def test_numbers(folders):
+    picture = pictures()[0]
+    for bits, path in folders.items():
+        for exact in ([], ["--dtype", "f32"]):
+            a, b = logits(path, picture, ASK[0], *exact), logits(DEMO, picture, ASK[0], f"--load-{bits}bit", *exact)
+            good = not isinstance(a, str) and not isinstance(b, str) and np.array_equal(a, b)
+            ok(good, f"{bits} bits {exact[-1:]}: the folder and --load-{bits}bit give the same bits", f"{a} {b}")
+    a, b = logits(folders[4], picture, ASK[0]), logits(folders[4], picture, ASK[0], "--threads", "1")
+    ok(np.array_equal(a, b), "4 bits: the same with one thread")
+
+
+def test_quality(folders):
+    nf4 = nf4_model()
+    kl = {"nf4": [], "4": [], "8": [], "kv": []}
+    for picture in pictures():
+        for ask in ASK:
+            want = logits(DEMO, picture, ask, "--dtype", "f32")
+            for name, got in (("nf4", logits(nf4, picture, ask, "--dtype", "f32")),
+                              ("4", logits(folders[4], picture, ask)),
+                              ("8", logits(folders[8], picture, ask)),
+                              ("kv", logits(DEMO, picture, ask, "--kv-dtype", "q8"))):
+                kl[name].append(divergence(want, got))
+    mean = {k: float(np.mean(v)) for k, v in kl.items()}
+    print("# KL to f32: " + ", ".join(f"{k} {v:.3g}" for k, v in mean.items()))
+    ok(mean["4"] <= mean["nf4"], "4 bits diverge no more than NF4 with double quantisation", mean)
+    ok(mean["8"] <= mean["4"] / 5, "8 bits diverge five times less than 4", mean)
+    ok(0 < mean["kv"] <= mean["8"], "a cache in 8 bits diverges less than weights in 8", mean)
+
+
+def test_faults(folders):
+    def fails(name, *args, code=1):
+        rc, out, err = run(*args)
+        ok(rc == code and (code == 2 or one_line(err)), name, f"{rc} {err}")
+        return err
+    ask = ["--query", "hi", "--max-new-tokens", "1"]
+    fails("both", "run", "--model-path", DEMO, "--load-8bit", "--load-4bit", *ask)
+    fails("8 of 4", "run", "--model-path", folders[4], "--load-8bit", *ask)
+    fails("quantize twice", "quantize", "--model-path", folders[4], "--bits", "4", "--output", place("x"))
+    fails("convert", "convert", "--model-path", folders[8], "--to", "llava", "--output", place("x"))
+    fails("bits", "quantize", "--model-path", DEMO, "--bits", "5", "--output", place("x"), code=2)
+    fails("no bits", "quantize", "--model-path", DEMO, "--output", place("x"), code=2)
+    fails("not empty", "quantize", "--model-path", DEMO, "--bits", "4", "--output", folders[4])
+    ok(not os.path.exists(place("x")), "nothing was written")
+    bad = place("bad")
+    shutil.copytree(folders[4], bad)
+    text = open(os.path.join(bad, "config.json")).read()
+    for was, now in (('"group_size": 64', '"group_size": 128'), ('"bits": 4', '"bits": 3'), ("llava.c", "bitsandbytes")):
+        with open(os.path.join(bad, "config.json"), "w") as f:
+            f.write(text.replace(was, now))
+        err = fails(f"config {now}", "run", "--model-path", bad, *ask)
+        ok("config.json" in err, "names the file", err)
+    with open(os.path.join(bad, "config.json"), "w") as f:
+        f.write(text)
+    path = os.path.join(bad, "model.safetensors")
+    tensors = read_tensors(folders[4])
+    name = next(n for n in tensors if re.search(r"language_model.*q_proj.weight", n))
+    write_tensors(path, {**tensors, name: ("U8", tensors[name][1][:, :-32])})
+    err = fails("rows too short", "run", "--model-path", bad, *ask)
+    ok(name in err and "in groups of 64" in err, "names the tensor", err)
+    rc, out, err = run("inspect", bad)
+    ok(rc == 1 and name in err, "inspect finds it too", err)
+    scales = tensors[name][1].copy()
+    scales[3, 128:136] = 255  # NaN in f16
+    write_tensors(path, {**tensors, name: ("U8", scales)})
+    err = fails("a scale that is NaN", "run", "--model-path", bad, *ask)
+    ok("NaN" in err, "says so", err)
+    nan = place("nan")
+    shutil.copytree(DEMO, nan, ignore=shutil.ignore_patterns("pictures*", "expected*"))
+    tensors = read_tensors(DEMO)
+    a = tensors[name][1].copy()
+    a[5, 5] = 0x7fc0
+    write_tensors(os.path.join(nan, "model.safetensors"), {**tensors, name: ("BF16", a)})
+    err = fails("a weight that is NaN", "quantize", "--model-path", nan, "--bits", "4", "--output", place("y"))
+    ok(name in err and not os.path.exists(place("y")) and not os.path.exists(place("y.writing")), "nothing is left", err)
+
+
+def main():
+    folders = {bits: quantised(bits) for bits in (8, 4)}
+    rc, out, _ = run("inspect", folders[4])
+    ok(rc == 0 and "Q8 Q4" in out, "inspect says the types", out)
+    test_numbers(folders)
+    test_quality(folders)
+    test_faults(folders)
+    done()
+
+
+main()
