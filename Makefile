@@ -203,7 +203,7 @@ MAKE_   = $(MAKE) --no-print-directory
 BUILD_  = env -u MAKEFLAGS $(MAKE_) -j$(shell nproc)
 SHOW    = models/demo/pictures/red-apple.png
 
-.PHONY: help deps demo check check-full lint fuzz cuda hip learn bench format install uninstall clean
+.PHONY: help deps demo check check-web check-full lint fuzz cuda hip learn bench format install uninstall clean
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | sort | while IFS='	' read -r name text; do \
 	    printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -219,6 +219,13 @@ demo: ## installs what is missing, builds, and answers a question about a pictur
 check: ## installs what is missing, builds, lints and runs every CPU test
 	@tools/deps build test
 	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' $(B)
+
+check-web: all ## the page in a browser, and the openai package for JavaScript (from npm) against our server
+	@tools/deps build test
+	@command -v npm >/dev/null || tools/deps web
+	@mkdir -p build/node
+	@cd build/node && npm install --silent --no-audit --no-fund openai@7
+	@OPENAI_NODE=$(abspath build/node) tests/run --only web $(B)
 
 check-full: ## the tests under sanitizers, GPU kernels emulated, and everything built by clang and GPU compilers too
 	@tools/deps build test full

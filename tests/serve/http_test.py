@@ -218,7 +218,7 @@ def test_disk():
         os.symlink("/dev/full", os.path.join(s.folder.name, time.strftime("%Y-%m-%d-conv.json")))
         r = request(s.port, "POST", "/api/chat", {"model": "demo", "messages": [{"role": "user", "text": "Hi"}]})
         ok(r[0] == 200 and b'"done"' in r[2], "full disks for logs hold nobody up", r)
-        ok(metric(s.port, "llava_log_errors_total") > 0, "lost lines are counted")
+        ok(wait_for(lambda: metric(s.port, "llava_log_errors_total") > 0), "lost lines are counted")
 
 
 def test_few_processes():
