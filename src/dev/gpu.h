@@ -150,3 +150,51 @@ static inline void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_
     gpu_check(gpu(GetLastError)());
 #endif
 }
+
+/* A chain of short kernels: one that is launched early starts while its predecessor in the stream ends, where the card
+ * can do that (sm_90), and must call gpu_wait_for_previous before it reads what others wrote or writes anything; until
+ * then it may read what no kernel writes, such as weights. gpu_let_next, called early, is what the next one needs. */
+#if !defined(GPU_EMU) && !defined(__HIPCC__)
+__device__ inline void gpu_wait_for_previous()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void gpu_let_next()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+template <class... P, class... A>
+static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                                    A... args)
+{
+    enum { FREE = 48 << 10 };
+    int device = 0, major = 0;
+    gpu_check(cudaGetDevice(&device));
+    gpu_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    if (major < 9 || shared > FREE) {
+        gpu_launch(kernel, grid, block, shared, stream, args...);
+        return;
+    }
+    if (!grid.x || !grid.y || !grid.z) return;
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t config = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
+    config.attrs = &early, config.numAttrs = 1;
+    gpu_check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
+}
+#else
+__device__ inline void gpu_wait_for_previous() {}
+__device__ inline void gpu_let_next() {}
+template <class... P, class... A>
+static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, gpu(Stream_t) stream,
+                                    A... args)
+{
+    gpu_launch(kernel, grid, block, shared, stream, args...);
+}
+#endif

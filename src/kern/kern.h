@@ -160,6 +160,20 @@ struct kern {
      * down at random (kern_drop_hash of a->key and the element's index).  arXiv:2110.02861 */
     void (*adamw8)(struct kctx *, struct tensor w, struct tensor m, struct tensor ms, struct tensor v, struct tensor vs,
                    struct tensor g, const struct adamw *a);
+
+    /* ---- composites. NULL: there is none, and op/fused.c uses the kernels above. In decode only; h = rmsnorm(x, norm)
+     * may be rounded to act, before or after it is divided by the root. */
+
+    /* y[i] = h w[i]^T + b[i], i < n <= 3.  x[T,I], norm[I], w[i][O_i,I] of one type, y[i][T,O_i] act; b[i] may be
+     * absent */
+    void (*norm_matmul)(struct kctx *, const struct tensor *y, struct tensor x, struct tensor norm, float eps,
+                        const struct tensor *w, const struct tensor *b, int n);
+    /* y = silu(h gate^T) * (h up^T).  gate,up[F,I] of one type, y[T,F] */
+    void (*norm_glu)(struct kctx *, struct tensor y, struct tensor x, struct tensor norm, float eps, struct tensor gate,
+                     struct tensor up);
+    /* rope of q and k in place, then rows of k and v into their stores, as rows_put has it: not in decode only. */
+    void (*rope_store)(struct kctx *, struct tensor q, struct tensor k, struct tensor v, struct tensor pos,
+                       struct tensor table, struct tensor k_store, struct tensor v_store, struct tensor idx);
 };
 
 /* What a step of AdamW needs besides its tensors. */

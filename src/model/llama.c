@@ -17,13 +17,11 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
     const struct llama_config *c = &a->m->cfg;
     const struct llama_layer *l = a->l;
     struct op_qkv h = op_norm_qkv(o, x, &l->ln1, c->eps, &l->q, &l->k, &l->v);
-    h.q = op_rope(o, h.q, a->seq->pos, a->m->rope);
-    h.k = op_rope(o, h.k, a->seq->pos, a->m->rope);
     if (a->cache) {
-        op_store(o, a->cache->k, a->seq->row, h.k);
-        op_store(o, a->cache->v, a->seq->row, h.v);
-        h.k = a->cache->k;
-        h.v = a->cache->v;
+        op_rope_store(o, &h, a->seq->pos, a->m->rope, a->cache->k, a->cache->v, a->seq->row);
+    } else {
+        h.q = op_rope(o, h.q, a->seq->pos, a->m->rope);
+        h.k = op_rope(o, h.k, a->seq->pos, a->m->rope);
     }
     x = op_linear_add(o, op_attention(o, h.q, h.k, h.v, a->seq->range, a->seq->pages, c->H), &l->o, x);
     return op_norm_glu_add(o, x, &l->ln2, c->eps, &l->gate, &l->up, &l->down);

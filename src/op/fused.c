@@ -1,16 +1,62 @@
-/* Composites: the default bodies. See op.h. */
+/* Composites: one kernel where the table has it and nobody asks for gradients or adapters, else made of the ops. See
+ * op.h. */
 #include "op/op.h"
+
+/* May a norm and these linears be one kernel? Weights that are read together have one type. */
+static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int n)
+{
+    if (o->tape || !o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
+    for (int i = 0; i < n; i++)
+        if (l[i]->lora || l[i]->w.w.type != l[0]->w.w.type || l[i]->w.w.nd != 2) return false;
+    return true;
+}
 
 struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                           const struct linear *q, const struct linear *k, const struct linear *v)
 {
-    struct tensor h = op_rmsnorm(o, x, norm, eps);
-    return (struct op_qkv){ op_linear(o, h, q), op_linear(o, h, k), op_linear(o, h, v) };
+    const struct linear *const l[3] = { q, k, v };
+    if (!o->k->norm_matmul || !is_fused(o, l, 3)) {
+        struct tensor h = op_rmsnorm(o, x, norm, eps);
+        return (struct op_qkv){ op_linear(o, h, q), op_linear(o, h, k), op_linear(o, h, v) };
+    }
+    struct tensor y[3], w[3], b[3];
+    for (int i = 0; i < 3; i++) {
+        OP_CHECK(tensor_cols(x) == l[i]->w.w.n[1], x, l[i]->w.w);
+        y[i] = op_new(o, false, tensor_rows(x), l[i]->w.w.n[0]);
+        w[i] = l[i]->w.w;
+        b[i] = l[i]->b.w;
+    }
+    OP_RUN(o, norm_matmul, y, x, norm->w, eps, w, b, 3);
+    return (struct op_qkv){ y[0], y[1], y[2] };
 }
 
 struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                               const struct linear *gate, const struct linear *up, const struct linear *down)
 {
-    struct tensor h = op_rmsnorm(o, x, norm, eps);
-    return op_linear_add(o, op_swiglu(o, op_linear(o, h, gate), op_linear(o, h, up)), down, x);
+    const struct linear *const l[2] = { gate, up };
+    if (!o->k->norm_glu || !is_fused(o, l, 2) || gate->b.w.p || up->b.w.p) {
+        struct tensor h = op_rmsnorm(o, x, norm, eps);
+        return op_linear_add(o, op_swiglu(o, op_linear(o, h, gate), op_linear(o, h, up)), down, x);
+    }
+    OP_CHECK(tensor_cols(x) == gate->w.w.n[1] && tensor_same_shape(gate->w.w, up->w.w), x, gate->w.w);
+    struct tensor h = op_new(o, false, tensor_rows(x), gate->w.w.n[0]);
+    OP_RUN(o, norm_glu, h, x, norm->w, eps, gate->w.w, up->w.w);
+    return op_linear_add(o, h, down, x);
+}
+
+void op_rope_store(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct tensor table, struct tensor k_store,
+                   struct tensor v_store, struct tensor idx)
+{
+    if (o->k->rope_store && !o->tape && dtype_is_float((enum dtype)k_store.type)) {
+        OP_CHECK(tensor_count(pos) == tensor_rows(h->q) && tensor_count(idx) == tensor_rows(h->k), h->q, pos);
+        OP_CHECK(tensor_cols(h->k) == tensor_cols(k_store), h->k, k_store);
+        OP_RUN(o, rope_store, h->q, h->k, h->v, pos, table, k_store, v_store, idx);
+    } else {
+        h->q = op_rope(o, h->q, pos, table);
+        h->k = op_rope(o, h->k, pos, table);
+        op_store(o, k_store, idx, h->k);
+        op_store(o, v_store, idx, h->v);
+    }
+    h->k = k_store;
+    h->v = v_store;
 }

@@ -139,6 +139,9 @@ struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, s
 struct op_qkv { struct tensor q, k, v; };
 struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                           const struct linear *q, const struct linear *k, const struct linear *v);
+/* Rotary positions of h's q and k, then k and v into a cache's rows idx; h's k and v are the cache from here on. */
+void op_rope_store(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct tensor table, struct tensor k_store,
+                   struct tensor v_store, struct tensor idx);
 /* down(silu(gate(norm(x))) * up(norm(x))) + x */
 struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                               const struct linear *gate, const struct linear *up, const struct linear *down);

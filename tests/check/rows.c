@@ -737,7 +737,7 @@ static void bench_shape(struct test *c, struct backend *b, struct kctx *kc, cons
     }
     b->kc.n_threads = plat_threads();
     b->kc.product = c->product;
-    b->kc.decode = size(&c->d, 'T') <= 16;
+    b->kc.decode = size(&c->d, 'T') <= 64;
     const double s = best_time(c, b, a);
     const double flops = c->row->flops ? (double)product_of(&c->d, c->row->flops) : 0;
     printf("%-14s %-7s %-5s %-5s %-5s %10.1f us %8.1f GB/s %8.1f GFLOP/s  %.*s\n", c->row->name, b->name,

@@ -91,6 +91,60 @@ CALL(sumsq, a[0], a[1])
 static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f, 0 };
 CALL(adamw, a[0], a[1], a[2], a[3], a[4], &step)
 
+/* Composites, and what they are made of where a table has none. */
+static struct tensor hidden(struct kctx *kc, struct tensor like, int64_t cols)
+{
+    struct tensor h = tensor_2d(NULL, (enum dtype)like.type, tensor_rows(like), cols);
+    h.p = arena_take(kc->scratch, tensor_bytes(h));
+    return h;
+}
+
+static void call_norm_matmul(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    const struct tensor none = { 0 }, b[3] = { a[8], none, none };
+    (void)d;
+    if (k->norm_matmul) {
+        k->norm_matmul(kc, a, a[3], a[4], eps, a + 5, b, 3);
+        return;
+    }
+    const size_t mark = arena_mark(kc->scratch);
+    const struct tensor h = hidden(kc, a[3], tensor_cols(a[3]));
+    k->rmsnorm_fwd(kc, h, none, a[3], a[4], eps);
+    for (int i = 0; i < 3; i++) k->matmul(kc, a[i], h, a[5 + i], b[i], none);
+    arena_rewind(kc->scratch, mark);
+}
+
+static void call_norm_glu(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    const struct tensor none = { 0 };
+    (void)d;
+    if (k->norm_glu) {
+        k->norm_glu(kc, a[0], a[1], a[2], eps, a[3], a[4]);
+        return;
+    }
+    const size_t mark = arena_mark(kc->scratch);
+    const struct tensor h = hidden(kc, a[1], tensor_cols(a[1]));
+    const struct tensor g = hidden(kc, a[0], tensor_cols(a[0])), u = hidden(kc, a[0], tensor_cols(a[0]));
+    k->rmsnorm_fwd(kc, h, none, a[1], a[2], eps);
+    k->matmul(kc, g, h, a[3], none, none);
+    k->matmul(kc, u, h, a[4], none, none);
+    k->swiglu_fwd(kc, a[0], g, u);
+    arena_rewind(kc->scratch, mark);
+}
+
+static void call_rope_store(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    (void)d;
+    if (k->rope_store) {
+        k->rope_store(kc, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
+        return;
+    }
+    k->rope(kc, a[0], a[3], a[4], 1);
+    k->rope(kc, a[1], a[3], a[4], 1);
+    k->rows_put(kc, a[5], a[7], a[1]);
+    k->rows_put(kc, a[6], a[7], a[2]);
+}
+
 /* An F64 tensor of t's shape, for results that nobody reads. */
 static struct tensor spare(struct kctx *kc, struct tensor t)
 {
@@ -133,6 +187,9 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define NORMS "T1 C1; T1 C7; T3 C33; T7 C577; T33 C128; T5 C1024"
 #define NORM_BENCH_DEV "T1 C5120; T8192 C5120"
 #define NORM_BENCH "T1 C4096; T640 C4096"
+#define COMPOSITES                                                                                         \
+    "T1 I64 O33 F8; T3 I577 O7 F5; T9 I160 O48 F40; T1 I512 O256 F96; T17 I1088 O40 F24; T40 I256 O64 F33; " \
+    "T66 I96 O20 F18"
 /* M: 0 causal after a cache of S - T, 1 all of S, 2 packed segments */
 #define ATTNS                                                                                            \
     "T1 S1 H1 K1 D2; T1 S33 H4 K4 D64; T1 S577 H8 K2 D128; T7 S7 H3 K3 D7; T5 S37 H4 K1 D32; "           \
@@ -205,6 +262,21 @@ static const struct row rows[] = {
       .sum = "SDT", .rounds = true, .shapes = ATTNS, .bench_dev = ATTN_BWD_BENCH_DEV,
       .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
       .flops = "52THSD" },
+    { ROW(norm_matmul),
+      .arg = { { OUT, "T.O" }, { OUT, "T.F" }, { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { WEIGHT, "O.I" },
+               { WEIGHT, "F.I" }, { WEIGHT, "F.I" }, { WEIGHT, "?O" } },
+      .sum = "I", .rounds = true, .shapes = COMPOSITES, .bench = "T1 I2048 O2048 F2048",
+      .bench_dev = "T1 I5120 O5120 F5120; T16 I5120 O5120 F5120; T32 I5120 O5120 F5120", .flops = "6TIO" },
+    { ROW(norm_glu),
+      .arg = { { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { WEIGHT, "F.I" }, { WEIGHT, "F.I" } },
+      .sum = "I", .rounds = true, .shapes = COMPOSITES, .bench = "T1 I2048 F5632",
+      .bench_dev = "T1 I5120 F13824; T32 I5120 F13824", .flops = "4TIF" },
+    { ROW(rope_store),
+      .arg = { { CHANGE, "T.HD" }, { CHANGE, "T.KD" }, { IN, "T.KD" }, { POS, "T" }, { TABLE, "V.D" },
+               { PUT, "M.KD" }, { PUT, "M.KD" }, { DISTINCT, "T" } },
+      .sum = "", .rounds = true,
+      .shapes = "T1 H1 K1 D2 V1 M1; T5 H3 K1 D14 V33 M7; T33 H4 K2 D64 V40 M40; T3 H2 K2 D80 V9 M5",
+      .bench = "T1 H32 K32 D128 V2048 M2048", .bench_dev = "T1 H40 K40 D128 V2048 M2048", .flops = "6THD" },
     { ROW(swiglu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
       .sum = "", .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH, .flops = "4TF" },

@@ -2,6 +2,26 @@
  * backward. */
 #include "kern/gpu/attn.h"
 
+/* 8 numbers each of two halves of a head, and of the angles' cosines and sines; all loads are under way at
+ * once. */
+template <class A>
+__device__ inline void load_pairs(float (&a)[LANES], float (&b)[LANES], float (&c)[LANES], float (&s)[LANES],
+                                  const A *x, const float *angle, int i, int pairs, bool wide)
+{
+    if (wide) {
+        const gpu_pack<A> pa = pack_load(x + i), pb = pack_load(x + pairs + i);
+        const gpu_pack<float> pc = pack_load(angle + i), ps = pack_load(angle + pairs + i);
+#pragma unroll
+        for (int j = 0; j < LANES; j++)
+            a[j] = gpu_float(pa.v[j]), b[j] = gpu_float(pb.v[j]), c[j] = pc.v[j], s[j] = ps.v[j];
+    } else {
+        load8(a, x, i, pairs, false);
+        load8(b, x + pairs, i, pairs, false);
+        load8(c, angle, i, pairs, false);
+        load8(s, angle + pairs, i, pairs, false);
+    }
+}
+
 /* A thread turns 8 pairs of one head: x_i and x_{i+D/2}. */
 template <class A>
 __global__ __launch_bounds__(BLOCK) void rotate(A *x, const int32_t *pos, const float *table, int64_t n,
@@ -14,10 +34,7 @@ __global__ __launch_bounds__(BLOCK) void rotate(A *x, const int32_t *pos, const 
     if (head >= n) return;
     A *at = x + head * 2 * pairs;
     const float *angle = table + (int64_t)pos[head / heads] * 2 * pairs;
-    load8(a, at, i, pairs, wide);
-    load8(b, at + pairs, i, pairs, wide);
-    load8(c, angle, i, pairs, wide);
-    load8(s, angle + pairs, i, pairs, wide);
+    load_pairs(a, b, c, s, at, angle, i, pairs, wide);
 #pragma unroll
     for (int j = 0; j < LANES; j++) {
         ra[j] = a[j] * c[j] - b[j] * s[j] * dir;
@@ -36,6 +53,57 @@ void gpu_rope(struct kctx *kc, struct tensor x, struct tensor pos, struct tensor
                     gpu_launch(rotate<A>, dim3((unsigned)ceil_div(threads, BLOCK)), BLOCK, 0, stream_of(kc),
                                (A *)x.p, (const int32_t *)pos.p, (const float *)table.p, n,
                                (int)(tensor_cols(x) / D), (int)(D / 2), (float)dir, wide));
+}
+
+/* The part of rope_store that has no rotation: v's rows. And k's rotated, both into their stores. */
+struct store {
+    view k, v;
+    const int32_t *idx;
+};
+
+/* Block (8 pairs of a head each thread, token): q's heads, then k's, then copies of v's halves. */
+template <class A>
+__global__ __launch_bounds__(BLOCK) void rotate_store(A *q, A *k, const A *v, store s, const int32_t *pos,
+                                                      const float *table, int H, int K, int pairs, bool wide)
+{
+    gpu_let_next();
+    gpu_wait_for_previous();
+    const int per_head = (pairs + LANES - 1) / LANES, job = (int)(blockIdx.x * BLOCK + threadIdx.x),
+              head = job / per_head;
+    const int i = job % per_head * LANES, D = 2 * pairs, kv = head < H ? 0 : (head - H) % K;
+    const int64_t t = blockIdx.y, to = s.idx[t];
+    float a[LANES], b[LANES], c[LANES], n[LANES], ra[LANES], rb[LANES];
+    if (head >= H + 2 * K) return;
+    const bool is_v = head >= H + K;
+    A *at = head < H ? q + (t * H + head) * D : is_v ? (A *)v + (t * K + kv) * D : k + (t * K + kv) * D;
+    load_pairs(a, b, c, n, at, table + (int64_t)pos[t] * D, i, pairs, wide);
+#pragma unroll
+    for (int j = 0; j < LANES; j++) {
+        ra[j] = is_v ? a[j] : gpu_float(gpu_from<A>(a[j] * c[j] - b[j] * n[j]));
+        rb[j] = is_v ? b[j] : gpu_float(gpu_from<A>(b[j] * c[j] + a[j] * n[j]));
+    }
+    if (!is_v) {
+        store8(at, ra, i, pairs, wide);
+        store8(at + pairs, rb, i, pairs, wide);
+    }
+    if (head < H || to < 0) return;
+    const view row = view_at(is_v ? s.v : s.k, (to * K + kv) * D);
+    store8(row, ra, i, pairs, wide);
+    store8(view_at(row, pairs), rb, i, pairs, wide);
+}
+
+void gpu_rope_store(struct kctx *kc, struct tensor q, struct tensor k, struct tensor v, struct tensor pos,
+                    struct tensor table, struct tensor k_store, struct tensor v_store, struct tensor idx)
+{
+    const int64_t T = tensor_rows(q), D = tensor_cols(table), H = tensor_cols(q) / D, K = tensor_cols(k) / D;
+    const int64_t jobs = (H + 2 * K) * ceil_div(D / 2, LANES);
+    const store s = { view_of(k_store), view_of(v_store), (const int32_t *)idx.p };
+    const bool wide = is_wide(D / 2, q, k, v, table, k_store, v_store);
+    GPU_BY_TYPE(q.type, A,
+                gpu_launch_early(rotate_store<A>, dim3((unsigned)ceil_div(jobs, BLOCK), (unsigned)T), BLOCK,
+                                 0, stream_of(kc), (A *)q.p, (A *)k.p, (const A *)v.p, s,
+                                 (const int32_t *)pos.p, (const float *)table.p, (int)H, (int)K, (int)(D / 2),
+                                 wide));
 }
 
 static struct attn attn_of(struct tensor y, struct tensor lse, struct tensor q, struct tensor k,

@@ -9,6 +9,9 @@
 #pragma once
 #include "kern/gpu/num.h"
 
+#define LOG2E 1.44269504f
+#define LN2 0.69314718f
+
 /* One attention as kernels see it. */
 struct attn {
     view q, k, v, y;

@@ -9,9 +9,6 @@
 
 #if GPU_HAS_MMA
 
-#define LOG2E 1.44269504f
-#define LN2 0.69314718f
-
 bool attn_mma_takes(const struct attn *a)
 {
     const int type = a->q.type;
@@ -155,9 +152,9 @@ __device__ inline void softmax_step(fwd_rows &r, float (&s)[TILES][FWD_S / 8][4]
         for (int n = 0; n < FWD_S / 8; n++)
             top = fmaxf(top, fmaxf(s[h / 2][n][h % 2 * 2], s[h / 2][n][h % 2 * 2 + 1]));
         top = quad_max(top);
-        const float base =
-            top > -INFINITY ? top * scale2 : 0.0f; /* nothing seen yet: all is 0, and stays so */
-        const float fade = exp2_fast(r.top[h] * scale2 - base);
+        const bool any = top > -INFINITY; /* else all is 0, and stays so */
+        const float base = any ? top * scale2 : 0.0f;
+        const float fade = any ? exp2_fast((r.top[h] - top) * scale2) : 1.0f; /* exactly 1 if the top stays */
         r.top[h] = top;
         r.sum[h] *= fade;
 #pragma unroll

@@ -23,98 +23,134 @@ struct shares {
     int n, length;          /* of a query at most; keys of one */
 };
 
-/* One key's score for each of G queries, over the `lanes` that hold it. */
-template <int G>
-__device__ inline void score(float (&s)[G], const float (&q)[G][LANES], const float (&k)[LANES], int lanes)
-{
-#pragma unroll
-    for (int g = 0; g < G; g++) {
-        s[g] = 0;
-#pragma unroll
-        for (int j = 0; j < LANES; j++) s[g] += q[g][j] * k[j];
-    }
-    for (int m = lanes / 2; m > 0; m /= 2)
-#pragma unroll
-        for (int g = 0; g < G; g++) s[g] += gpu_shfl_xor(s[g], m);
-}
-
-/* What a group of lanes has of its keys so far, for G queries. */
+/* What a group of lanes has of its keys so far, for G queries; in powers of 2. */
 template <int G> struct partial {
     float top[G], sum[G], acc[G][LANES];
 };
 
-template <int G>
-__device__ inline void partial_add(partial<G> &p, const float (&s)[G], const float (&v)[LANES])
+/* AT_ONCE keys more: s are their scores, -infinity where there is no key. */
+template <int G, class C>
+__device__ inline void partial_add(partial<G> &p, const float (&s)[G][AT_ONCE],
+                                   const gpu_pack<C> (&v)[AT_ONCE])
 {
 #pragma unroll
     for (int g = 0; g < G; g++) {
-        const float higher = fmaxf(p.top[g], s[g]);
-        const float fade = p.top[g] > -INFINITY ? expf(p.top[g] - higher) : 0.0f, e = expf(s[g] - higher);
-        p.top[g] = higher;
-        p.sum[g] = p.sum[g] * fade + e;
+        float top = p.top[g], e[AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < LANES; j++) p.acc[g][j] = p.acc[g][j] * fade + e * v[j];
+        for (int i = 0; i < AT_ONCE; i++) top = fmaxf(top, s[g][i]);
+        const float base = top > -INFINITY ? top : 0.0f, fade = exp2f(p.top[g] - base);
+        p.top[g] = top, p.sum[g] *= fade;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) p.sum[g] += e[i] = exp2f(s[g][i] - base);
+#pragma unroll
+        for (int j = 0; j < LANES; j++) {
+            p.acc[g][j] *= fade;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) p.acc[g][j] += e[i] * gpu_float(v[i].v[j]);
+        }
     }
 }
 
-/* The keys [from, to), every `groups`-th from `first` on. */
-template <int G, class C>
+/* A row's 8 numbers from column c on. Without WIDE one by one, and zeros beyond the row. */
+template <bool WIDE, class C> __device__ inline gpu_pack<C> row_load(const C *row, int c, int D)
+{
+    if constexpr (WIDE) {
+        return pack_load(row + (c < D ? c : 0)); /* beyond it q is 0, and what becomes of v is not read */
+    } else {
+        gpu_pack<C> r;
+#pragma unroll
+        for (int j = 0; j < LANES; j++) r.v[j] = c + j < D ? row[c + j] : gpu_from<C>(0.0f);
+        return r;
+    }
+}
+
+/* The keys [from, to), every `groups`-th from `first` on. All loads are under way before the first is used.
+ */
+template <int G, class C, bool WIDE>
 __device__ inline void read_keys(partial<G> &p, const attn &a, const float (&q)[G][LANES], int kv, int from,
-                                 int to, int first, int groups, int lanes, int lane, const int32_t *table)
+                                 int to, int first, int groups, int lanes, const int32_t *table)
 {
     const C *k = (const C *)a.k.p + (int64_t)kv * a.D, *v = (const C *)a.v.p + (int64_t)kv * a.D;
     const int64_t row = (int64_t)a.K * a.D;
+    const int c = (int)threadIdx.x % lanes * LANES;
     for (int s0 = from; s0 < to; s0 += groups * AT_ONCE) { /* the same turns for all lanes of a warp */
-        float kr[AT_ONCE][LANES], vr[AT_ONCE][LANES];
+        gpu_pack<C> kr[AT_ONCE], vr[AT_ONCE];
+        float s[G][AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            const int s = s0 + first + i * groups, safe = s < to ? s : to - 1;
-            const int64_t at = attn_row(table, safe) * row;
-            load8(kr[i], k + at, lane * LANES, a.D, a.wide);
-            load8(vr[i], v + at, lane * LANES, a.D, a.wide);
+            const int key = s0 + first + i * groups;
+            const int64_t at = attn_row(table, key < to ? key : to - 1) * row;
+            kr[i] = row_load<WIDE>(k + at, c, a.D);
+            vr[i] = row_load<WIDE>(v + at, c, a.D);
         }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            float w[G];
-            score(w, q, kr[i], lanes);
-            if (s0 + first + i * groups < to) partial_add(p, w, vr[i]);
-        }
+        for (int g = 0; g < G; g++)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                s[g][i] = 0;
+#pragma unroll
+                for (int j = 0; j < LANES; j++) s[g][i] += q[g][j] * gpu_float(kr[i].v[j]);
+            }
+        for (int m = lanes / 2; m > 0; m /= 2)
+#pragma unroll
+            for (int g = 0; g < G; g++)
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++) s[g][i] += gpu_shfl_xor(s[g][i], m);
+#pragma unroll
+        for (int g = 0; g < G; g++)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (s0 + first + i * groups >= to) s[g][i] = -INFINITY;
+        partial_add(p, s, vr);
     }
 }
 
-/* The groups' results of one query become the share's. mem: [groups][top, sum, acc[lanes * LANES]] */
-__device__ inline void share_store(const attn &a, const shares &out, const float *mem, int groups, int width,
-                                   int64_t at)
+/* The groups' results of query g become the share's. mem: top[groups], then [groups][sum, acc[lanes * LANES]]
+ */
+template <int G>
+__device__ inline void share_store(const attn &a, const shares &out, const partial<G> &p, int g, float *mem,
+                                   int lanes, int64_t at)
 {
-    float top = -INFINITY;
-    for (int i = 0; i < groups; i++) top = fmaxf(top, mem[i * width]);
-    for (int c = (int)threadIdx.x; c <= a.D; c += BLOCK) { /* column D is the sum */
-        const int column = c == a.D ? 1 : 2 + c;
+    const int groups = BLOCK / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x % lanes;
+    const int width = lanes * LANES + 1;
+    float *mine = mem + groups + group * width, top = -INFINITY;
+    __syncthreads();
+    if (lane == 0) mem[group] = p.top[g];
+    __syncthreads();
+    for (int i = 0; i < groups; i++) top = fmaxf(top, mem[i]);
+    const float fade = exp2f(p.top[g] - top); /* a share has a key */
+    if (lane == 0) mine[0] = p.sum[g] * fade;
+#pragma unroll
+    for (int j = 0; j < LANES; j++) mine[1 + lane * LANES + j] = p.acc[g][j] * fade;
+    __syncthreads();
+    for (int c = (int)threadIdx.x; c <= a.D; c += BLOCK) { /* column 0 is the sum */
         float total = 0;
-        for (int i = 0; i < groups; i++)
-            if (mem[i * width] > -INFINITY) total += expf(mem[i * width] - top) * mem[i * width + column];
-        if (c == a.D)
+        for (int i = 0; i < groups; i++) total += mem[groups + i * width + c];
+        if (c == 0)
             out.sum[at] = total;
         else
-            out.acc[at * a.D + c] = total;
+            out.acc[at * a.D + c - 1] = total;
     }
     if (threadIdx.x == 0) out.top[at] = top;
 }
 
 /* Block (turn, key/value head and its queries, token). `lanes`: a power of two that covers a head. */
-template <int G, class C> __global__ __launch_bounds__(BLOCK) void split(attn a, shares out, int lanes)
+template <int G, class C, bool WIDE>
+__global__ __launch_bounds__(BLOCK) void split(attn a, shares out, int lanes)
 {
     GPU_SHARED(float, mem);
-    const int groups = BLOCK / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x % lanes;
-    const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z,
-              width = lanes * LANES + 2;
+    const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z;
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int2 range = attn_range(a, t);
-    float q[G][LANES], *mine = mem + group * width;
+    float q[G][LANES];
+    if (range.x + (int)blockIdx.x * out.length >= range.y) return;
 #pragma unroll
     for (int g = 0; g < G; g++) {
-        load8(q[g], view_at(a.q, ((int64_t)t * a.H + head + g) * a.D), lane * LANES, a.D, a.wide);
+        const view row = view_at(a.q, ((int64_t)t * a.H + head + g) * a.D);
+        load8(q[g], row, (int)threadIdx.x % lanes * LANES, a.D, a.wide);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) q[g][j] *= a.scale;
+        for (int j = 0; j < LANES; j++) q[g][j] *= a.scale * LOG2E;
     }
     for (int share = (int)blockIdx.x; range.x + share * out.length < range.y; share += (int)gridDim.x) {
         const int from = range.x + share * out.length,
@@ -126,47 +162,48 @@ template <int G, class C> __global__ __launch_bounds__(BLOCK) void split(attn a,
 #pragma unroll
             for (int j = 0; j < LANES; j++) p.acc[g][j] = 0;
         }
-        read_keys<G, C>(p, a, q, kv, from, to, group, groups, lanes, lane, attn_table(a, t));
+        read_keys<G, C, WIDE>(p, a, q, kv, from, to, (int)threadIdx.x / lanes, BLOCK / lanes, lanes,
+                              attn_table(a, t));
 #pragma unroll
-        for (int g = 0; g < G; g++) {
-            __syncthreads();
-            if (lane == 0) mine[0] = p.top[g], mine[1] = p.sum[g];
-#pragma unroll
-            for (int j = 0; j < LANES; j++) mine[2 + lane * LANES + j] = p.acc[g][j];
-            __syncthreads();
-            share_store(a, out, mem, groups, width, ((int64_t)t * a.H + head + g) * out.n + share);
-        }
+        for (int g = 0; g < G; g++)
+            share_store(a, out, p, g, mem, lanes, ((int64_t)t * a.H + head + g) * out.n + share);
     }
 }
 
 /* Block (head, token): the shares in order. */
 __global__ __launch_bounds__(BLOCK) void join(attn a, shares in)
 {
+    __shared__ float weight[SHARES];
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int2 range = attn_range(a, (int)blockIdx.y);
     const int n = (range.y - range.x + in.length - 1) / in.length;
     const int64_t th = (int64_t)blockIdx.y * a.H + blockIdx.x, first = th * in.n;
     float top = -INFINITY, sum = 0;
     for (int i = 0; i < n; i++) top = fmaxf(top, in.top[first + i]);
-    for (int i = 0; i < n; i++) sum += expf(in.top[first + i] - top) * in.sum[first + i];
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) weight[i] = exp2f(in.top[first + i] - top);
+    __syncthreads();
+    for (int i = 0; i < n; i++) sum += weight[i] * in.sum[first + i];
     for (int c = (int)threadIdx.x; c < a.D; c += (int)blockDim.x) {
         float y = 0;
-        for (int i = 0; i < n; i++) y += expf(in.top[first + i] - top) * in.acc[(first + i) * a.D + c];
+#pragma unroll 4
+        for (int i = 0; i < n; i++) y += weight[i] * in.acc[(first + i) * a.D + c];
         view_put(a.y, th * a.D + c, y / sum);
     }
-    if (a.lse && threadIdx.x == 0) a.lse[th] = top + logf(sum);
+    if (a.lse && threadIdx.x == 0) a.lse[th] = LN2 * (top + log2f(sum));
 }
 
 template <class C>
 static void split_launch(struct kctx *kc, const struct attn *a, int group, int blocks,
                          const struct shares *out, int lanes)
 {
-    const size_t shared = (size_t)(BLOCK / lanes) * (size_t)(lanes * LANES + 2) * sizeof(float);
+    const int groups = BLOCK / lanes;
+    const size_t shared = (size_t)(groups * (lanes * LANES + 2)) * sizeof(float);
     const dim3 grid((unsigned)blocks, (unsigned)(a->H / group), (unsigned)a->T);
-    switch (group) {
-    case 1: gpu_launch(split<1, C>, grid, BLOCK, shared, stream_of(kc), *a, *out, lanes); break;
-    case 2: gpu_launch(split<2, C>, grid, BLOCK, shared, stream_of(kc), *a, *out, lanes); break;
-    default: gpu_launch(split<4, C>, grid, BLOCK, shared, stream_of(kc), *a, *out, lanes); break;
-    }
+    void (*kernel)(attn, shares, int) = a->wide ? split<1, C, true> : split<1, C, false>;
+    if (group == 2) kernel = a->wide ? split<2, C, true> : split<2, C, false>;
+    if (group == 4) kernel = a->wide ? split<4, C, true> : split<4, C, false>;
+    gpu_launch_early(kernel, grid, BLOCK, shared, stream_of(kc), *a, *out, lanes);
 }
 
 void attn_split_fwd(struct kctx *kc, const struct attn *a)
@@ -184,6 +221,6 @@ void attn_split_fwd(struct kctx *kc, const struct attn *a)
     s.acc = (float *)arena_take(kc->scratch, (size_t)(n_heads * s.n * a->D) * sizeof(float));
     const int blocks = (int)least(s.n, ceil_div(BLOCKS * group, n_heads));
     GPU_BY_TYPE(a->k.type, C, split_launch<C>(kc, a, group, blocks, &s, lanes));
-    gpu_launch(join, dim3((unsigned)a->H, (unsigned)a->T), BLOCK / 2, 0, stream_of(kc), *a, s);
+    gpu_launch_early(join, dim3((unsigned)a->H, (unsigned)a->T), BLOCK / 2, 0, stream_of(kc), *a, s);
     arena_rewind(kc->scratch, mark);
 }

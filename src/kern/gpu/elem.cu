@@ -194,6 +194,8 @@ __global__ __launch_bounds__(BLOCK) void convert(view y, view x, int64_t n, bool
 /* n bytes, 16 to a thread. x NULL: zeros */
 __global__ __launch_bounds__(BLOCK) void copy_bytes(char *y, const char *x, int64_t n, bool wide)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t i = 16 * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     if (wide && i + 16 <= n) {
         const gpu_16bytes none = { { 0, 0, 0, 0 } };
@@ -208,8 +210,8 @@ static void copy(struct kctx *kc, struct tensor y, struct tensor x)
     const int64_t n = (int64_t)tensor_bytes(y);
     const bool wide = is_wide(LANES, y, x);
     if (n)
-        gpu_launch(copy_bytes, dim3((unsigned)ceil_div(n, 16 * BLOCK)), BLOCK, 0, stream_of(kc), (char *)y.p,
-                   (const char *)x.p, n, wide);
+        gpu_launch_early(copy_bytes, dim3((unsigned)ceil_div(n, 16 * BLOCK)), BLOCK, 0, stream_of(kc),
+                         (char *)y.p, (const char *)x.p, n, wide);
 }
 
 void gpu_cast(struct kctx *kc, struct tensor y, struct tensor x)

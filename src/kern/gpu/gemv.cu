@@ -7,33 +7,6 @@
 
 enum { THREADS_MAX = 512, SUMS = 8 /* reduced together */ };
 
-/* What a kernel sees. Rows of all weights are numbered through; with glu, row 2i is gate's i and 2i+1 is
- * up's. */
-struct gemv_args {
-    view x, norm, y[GEMV_WEIGHTS], b[GEMV_WEIGHTS], res[GEMV_WEIGHTS];
-    const void *w[GEMV_WEIGHTS];
-    int end[GEMV_WEIGHTS]; /* first row behind weight i */
-    int rows, rows_block;  /* of all weights; of a block */
-    int I;
-    float eps;
-    bool glu, wide; /* wide: of x and norm */
-};
-
-/* Which weight row r belongs to, and which of its rows it is. */
-__device__ inline int gemv_place(const gemv_args &a, int r, int *row)
-{
-    if (a.glu) return *row = r / 2, r % 2;
-    const int i = r < a.end[0] ? 0 : r < a.end[1] ? 1 : 2;
-    return *row = i ? r - a.end[i - 1] : r, i;
-}
-
-template <class W> __device__ inline const W *gemv_row(const gemv_args &a, int r)
-{
-    int row;
-    const int i = gemv_place(a, r, &row);
-    return (const W *)a.w[i] + (int64_t)row * a.I;
-}
-
 /* v[k] summed over the warp, for 8 k at once: lane l gets the sum of k = l / (GPU_WARP / 8). */
 __device__ inline float warp_sum8(float (&v)[SUMS])
 {
@@ -110,13 +83,6 @@ __device__ inline void gemv_sums(const gemv_args &a, float *part, int first, int
     }
 }
 
-__device__ inline float gemv_total(const gemv_args &a, const float *part, int T, int at)
-{
-    float sum = 0;
-    for (int w = 0; w < (int)blockDim.x / GPU_WARP; w++) sum += part[w * (a.rows_block + 1) * T + at];
-    return sum;
-}
-
 template <class W, int T> __global__ __launch_bounds__(THREADS_MAX) void gemv_kernel(gemv_args a)
 {
     GPU_SHARED(float, part);
@@ -124,31 +90,19 @@ template <class W, int T> __global__ __launch_bounds__(THREADS_MAX) void gemv_ke
     const int last = first + a.rows_block < a.rows ? first + a.rows_block : a.rows, n = last - first;
     gemv_sums<W, T>(a, part, first, last);
     __syncthreads();
-    const int step = a.glu ? 2 : 1;
-    for (int e = (int)threadIdx.x; e < n / step * T; e += (int)blockDim.x) {
-        const int r = e / T * step, t = e % T;
-        const float rstd =
-            a.norm.p ? 1.0f / sqrtf(gemv_total(a, part, T, n * T + t) / (float)a.I + a.eps) : 1.0f;
-        float v = rstd * gemv_total(a, part, T, r * T + t);
-        int row;
-        const int i = gemv_place(a, first + r, &row);
-        const int64_t width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1], at = t * width + row;
-        if (a.glu) v = v / (1.0f + expf(-v)) * (rstd * gemv_total(a, part, T, (r + 1) * T + t));
-        if (a.b[i].p) v += view_get(a.b[i], row);
-        if (a.res[i].p) v += view_get(a.res[i], at);
-        view_put(a.y[i], at, v);
-    }
+    const int stride = (a.rows_block + 1) * T;
+    gemv_finish(a, part, part + n * T, first, n, T, (int)blockDim.x / GPU_WARP, stride, stride);
 }
 
 bool gemv_takes(struct tensor x, struct tensor w) { return is_wide(w.n[1], w, x); }
 
 /* Rows [from, from+n) of x and of what belongs to them. */
-static struct gemv_args args_of(const struct gemv *g, int from, int n)
+struct gemv_args gemv_args_of(const struct gemv *g, int from, int n)
 {
     struct gemv_args a = {};
     struct tensor x = tensor_slice(g->x, from, n);
     a.x = view_of(x), a.norm = view_of(g->norm), a.eps = g->eps, a.glu = g->glu;
-    a.I = (int)tensor_cols(x), a.wide = is_wide(a.I, x, g->norm);
+    a.T = n, a.I = (int)tensor_cols(x), a.wide = is_wide(a.I, x, g->norm);
     for (int i = 0; i < g->n; i++) {
         a.w[i] = g->w[i].p;
         a.b[i] = view_of(g->b[i]);
@@ -180,10 +134,14 @@ template <class W, int T> static void gemv_launch(struct kctx *kc, struct gemv_a
 
 void gemv_run(struct kctx *kc, const struct gemv *g)
 {
+    if (gemv_mma_takes(g)) {
+        gemv_mma_run(kc, g);
+        return;
+    }
     const int T = (int)tensor_rows(g->x);
     for (int t = 0; t < T; t += GEMV_T) {
         const int n = T - t < GEMV_T ? T - t : GEMV_T;
-        struct gemv_args a = args_of(g, t, n);
+        struct gemv_args a = gemv_args_of(g, t, n);
         GPU_BY_TYPE(
             g->w[0].type, W, switch (n) {
                 case 1: gemv_launch<W, 1>(kc, &a); break;

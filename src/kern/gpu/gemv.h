@@ -18,3 +18,69 @@ struct gemv {
 /* Whether rows of w can be read in 16-byte pieces. */
 bool gemv_takes(struct tensor x, struct tensor w);
 void gemv_run(struct kctx *kc, const struct gemv *g);
+
+/* On matrix units: gemv_mma.cu. */
+bool gemv_mma_takes(const struct gemv *g);
+void gemv_mma_run(struct kctx *kc, const struct gemv *g);
+
+/* ---- for both */
+
+/* What a kernel sees. Rows of all weights are numbered through; with glu, row 2i is gate's i and 2i+1 is
+ * up's. */
+struct gemv_args {
+    view x, norm, y[GEMV_WEIGHTS], b[GEMV_WEIGHTS], res[GEMV_WEIGHTS];
+    const void *w[GEMV_WEIGHTS];
+    int end[GEMV_WEIGHTS]; /* first row behind weight i */
+    int rows, rows_block;  /* of all weights; of a block */
+    int T, I;
+    float eps;
+    bool glu, wide; /* wide: of x and norm */
+};
+
+/* Which weight row r belongs to, and which of its rows it is. */
+__device__ inline int gemv_place(const gemv_args &a, int r, int *row)
+{
+    if (a.glu) return *row = r / 2, r % 2;
+    const int i = r < a.end[0] ? 0 : r < a.end[1] ? 1 : 2;
+    return *row = i ? r - a.end[i - 1] : r, i;
+}
+
+template <class W> __device__ inline const W *gemv_row(const gemv_args &a, int r)
+{
+    int row;
+    const int i = gemv_place(a, r, &row);
+    return (const W *)a.w[i] + (int64_t)row * a.I;
+}
+
+/* Rows [from, from+n) of x and of what belongs to them. */
+struct gemv_args gemv_args_of(const struct gemv *g, int from, int n);
+
+/* A block's sums become results: `parts` sums each of the rows [first, first + rows) of w for all T, at [row
+ * * width + t] and `stride` apart, and of the squares of x, at [t] and `square_stride` apart; added in order.
+ */
+__device__ inline float gemv_total(const float *part, int parts, int stride, int at)
+{
+    float sum = 0;
+    for (int i = 0; i < parts; i++) sum += part[i * stride + at];
+    return sum;
+}
+
+__device__ inline void gemv_finish(const gemv_args &a, const float *part, const float *squares, int first,
+                                   int rows, int width, int parts, int stride, int square_stride)
+{
+    const int step = a.glu ? 2 : 1;
+    for (int e = (int)threadIdx.x; e < rows / step * a.T; e += (int)blockDim.x) {
+        const int r = e % (rows / step) * step, t = e / (rows / step);
+        const float square = a.norm.p ? gemv_total(squares, parts, square_stride, t) : 0.0f;
+        const float rstd = a.norm.p ? 1.0f / sqrtf(square / (float)a.I + a.eps) : 1.0f;
+        float v = rstd * gemv_total(part, parts, stride, r * width + t);
+        int row;
+        const int i = gemv_place(a, first + r, &row);
+        const int64_t out_width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1],
+                      at = t * out_width + row;
+        if (a.glu) v = v / (1.0f + expf(-v)) * (rstd * gemv_total(part, parts, stride, (r + 1) * width + t));
+        if (a.b[i].p) v += view_get(a.b[i], row);
+        if (a.res[i].p) v += view_get(a.res[i], at);
+        view_put(a.y[i], at, v);
+    }
+}

@@ -69,6 +69,60 @@ void gpu_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor
     }
 }
 
+/* A tensor like t in scratch, with `cols` columns. */
+static struct tensor scratch_like(struct kctx *kc, struct tensor t, int64_t cols)
+{
+    struct tensor s = tensor_2d(NULL, (enum dtype)t.type, tensor_rows(t), cols);
+    s.p = arena_take(kc->scratch, tensor_bytes(s));
+    return s;
+}
+
+/* rmsnorm and products one by one, for sizes that gemv does not take. */
+static void norm_then(struct kctx *kc, const struct gemv *g, const struct tensor *y)
+{
+    const size_t mark = arena_mark(kc->scratch);
+    const struct tensor h = scratch_like(kc, g->x, tensor_cols(g->x));
+    gpu_rmsnorm_fwd(kc, h, tensor{}, g->x, g->norm, g->eps);
+    for (int i = 0; i < g->n; i++) gpu_matmul(kc, y[i], h, g->w[i], g->b[i], tensor{});
+    arena_rewind(kc->scratch, mark);
+}
+
+static bool all_taken(const struct gemv *g)
+{
+    bool all = true;
+    for (int i = 0; i < g->n; i++) all = all && gemv_takes(g->x, g->w[i]);
+    return all;
+}
+
+void gpu_norm_matmul(struct kctx *kc, const struct tensor *y, struct tensor x, struct tensor norm, float eps,
+                     const struct tensor *w, const struct tensor *b, int n)
+{
+    struct gemv g = {};
+    g.x = x, g.norm = norm, g.eps = eps, g.n = n;
+    for (int i = 0; i < n; i++) g.y[i] = y[i], g.w[i] = w[i], g.b[i] = b[i];
+    if (all_taken(&g))
+        gemv_run(kc, &g);
+    else
+        norm_then(kc, &g, y);
+}
+
+void gpu_norm_glu(struct kctx *kc, struct tensor y, struct tensor x, struct tensor norm, float eps,
+                  struct tensor gate, struct tensor up)
+{
+    const size_t mark = arena_mark(kc->scratch);
+    struct gemv g = {};
+    g.x = x, g.norm = norm, g.eps = eps, g.n = 2, g.glu = true;
+    g.y[0] = y, g.w[0] = gate, g.w[1] = up;
+    if (all_taken(&g)) {
+        gemv_run(kc, &g);
+        return;
+    }
+    const struct tensor both[2] = { y, scratch_like(kc, y, tensor_cols(y)) };
+    norm_then(kc, &g, both);
+    gpu_swiglu_fwd(kc, y, both[0], both[1]);
+    arena_rewind(kc->scratch, mark);
+}
+
 void gpu_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
 {
     const int64_t T = tensor_rows(dy), O = w.n[0], I = w.n[1];

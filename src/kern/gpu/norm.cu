@@ -9,6 +9,8 @@ template <class A>
 __global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, float *rstd, const A *x, view w, int64_t c, float eps,
                                                  bool wide)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     float v[LANES], g[LANES], sq = 0;
     x += (int64_t)blockIdx.x * c;
     y += (int64_t)blockIdx.x * c;
@@ -37,8 +39,8 @@ void gpu_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struc
     const bool wide = is_wide(C, y, x, w);
     if (T)
         GPU_BY_TYPE(x.type, A,
-                    gpu_launch((rmsnorm<A>), dim3((unsigned)T), BLOCK, 0, stream_of(kc), (A *)y.p,
-                               (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide));
+                    gpu_launch_early((rmsnorm<A>), dim3((unsigned)T), BLOCK, 0, stream_of(kc), (A *)y.p,
+                                     (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide));
 }
 
 template <class A>

@@ -40,23 +40,30 @@ template <class T> __device__ inline gpu_pack<T> pack_load(const T *p)
     return u.t;
 }
 
-/* The same of memory that is read once: it need not stay in the first-level cache. */
+/* 16 bytes of memory that no kernel writes and that is read once: they need not stay in the first-level
+ * cache. */
+__device__ inline gpu_16bytes bytes_load_once(const void *p)
+{
+    gpu_16bytes b;
+#if GPU_HAS_MMA
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b.u[0]), "=r"(b.u[1]), "=r"(b.u[2]), "=r"(b.u[3])
+                 : "l"(p));
+#else
+    b = *(const gpu_16bytes *)p;
+#endif
+    return b;
+}
+
 template <class T> __device__ inline gpu_pack<T> pack_load_once(const T *p)
 {
-#if GPU_HAS_MMA
     union {
         gpu_pack<T> t;
         gpu_16bytes b[sizeof(gpu_pack<T>) / 16];
     } u;
 #pragma unroll
-    for (int i = 0; i < (int)(sizeof u / 16); i++)
-        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-            : "=r"(u.b[i].u[0]), "=r"(u.b[i].u[1]), "=r"(u.b[i].u[2]), "=r"(u.b[i].u[3])
-            : "l"((const gpu_16bytes *)p + i));
+    for (int i = 0; i < (int)(sizeof u / 16); i++) u.b[i] = bytes_load_once((const gpu_16bytes *)p + i);
     return u.t;
-#else
-    return pack_load(p);
-#endif
 }
 
 template <class T> __device__ inline void pack_store(T *p, const gpu_pack<T> &v)
