@@ -22,7 +22,8 @@ class Result:
 async def one(host, port, body, r):
     start = last = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
     done = False
     while line := await reader.readline():
         if not line.startswith(b"data: "):

@@ -187,7 +187,8 @@ def test_slow():
         slow.sendall(head(len(body)) + body)
         ok(all(request(s.port, "POST", "/v1/completions", completion(5))[0] == 200 for _ in range(5)),
            "a reader who does not read holds nobody up")
-        ok(wait_for(lambda: calm(s.port)), "and is cut off in the end", request(s.port, "GET", "/metrics")[2].decode()[-600:])
+        ok(wait_for(lambda: calm(s.port), 2 * PATIENCE), "and is cut off in the end",
+           request(s.port, "GET", "/metrics")[2].decode()[-600:])
         slow.close()
 
 
