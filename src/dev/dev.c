@@ -55,8 +55,19 @@ int dev_open(struct dev **ret, const char *name, struct err *e)
 
 void dev_close(struct dev *d)
 {
-    if (d) d->on->close(d);
+    if (!d) return;
+    dev_attach(d, NULL, NULL);
+    d->on->close(d);
 }
+
+void dev_attach(struct dev *d, void *what, void (*close)(void *))
+{
+    if (d->detach) d->detach(d->attached);
+    d->attached = what;
+    d->detach = close;
+}
+
+void *dev_attached(const struct dev *d) { return d->attached; }
 
 const char *dev_name(const struct dev *d) { return d ? d->name : "cpu"; }
 const char *dev_model(const struct dev *d) { return d ? d->model : ""; }

@@ -82,3 +82,6 @@ void dev_graph_free(struct dev_graph *g);
 /* ---- for gpu.h and kern/gpu */
 
 void *dev_stream(struct dev *d);
+/* One thing that lives as long as the device: a vendor's library that is open. close may be NULL. */
+void dev_attach(struct dev *d, void *what, void (*close)(void *));
+void *dev_attached(const struct dev *d);

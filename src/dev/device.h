@@ -36,6 +36,8 @@ struct dev {
     size_t used, peak;
     char *ring; /* pinned, through which small puts go */
     size_t ring_at;
+    void *attached;
+    void (*detach)(void *);
 };
 struct dev_event { struct dev *d; void *event; };
 struct dev_graph { struct dev *d; void *graph; int n; };
