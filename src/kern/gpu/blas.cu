@@ -5,7 +5,8 @@ extern "C" {
 #include "base/log.h"
 }
 
-/* Forward products choose their kernel as for so many rows, whatever the rows: kern.h wants a row's bits to be its own. */
+/* Forward products choose their kernel as for so many rows, whatever the rows: kern.h wants a row's bits to
+ * be its own. */
 enum { LIKE_ROWS = 1024 };
 
 int blas_open(struct dev *d, struct err *e)
@@ -13,8 +14,10 @@ int blas_open(struct dev *d, struct err *e)
     struct err why = {};
     void *library = blas_library_open(d, &why);
     (void)e;
-    if (library) dev_attach(d, library, blas_library_close);
-    else if (why.msg[0]) log_warn("%s: large products run on plain kernels, which are far slower", why.msg);
+    if (library)
+        dev_attach(d, library, blas_library_close);
+    else if (why.msg[0])
+        log_warn("%s: large products run on plain kernels, which are far slower", why.msg);
     return 0;
 }
 
@@ -41,7 +44,8 @@ static bool run(struct kctx *kc, struct blas_product p)
     return p.k && blas_library_run(library, kc, &p);
 }
 
-bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b, struct tensor res)
+bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                 struct tensor res)
 {
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = w.n[0];
     if (!dev_attached(kc->dev)) return false;
@@ -49,8 +53,8 @@ bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tenso
     w = in_type(kc, w, (enum dtype)x.type);
     struct tensor bias = in_type(kc, b, (enum dtype)y.type);
     const bool right = w.p && (bias.p || !b.p) &&
-                       run(kc, { O, T, I, I, I, w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type, (enum dtype)y.type, true,
-                                 false, LIKE_ROWS });
+                       run(kc, { O, T, I, I, I, w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type,
+                                 (enum dtype)y.type, true, false, LIKE_ROWS });
     arena_rewind(kc->scratch, mark);
     return right;
 }
@@ -71,11 +75,18 @@ bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct 
 {
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
     if (!dev_attached(kc->dev) || x.type != dy.type) return false;
-    return run(kc, { I, O, T, I, O, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type, false, true, O });
+    return run(kc, { I, O, T, I, O, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type,
+                     false, true, O });
 }
 
 #if defined(GPU_EMU)
-void *blas_library_open(struct dev *, struct err *) { return NULL; }
+void *blas_library_open(struct dev *, struct err *)
+{
+    return NULL;
+}
 void blas_library_close(void *) {}
-bool blas_library_run(void *, struct kctx *, const struct blas_product *) { return false; }
+bool blas_library_run(void *, struct kctx *, const struct blas_product *)
+{
+    return false;
+}
 #endif

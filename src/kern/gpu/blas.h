@@ -1,24 +1,26 @@
-/* Large matrix products by the vendor's library, which is opened when the program runs. The types and shapes of kern.h;
- * false: there is no library, or not for these types, and nothing was done. */
+/* Large matrix products by the vendor's library, which is opened when the program runs. The types and shapes
+ * of kern.h; false: there is no library, or not for these types, and nothing was done. */
 #pragma once
 #include "kern/gpu/num.h"
 
 /* Finds the library for d. Without one products run on the plain kernel, and a warning says so. */
 int blas_open(struct dev *d, struct err *e);
 
-bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b, struct tensor res);
+bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                 struct tensor res);
 bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w);
 bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct tensor x);
 
 /* ---- between blas.cu and the libraries (blas_cuda.cu, blas_hip.cu), column by column as they count:
- * d[m,n] = op(a)[m,k] op(b)[k,n] + c[m,n] + bias[m]; a, b of one type; c may be d or NULL; bias of d's type or NULL. */
+ * d[m,n] = op(a)[m,k] op(b)[k,n] + c[m,n] + bias[m]; a, b of one type; c may be d or NULL; bias of d's type
+ * or NULL. */
 struct blas_product {
     int64_t m, n, k, lda, ldb; /* elements; d and c lie close */
     const void *a, *b, *c, *bias;
     void *d;
     enum dtype in, out;
-    bool ta, tb;               /* transposed */
-    int64_t like_n;            /* choose the library's kernel as for so many columns: results do not depend on n */
+    bool ta, tb;    /* transposed */
+    int64_t like_n; /* choose the library's kernel as for so many columns: results do not depend on n */
 };
 /* A library's handle, to be kept with the device; NULL and a reason where there is none. */
 void *blas_library_open(struct dev *d, struct err *why);

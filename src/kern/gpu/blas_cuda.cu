@@ -1,26 +1,37 @@
-/* cuBLASLt, opened when the program runs, so that it starts where there is none. What the library chose for a shape is kept:
- * choosing takes longer than many products. */
+/* cuBLASLt, opened when the program runs, so that it starts where there is none. What the library chose for a
+ * shape is kept: choosing takes longer than many products. */
 #include "kern/gpu/blas.h"
 
 #if !defined(GPU_EMU) && !defined(__HIPCC__)
-#include <cublasLt.h>
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
+#    include <cublasLt.h>
+#    include <dlfcn.h>
+#    include <stdio.h>
+#    include <stdlib.h>
 
 enum { PLANS = 1024, TRIES = 16 };
 static const size_t WORKSPACE = 64 << 20;
 
-#define BLAS_MAP(XX)                                                                                    \
-    XX(Create) XX(Destroy) XX(Matmul) XX(MatmulDescCreate) XX(MatmulDescDestroy) XX(MatmulDescSetAttribute) \
-    XX(MatrixLayoutCreate) XX(MatrixLayoutDestroy) XX(MatmulPreferenceCreate) XX(MatmulPreferenceDestroy)   \
-    XX(MatmulPreferenceSetAttribute) XX(MatmulAlgoGetHeuristic) XX(MatmulAlgoConfigGetAttribute)            \
-    XX(MatmulAlgoCheck)
+#    define BLAS_MAP(XX)                                                                                     \
+        XX(Create)                                                                                           \
+        XX(Destroy)                                                                                          \
+        XX(Matmul)                                                                                           \
+        XX(MatmulDescCreate)                                                                                 \
+        XX(MatmulDescDestroy)                                                                                \
+        XX(MatmulDescSetAttribute)                                                                           \
+        XX(MatrixLayoutCreate)                                                                               \
+        XX(MatrixLayoutDestroy)                                                                              \
+        XX(MatmulPreferenceCreate)                                                                           \
+        XX(MatmulPreferenceDestroy)                                                                          \
+        XX(MatmulPreferenceSetAttribute)                                                                     \
+        XX(MatmulAlgoGetHeuristic)                                                                           \
+        XX(MatmulAlgoConfigGetAttribute)                                                                     \
+        XX(MatmulAlgoCheck)
 
 /* What tells one product from another, but for addresses; compared as bytes. */
 struct key {
     int64_t m, n, k;
-    int32_t in, out, ta, tb, bias, add, align[4]; /* add: c is there; align: of a, b, c, d in bytes, at most 256 */
+    int32_t in, out, ta, tb, bias, add,
+        align[4]; /* add: c is there; align: of a, b, c, d in bytes, at most 256 */
 };
 struct plan {
     key of;
@@ -33,9 +44,9 @@ struct library {
     void *so, *workspace;
     struct dev *dev;
     cublasLtHandle_t handle;
-#define XX(name) decltype(cublasLt##name) *name;
+#    define XX(name) decltype(cublasLt##name) *name;
     BLAS_MAP(XX)
-#undef XX
+#    undef XX
     plan plans[PLANS];
     int n_plans;
 };
@@ -46,15 +57,16 @@ static int die(const char *what, cublasStatus_t rc)
     fflush(NULL);
     _exit(70);
 }
-#define check(call)                                           \
-    do {                                                      \
-        const cublasStatus_t rc_ = (call);                    \
-        if (rc_ != CUBLAS_STATUS_SUCCESS) die(#call, rc_);    \
-    } while (0)
+#    define check(call)                                                                                      \
+        do {                                                                                                 \
+            const cublasStatus_t rc_ = (call);                                                               \
+            if (rc_ != CUBLAS_STATUS_SUCCESS) die(#call, rc_);                                               \
+        } while (0)
 
 static void *open_so(char *name, size_t size)
 {
-    static const char *const forms[] = { "libcublasLt.so.%d", "/usr/local/cuda/lib64/libcublasLt.so.%d", "libcublasLt.so" };
+    static const char *const forms[] = { "libcublasLt.so.%d", "/usr/local/cuda/lib64/libcublasLt.so.%d",
+                                         "libcublasLt.so" };
     void *so = NULL;
     for (size_t i = 0; i < sizeof forms / sizeof *forms && !so; i++) {
         snprintf(name, size, forms[i], CUBLAS_VER_MAJOR);
@@ -89,18 +101,23 @@ void *blas_library_open(struct dev *d, struct err *why)
     l->dev = d;
     l->so = open_so(name, sizeof name);
     bool whole = l->so != NULL;
-#define XX(f) whole = whole && (l->f = (decltype(l->f))dlsym(l->so, "cublasLt" #f)) != NULL;
+#    define XX(f) whole = whole && (l->f = (decltype(l->f))dlsym(l->so, "cublasLt" #    f)) != NULL;
     BLAS_MAP(XX)
-#undef XX
-    if (!whole) err_set(why, ERR_MISSING, "no %s on this machine", name);
+#    undef XX
+    if (!whole)
+        err_set(why, ERR_MISSING, "no %s on this machine", name);
     else if (l->Create(&l->handle) != CUBLAS_STATUS_SUCCESS)
         err_set(why, ERR_UNSUPPORTED, "cuBLAS cannot be used on '%s'", dev_name(d));
-    else if (dev_alloc(&l->workspace, d, WORKSPACE, why) >= 0) return l;
+    else if (dev_alloc(&l->workspace, d, WORKSPACE, why) >= 0)
+        return l;
     blas_library_close(l);
     return NULL;
 }
 
-static cudaDataType_t type_of(enum dtype t) { return t == DT_F32 ? CUDA_R_32F : t == DT_F16 ? CUDA_R_16F : CUDA_R_16BF; }
+static cudaDataType_t type_of(enum dtype t)
+{
+    return t == DT_F32 ? CUDA_R_32F : t == DT_F16 ? CUDA_R_16F : CUDA_R_16BF;
+}
 
 static int32_t alignment(const void *p)
 {
@@ -108,7 +125,8 @@ static int32_t alignment(const void *p)
     return p && low < 256 ? (int32_t)low : 256;
 }
 
-template <class T> static void set(library *l, cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t what, T v)
+template <class T>
+static void set(library *l, cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t what, T v)
 {
     check(l->MatmulDescSetAttribute(d, what, &v, sizeof v));
 }
@@ -127,31 +145,38 @@ static bool in_order(library *l, const cublasLtMatmulAlgo_t *algo)
     uint32_t reduction = 0;
     size_t n;
     check(l->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, &n));
-    check(l->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction, sizeof reduction, &n));
+    check(l->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                                          sizeof reduction, &n));
     return split <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-/* The first kernel that the library would take for like_n columns, that sums in order and can do n columns too. */
+/* The first kernel that the library would take for like_n columns, that sums in order and can do n columns
+ * too. */
 static bool choose(library *l, plan *x, const blas_product *p)
 {
     cublasLtMatmulPreference_t pref;
     cublasLtMatmulHeuristicResult_t found[TRIES], own;
     int n = 0;
-    const cublasLtMatrixLayout_t b = p->tb ? layout(l, p->in, p->like_n, p->k, p->ldb) : layout(l, p->in, p->k, p->like_n, p->ldb);
+    const cublasLtMatrixLayout_t b =
+        p->tb ? layout(l, p->in, p->like_n, p->k, p->ldb) : layout(l, p->in, p->k, p->like_n, p->ldb);
     const cublasLtMatrixLayout_t d = layout(l, p->out, p->m, p->like_n, p->m);
     static const cublasLtMatmulPreferenceAttributes_t align[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES
     };
     check(l->MatmulPreferenceCreate(&pref));
-    check(l->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE, sizeof WORKSPACE));
+    check(l->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE,
+                                          sizeof WORKSPACE));
     for (int i = 0; i < 4; i++)
         check(l->MatmulPreferenceSetAttribute(pref, align[i], &x->of.align[i], sizeof x->of.align[i]));
-    if (l->MatmulAlgoGetHeuristic(l->handle, x->desc, x->a, b, d, d, pref, TRIES, found, &n) != CUBLAS_STATUS_SUCCESS) n = 0;
+    if (l->MatmulAlgoGetHeuristic(l->handle, x->desc, x->a, b, d, d, pref, TRIES, found, &n) !=
+        CUBLAS_STATUS_SUCCESS)
+        n = 0;
     bool right = false;
     for (int i = 0; i < n && !right; i++) {
         if (found[i].state != CUBLAS_STATUS_SUCCESS || !in_order(l, &found[i].algo)) continue;
-        right = l->MatmulAlgoCheck(l->handle, x->desc, x->a, x->b, x->d, x->d, &found[i].algo, &own) == CUBLAS_STATUS_SUCCESS &&
+        right = l->MatmulAlgoCheck(l->handle, x->desc, x->a, x->b, x->d, x->d, &found[i].algo, &own) ==
+                    CUBLAS_STATUS_SUCCESS &&
                 own.workspaceSize <= WORKSPACE;
         if (right) x->algo = found[i].algo;
     }
@@ -183,11 +208,13 @@ static plan *find(library *l, const blas_product *p)
 {
     key of = {};
     of.m = p->m, of.n = p->n, of.k = p->k;
-    of.in = p->in, of.out = p->out, of.ta = p->ta, of.tb = p->tb, of.bias = p->bias != NULL, of.add = p->c != NULL;
+    of.in = p->in, of.out = p->out, of.ta = p->ta, of.tb = p->tb, of.bias = p->bias != NULL,
+    of.add = p->c != NULL;
     const void *const at[] = { p->a, p->b, p->c, p->d };
     for (int i = 0; i < 4; i++) of.align[i] = alignment(at[i]);
     uint64_t h = 1;
-    for (size_t i = 0; i < sizeof of / 8; i++) h = (h ^ ((const uint64_t *)(const void *)&of)[i]) * 0x9e3779b97f4a7c15u, h ^= h >> 29;
+    for (size_t i = 0; i < sizeof of / 8; i++)
+        h = (h ^ ((const uint64_t *)(const void *)&of)[i]) * 0x9e3779b97f4a7c15u, h ^= h >> 29;
     for (unsigned i = 0; i < PLANS; i++) {
         plan *x = &l->plans[(h + i) % PLANS];
         if (x->used && !memcmp(&x->of, &of, sizeof of)) return x;
@@ -213,8 +240,8 @@ bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product
     const float one = 1, beta = p->c ? 1 : 0;
     if (p->bias) set(l, x->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p->bias);
     const void *c = p->c ? p->c : p->d;
-    check(l->Matmul(l->handle, x->desc, &one, p->a, x->a, p->b, x->b, &beta, c, x->d, p->d, x->d, &x->algo, l->workspace,
-                    WORKSPACE, stream_of(kc)));
+    check(l->Matmul(l->handle, x->desc, &one, p->a, x->a, p->b, x->b, &beta, c, x->d, p->d, x->d, &x->algo,
+                    l->workspace, WORKSPACE, stream_of(kc)));
     return true;
 }
 #endif

@@ -1,15 +1,21 @@
-/* hipBLAS of ROCm and of Hygon's DTK, opened when the program runs: building needs neither. Declared here are the few names
- * of its first interface that are used; later versions keep them. */
+/* hipBLAS of ROCm and of Hygon's DTK, opened when the program runs: building needs neither. Declared here are
+ * the few names of its first interface that are used; later versions keep them. */
 #include "kern/gpu/blas.h"
 
 #if defined(__HIPCC__)
-#include <dlfcn.h>
-#include <glob.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
+#    include <dlfcn.h>
+#    include <glob.h>
+#    include <stdio.h>
+#    include <stdlib.h>
+#    include <unistd.h>
 
-enum { HIPBLAS_OP_N = 111, HIPBLAS_OP_T = 112, HIPBLAS_R_16F = 150, HIPBLAS_R_32F = 151, HIPBLAS_R_16B = 168 };
+enum {
+    HIPBLAS_OP_N = 111,
+    HIPBLAS_OP_T = 112,
+    HIPBLAS_R_16F = 150,
+    HIPBLAS_R_32F = 151,
+    HIPBLAS_R_16B = 168
+};
 enum { HIPBLAS_GEMM_DEFAULT = 160 };
 
 struct library {
@@ -17,20 +23,26 @@ struct library {
     int (*create)(void **);
     int (*destroy)(void *);
     int (*set_stream)(void *, hipStream_t);
-    int (*gemm_ex)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int, const void *,
-                   void *, int, int, int, int);
+    int (*gemm_ex)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int,
+                   int, const void *, void *, int, int, int, int);
 };
 
 static void *open_so(void)
 {
-    static const char *const names[] = { "libhipblas.so", "libhipblas.so.0", "libhipblas.so.1", "libhipblas.so.2",
-                                         "/opt/dtk*/lib/libhipblas.so*", "/opt/rocm*/lib/libhipblas.so*" };
+    static const char *const names[] = { "libhipblas.so",
+                                         "libhipblas.so.0",
+                                         "libhipblas.so.1",
+                                         "libhipblas.so.2",
+                                         "/opt/dtk*/lib/libhipblas.so*",
+                                         "/opt/rocm*/lib/libhipblas.so*" };
     void *so = NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names && !so; i++) {
         glob_t found;
-        if (names[i][0] != '/') so = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+        if (names[i][0] != '/')
+            so = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
         else if (glob(names[i], 0, NULL, &found) == 0) {
-            for (size_t k = 0; k < found.gl_pathc && !so; k++) so = dlopen(found.gl_pathv[k], RTLD_NOW | RTLD_LOCAL);
+            for (size_t k = 0; k < found.gl_pathc && !so; k++)
+                so = dlopen(found.gl_pathv[k], RTLD_NOW | RTLD_LOCAL);
             globfree(&found);
         }
     }
@@ -61,12 +73,16 @@ void *blas_library_open(struct dev *d, struct err *why)
         err_set(why, ERR_MISSING, "no libhipblas.so on this machine");
     else if (l->create(&l->handle) || l->set_stream(l->handle, gpu_stream_of(d)))
         err_set(why, ERR_UNSUPPORTED, "hipBLAS cannot be used on '%s'", dev_name(d));
-    else return l;
+    else
+        return l;
     blas_library_close(l);
     return NULL;
 }
 
-static int type_of(enum dtype t) { return t == DT_F32 ? HIPBLAS_R_32F : t == DT_F16 ? HIPBLAS_R_16F : HIPBLAS_R_16B; }
+static int type_of(enum dtype t)
+{
+    return t == DT_F32 ? HIPBLAS_R_32F : t == DT_F16 ? HIPBLAS_R_16F : HIPBLAS_R_16B;
+}
 
 /* d = c + bias, column by column: what the product is then added to. */
 __global__ __launch_bounds__(BLOCK) void prepare(view d, view c, view bias, int64_t m, int64_t count)
@@ -83,12 +99,13 @@ bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product
     if (p->bias || (p->c && p->c != p->d)) {
         const struct tensor d = tensor_1d(p->d, p->out, count), c = tensor_1d((void *)p->c, p->out, count),
                             bias = tensor_1d((void *)p->bias, p->out, p->m);
-        gpu_launch(prepare, dim3((unsigned)ceil_div(count, BLOCK)), BLOCK, 0, stream_of(kc), view_of(d), view_of(c),
-                   view_of(bias), p->m, count);
+        gpu_launch(prepare, dim3((unsigned)ceil_div(count, BLOCK)), BLOCK, 0, stream_of(kc), view_of(d),
+                   view_of(c), view_of(bias), p->m, count);
     }
-    const int rc = l->gemm_ex(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N, p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N, (int)p->m,
-                              (int)p->n, (int)p->k, &one, p->a, type_of(p->in), (int)p->lda, p->b, type_of(p->in),
-                              (int)p->ldb, &beta, p->d, type_of(p->out), (int)p->m, HIPBLAS_R_32F, HIPBLAS_GEMM_DEFAULT);
+    const int rc = l->gemm_ex(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N,
+                              p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N, (int)p->m, (int)p->n, (int)p->k, &one,
+                              p->a, type_of(p->in), (int)p->lda, p->b, type_of(p->in), (int)p->ldb, &beta,
+                              p->d, type_of(p->out), (int)p->m, HIPBLAS_R_32F, HIPBLAS_GEMM_DEFAULT);
     if (rc == 0) return true;
     fprintf(stderr, "llava: the " GPU_KIND " device has failed: hipblasGemmEx: status %d\n", rc);
     fflush(NULL);
