@@ -11,14 +11,19 @@ extern "C" {
 
 enum { RING = 1 << 20 }; /* bytes of small puts that may be under way; larger ones go as they are */
 
+void gpu_lost(const char *why)
+{
+    fprintf(stderr, "llava: the " GPU_KIND " device has failed: %s\n", why);
+    fflush(NULL);
+    _exit(70);
+}
+
 void gpu_check_at(gpu(Error_t) rc, const char *what)
 {
     if (rc == gpu(Success)) return;
     if (rc == gpu(ErrorInvalidValue) || rc == gpu(ErrorInvalidConfiguration))
         BUG("%s: %s", what, gpu(GetErrorString)(rc));
-    fprintf(stderr, "llava: the " GPU_KIND " device has failed: %s\n", gpu(GetErrorString)(rc));
-    fflush(NULL);
-    _exit(70);
+    gpu_lost(gpu(GetErrorString)(rc));
 }
 
 static gpu(Stream_t) stream_of(struct dev *d) { return (gpu(Stream_t))d->stream; }

@@ -125,7 +125,9 @@ template <> __device__ inline gpu_f16 gpu_from<gpu_f16>(float x) { return { __ha
 
 /* ---- launching */
 
-/* A runtime call that cannot fail but by a fault of the machine: one line and exit 70. */
+/* A fault of the machine: one line and exit 70. */
+[[noreturn]] void gpu_lost(const char *why);
+/* A runtime call that cannot fail otherwise. */
 void gpu_check_at(gpu(Error_t) rc, const char *what);
 #define gpu_check(call) gpu_check_at((call), #call)
 

@@ -21,17 +21,15 @@ int blas_open(struct dev *d, struct err *e)
     return 0;
 }
 
-/* t in the type `want`: itself, or a copy in scratch; p NULL where there is no room for one. */
+/* t in the type `want`: itself, or a copy in scratch that loses nothing; p NULL where there is none. */
 static struct tensor in_type(struct kctx *kc, struct tensor t, enum dtype want)
 {
     if (!t.p || t.type == want) return t;
     struct tensor c = t;
     c.type = (int8_t)want;
+    c.p = NULL;
     const struct arena *s = kc->scratch;
-    if (tensor_bytes(c) + ARENA_ALIGN > s->cap - s->used) {
-        c.p = NULL;
-        return c;
-    }
+    if (want != DT_F32 || tensor_bytes(c) + ARENA_ALIGN > s->cap - s->used) return c;
     c.p = arena_take(kc->scratch, tensor_bytes(c));
     gpu_cast(kc, c, t);
     return c;

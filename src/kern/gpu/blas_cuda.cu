@@ -44,24 +44,21 @@ struct library {
     void *so, *workspace;
     struct dev *dev;
     cublasLtHandle_t handle;
-#    define XX(name) decltype(cublasLt##name) *name;
+#define XX(name) decltype(cublasLt##name) *name;
     BLAS_MAP(XX)
-#    undef XX
+#undef XX
     plan plans[PLANS];
     int n_plans;
 };
 
-static int die(const char *what, cublasStatus_t rc)
+static void check_at(cublasStatus_t rc, const char *what)
 {
-    fprintf(stderr, "llava: the " GPU_KIND " device has failed: %s: status %d\n", what, (int)rc);
-    fflush(NULL);
-    _exit(70);
+    char why[160];
+    if (rc == CUBLAS_STATUS_SUCCESS) return;
+    snprintf(why, sizeof why, "%.100s: status %d", what, (int)rc);
+    gpu_lost(why);
 }
-#    define check(call)                                                                                      \
-        do {                                                                                                 \
-            const cublasStatus_t rc_ = (call);                                                               \
-            if (rc_ != CUBLAS_STATUS_SUCCESS) die(#call, rc_);                                               \
-        } while (0)
+#define check(call) check_at((call), #call)
 
 static void *open_so(char *name, size_t size)
 {
@@ -101,9 +98,9 @@ void *blas_library_open(struct dev *d, struct err *why)
     l->dev = d;
     l->so = open_so(name, sizeof name);
     bool whole = l->so != NULL;
-#    define XX(f) whole = whole && (l->f = (decltype(l->f))dlsym(l->so, "cublasLt" #    f)) != NULL;
+#define XX(f) whole = whole && (l->f = (decltype(l->f))dlsym(l->so, "cublasLt" #    f)) != NULL;
     BLAS_MAP(XX)
-#    undef XX
+#undef XX
     if (!whole)
         err_set(why, ERR_MISSING, "no %s on this machine", name);
     else if (l->Create(&l->handle) != CUBLAS_STATUS_SUCCESS)

@@ -107,8 +107,6 @@ bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product
                               p->a, type_of(p->in), (int)p->lda, p->b, type_of(p->in), (int)p->ldb, &beta,
                               p->d, type_of(p->out), (int)p->m, HIPBLAS_R_32F, HIPBLAS_GEMM_DEFAULT);
     if (rc == 0) return true;
-    fprintf(stderr, "llava: the " GPU_KIND " device has failed: hipblasGemmEx: status %d\n", rc);
-    fflush(NULL);
-    _exit(70);
+    gpu_lost("hipblasGemmEx");
 }
 #endif
