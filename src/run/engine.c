@@ -1,6 +1,6 @@
-/* See engine.h. Opening, planning memory, and the step. */
+/* See engine.h. Opening and planning memory. */
 #define _GNU_SOURCE
-#include "run/engine.h"
+#include "run/step.h"
 
 #include <math.h>
 #include <omp.h>
@@ -20,92 +20,6 @@ enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep ma
 enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 };
 /* Of a device: kernels' scratch; what the vendor's libraries take beside it. */
 enum { DEVICE_SCRATCH = 256 << 20, DEVICE_LIBRARIES = 256 << 20 };
-
-/* ---- running */
-
-static struct op_ctx context_of(struct engine *g)
-{
-    enum dtype type = g->dev ? g->dtype : DT_F32;
-    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = type };
-}
-
-static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, int cols)
-{
-    void *p = (void *)(uintptr_t)host; /* op_input only reads */
-    return op_input(o, cols == 1 ? tensor_1d(p, DT_I32, rows) : tensor_2d(p, DT_I32, rows, cols));
-}
-
-/* Token embeddings with feature rows put where the token is -1. */
-static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const struct step *s)
-{
-    struct tensor x = op_embed(o, &g->model.llama.embed, index_of(o, s->token, s->n, 1));
-    if (!s->features.p) return x;
-    struct tensor f = op_gather(o, op_input(o, s->features), index_of(o, s->feature, s->n, 1));
-    return op_add(o, x, f); /* one of the two is zero in every row */
-}
-
-static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
-{
-    struct llama_seq seq = { .pos = index_of(o, s->pos, s->n, 1), .row = index_of(o, s->row, s->n, 1),
-                             .range = index_of(o, s->range, s->n, s->n_seqs ? 3 : 2) };
-    void *pages = (void *)(uintptr_t)s->pages;
-    if (s->n_seqs) seq.pages = op_input(o, tensor_2d(pages, DT_I32, s->n_seqs, s->n_pages));
-    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, s), &seq, c->layer), none = { 0 };
-    if (!s->out) return llama_logits(o, &g->model.llama, h);
-    if (!s->n_out) return none;
-    g->kc.decode = true; /* few rows, in prefill too; never as many as all */
-    return llama_logits(o, &g->model.llama, op_gather(o, h, index_of(o, s->out, s->n_out, 1)));
-}
-
-void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n)
-{
-    ASSERT(n > 0 && n < KV_PAGE);
-    for (int i = 0; i < g->model.cfg.llama.L; i++) {
-        arena_rewind(&g->act, 0);
-        struct op_ctx o = context_of(g);
-        struct tensor at = index_of(&o, from, n, 1), put = index_of(&o, to, n, 1);
-        op_store(&o, c->layer[i].k, put, op_gather(&o, c->layer[i].k, at));
-        op_store(&o, c->layer[i].v, put, op_gather(&o, c->layer[i].v, at));
-    }
-}
-
-const float *engine_step(struct engine *g, struct cache *c, const struct step *s)
-{
-    ASSERT(s->n > 0 && s->n <= g->chunk);
-    dev_use(g->dev);
-    arena_rewind(&g->act, 0);
-    struct op_ctx o = context_of(g);
-    g->kc.decode = s->decode;
-    struct tensor logits = step_run(&o, g, c, s);
-    g->kc.decode = false;
-    if (!g->dev || !logits.p) return logits.p;
-    dev_get(g->dev, g->logits, logits.p, tensor_bytes(logits));
-    return g->logits;
-}
-
-static struct tensor tile(const struct engine *g, const float *pixels)
-{
-    int side = g->model.cfg.clip.image;
-    return (struct tensor){ (void *)(uintptr_t)pixels, DT_F32, 4, 0, { 1, 3, side, side } };
-}
-
-static struct tensor encode_run(struct op_ctx *o, const struct engine *g, const float *pixels)
-{
-    struct clip_seq seq = clip_seq_new(o, &g->model.clip, 1);
-    return llava_encode(o, &g->model, &seq, op_input(o, tile(g, pixels)));
-}
-
-void engine_encode(struct engine *g, const float *pixels, int n, float *out)
-{
-    int side = g->model.cfg.clip.image;
-    dev_use(g->dev);
-    for (int i = 0; i < n; i++) {
-        arena_rewind(&g->act, 0);
-        struct op_ctx o = context_of(g);
-        struct tensor y = encode_run(&o, g, pixels + (size_t)i * 3 * (size_t)(side * side));
-        op_output(&o, out + (size_t)i * (size_t)tensor_count(y), y);
-    }
-}
 
 /* ---- memory */
 
@@ -131,35 +45,6 @@ void cache_fini(struct cache *c)
     free(c->layer);
     arena_fini(&c->mem);
     *c = (struct cache){ 0 };
-}
-
-/* Bytes of activations: the largest step and a tile through the tower against a counting arena. Reads only shapes. */
-static int plan(struct engine *g, size_t *ret, struct err *e)
-{
-    struct arena count;
-    arena_init_counting(&count);
-    struct op_ctx o = context_of(g);
-    o.act = &count;
-    o.dry = true;
-    const struct llama_config *l = &g->model.cfg.llama;
-    const int32_t pages = (g->context + KV_PAGE - 1) / KV_PAGE;
-    struct tensor kv = tensor_2d(&count, g->kv_type, (int64_t)pages * KV_PAGE, (int64_t)l->K * l->D);
-    struct llama_cache *layers = malloc((size_t)l->L * sizeof *layers);
-    if (!layers) return err_set(e, ERR_NOMEM, "no memory for a plan");
-    for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
-    g->model.llama.rope = tensor_2d(&count, DT_F32, g->context, l->D);
-    struct cache c = { .layer = layers };
-    struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = g->chunk,
-                      .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
-    step_run(&o, g, &c, &s);
-    g->kc.decode = false;
-    free(layers);
-    if (g->model.cfg.has_vision) {
-        arena_rewind(&count, 0);
-        op_output(&o, NULL, encode_run(&o, g, NULL));
-    }
-    *ret = count.high;
-    return 0;
 }
 
 static int64_t part_bytes(const struct engine *g, bool llama_only);
@@ -352,7 +237,7 @@ static int admit(void *ctx, size_t weights, struct err *e)
     size_t act;
     int rc = sizes(g, e);
     if (rc < 0 || !g->dev) return rc;
-    if ((rc = plan(g, &act, e)) < 0) return rc;
+    if ((rc = steps_plan(g, &act, e)) < 0) return rc;
     size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
     size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
     double need = 1e-9 * (double)(weights + act + rope + cache + DEVICE_SCRATCH + DEVICE_LIBRARIES);
@@ -394,9 +279,10 @@ static int engine_finish(struct engine *g, struct err *e)
         TRY(err_set(e, ERR_UNSUPPORTED, "8 and 4 bits are computed on the processor: --device cpu"));
     g->kc.product = g->exact ? DT_F32 : g->model.bits ? DT_Q8 : g->dtype == DT_BF16 ? DT_BF16 : DT_F32;
     TRY(scratch_init(g, e));
-    TRY(plan(g, &act, e));
+    TRY(steps_plan(g, &act, e));
     TRY(dev_arena(&g->act, g->dev, act, e));
     TRY(llava_model_context(&g->model, g->context, e));
+    TRY(steps_open(g, e));
     size_t logits = sizeof(float) * (size_t)g->chunk * (size_t)g->model.cfg.llama.V;
     if (g->dev) TRY(dev_pinned((void **)&g->logits, g->dev, logits, e));
 out:
@@ -480,6 +366,7 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     struct engine *g = NULL;
     char *base = NULL;
     int rc;
+    *ret = NULL;
     TRY(engine_new(&g, o, e));
     TRY(hub_find(&g->dir, o->path, NULL, e));
     if (o->base) TRY(hub_find(&base, o->base, NULL, e));
@@ -505,6 +392,7 @@ int engine_random(struct engine **ret, const char *preset, const struct engine_o
     struct engine *g = NULL;
     struct llava_config cfg;
     int rc;
+    *ret = NULL;
     TRY(engine_new(&g, o, e));
     struct llava_source s = { .dev = g->dev, .admit = admit, .ctx = g };
     TRY(llava_config_preset(&cfg, preset, e));
@@ -525,7 +413,7 @@ int engine_plan(size_t *ret, const struct llava_model *m, enum dtype dtype, int 
     struct engine g = { .model = *m, .dtype = dtype, .kv_type = dtype, .context = context };
     g.chunk = context < CHUNK ? context : CHUNK;
     kern_init_cpu(&g.kern, env_get(ENV_LLAVA_CPU));
-    int rc = plan(&g, ret, e);
+    int rc = steps_plan(&g, ret, e);
     *ret += (size_t)context * (size_t)m->cfg.llama.D * sizeof(float);
     return rc;
 }
@@ -533,6 +421,7 @@ int engine_plan(size_t *ret, const struct llava_model *m, enum dtype dtype, int 
 void engine_close(struct engine *g)
 {
     if (!g) return;
+    steps_close(g);
     llava_model_close(&g->model);
     tokenizer_close(g->tok);
     arena_fini(&g->act);

@@ -16,6 +16,8 @@ struct engine {
     struct kctx kc;
     struct arena act, scratch;    /* activations of one step; kernels' own; both on the device */
     float *logits;                /* [chunk,V] of a step on the host, where it is not the device */
+    struct steps *steps;          /* step.c's, on a device: fixed inputs and recorded steps */
+    bool eager;                   /* a device's steps are launched kernel by kernel, not replayed: the same bits */
     enum dtype dtype, kv_type;
     bool kv_auto;                 /* kv_type follows from the model */
     bool exact;                   /* an explicit f32: products round nothing, quantised or not */

@@ -1,0 +1,351 @@
+/* See step.h. */
+#include "run/step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+
+enum { RECORDED = 24, ROWS = ENGINE_SEQS };
+
+/* A step or the tower as the device repeats it. */
+struct recorded {
+    struct dev_graph *graph;
+    const void *cache; /* whose rows it reads and fills */
+    int rows;
+    bool paged;
+    struct tensor y;   /* logits [rows,V], features */
+    unsigned used;     /* when, to drop the one not used for longest */
+};
+
+struct steps {
+    struct arena mem;     /* of the fixed inputs, on the device */
+    int32_t *in, *host;   /* indices of a step: on the device, and where they are put together */
+    int n_pages;          /* of the context */
+    struct clip_seq seq;
+    struct tensor pixels; /* [1,3,S,S] F32 */
+    struct recorded at[RECORDED], tower, *last;
+    unsigned turn;
+    bool refused;         /* the driver records nothing */
+};
+
+/* What a step reads, on the device. */
+struct inputs {
+    struct tensor token, pos, row, range, pages, out, feature, features; /* see struct step; p NULL: absent */
+};
+
+static struct op_ctx context_of(struct engine *g)
+{
+    enum dtype type = g->dev ? g->dtype : DT_F32;
+    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = type };
+}
+
+static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, int cols)
+{
+    void *p = (void *)(uintptr_t)host; /* op_input only reads */
+    return op_input(o, cols == 1 ? tensor_1d(p, DT_I32, rows) : tensor_2d(p, DT_I32, rows, cols));
+}
+
+/* Token embeddings with feature rows put where the token is -1. */
+static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const struct inputs *in)
+{
+    struct tensor x = op_embed(o, &g->model.llama.embed, in->token);
+    if (!in->features.p) return x;
+    return op_add(o, x, op_gather(o, in->features, in->feature)); /* one of the two is zero in every row */
+}
+
+/* all: logits of every row; else of those in `out`, or none. */
+static struct tensor step_body(struct op_ctx *o, struct engine *g, struct cache *c, const struct inputs *in, bool all)
+{
+    const struct llama_seq seq = { .pos = in->pos, .row = in->row, .range = in->range, .pages = in->pages };
+    struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, in), &seq, c->layer), none = { 0 };
+    if (all) return llama_logits(o, &g->model.llama, h);
+    if (!in->out.p) return none;
+    g->kc.decode = true; /* few rows, in prefill too; never as many as all */
+    return llama_logits(o, &g->model.llama, op_gather(o, h, in->out));
+}
+
+/* Lists of pages as wide as the context's on a device: how a kernel cuts its work may follow from their width. */
+static struct tensor pages_of(struct op_ctx *o, const struct engine *g, const struct step *s)
+{
+    const struct steps *t = g->steps;
+    if (!t || o->dry) return index_of(o, s->pages, s->n_seqs, s->n_pages);
+    memset(t->host, 0, (size_t)s->n_seqs * (size_t)t->n_pages * sizeof *t->host);
+    for (int i = 0; i < s->n_seqs; i++)
+        memcpy(t->host + (size_t)i * (size_t)t->n_pages, s->pages + (size_t)i * (size_t)s->n_pages,
+               (size_t)s->n_pages * sizeof *t->host);
+    return index_of(o, t->host, s->n_seqs, t->n_pages);
+}
+
+static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
+{
+    struct inputs in = { .token = index_of(o, s->token, s->n, 1), .pos = index_of(o, s->pos, s->n, 1),
+                         .row = index_of(o, s->row, s->n, 1),
+                         .range = index_of(o, s->range, s->n, s->n_seqs ? 3 : 2) };
+    if (s->n_seqs) in.pages = pages_of(o, g, s);
+    if (s->out && s->n_out) in.out = index_of(o, s->out, s->n_out, 1);
+    if (s->features.p) {
+        in.features = op_input(o, s->features);
+        in.feature = index_of(o, s->feature, s->n, 1);
+    }
+    return step_body(o, g, c, &in, !s->out);
+}
+
+/* ---- recording */
+
+/* Rows that a recorded step has: some more than are needed, so that few are recorded. */
+static int rows_for(const struct engine *g, int n)
+{
+    int rows = 1;
+    while (rows < n) rows = rows < 4 ? rows + 1 : rows % 3 ? rows / 2 * 3 : rows / 3 * 4; /* 1 2 3 4 6 8 12 16 24 ... */
+    return rows <= ROWS && rows <= g->chunk ? rows : n;
+}
+
+/* The inputs' places in a block of indices for so many rows. */
+static struct inputs places(int32_t *p, int rows, int n_pages, bool paged)
+{
+    struct inputs in = { .token = tensor_1d(p, DT_I32, rows), .pos = tensor_1d(p + rows, DT_I32, rows),
+                         .row = tensor_1d(p + 2 * rows, DT_I32, rows), .out = tensor_1d(p + 3 * rows, DT_I32, rows),
+                         .range = tensor_2d(p + 4 * rows, DT_I32, rows, paged ? 3 : 2) };
+    if (paged) in.pages = tensor_2d(p + 7 * rows, DT_I32, rows, n_pages);
+    return in;
+}
+
+/* Rows beyond the step's are token 0 that sees one row and is stored nowhere. */
+static void fill(const struct inputs *in, const struct step *s, int rows, int n_pages)
+{
+    int32_t *token = in->token.p, *pos = in->pos.p, *row = in->row.p, *out = in->out.p, *range = in->range.p,
+            *pages = in->pages.p;
+    const int width = s->n_seqs ? 3 : 2;
+    for (int i = 0; i < rows; i++) {
+        const bool own = i < s->n;
+        token[i] = own ? s->token[i] : 0;
+        pos[i] = own ? s->pos[i] : 0;
+        row[i] = own ? s->row[i] : -1;
+        out[i] = !s->out ? (own ? i : 0) : i < s->n_out ? s->out[i] : 0;
+        for (int k = 0; k < width; k++) range[i * width + k] = own ? s->range[i * width + k] : k == 1;
+    }
+    if (!pages) return;
+    memset(pages, 0, (size_t)rows * (size_t)n_pages * sizeof *pages);
+    for (int i = 0; i < s->n_seqs; i++)
+        memcpy(pages + (size_t)i * (size_t)n_pages, s->pages + (size_t)i * (size_t)s->n_pages,
+               (size_t)s->n_pages * sizeof *pages);
+}
+
+/* The recorded step for this cache and so many rows, or the place for it. */
+static struct recorded *find(struct steps *t, const struct cache *c, int rows, bool paged)
+{
+    struct recorded *oldest = &t->at[0];
+    t->turn++;
+    for (struct recorded *r = t->at; r < t->at + RECORDED; r++) {
+        if (r->graph && r->cache == c->layer[0].k.p && r->rows == rows && r->paged == paged) return r;
+        if (r->used < oldest->used) oldest = r;
+    }
+    dev_graph_free(oldest->graph);
+    *oldest = (struct recorded){ .cache = c->layer[0].k.p, .rows = rows, .paged = paged };
+    return oldest;
+}
+
+/* Ends what dev_capture_begin began. False: the driver cannot, and steps will be launched kernel by kernel. */
+static bool recorded_end(struct engine *g, struct recorded *r)
+{
+    struct err e = { 0 };
+    if (dev_capture_end(&r->graph, g->dev, &e) >= 0) return true;
+    log_info("%s: kernels are launched one by one", e.msg);
+    g->steps->refused = true;
+    return false;
+}
+
+static bool recorded_begin(struct engine *g)
+{
+    struct err e = { 0 };
+    if (dev_capture_begin(g->dev, &e) >= 0) return true;
+    log_info("%s: kernels are launched one by one", e.msg);
+    g->steps->refused = true;
+    return false;
+}
+
+/* A step of decoding by replay. y.p NULL: not possible. */
+static struct tensor step_replay(struct engine *g, struct cache *c, const struct step *s)
+{
+    struct steps *t = g->steps;
+    const int rows = rows_for(g, s->n), n_pages = t->n_pages;
+    const bool paged = s->n_seqs > 0;
+    const struct inputs in = places(t->in, rows, n_pages, paged), host = places(t->host, rows, n_pages, paged);
+    struct recorded *r = find(t, c, rows, paged);
+    r->used = t->turn;
+    if (!r->graph) {
+        struct op_ctx o = context_of(g);
+        if (!recorded_begin(g)) return (struct tensor){ 0 };
+        r->y = step_body(&o, g, c, &in, false);
+        if (!recorded_end(g, r)) return (struct tensor){ 0 };
+    }
+    fill(&host, s, rows, n_pages);
+    dev_put(g->dev, t->in, t->host, (size_t)rows * (size_t)(7 + (paged ? n_pages : 0)) * sizeof *t->host);
+    dev_graph_run(g->dev, r->graph);
+    t->last = r;
+    return r->y;
+}
+
+static bool replays(const struct engine *g, const struct step *s)
+{
+    return g->steps && !g->eager && !g->steps->refused && s->decode && !s->features.p && s->n <= ROWS &&
+           s->n_seqs <= s->n && (!s->out || s->n_out);
+}
+
+const float *engine_step(struct engine *g, struct cache *c, const struct step *s)
+{
+    ASSERT(s->n > 0 && s->n <= g->chunk);
+    dev_use(g->dev);
+    arena_rewind(&g->act, 0);
+    struct op_ctx o = context_of(g);
+    struct tensor logits = { 0 };
+    g->kc.decode = s->decode;
+    if (replays(g, s)) logits = step_replay(g, c, s);
+    if (!logits.p) logits = step_run(&o, g, c, s);
+    g->kc.decode = false;
+    if (!g->dev || !logits.p) return logits.p;
+    const size_t rows = (size_t)(s->out ? s->n_out : s->n); /* a recorded step may have more */
+    dev_get(g->dev, g->logits, logits.p, rows * (size_t)logits.n[1] * sizeof *g->logits);
+    return g->logits;
+}
+
+void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n)
+{
+    ASSERT(n > 0 && n < KV_PAGE);
+    dev_use(g->dev);
+    for (int i = 0; i < g->model.cfg.llama.L; i++) {
+        arena_rewind(&g->act, 0);
+        struct op_ctx o = context_of(g);
+        struct tensor at = index_of(&o, from, n, 1), put = index_of(&o, to, n, 1);
+        op_store(&o, c->layer[i].k, put, op_gather(&o, c->layer[i].k, at));
+        op_store(&o, c->layer[i].v, put, op_gather(&o, c->layer[i].v, at));
+    }
+}
+
+/* ---- the tower */
+
+static struct tensor tile(const struct engine *g, const float *pixels)
+{
+    const int side = g->model.cfg.clip.image;
+    return (struct tensor){ (void *)(uintptr_t)pixels, DT_F32, 4, 0, { 1, 3, side, side } };
+}
+
+static struct tensor encode_run(struct op_ctx *o, const struct engine *g, const float *pixels)
+{
+    const struct clip_seq seq = clip_seq_new(o, &g->model.clip, 1);
+    return llava_encode(o, &g->model, &seq, op_input(o, tile(g, pixels)));
+}
+
+static struct tensor in_type(struct op_ctx *o, struct tensor x, enum dtype type)
+{
+    struct tensor y = x;
+    y.type = (int8_t)type;
+    y.p = arena_take(o->act, tensor_bytes(y));
+    OP_RUN(o, cast, y, x);
+    return y;
+}
+
+/* A tile by replay, from pixels in their place to features in F32. y.p NULL: not possible. */
+static struct tensor encode_replay(struct op_ctx *o, struct engine *g, const float *pixels)
+{
+    struct steps *t = g->steps;
+    if (!t->tower.graph) {
+        if (!recorded_begin(g)) return (struct tensor){ 0 };
+        struct tensor x = in_type(o, t->pixels, o->type);
+        t->tower.y = in_type(o, llava_encode(o, &g->model, &t->seq, x), DT_F32);
+        if (!recorded_end(g, &t->tower)) return (struct tensor){ 0 };
+    }
+    dev_put(g->dev, t->pixels.p, pixels, tensor_bytes(t->pixels));
+    dev_graph_run(g->dev, t->tower.graph);
+    return t->tower.y;
+}
+
+void engine_encode(struct engine *g, const float *pixels, int n, float *out)
+{
+    const int side = g->model.cfg.clip.image;
+    const bool replay = g->steps && !g->eager && !g->steps->refused;
+    dev_use(g->dev);
+    for (int i = 0; i < n; i++) {
+        arena_rewind(&g->act, 0);
+        struct op_ctx o = context_of(g);
+        struct tensor y = { 0 };
+        const float *from = pixels + (size_t)i * 3 * (size_t)(side * side);
+        float *to = out + (size_t)i * (size_t)llava_tile_rows(&g->model) * (size_t)g->model.cfg.llama.C;
+        if (replay) y = encode_replay(&o, g, from);
+        if (y.p) dev_get(g->dev, to, y.p, tensor_bytes(y));
+        else op_output(&o, to, encode_run(&o, g, from));
+    }
+}
+
+/* ---- memory */
+
+int steps_plan(struct engine *g, size_t *ret, struct err *e)
+{
+    struct arena count;
+    arena_init_counting(&count);
+    struct op_ctx o = context_of(g);
+    o.act = &count;
+    o.dry = true;
+    const struct llama_config *l = &g->model.cfg.llama;
+    const int32_t pages = (g->context + KV_PAGE - 1) / KV_PAGE;
+    struct tensor kv = tensor_2d(&count, g->kv_type, (int64_t)pages * KV_PAGE, (int64_t)l->K * l->D);
+    struct llama_cache *layers = malloc((size_t)l->L * sizeof *layers);
+    if (!layers) return err_set(e, ERR_NOMEM, "no memory for a plan");
+    for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
+    g->model.llama.rope = tensor_2d(&count, DT_F32, g->context, l->D);
+    struct cache c = { .layer = layers };
+    struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = g->chunk,
+                      .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
+    step_run(&o, g, &c, &s);
+    g->kc.decode = false;
+    free(layers);
+    if (g->model.cfg.has_vision) {
+        arena_rewind(&count, 0);
+        op_output(&o, NULL, encode_run(&o, g, NULL));
+    }
+    *ret = count.high;
+    return 0;
+}
+
+int steps_open(struct engine *g, struct err *e)
+{
+    if (!g->dev) return 0;
+    struct steps *t = g->steps = calloc(1, sizeof *t);
+    if (!t) return err_set(e, ERR_NOMEM, "no memory for steps");
+    t->n_pages = (g->context + KV_PAGE - 1) / KV_PAGE;
+    const size_t indices = (size_t)ROWS * (size_t)(7 + t->n_pages) * sizeof *t->in;
+    struct op_ctx o = context_of(g);
+    struct tensor pixels = tile(g, NULL);
+    size_t tower = 0;
+    if (g->model.cfg.has_vision) /* pixels; five indices a row at most */
+        tower = tensor_bytes(pixels) + (size_t)(clip_patches(&g->model.cfg.clip) + 1) * 5 * sizeof(int32_t) +
+                8 * ARENA_ALIGN;
+    int rc = dev_arena(&t->mem, g->dev, indices + tower + ARENA_ALIGN, e);
+    if (rc < 0) return rc;
+    t->in = arena_take(&t->mem, indices);
+    if (!(t->host = malloc(indices))) return err_set(e, ERR_NOMEM, "no memory for steps");
+    if (!g->model.cfg.has_vision) return 0;
+    o.act = &t->mem;
+    t->pixels = pixels;
+    t->pixels.p = arena_take(&t->mem, tensor_bytes(pixels));
+    t->seq = clip_seq_new(&o, &g->model.clip, 1);
+    return 0;
+}
+
+void steps_close(struct engine *g)
+{
+    struct steps *t = g->steps;
+    if (!t) return;
+    for (int i = 0; i < RECORDED; i++) dev_graph_free(t->at[i].graph);
+    dev_graph_free(t->tower.graph);
+    arena_fini(&t->mem);
+    free(t->host);
+    free(t);
+    g->steps = NULL;
+}
+
+int steps_launches(const struct engine *g)
+{
+    return g->steps && g->steps->last ? dev_graph_launches(g->steps->last->graph) : 0;
+}

@@ -1,0 +1,190 @@
+/* Steps on the GPU of the build: recorded and replayed they give the bits that they give kernel by kernel,
+ * alone, among others and in paged stores; and the host's numbers, as near as the types allow. Without a GPU
+ * nothing is tested. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/log.h"
+#include "base/rng.h"
+#include "run/step.h"
+
+enum { PROMPT = 14, DEPTH = 18, SEQS = 3, LIST = 2 /* pages of a sequence */ };
+
+static const char *kind;
+
+static struct engine *open_engine(const char *device, const char *dtype)
+{
+    struct engine *g;
+    struct err e = { 0 };
+    const struct engine_options o = {
+        .path = "tests/golden/models/llava-liuhaotian", .device = device, .dtype = dtype, .context = 4 * DEPTH
+    };
+    if (engine_open(&g, &o, &e) < 0) fail_msg("%s", e.msg);
+    return g;
+}
+
+/* Reads SEQS prompts, then decodes; row b of the result is what sequence b says at the end. rows: sequences
+ * of a step. */
+static float *decode(struct engine *g, bool paged, int rows)
+{
+    const int V = g->model.cfg.llama.V;
+    float *said = malloc((size_t)SEQS * (size_t)V * sizeof *said);
+    int32_t token[DEPTH], pos[DEPTH], row[DEPTH], range[3 * DEPTH], pages[SEQS * LIST];
+    struct cache c;
+    struct err e;
+    assert_int_equal(cache_init(&c, g, SEQS * LIST * KV_PAGE, &e), 0);
+    for (int i = 0; i < SEQS * LIST; i++) pages[i] = i / LIST + i % LIST * SEQS; /* they take turns */
+    for (int b = 0; b < SEQS; b++) {
+        for (int p = 0; p < PROMPT; p++) {
+            const int at = paged ? pages[b * LIST + p / KV_PAGE] * KV_PAGE + p % KV_PAGE : b * DEPTH + p;
+            token[p] = (p * 37 + b * 11 + 5) % V, pos[p] = p, row[p] = at;
+            const int32_t own[] = { paged ? 0 : b * DEPTH, paged ? p + 1 : b * DEPTH + p + 1, b };
+            memcpy(range + p * (paged ? 3 : 2), own, (paged ? 3 : 2) * sizeof *own);
+        }
+        const struct step s = { .n = PROMPT,
+                                .token = token,
+                                .pos = pos,
+                                .row = row,
+                                .range = range,
+                                .pages = pages,
+                                .n_seqs = paged ? SEQS : 0,
+                                .n_pages = LIST };
+        assert_non_null(engine_step(g, &c, &s));
+    }
+    for (int p = PROMPT; p < DEPTH; p++)
+        for (int b = 0; b < SEQS; b += rows) {
+            for (int i = 0; i < rows; i++) {
+                const int q = b + i;
+                const int32_t own[] = { paged ? 0 : q * DEPTH, paged ? p + 1 : q * DEPTH + p + 1, i };
+                token[i] = (p * 91 + q) % V, pos[i] = p;
+                row[i] = paged ? pages[q * LIST + p / KV_PAGE] * KV_PAGE + p % KV_PAGE : q * DEPTH + p;
+                memcpy(range + i * (paged ? 3 : 2), own, (paged ? 3 : 2) * sizeof *own);
+            }
+            const int32_t out[SEQS] = { 2, 0, 1 }; /* in another order, where all are there */
+            const struct step s = { .n = rows,
+                                    .token = token,
+                                    .pos = pos,
+                                    .row = row,
+                                    .range = range,
+                                    .pages = pages + b * LIST,
+                                    .n_seqs = paged ? rows : 0,
+                                    .n_pages = LIST,
+                                    .decode = true,
+                                    .out = rows == SEQS ? out : NULL,
+                                    .n_out = rows };
+            const float *y = engine_step(g, &c, &s);
+            for (int i = 0; i < rows; i++)
+                memcpy(said + (size_t)(b + (s.out ? out[i] : i)) * (size_t)V, y + (size_t)i * (size_t)V,
+                       (size_t)V * sizeof *y);
+        }
+    cache_fini(&c);
+    return said;
+}
+
+static void replay_is_eager(void **state)
+{
+    (void)state;
+    static const char *const types[] = { "bf16", "f32" };
+    for (int t = 0; t < 2; t++) {
+        struct engine *g = open_engine(kind, types[t]);
+        const size_t bytes = (size_t)SEQS * (size_t)g->model.cfg.llama.V * sizeof(float);
+        for (int paged = 0; paged < 2; paged++) {
+            g->eager = true;
+            float *want = decode(g, paged, 1);
+            g->eager = false;
+            for (int rows = 1; rows <= SEQS;
+                 rows += 2) { /* alone, and all in a step that is recorded for more rows */
+                float *got = decode(g, paged, rows);
+                if (memcmp(got, want, bytes))
+                    fail_msg("%s, %s, %d rows", types[t], paged ? "pages" : "rows", rows);
+                assert_true(steps_launches(g) > 0);
+                free(got);
+            }
+            free(want);
+        }
+        engine_close(g);
+    }
+}
+
+static double distance(const float *a, const float *b, size_t n)
+{
+    double diff = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) diff += pow(a[i] - b[i], 2), sum += pow(b[i], 2);
+    return sqrt(diff / sum);
+}
+
+static void as_the_host(void **state)
+{
+    (void)state;
+    struct engine *host = open_engine("cpu", "f32"), *card = open_engine(kind, "f32");
+    float *want = decode(host, true, 1), *got = decode(card, true, SEQS);
+    assert_true(distance(got, want, (size_t)SEQS * (size_t)host->model.cfg.llama.V) < 1e-5);
+    free(want), free(got);
+    engine_close(host);
+    engine_close(card);
+}
+
+static void tower(void **state)
+{
+    (void)state;
+    struct engine *host = open_engine("cpu", "f32"), *card = open_engine(kind, "f32");
+    const struct llava_config *c = &host->model.cfg;
+    const size_t n = 3 * (size_t)c->clip.image * (size_t)c->clip.image,
+                 m = (size_t)llava_tile_rows(&host->model) * (size_t)c->llama.C;
+    float *pixels = malloc(2 * n * sizeof *pixels), *y = malloc(6 * m * sizeof *y);
+    struct rng r;
+    rng_seed(&r, 3);
+    for (size_t i = 0; i < 2 * n; i++) pixels[i] = (float)rng_normal(&r);
+    engine_encode(host, pixels, 2, y);
+    engine_encode(card, pixels, 2, y + 2 * m);
+    card->eager = true;
+    engine_encode(card, pixels, 2, y + 4 * m);
+    assert_memory_equal(y + 2 * m, y + 4 * m, 2 * m * sizeof *y);
+    assert_true(distance(y + 2 * m, y, 2 * m) < 1e-5);
+    free(pixels), free(y);
+    engine_close(host);
+    engine_close(card);
+}
+
+static void too_little_memory(void **state)
+{
+    (void)state;
+    struct engine *g;
+    struct err e = { 0 };
+    const struct engine_options o = { .device = kind, .dtype = "f32", .context = 4096 };
+    struct dev *d;
+    void *rest;
+    assert_int_equal(dev_open(&d, kind, &e), 0);
+    const size_t left = dev_memory_now(d).free - ((size_t)20 << 30);
+    if (dev_alloc(&rest, d, left, &e) < 0) fail_msg("%s", e.msg);
+    assert_int_equal(engine_random(&g, "13b", &o, &e), ERR_NOMEM); /* 52 GB into 20, and nothing was made */
+    assert_non_null(strstr(e.msg, "are missing"));
+    assert_non_null(strstr(e.msg, "--load-"));
+    assert_null(g);
+    dev_free(d, rest, left);
+    dev_close(d);
+}
+
+int main(void)
+{
+    struct err e = { 0 };
+    struct dev *d = NULL;
+    kind = strstr(dev_kinds(), ", ");
+    kind = kind ? kind + 2 : NULL;
+    if (!kind || dev_open(&d, kind, &e) < 0) {
+        print_message("1..0 # skip no GPU: %s\n", e.msg);
+        return 0;
+    }
+    dev_close(d);
+    log_set_level(LOG_QUIET);
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(replay_is_eager),
+                                               cmocka_unit_test(as_the_host), cmocka_unit_test(tower),
+                                               cmocka_unit_test(too_little_memory) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
