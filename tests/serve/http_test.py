@@ -224,9 +224,14 @@ def test_disk():
 
 def test_few_processes():
     """RLIMIT_NPROC as low as on some clusters."""
-    if os.getuid() != 0 or not os.access(LLAVA, os.X_OK):
-        ok(True, "few processes # SKIP needs root")
+    def reach():
+        """Somebody else's eyes: the program and the model may lie where only root can see them."""
+        return os.getuid() == 0 and subprocess.run(["test", "-x", LLAVA, "-a", "-r", os.path.join(DEMO, "config.json")],
+                                                   user=54321, check=False).returncode == 0
+    if not reach():
+        ok(True, "few processes # SKIP needs root, and a folder that all may read")
         return
+
     def low():
         resource.setrlimit(resource.RLIMIT_NPROC, (24, 24))
         os.setgid(54321)
