@@ -283,6 +283,7 @@ size_t scan_words(struct span raw)
 {
     size_t n = 0;
     bool inside = false, space;
+    if (!raw.n) return 0; /* p may be NULL */
     for (const char *p = raw.p, *end = raw.p + raw.n; p < end; inside = !space) {
         for (uint64_t v; end - p >= 8 && plain8(v = load8(p)); p += 8) {
             uint64_t at = where(v, ' '), before = at << 8 | (inside ? 0 : 0x80);
