@@ -40,10 +40,11 @@ static struct op_ctx context_of(struct engine *g)
     return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = type };
 }
 
+/* cols 0: a vector. */
 static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, int cols)
 {
     void *p = (void *)(uintptr_t)host; /* op_input only reads */
-    return op_input(o, cols == 1 ? tensor_1d(p, DT_I32, rows) : tensor_2d(p, DT_I32, rows, cols));
+    return op_input(o, cols ? tensor_2d(p, DT_I32, rows, cols) : tensor_1d(p, DT_I32, rows));
 }
 
 /* Token embeddings with feature rows put where the token is -1. */
@@ -79,14 +80,14 @@ static struct tensor pages_of(struct op_ctx *o, const struct engine *g, const st
 
 static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
 {
-    struct inputs in = { .token = index_of(o, s->token, s->n, 1), .pos = index_of(o, s->pos, s->n, 1),
-                         .row = index_of(o, s->row, s->n, 1),
+    struct inputs in = { .token = index_of(o, s->token, s->n, 0), .pos = index_of(o, s->pos, s->n, 0),
+                         .row = index_of(o, s->row, s->n, 0),
                          .range = index_of(o, s->range, s->n, s->n_seqs ? 3 : 2) };
     if (s->n_seqs) in.pages = pages_of(o, g, s);
-    if (s->out && s->n_out) in.out = index_of(o, s->out, s->n_out, 1);
+    if (s->out && s->n_out) in.out = index_of(o, s->out, s->n_out, 0);
     if (s->features.p) {
         in.features = op_input(o, s->features);
-        in.feature = index_of(o, s->feature, s->n, 1);
+        in.feature = index_of(o, s->feature, s->n, 0);
     }
     return step_body(o, g, c, &in, !s->out);
 }
@@ -217,7 +218,7 @@ void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const i
     for (int i = 0; i < g->model.cfg.llama.L; i++) {
         arena_rewind(&g->act, 0);
         struct op_ctx o = context_of(g);
-        struct tensor at = index_of(&o, from, n, 1), put = index_of(&o, to, n, 1);
+        struct tensor at = index_of(&o, from, n, 0), put = index_of(&o, to, n, 0);
         op_store(&o, c->layer[i].k, put, op_gather(&o, c->layer[i].k, at));
         op_store(&o, c->layer[i].v, put, op_gather(&o, c->layer[i].v, at));
     }
