@@ -84,6 +84,7 @@ struct llava_source {
     int (*locate)(char **dir, const char *name, struct err *e);
     bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
     int bits;              /* 8 or 4: matrices are quantised while loading (bind_quant); 0: as they are stored */
+    bool linears_only;     /* with bits: only the language model's linears, as under adapters that are trained */
     bool auto_dtype;  /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are
                          stored */
     enum dtype dtype; /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in

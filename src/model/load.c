@@ -216,7 +216,8 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
-    if (!dtype_is_quant(file)) keep = bind_quant(r, b->m->bits, keep);
+    const bool quantise = !b->s->linears_only || (r->flags & BIND_LINEAR);
+    if (!dtype_is_quant(file) && quantise) keep = bind_quant(r, b->m->bits, keep);
     if (dtype_is_quant(file) && (r->flags & BIND_LINEAR) && file != bind_quant(r, b->m->bits, file))
         return err_set(e, ERR_USAGE, "'%s' of '%s' is in %d bits already, not %d", w->name, w->file,
                        file == DT_Q8 ? 8 : 4, b->m->bits);

@@ -39,7 +39,8 @@ const struct arg_row train_arg_rows[] = {
     INT(lora_alpha, "16", "The adapter's product is scaled by lora_alpha / lora_r"),
     REAL(lora_dropout, "0.05", "Share of an adapter's inputs that is zeroed"),
     WORD(lora_bias, "none", "none|all|lora_only", "Biases trained beside adapters"),
-    { .name = "bits", .kind = ARG_INT, AT(bits), .def = "16", .choices = "16", .help = "Bits of frozen base weights" },
+    { .name = "bits", .kind = ARG_INT, AT(bits), .def = "16", .choices = "16|8|4",
+      .help = "Bits of the language model's linears while they are frozen: under adapters, or in stage 1" },
 
     HEAD("Data"),
     STR(data_path, NULL, "JSON array or JSON Lines of records"),

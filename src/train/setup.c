@@ -44,7 +44,8 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
         .merge = !strcmp(a->mm_patch_merge_type, "flat") ? MERGE_FLAT
                : !strcmp(a->mm_patch_merge_type, "spatial") ? MERGE_SPATIAL : MERGE_UNPAD,
     };
-    struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype };
+    struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .linears_only = true,
+                              .bits = a->bits == 16 ? 0 : (int)a->bits };
     struct llava_config c;
     if (exists(t->dir, "adapter_config.json"))
         return err_set(e, ERR_USAGE, "'%s' is an adapter: merge it into its base first (llava merge)", t->dir);
@@ -174,6 +175,9 @@ static int grow_vocabulary(struct trainee *t, const struct train_args *a, struct
     struct llama *l = &t->model.llama;
     const int64_t more = tokenizer_info(t->tokenizer)->size - l->embed.w.n[0];
     if (more <= 0) return 0;
+    if (dtype_is_quant((enum dtype)l->embed.w.type))
+        return err_set(e, ERR_UNSUPPORTED, "'%s' is quantised: its vocabulary cannot get %lld more tokens", t->dir,
+                       (long long)more);
     const size_t row = (size_t)l->embed.w.n[1] * sizeof(float);
     int rc = arena_init(&t->grown, 2 * ((size_t)(l->embed.w.n[0] + more) * row + ARENA_ALIGN), e);
     if (rc < 0) return rc;
@@ -224,10 +228,14 @@ struct chooser {
 static int choose(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct chooser *c = ctx;
-    (void)e;
     if (!r->param->w.p) return 0;
     r->param->flags &= ~(unsigned)PARAM_TRAIN;
     if (!wanted(c->a, r)) return 0;
+    if (dtype_is_quant((enum dtype)r->param->w.type))
+        return err_set(e, ERR_USAGE,
+                       "'%s' is quantised and cannot be trained: adapters over it can (--lora_enable True), where the "
+                       "model itself is not (--bits)",
+                       r->name);
     struct trained *p = trained_new(c->t);
     snprintf(p->name, sizeof p->name, "%s", r->name);
     p->param = r->param;
@@ -277,7 +285,8 @@ static int adapt(void *ctx, const struct bind_row *r, struct err *e)
 static int choose_all(struct trainee *t, const struct train_args *a, struct err *e)
 {
     struct chooser c = { t, a };
-    llava_each(&t->model, choose, &c, e);
+    int rc = llava_each(&t->model, choose, &c, e);
+    if (rc < 0) return rc;
     if (a->lora_enable && !a->tune_mm_mlp_adapter) {
         t->lora = calloc((size_t)t->model.cfg.llama.L * 7, sizeof *t->lora);
         if (!t->lora) return err_set(e, ERR_NOMEM, "no memory for adapters");

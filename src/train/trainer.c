@@ -144,12 +144,14 @@ static json_t *in_common(const struct trainer *r)
     const struct train_args *a = r->a;
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sf, ss, ss}", "data", data, "world size", 1,
+    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sf, ss, ss, sI, sI}", "data", data, "world size", 1,
                      "per_device_train_batch_size", (json_int_t)a->per_device_train_batch_size,
                      "gradient_accumulation_steps", (json_int_t)a->gradient_accumulation_steps, "seed",
                      (json_int_t)a->seed, "data_seed", (json_int_t)a->data_seed, "model_max_length",
-                     (json_int_t)a->model_max_length, "packing", a->packing, "learning_rate", a->learning_rate,
-                     "lr_scheduler_type", a->lr_scheduler_type, "precision", dtype_name(r->t.dtype));
+                     (json_int_t)a->model_max_length, "packing", a->packing, "group_by_modality_length",
+                     a->group_by_modality_length, "learning_rate", a->learning_rate, "lr_scheduler_type",
+                     a->lr_scheduler_type, "precision", dtype_name(r->t.dtype), "bits", (json_int_t)a->bits,
+                     "lora_alpha", (json_int_t)(a->lora_enable ? a->lora_alpha : 0));
 }
 
 /* Tokens that a run may add to its base's tokenizer, by id; those that the base has already are harmless. */

@@ -119,6 +119,22 @@ def test_bases(runs):
     ok(r.code == 0 and "323" in r.err and answers(runs.out("tokens")).code == 0, "three new tokens, in f16", r.text)
 
 
+def test_bits(runs):
+    """Adapters over 8 and 4 bits: they learn, near what they learn over all bits, and fit the base as it is."""
+    lora = ["--lora_enable", "True", "--lora_r", "8", "--lora_alpha", "16", "--learning_rate", "1e-2"]
+    whole = runs.stage2("bits-16-llava-lora", *lora)
+    want = losses(runs.out("bits-16-llava-lora"))
+    ok(whole.code == 0, "adapters over all bits", whole.text)
+    for bits, near in (("8", 0.02), ("4", 0.2)):
+        name = f"bits-{bits}-llava-lora"
+        r = runs.stage2(name, *lora, "--bits", bits)
+        got = losses(runs.out(name)) if r.code == 0 else [0] * len(want)
+        ok(got[-1] < got[0] and got != want and all(abs(a - b) < near * a for a, b in zip(want, got)),
+           f"over {bits} bits", f"{r.text} {want} {got}")
+    r = runs.stage2("bits-full", "--bits", "4")
+    ok(r.code == 1 and "quantised and cannot be trained" in r.err, "without adapters they are refused", r.text)
+
+
 def test_same(runs):
     """Ways to the same weights: another number of loader threads; in two parts; with and without recomputation."""
     def weights(name):
@@ -206,6 +222,7 @@ with Temp() as temp:
     every = Runs(temp)
     test_modes(every)
     test_bases(every)
+    test_bits(every)
     test_same(every)
     test_evaluation(every)
     test_dry(every)
