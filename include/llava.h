@@ -63,6 +63,8 @@ struct llava_options {
     const char *kv_dtype;     /* of the cache: "auto" or NULL, "f32", "bf16", "f16", "q8". auto: q8 with quantised
                                  weights, else as dtype */
     bool load_8bit, load_4bit; /* quantise the matrices while loading, unless they are stored so; one of the two */
+    const char *lora[16];     /* [n_lora] "NAME=FOLDER": LoRA adapters that are served beside the model, unmerged */
+    int n_lora;
     int context;              /* positions that a session holds; 0: all that the model has */
     int threads;              /* 0: as many as the machine gives */
     bool quiet;               /* no progress, no notices */
@@ -84,6 +86,9 @@ struct llava_info {
     bool image_marks;    /* a picture is written "<im_start><image><im_end>" and not "<image>" */
 };
 LLAVA_API void llava_info(const struct llava_engine *engine, struct llava_info *info);
+
+/* Name of the i-th adapter of llava_options.lora; NULL past the last. */
+LLAVA_API const char *llava_adapter_name(const struct llava_engine *engine, int i);
 
 /* ---- pictures: JPEG, PNG, WebP, GIF, BMP */
 
@@ -122,6 +127,8 @@ LLAVA_API const char *llava_conversation_name(int i);
 struct llava_session;
 LLAVA_API int llava_session_open(struct llava_session **ret, struct llava_engine *engine, struct llava_error *e);
 LLAVA_API void llava_session_close(struct llava_session *s);
+/* The adapter that prompts from here on go through; NULL: none. */
+LLAVA_API int llava_session_adapter(struct llava_session *s, const char *name, struct llava_error *e);
 
 /* Reads a whole prompt, with one "<image>" for each of the n pictures. What it has in common with what the
  * session holds (text and pictures of earlier turns) is kept and costs nothing. */

@@ -66,7 +66,7 @@ struct llava_request {
     int top_logprobs;                   /* candidates in llava_token.top */
     const char *schema;                 /* JSON schema that the answers satisfy (see below); NULL: none */
     const char *grammar;                /* instead of it, a grammar that they follow */
-    const char *adapter;                /* name of one opened with llava_adapter_open; NULL: none */
+    const char *adapter;                /* name of one of llava_options.lora; NULL: none */
     uint64_t client;                    /* whoever asks: those who have the least running are served next */
     bool (*on_text)(void *ctx, int choice, const char *text, size_t n); /* as llava_text_fn */
     void (*on_token)(void *ctx, int choice, const struct llava_token *t); /* every token, before its text */

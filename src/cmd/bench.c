@@ -46,6 +46,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!b->model.model_path == !b->random) argp_error(state, "one of --model-path and --random is needed");
+        if (b->model.n_lora) argp_error(state, "bench takes no --lora");
         break;
     default: return ARGP_ERR_UNKNOWN;
     }

@@ -130,6 +130,7 @@ int cmd_chat(int argc, char **argv)
     rc = llava_open(&t.engine, &c.model, &e);
     if (rc >= 0 && c.image) rc = ask_image_open(&t.image, t.engine, c.image, &e);
     if (rc >= 0) rc = llava_session_open(&t.session, t.engine, &e);
+    if (rc >= 0) rc = llava_session_adapter(t.session, llava_adapter_name(t.engine, 0), &e);
     if (rc >= 0) rc = llava_conversation_open(&t.conv, t.engine, c.conv, &e);
     if (rc >= 0) {
         llava_info(t.engine, &info);

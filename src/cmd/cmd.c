@@ -87,6 +87,7 @@ enum {
     K_DEVICE,
     K_DTYPE,
     K_CONTEXT,
+    K_LORA,
     K_THREADS,
     K_QUIET,
     K_8BIT,
@@ -112,6 +113,10 @@ static const struct argp_option model_options[] = {
       "Precision. auto: f32 for models under 256 MB, else as the weights are stored", 0 },
     { "context", K_CONTEXT, "N", 0,
       "Positions that a conversation may take (default: all that the model knows)", 0 },
+    { "lora", K_LORA, "NAME=DIR", 0,
+      "A LoRA adapter beside the model, unmerged; several by repeating the option. A server's clients choose it by its "
+      "name; run and chat use the first",
+      0 },
     { "threads", K_THREADS, "N", 0, "Threads (default: as many as the machine gives)", 0 },
     { "quiet", K_QUIET, NULL, 0, "No progress and no statistics", 0 },
     { "load-8bit", K_8BIT, NULL, 0, "Quantise to 8 bits while loading", 0 },
@@ -148,6 +153,11 @@ static error_t model_option(int key, char *arg, struct argp_state *state)
     case K_DTYPE: o->dtype = one_of(state, "dtype", arg, (const char *[]){ "auto", "f32", "bf16", "f16", "float32",
                                                                            "bfloat16", "float16", NULL }); break;
     case K_CONTEXT: o->context = (int)cmd_int(state, "context", arg, 1, 1 << 20); break;
+    case K_LORA:
+        if (o->n_lora == sizeof o->lora / sizeof *o->lora) argp_error(state, "more than %d --lora", o->n_lora);
+        if (!strchr(arg, '=')) argp_error(state, "--lora wants NAME=DIR, not '%s'", arg);
+        o->lora[o->n_lora++] = arg;
+        break;
     case K_THREADS: o->threads = (int)cmd_int(state, "threads", arg, 1, 1024); break;
     case K_QUIET: o->quiet = true; break;
     case K_KV: o->kv_dtype = one_of(state, "kv-dtype", arg, (const char *[]){ "auto", "f32", "bf16", "f16", "q8",

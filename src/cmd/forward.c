@@ -34,6 +34,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_END:
         if (!f->model.model_path || !f->prompt || !f->out)
             argp_error(state, "--model-path, --prompt and --out are needed");
+        if (f->model.n_lora) argp_error(state, "forward takes no --lora: give the adapter as --model-path");
         break;
     default: return ARGP_ERR_UNKNOWN;
     }

@@ -71,6 +71,7 @@ static int answer(struct run *r, struct llava_engine *engine, struct llava_error
     struct ask_text text = { .to = stdout };
     const char *prompt = r->prompt, *stop = NULL;
     int rc = llava_session_open(&session, engine, e);
+    if (rc >= 0) rc = llava_session_adapter(session, llava_adapter_name(engine, 0), e);
     if (rc >= 0 && !prompt) {
         rc = llava_conversation_open(&conv, engine, r->conv, e);
         if (rc >= 0) rc = llava_conversation_ask(conv, r->query, n, e);

@@ -21,6 +21,7 @@ struct llava_model {
     struct arena own;                         /* converted, merged and random parameters, and tables */
     struct arena own_more;                    /* what had to be made while merging adapters */
     struct lora_set *lora;                    /* adapters that are not merged (llava_source.unmerged), else NULL */
+    int n_adapters;                           /* numbers of linear.served that are taken: lora_serve */
     bool tower_inside;                        /* the tower's weights are in the checkpoint */
     enum dtype dtype;                         /* what was asked for, or chosen, of what is not quantised */
     int bits;                                 /* 8, 4: the language model's linears are quantised; 0: not */

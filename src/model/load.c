@@ -511,8 +511,16 @@ out:
     return rc;
 }
 
+static int free_served(void *ctx, const struct bind_row *r, struct err *e)
+{
+    (void)ctx, (void)e;
+    if (r->linear) free((void *)r->linear->served);
+    return 0;
+}
+
 void llava_model_close(struct llava_model *m)
 {
+    if (m->n_adapters) llava_each(m, free_served, NULL, NULL);
     free(m->llama.layer);
     free(m->clip.layer);
     free(m->clip_dir);

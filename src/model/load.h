@@ -54,6 +54,10 @@ struct lora_pair *lora_find(struct lora_set *set, const char *name);
 int lora_fits(const struct lora_pair *p, struct tensor w, struct err *e);
 /* out = w + scale * B A, sums in f32, rounded once into out's type. Marks the pair as used. */
 int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct err *e);
+/* Puts the set's matrices into linear.served[number] of m, whose device they are copied to (into *mem) unless that is
+ * the host, where they stay in the mapped file: the set must stay open. Errors name what does not fit. */
+int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct arena *mem, const char *dir,
+               struct err *e);
 /* An adapter for a weight that the model does not have is an error that names it. */
 int lora_check_used(const struct lora_set *set, const char *dir, struct err *e);
 /* base_model_name_or_path of DIR/adapter_config.json, or leaves name as it is. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "dev/dev.h"
 #include "file/json.h"
 #include "model/load.h"
 
@@ -220,6 +221,58 @@ int lora_check_used(const struct lora_set *set, const char *dir, struct err *e)
             return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir,
                            set->pair[i].name);
     return 0;
+}
+
+/* ---- adapters that stay apart */
+
+struct serving {
+    struct lora_set *set;
+    struct llava_model *m;
+    struct arena *mem;
+    int number;
+};
+
+static struct tensor placed(const struct serving *s, struct tensor t)
+{
+    if (!s->m->dev) return t;
+    const void *host = t.p;
+    t.p = arena_take(s->mem, tensor_bytes(t));
+    dev_put(s->m->dev, t.p, host, tensor_bytes(t));
+    return t;
+}
+
+static int serve_row(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct serving *s = ctx;
+    struct lora_pair *p = lora_find(s->set, r->name);
+    if (!p) return 0;
+    if (!(r->flags & BIND_LINEAR) || !r->linear)
+        return err_set(e, ERR_UNSUPPORTED, "it adapts '%s', no linear of the language model: merge it", r->name);
+    int rc = lora_fits(p, r->param->w, e);
+    if (rc < 0) return rc;
+    if (!r->linear->served) r->linear->served = calloc(OP_ADAPTERS, sizeof *r->linear->served);
+    if (!r->linear->served) return err_set(e, ERR_NOMEM, "no memory for an adapter");
+    struct lora *l = (struct lora *)&r->linear->served[s->number];
+    *l = (struct lora){ .scale = (float)p->scale };
+    l->a.w = placed(s, p->a->t);
+    l->b.w = placed(s, p->b->t);
+    p->used = true;
+    return 0;
+}
+
+int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct arena *mem, const char *dir,
+               struct err *e)
+{
+    struct serving s = { set, m, mem, number };
+    size_t bytes = 0;
+    int rc = 0;
+    for (size_t i = 0; i < set->n; i++)
+        bytes += tensor_bytes(set->pair[i].a->t) + tensor_bytes(set->pair[i].b->t) + 2 * ARENA_ALIGN;
+    if (m->dev) TRY(dev_arena(mem, m->dev, bytes, e));
+    TRY(llava_each(m, serve_row, &s, e));
+    TRY(lora_check_used(set, dir, e));
+out:
+    return rc;
 }
 
 void lora_base_name(const char *dir, char *name, size_t size)

@@ -55,24 +55,43 @@ static bool linear_trains(const struct linear *l)
            (l->lora && (param_trains(&l->lora->a) || param_trains(&l->lora->b)));
 }
 
+/* y += B (scale * A x): the scale goes onto the small tensor; u = A x is returned, for the way back. */
+static struct tensor lora_add(struct op_ctx *o, struct tensor y, struct tensor x, const struct lora *l)
+{
+    struct tensor none = { 0 }, u = op_new(o, false, tensor_rows(x), l->a.w.n[0]);
+    size_t mark = arena_mark(o->act);
+    struct tensor su = op_new(o, false, tensor_rows(x), tensor_cols(u)), in = lora_input(o, l, x);
+    OP_RUN(o, matmul, u, in, l->a.w, none, none);
+    OP_RUN(o, zero, su);
+    OP_RUN(o, axpy, su, u, l->scale);
+    OP_RUN(o, matmul, y, su, l->b.w, none, y);
+    arena_rewind(o->act, mark);
+    return u;
+}
+
+/* Rows of requests that asked for an adapter. */
+static void served_add(struct op_ctx *o, struct tensor y, struct tensor x, const struct linear *l)
+{
+    for (int i = 0; i < o->n_spans; i++) {
+        const struct op_span *s = &o->span[i];
+        const struct lora *a = &l->served[s->number];
+        if (!a->a.w.p) continue;
+        size_t mark = arena_mark(o->act);
+        lora_add(o, tensor_slice(y, s->from, s->to - s->from), tensor_slice(x, s->from, s->to - s->from), a);
+        arena_rewind(o->act, mark);
+    }
+}
+
 struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res)
 {
-    struct tensor w = l->w.w, none = { 0 }, u = { 0 };
+    struct tensor w = l->w.w, u = { 0 };
     int64_t rows = tensor_rows(x);
     OP_CHECK(w.nd == 2 && tensor_cols(x) == w.n[1], x, w);
     OP_CHECK(!res.p || (tensor_rows(res) == rows && tensor_cols(res) == w.n[0]), res, w);
     struct tensor y = op_new(o, x.id || res.id || linear_trains(l), rows, w.n[0]);
     OP_RUN(o, matmul, y, x, w, l->b.w, res);
-    if (l->lora) { /* y += B (scale * A x): the scale goes onto the small tensor, u stays as A x for the way back */
-        u = op_new(o, false, rows, l->lora->a.w.n[0]);
-        size_t mark = arena_mark(o->act);
-        struct tensor su = op_new(o, false, rows, tensor_cols(u)), in = lora_input(o, l->lora, x);
-        OP_RUN(o, matmul, u, in, l->lora->a.w, none, none);
-        OP_RUN(o, zero, su);
-        OP_RUN(o, axpy, su, u, l->lora->scale);
-        OP_RUN(o, matmul, y, su, l->lora->b.w, none, y);
-        arena_rewind(o->act, mark);
-    }
+    if (l->lora) u = lora_add(o, y, x, l->lora);
+    if (l->served && o->n_spans) served_add(o, y, x, l);
     struct rec *r = op_record(o, linear_bwd, y);
     if (r) {
         r->x[0] = x;

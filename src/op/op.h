@@ -37,7 +37,12 @@ struct lora {
 struct linear {
     struct param w, b; /* w[O,I]; b[O] or absent */
     struct lora *lora; /* NULL: none */
+    const struct lora *served; /* [OP_ADAPTERS] by number, for rows that op_ctx.span says; a.w.p NULL: that adapter has
+                                  none here. NULL: no adapter has */
 };
+enum { OP_ADAPTERS = 16 };
+/* Rows [from, to) go through adapter `number` of linear.served. */
+struct op_span { int from, to, number; };
 struct layernorm {
     struct param w, b; /* [C] */
 };
@@ -77,6 +82,8 @@ struct op_ctx {
     bool dry;
     bool checkpoint;   /* with a tape: layers keep their input and output only, and run again on the way back */
     uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
+    const struct op_span *span; /* [n_spans] which rows have adapters of their own; no tape */
+    int n_spans;
 };
 
 /* Gradient of x: a buffer of x's shape in the activation arena, zeroed when first asked for; p NULL if x has id 0. */

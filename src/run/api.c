@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "run/adapter.h"
 #include "run/api.h"
 #include "run/session.h"
 #include "text/conv.h"
@@ -53,7 +54,8 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     log_set_level(o->quiet ? LOG_QUIET : LOG_INFO);
     struct llava_engine *x = api_object(sizeof *x, &err);
     if (!x) return api_done(ERR_NOMEM, &err, e);
-    struct engine_options eo = { .path = o->model_path, .base = o->model_base, .name = o->model_name, .dtype = o->dtype,
+    struct engine_options eo = { .lora = o->lora, .n_lora = o->n_lora,
+                                 .path = o->model_path, .base = o->model_base, .name = o->model_name, .dtype = o->dtype,
                                  .kv_dtype = o->kv_dtype, .load_8bit = o->load_8bit, .load_4bit = o->load_4bit,
                                  .tower = o->vision_tower, .device = o->device, .context = o->context,
                                  .threads = o->threads };
@@ -92,6 +94,8 @@ void llava_info(const struct llava_engine *x, struct llava_info *i)
         .image_positions = g->model.cfg.has_vision ? llava_tile_rows(&g->model) : 0,
     };
 }
+
+const char *llava_adapter_name(const struct llava_engine *x, int i) { return adapter_name(x->g, i); }
 
 /* ---- pictures */
 
@@ -231,6 +235,12 @@ int llava_session_open(struct llava_session **ret, struct llava_engine *x, struc
     if (rc < 0) free(s);
     else *ret = s;
     return api_done(rc, &err, e);
+}
+
+int llava_session_adapter(struct llava_session *s, const char *name, struct llava_error *e)
+{
+    struct err err = { 0 };
+    return api_done(adapter_find(&s->s->adapter, s->s->g, name, &err), &err, e);
 }
 
 void llava_session_close(struct llava_session *s)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/plat.h"
+#include "run/adapter.h"
 #include "run/api.h"
 #include "run/sched.h"
 #include "text/schema.h"
@@ -26,6 +27,7 @@ struct request {
     struct image **images;
     struct prompt prompt;
     struct grammar *grammar; /* or NULL */
+    int adapter;             /* number, -1: none */
     double submitted_s;
     int n_begun, n_ended;
     struct answer answer[];  /* [r.n] */
@@ -110,7 +112,6 @@ static int check_request(const struct llava_request *r, struct err *e)
         return err_set(e, ERR_LIMIT, "%d pictures are more than %d", r->n_images, IMAGES_MAX);
     if (r->sampling.n_stop < 0 || r->sampling.n_stop > STOPS_MAX)
         return err_set(e, ERR_LIMIT, "%d stop strings are more than %d", r->sampling.n_stop, STOPS_MAX);
-    if (r->adapter) return err_set(e, ERR_USAGE, "no adapter '%s' is open", r->adapter);
     return 0;
 }
 
@@ -129,6 +130,8 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
     TRY(prompt_fits(&q->prompt, g, e));
     TRY(make_grammar(b, q, r, e));
+    TRY(adapter_find(&q->adapter, g, r->adapter, e));
+    q->r.adapter = NULL;
     q->r.prompt = q->r.schema = q->r.grammar = NULL;
     q->r.images = NULL;
     q->submitted_s = plat_now_s();
@@ -263,7 +266,7 @@ static void answer_begin(struct llava_batch *b, struct request *q)
     struct llava_sampling sampling = q->r.sampling;
     struct err err = { 0 };
     sampling.seed += (uint64_t)a->i;
-    int rc = seq_new(&a->seq, b->g, &q->prompt, q->images, sampling.max_new_tokens, 0, &err);
+    int rc = seq_new(&a->seq, b->g, &q->prompt, q->images, sampling.max_new_tokens, q->adapter, &err);
     if (rc >= 0) rc = seq_ask(a->seq, &sampling, &err);
     if (rc >= 0 && q->grammar) rc = seq_follow(a->seq, q->grammar, b->vocabulary, &err);
     if (rc < 0) {

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "file/hub.h"
+#include "run/adapter.h"
 #include "tensor/quant.h"
 #include "text/conv.h"
 
@@ -378,6 +379,7 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     TRY(llava_model_open(&g->model, &s, e));
     if (g->model.cfg.has_vision) TRY(load_processor(g, base, e));
     TRY(load_text(g, base, e));
+    TRY(adapters_open(g, o->lora, o->n_lora, e));
     TRY(engine_finish(g, e));
     *ret = g;
     g = NULL;
@@ -422,6 +424,7 @@ void engine_close(struct engine *g)
 {
     if (!g) return;
     steps_close(g);
+    adapters_close(g);
     llava_model_close(&g->model);
     tokenizer_close(g->tok);
     arena_fini(&g->act);

@@ -25,9 +25,12 @@ struct engine {
     int chunk;                    /* most tokens of one step */
     char *dir, *name;             /* folder; name of the model */
     const char *conversation;     /* template that suits it */
+    struct adapter *adapter;      /* [model.n_adapters] served beside the model, by number: adapter.h */
 };
 
 struct engine_options {
+    const char *const *lora; /* [n_lora] "NAME=FOLDER" */
+    int n_lora;
     const char *path, *base, *name, *tower, *dtype, *device, *kv_dtype;
     int context, threads;
     bool load_8bit, load_4bit; /* quantise while loading; not both */
@@ -67,6 +70,8 @@ struct step {
     const int32_t *pages;   /* [n_seqs,n_pages] pages of each sequence in the cache, or NULL */
     int n_seqs, n_pages;    /* at most ENGINE_SEQS, and pages of the context */
     const int32_t *row;     /* cache row to fill */
+    const struct op_span *spans; /* [n_spans] rows that have adapters */
+    int n_spans;
     const int32_t *out;     /* [n_out] rows whose logits are wanted; NULL: all */
     int n_out;
     bool decode;            /* see kctx.decode */

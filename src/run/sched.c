@@ -14,6 +14,7 @@ struct build {
     struct step step;
     int32_t *token, *feature, *pos, *range, *row, *out, *pages;
     struct seq *of[ENGINE_SEQS]; /* whose the outputs are */
+    struct op_span span[ENGINE_SEQS];
     int n_features;
     bool whole;                  /* the logits of all rows are wanted */
 };
@@ -180,6 +181,15 @@ static void build_begin(struct build *b, struct sched *s)
     b->pages = b->range + 3 * chunk;
 }
 
+/* Row i goes through an adapter, maybe as the rows before it. */
+static void build_span(struct build *b, int i, int adapter)
+{
+    struct op_span *last = b->step.n_spans ? &b->span[b->step.n_spans - 1] : NULL;
+    if (adapter < 0) return;
+    if (last && last->to == i && last->number == adapter) last->to++;
+    else b->span[b->step.n_spans++] = (struct op_span){ i, i + 1, adapter };
+}
+
 /* Row i of the step is position p of q, which is the step's sequence number `number`. */
 static void build_row(struct build *b, struct seq *q, int p, int number)
 {
@@ -193,6 +203,7 @@ static void build_row(struct build *b, struct seq *q, int p, int number)
     b->range[3 * i] = window > 0 && p >= window ? p - window + 1 : 0;
     b->range[3 * i + 1] = p + 1;
     b->range[3 * i + 2] = number;
+    build_span(b, i, q->adapter);
 }
 
 /* The logits of the row just built are wanted, for q. */
@@ -242,6 +253,7 @@ static const float *build_run(struct build *b)
     p->range = b->range;
     p->row = b->row;
     p->pages = b->pages;
+    p->spans = b->span;
     p->out = b->whole ? NULL : b->out;
     if (b->n_features) p->features = tensor_2d(b->s->features, DT_F32, b->n_features, b->s->g->model.cfg.llama.C);
     return engine_step(b->s->g, &b->s->store.cache, p);
@@ -295,11 +307,12 @@ static bool write_tokens(struct sched *s)
 {
     struct build b;
     build_begin(&b, s);
-    for (struct seq *q = s->first; q; q = q->next)
-        if (q->state == SEQ_WRITING) {
-            build_row(&b, q, q->n, b.step.n);
-            build_output(&b, q);
-        }
+    for (int adapter = -1; adapter < s->g->model.n_adapters; adapter++) /* each adapter's rows side by side */
+        for (struct seq *q = s->first; q; q = q->next)
+            if (q->state == SEQ_WRITING && q->adapter == adapter) {
+                build_row(&b, q, q->n, b.step.n);
+                build_output(&b, q);
+            }
     if (!b.step.n) return false;
     build_pages(&b, b.of, b.step.n);
     b.step.decode = true;

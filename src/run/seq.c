@@ -12,10 +12,14 @@ enum { TEXT_MAX = 1 << 24 };
 
 /* ---- life */
 
-static uint64_t key_of(const struct seq *q, uint64_t key) { return q->salt ? key_mix(q->salt, key) : key; }
+/* Rows of an adapter are not those of the model, or of another. */
+static uint64_t key_of(const struct seq *q, uint64_t key)
+{
+    return q->adapter < 0 ? key : key_mix(0x9e3779b97f4a7c15u * (uint64_t)(q->adapter + 1), key);
+}
 
 int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct image *const *images, int most,
-            uint64_t salt, struct err *e)
+            int adapter, struct err *e)
 {
     int rc = prompt_fits(p, g, e);
     if (rc < 0) return rc;
@@ -37,7 +41,7 @@ int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct i
         return err_set(e, ERR_NOMEM, "no memory for a sequence");
     }
     memcpy(q->at, p->at, (size_t)p->n * sizeof *q->at);
-    q->salt = salt;
+    q->adapter = adapter;
     for (int i = 0; i < p->n; i++) q->at[i].key = key_of(q, q->at[i].key);
     q->r.n_prompt = p->n;
     *ret = q;

@@ -43,15 +43,15 @@ struct seq {
 
     struct llava_result r;
     struct err err;               /* code 0: none */
-    uint64_t salt;                /* mixed into keys */
+    int adapter;                  /* number, -1: none */
     /* The clock when it was submitted (0: just now), its prompt begun, it was ready and asked, its last token came. */
     double submitted_s, begun_s, start_s, token_s;
 };
 
-/* Reads p, and may come to hold `most` more positions (cut to the context). salt: keys of an adapter's rows differ.
+/* Reads p, and may come to hold `most` more positions (cut to the context), with an adapter or -1.
  * The pictures must live until its prompt is read. */
 int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct image *const *images, int most,
-            uint64_t salt, struct err *e);
+            int adapter, struct err *e);
 /* Its pages must have been given back: sched_remove. */
 void seq_free(struct seq *q);
 

@@ -8,6 +8,7 @@ int session_open(struct session **ret, struct engine *g, struct err *e)
     struct session *s = calloc(1, sizeof *s);
     if (!s) return err_set(e, ERR_NOMEM, "no memory for a session");
     s->g = g;
+    s->adapter = -1;
     int rc = sched_init(&s->sched, g, 1, g->context, e);
     if (rc < 0) session_close(s);
     else *ret = s;
@@ -33,7 +34,7 @@ int session_read(struct session *s, const struct prompt *p, struct image *const 
 {
     forget(s);
     struct seq *q = NULL;
-    int rc = seq_new(&q, s->g, p, images, s->g->context, 0, e);
+    int rc = seq_new(&q, s->g, p, images, s->g->context, s->adapter, e);
     if (rc < 0) return rc;
     q->all = all;
     q->logits = malloc((size_t)s->g->model.cfg.llama.V * sizeof *q->logits);

@@ -5,6 +5,7 @@
 struct session {
     struct engine *g;
     struct sched sched;
+    int adapter;   /* of the prompts to come; -1: none */
     struct seq *q; /* of the last prompt, or NULL */
 };
 int session_open(struct session **ret, struct engine *g, struct err *e);

@@ -60,6 +60,7 @@ static struct tensor step_body(struct op_ctx *o, struct engine *g, struct cache 
 {
     const struct llama_seq seq = { .pos = in->pos, .row = in->row, .range = in->range, .pages = in->pages };
     struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, in), &seq, c->layer), none = { 0 };
+    o->n_spans = 0; /* the head's rows are others */
     if (all) return llama_logits(o, &g->model.llama, h);
     if (!in->out.p) return none;
     g->kc.decode = true; /* few rows, in prefill too; never as many as all */
@@ -89,6 +90,8 @@ static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *
         in.features = op_input(o, s->features);
         in.feature = index_of(o, s->feature, s->n, 0);
     }
+    o->span = s->spans;
+    o->n_spans = s->n_spans;
     return step_body(o, g, c, &in, !s->out);
 }
 
@@ -190,8 +193,8 @@ static struct tensor step_replay(struct engine *g, struct cache *c, const struct
 
 static bool replays(const struct engine *g, const struct step *s)
 {
-    return g->steps && !g->eager && !g->steps->refused && s->decode && !s->features.p && s->n <= ROWS &&
-           s->n_seqs <= s->n && (!s->out || s->n_out);
+    return g->steps && !g->eager && !g->steps->refused && s->decode && !s->features.p && !s->n_spans &&
+           s->n <= ROWS && s->n_seqs <= s->n && (!s->out || s->n_out);
 }
 
 const float *engine_step(struct engine *g, struct cache *c, const struct step *s)
@@ -298,6 +301,10 @@ int steps_plan(struct engine *g, size_t *ret, struct err *e)
     struct cache c = { .layer = layers };
     struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = g->chunk,
                       .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
+    struct op_span spans[OP_ADAPTERS]; /* every adapter over all rows: more than any step has */
+    for (int i = 0; i < g->model.n_adapters; i++) spans[i] = (struct op_span){ 0, g->chunk, i };
+    s.spans = spans;
+    s.n_spans = g->model.n_adapters;
     step_run(&o, g, &c, &s);
     g->kc.decode = false;
     free(layers);

@@ -452,6 +452,77 @@ static void test_constrained(void **state)
     place_close(&p);
 }
 
+/* An engine on a base model, with `lora` beside it or, if base says so, merged into it. */
+static void open_adapted(struct place *p, const char *path, const char *base, const char *lora)
+{
+    struct llava_options o = llava_options_default();
+    struct llava_error e;
+    *p = (struct place){ 0 };
+    o.model_path = path;
+    o.model_base = base;
+    o.dtype = "f32";
+    o.quiet = true;
+    if (lora) o.lora[o.n_lora++] = lora;
+    must(llava_open(&p->engine, &o, &e), &e);
+    place_batch(p, 8, 0);
+}
+
+static struct llava_request spoken_to(struct place *p, struct heard *h, int i, const char *adapter)
+{
+    struct llava_request r = question(p, h, i % 2 ? 1 : 3);
+    heard_init(h);
+    r.sampling.temperature = 0;
+    r.sampling.max_new_tokens = 24;
+    r.adapter = adapter;
+    return r;
+}
+
+/* Requests with and without an adapter side by side: each gets the answer that its model alone gives. */
+static void test_adapters(void **state)
+{
+    enum { EACH = 4 };
+    static const char *const files[] = { "adapter_config.json", "adapter_model.safetensors" };
+    struct place base, merged, both;
+    struct heard *h = calloc(4 * EACH, sizeof *h);
+    struct llava_error e;
+    char dir[] = "/tmp/llava-batch-XXXXXX", from[256], to[256], lora[256];
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    for (int i = 0; i < 2; i++) { /* the adapter without the projector that came with it */
+        snprintf(from, sizeof from, "%s/" GOLDEN "models/llava-lora/%s", getcwd(lora, sizeof lora), files[i]);
+        snprintf(to, sizeof to, "%s/%s", dir, files[i]);
+        assert_int_equal(symlink(from, to), 0);
+    }
+    snprintf(lora, sizeof lora, "tuned=%s", dir);
+    open_adapted(&base, GOLDEN "models/vicuna-base", NULL, NULL);
+    open_adapted(&merged, GOLDEN "models/llava-lora", GOLDEN "models/vicuna-base", NULL);
+    open_adapted(&both, GOLDEN "models/vicuna-base", NULL, lora);
+    assert_string_equal(llava_adapter_name(both.engine, 0), "tuned");
+    assert_null(llava_adapter_name(both.engine, 1));
+    for (int i = 0; i < 4 * EACH; i++) {
+        struct place *p = i < EACH ? &base : i < 2 * EACH ? &merged : &both;
+        struct llava_request r = spoken_to(p, &h[i], i, p == &both && i % EACH >= 2 ? "tuned" : NULL);
+        must(llava_batch_submit(p->batch, &r, &e), &e);
+    }
+    for (int i = 0; i < 4 * EACH; i++) {
+        await(&h[i], 1);
+        assert_int_equal(h[i].code, 0);
+        if (i >= 2 * EACH) assert_string_equal(h[i].text[0], h[i % EACH + (i % EACH >= 2 ? EACH : 0)].text[0]);
+    }
+    assert_string_not_equal(h[2].text[0], h[EACH + 2].text[0]);
+    struct llava_request r = spoken_to(&both, &h[0], 1, "other");
+    assert_int_equal(llava_batch_submit(both.batch, &r, &e), LLAVA_USAGE);
+    place_close(&base);
+    place_close(&merged);
+    place_close(&both);
+    for (int i = 0; i < 2; i++) {
+        snprintf(to, sizeof to, "%s/%s", dir, files[i]);
+        unlink(to);
+    }
+    rmdir(dir);
+    free(h);
+}
+
 /* Threads that submit, cancel and ask for statistics side by side: each accepted request ends once. */
 struct crowd {
     struct place *p;
@@ -510,6 +581,7 @@ int main(void)
         cmocka_unit_test(test_small_cache),
         cmocka_unit_test(test_tokens),
         cmocka_unit_test(test_constrained),
+        cmocka_unit_test(test_adapters),
         cmocka_unit_test(test_crowd),
     };
     return cmocka_run_group_tests_name("batch", tests, NULL, NULL);
