@@ -1,0 +1,114 @@
+#!/usr/bin/python3
+"""llava run --image-folder: every picture once, the answers of single runs, errors recorded and counted, and going on
+after being killed at any instant."""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import ENV, LLAVA, ROOT, Temp, finish, llava, ok  # noqa: E402
+
+DEMO = os.path.join(ROOT, "models/demo")
+PICTURES = sorted(os.listdir(os.path.join(DEMO, "pictures")))
+QUESTION = ["--model-path", DEMO, "--query", "What is this?", "--temperature", "0"]
+
+
+def records(path):
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def run(folder, output, *more):
+    return llava("run", *QUESTION, "--image-folder", folder, "--output", output, *more)
+
+
+def make_folder(t, copies):
+    """The demo's pictures, many times over and in a subfolder, and what is no picture."""
+    folder = os.path.join(t.path, f"pictures{copies}")
+    os.makedirs(os.path.join(folder, "sub"))
+    names = []
+    for i in range(copies):
+        for p in PICTURES:
+            names.append(f"sub/{i}-{p}" if i % 2 else f"{i}-{p}")
+            shutil.copy(os.path.join(DEMO, "pictures", p), os.path.join(folder, names[-1]))
+    for name in ("notes.txt", ".hidden.png", "sub/list.json"):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+            f.write("no picture")
+    return folder, names
+
+
+def same_as_alone(t):
+    folder, names = make_folder(t, 1)
+    with open(os.path.join(folder, "broken.jpg"), "wb") as f:
+        f.write(b"\xff\xd8\xff broken")
+    for parallel in ("1", "4"):
+        out = os.path.join(t.path, f"out{parallel}.jsonl")
+        r = run(folder, out, "--parallel", parallel)
+        got = {x["image"]: x for x in records(out)}
+        ok(r.code == 0 and sorted(got) == sorted(names + ["broken.jpg"]), f"every picture, {parallel} at once", r.text)
+        ok("error" in got["broken.jpg"] and "broken.jpg" in got["broken.jpg"]["error"] and "1 failed" in r.err,
+           "a broken one is recorded and counted", r.text)
+        for name in names:
+            alone = llava("run", *QUESTION, "--image-file", os.path.join(folder, name), "--quiet").out.strip()
+            ok(got[name]["text"] == alone and got[name]["tokens"] > 0, f"{name}: as alone", f"{got[name]} {alone}")
+    r = run(folder, os.path.join(t.path, "out4.jsonl"))
+    ok(r.code == 0 and "0 pictures answered" in r.err and len(records(os.path.join(t.path, "out4.jsonl"))) == len(got),
+       "nothing is done twice", r.text)
+
+
+def killed(t):
+    folder, names = make_folder(t, 20)
+    out = os.path.join(t.path, "killed.jsonl")
+    rng = random.Random(7)
+    for attempt in range(30):
+        with subprocess.Popen([LLAVA, "run", *QUESTION, "--image-folder", folder, "--output", out], env=ENV,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
+            time.sleep(0.1 + 0.5 * rng.random())
+            p.send_signal(signal.SIGKILL)
+        if os.path.exists(out) and attempt % 3 == 0:
+            size = os.path.getsize(out)
+            os.truncate(out, max(0, size - rng.randrange(40)))  # a line that was cut
+        if os.path.exists(out) and os.path.getsize(out) and len(open(out, "rb").read().splitlines()) >= len(names):
+            break
+    r = run(folder, out)
+    got = [x["image"] for x in records(out)]
+    ok(r.code == 0 and sorted(got) == sorted(names), "after kills every picture stands there once", f"{len(got)} {r.text}")
+    ok(all(PICTURES[0].split(".")[0] in x["text"] for x in records(out) if x["image"].endswith(PICTURES[0])),
+       "and with its own answer", r.text)
+
+
+def refused(t):
+    folder, _ = make_folder(t, 1)
+    out = os.path.join(t.path, "refused.jsonl")
+    r = llava("run", *QUESTION, "--image-folder", folder)
+    ok(r.code == 2 and "--output" in r.err, "a folder without --output", r.text)
+    r = llava("run", *QUESTION, "--image-folder", folder, "--output", out, "--image-file", "x.png")
+    ok(r.code == 2, "a folder and a file", r.text)
+    r = run(os.path.join(t.path, "nowhere"), out)
+    ok(r.code == 1 and "nowhere" in r.err and not os.path.exists(out), "no such folder", r.text)
+    os.mkdir(os.path.join(t.path, "empty"))
+    r = run(os.path.join(t.path, "empty"), out)
+    ok(r.code == 1 and "no picture" in r.err and not os.path.exists(out), "a folder without pictures", r.text)
+    r = run(folder, os.path.join(t.path, "nowhere/out.jsonl"))
+    ok(r.code == 1 and "nowhere/out.jsonl" in r.err, "an output that cannot be made", r.text)
+    r = run(folder, "/dev/null")
+    ok(r.code == 1 and "/dev/null" in r.err, "an output that is no file", r.text)
+    with open(out, "w", encoding="utf-8") as f:
+        f.write('{"image": "a.png"}\nother text\n')
+    r = run(folder, out)
+    ok(r.code == 1 and "line 2" in r.err and open(out, encoding="utf-8").read().endswith("other text\n"),
+       "an output of something else stays as it is", r.text)
+
+
+with Temp() as temp:
+    same_as_alone(temp)
+with Temp() as temp:
+    killed(temp)
+with Temp() as temp:
+    refused(temp)
+finish()
