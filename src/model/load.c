@@ -199,6 +199,9 @@ static int param_make(struct binder *b, struct tensor out, struct tensor w, stru
     return 0;
 }
 
+/* Libraries for large products add a bias only in the result's type. */
+static bool is_bias(const struct bind_row *r) { return strstr(r->name, ".bias") && !strstr(r->name, "norm"); }
+
 static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct binder *b = ctx;
@@ -214,6 +217,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     int rc = bind_read(&t, r, w, e);
     if (rc < 0) return rc;
     enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
+    if (b->m->dev && is_bias(r) && b->m->dtype != DT_F32) keep = b->m->dtype;
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
     const bool quantise = !b->s->linears_only || (r->flags & BIND_LINEAR);
@@ -607,7 +611,8 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct randomiser *z = ctx;
     bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
-    const enum dtype type = bind_quant(r, z->bits, matrix ? z->dtype : DT_F32);
+    const bool short_bias = z->m->dev && is_bias(r);
+    const enum dtype type = bind_quant(r, z->bits, matrix || short_bias ? z->dtype : DT_F32);
     struct tensor t = bind_view(r, z->m, type); /* while counting an address that is not read */
     z->bytes += tensor_bytes(t) + ARENA_ALIGN;
     r->param->w = t;
@@ -619,10 +624,11 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     }
     bool ones = strstr(r->name, "norm") && strstr(r->name, ".weight");
     int64_t n = tensor_count(t);
-    float *v = malloc((size_t)n * sizeof *v);
+    float *v = malloc(2 * (size_t)n * sizeof *v);
     if (!v) return err_set(e, ERR_NOMEM, "no memory for '%s'", r->name);
     for (int64_t i = 0; i < n; i++) v[i] = ones;
-    dev_put(z->m->dev, t.p, v, tensor_bytes(t));
+    dtype_convert(v + n, type, v, DT_F32, n);
+    dev_put(z->m->dev, t.p, v + n, tensor_bytes(t));
     free(v);
     return 0;
 }

@@ -33,6 +33,7 @@ int cache_init(struct cache *c, const struct engine *g, int rows, struct err *e)
     if (rc < 0) return rc;
     c->layer = calloc((size_t)l->L, sizeof *c->layer);
     if (!c->layer) return err_set(e, ERR_NOMEM, "no memory for a cache");
+    if (g->dev) dev_fill(g->dev, c->mem.base, 0, c->mem.cap); /* what is masked is multiplied by 0: no NaN there */
     for (int i = 0; i < l->L; i++) {
         c->layer[i].k = c->layer[i].v = t;
         c->layer[i].k.p = arena_take(&c->mem, tensor_bytes(t));
