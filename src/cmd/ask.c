@@ -127,7 +127,7 @@ void ask_statistics(const struct llava_engine *engine, const struct llava_result
     double gb = r->bytes_per_s * 1e-9, tok = r->generate_s > 0 ? (r->n_new - 1) / r->generate_s : 0;
     char share[80] = "";
     if (info.weight_bytes > CACHED && r->n_new >= RATE_TOKENS) {
-        if (*ceiling <= 0) *ceiling = cpu_read_ceiling(info.threads);
+        if (*ceiling <= 0 && !strcmp(info.device, "cpu")) *ceiling = cpu_read_ceiling(info.threads);
         if (*ceiling > 0)
             snprintf(share, sizeof share, " (%.0f%% of the %.1f GB/s that this machine reads)",
                      100 * gb / *ceiling, *ceiling);

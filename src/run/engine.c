@@ -227,7 +227,7 @@ static int refuse(struct engine *g, double need, double have, struct err *e)
     int use = in8 <= have ? 8 : 4;
     return err_set(e, ERR_NOMEM,
                    "'%s' in %s with a context of %d needs %.1f GB and '%s' has %.1f GB free: %.1f GB are missing; "
-                   "--load-%dbit would need %.1f GB%s",
+                   "in %d bits it would be %.1f GB%s",
                    g->name, dtype_name(g->dtype), g->context, need, dev_name(g->dev), have, need - have, use,
                    use == 8 ? in8 : in4, use == 4 && in4 > have ? ", too much as well" : "");
 }
@@ -239,6 +239,8 @@ static int admit(void *ctx, size_t weights, struct err *e)
     size_t act;
     int rc = sizes(g, e);
     if (rc < 0 || !g->dev) return rc;
+    if (g->model.bits || g->kv_type == DT_Q8)
+        return err_set(e, ERR_UNSUPPORTED, "8 and 4 bits are computed on the processor: --device cpu");
     if ((rc = steps_plan(g, &act, e)) < 0) return rc;
     size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
     size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
@@ -277,8 +279,6 @@ static int engine_finish(struct engine *g, struct err *e)
     size_t act;
     int rc;
     TRY(sizes(g, e));
-    if ((g->model.bits || g->kv_type == DT_Q8) && g->dev)
-        TRY(err_set(e, ERR_UNSUPPORTED, "8 and 4 bits are computed on the processor: --device cpu"));
     g->kc.product = g->exact ? DT_F32 : g->model.bits ? DT_Q8 : g->dtype == DT_BF16 ? DT_BF16 : DT_F32;
     TRY(scratch_init(g, e));
     TRY(steps_plan(g, &act, e));
