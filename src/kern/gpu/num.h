@@ -267,7 +267,10 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(dropout)        \
     XX(sumsq)          \
     XX(adamw)          \
-    XX(adamw8)
+    XX(adamw8)         \
+    XX(norm_matmul)    \
+    XX(norm_glu)       \
+    XX(rope_store)
 
 #define XX(name) __typeof__(*(((struct kern *)0)->name)) gpu_##name;
 GPU_MAP(XX)
