@@ -52,7 +52,7 @@ int cmd_controller(int argc, char **argv)
     struct err e = { 0 };
     struct server *server = NULL;
     struct controller *c = NULL;
-    struct status status = { 0 };
+    struct status status = { .gen = NULL };
     TRY(serving_open(&o.serving, "controller", "controller.log", &e));
     TRY(controller_open(&c, o.dispatch, o.serving.client, o.serving.journal, &e));
     status.controller = c;

@@ -66,7 +66,7 @@ int cmd_web(int argc, char **argv)
     struct server *server = NULL;
     struct remote *remote = NULL;
     struct web *web = NULL;
-    struct status status = { 0 };
+    struct status status = { .gen = NULL };
     TRY(paging_check(&o.paging, o.serving.log_dir, &e));
     TRY(serving_open(&o.serving, "gradio_web_server", "gradio_web_server.log", &e));
     TRY(remote_open(&remote, o.controller, o.count, o.serving.client, &e));

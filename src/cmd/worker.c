@@ -89,7 +89,7 @@ int cmd_worker(int argc, char **argv)
     struct server *server = NULL;
     struct gen *gen = NULL;
     struct worker_node *node = NULL;
-    struct status status = { 0 };
+    struct status status = { .gen = NULL };
     char id[7], file[40];
     worker_id(id);
     snprintf(file, sizeof file, "model_worker_%s.log", id);

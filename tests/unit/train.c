@@ -85,7 +85,7 @@ static void test_refused(void **state)
         { "--per_device_train_batch_size 0", "from 1" }, { "--lora_dropout 1", "below 1" },
         { "--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "nothing to train" },
         { "--seed 99999999999999999999", "number" },
-        { "--bits 4", "16" }, { "--learning_rate None", "a number" },
+        { "--bits 3", "16" }, { "--learning_rate None", "a number" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
