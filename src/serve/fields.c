@@ -43,10 +43,17 @@ static bool too_deep(const char *p, size_t n)
     return false;
 }
 
+/* Nothing but white space? The bytes need not end in a NUL. */
+static bool blank(const char *s, size_t n)
+{
+    while (n && strchr(" \t\r\n", s[n - 1]) && s[n - 1]) n--;
+    return n == 0;
+}
+
 json_t *fields_body(const char *body, size_t n, bool empty, struct bad *b)
 {
     json_error_t e = { .line = 0 };
-    if (empty && strspn(body, " \t\r\n") == n) return json_object();
+    if (empty && blank(body, n)) return json_object();
     if (too_deep(body, n)) {
         bad_set(b, 400, NULL, "invalid_json", "the body nests deeper than %d", FIELDS_DEPTH);
         return NULL;
