@@ -39,7 +39,7 @@ INLINE float round_group(int8_t *q, int32_t *sum, const float *x)
     }
     for (int i = 0; i < QUANT_GROUP; i++) {
         q[i] = (int8_t)n[i];
-        total += n[i];
+        total += q[i]; /* within bounds whatever a NaN became */
     }
     *sum = total;
     return (inverse != 0 ? most / 127 : 0) + vf_sum(fault);
