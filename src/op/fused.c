@@ -2,12 +2,13 @@
  * op.h. */
 #include "op/op.h"
 
-/* May a norm and these linears be one kernel? Weights that are read together have one type. */
+/* May a norm and these linears be one kernel? Weights that are read together have one type. A linear that serves
+ * adapters never is, whether this step asks for one or not: its rows would not have the same bits in other company. */
 static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int n)
 {
     if (o->tape || !o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
     for (int i = 0; i < n; i++)
-        if (l[i]->lora || l[i]->w.w.type != l[0]->w.w.type || l[i]->w.w.nd != 2) return false;
+        if (l[i]->lora || l[i]->served || l[i]->w.w.type != l[0]->w.w.type || l[i]->w.w.nd != 2) return false;
     return true;
 }
 

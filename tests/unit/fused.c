@@ -1,0 +1,70 @@
+/* When a composite may be one kernel: not where a linear has an adapter that the kernel knows nothing of. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "op/op.h"
+
+static int n_fused; /* calls of the kernels below */
+
+static void norm_matmul(struct kctx *kc, const struct tensor *y, struct tensor x, struct tensor nw, float eps,
+                        const struct tensor *w, const struct tensor *b, int n)
+{
+    (void)kc, (void)y, (void)x, (void)nw, (void)eps, (void)w, (void)b, (void)n;
+    n_fused++;
+}
+
+static void norm_glu(struct kctx *kc, struct tensor y, struct tensor x, struct tensor nw, float eps, struct tensor gate,
+                     struct tensor up)
+{
+    (void)kc, (void)y, (void)x, (void)nw, (void)eps, (void)gate, (void)up;
+    n_fused++;
+}
+
+enum { C = 4 };
+
+/* Both composites of one row with this linear everywhere: how many became one kernel. */
+static int fused(struct linear *l, bool decode)
+{
+    struct arena act, scratch;
+    struct err e;
+    assert_true(arena_init(&act, 1 << 16, &e) >= 0 && arena_init(&scratch, 1 << 16, &e) >= 0);
+    struct kern k = kern_ref;
+    k.norm_matmul = norm_matmul;
+    k.norm_glu = norm_glu;
+    struct kctx kc = { .scratch = &scratch, .n_threads = 1, .decode = decode };
+    struct op_ctx o = { .k = &k, .kc = &kc, .act = &act, .type = DT_F32 };
+    float x[C] = { 1, 2, 3, 4 }, ones[C] = { 1, 1, 1, 1 };
+    const struct param norm = { .w = tensor_1d(ones, DT_F32, C) };
+    n_fused = 0;
+    op_norm_qkv(&o, tensor_2d(x, DT_F32, 1, C), &norm, 1e-5f, l, l, l);
+    op_norm_glu_add(&o, tensor_2d(x, DT_F32, 1, C), &norm, 1e-5f, l, l, l);
+    arena_fini(&act);
+    arena_fini(&scratch);
+    return n_fused;
+}
+
+static void adapters_are_not_passed_over(void **state)
+{
+    (void)state;
+    float w[C * C] = { 1 }, a[C] = { 1 }, b[C] = { 1 };
+    struct lora lora = { .a.w = tensor_2d(a, DT_F32, 1, C), .b.w = tensor_2d(b, DT_F32, C, 1), .scale = 1 };
+    struct lora served[OP_ADAPTERS] = { lora };
+    struct linear l = { .w.w = tensor_2d(w, DT_F32, C, C) };
+    assert_int_equal(fused(&l, true), 2);
+    assert_int_equal(fused(&l, false), 0);
+    l.lora = &lora;
+    assert_int_equal(fused(&l, true), 0);
+    l.lora = NULL;
+    l.served = served;
+    assert_int_equal(fused(&l, true), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(adapters_are_not_passed_over) };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
