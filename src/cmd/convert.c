@@ -6,23 +6,10 @@
 
 #include "base/log.h"
 #include "base/map.h"
-#include "cmd/cmd.h"
 #include "cmd/export.h"
 #include "cmd/llama2c.h"
 
-enum {
-    K_PATH = CMD_KEY,
-    K_BASE,
-    K_TOWER,
-    K_TO,
-    K_OUT,
-    K_DTYPE,
-    K_SHARD,
-    K_WITH,
-    K_FROM,
-    K_TOKENIZER,
-    K_QUIET
-};
+enum { K_TO = EXPORT_OWN, K_WITH, K_FROM, K_TOKENIZER };
 
 struct convert {
     struct export x;
@@ -31,23 +18,23 @@ struct convert {
 };
 
 static const struct argp_option options[] = {
-    { "model-path", K_PATH, "DIR|ORG/NAME", 0,
+    { "model-path", EXPORT_PATH, "DIR|ORG/NAME", 0,
       "Folder of the model, or its name on the hub: a whole model in any layout, a "
       "projector or a LoRA adapter (with --model-base). With --from llama2c, a .bin file",
       0 },
-    { "model-base", K_BASE, "DIR|ORG/NAME", 0, "Base model of a projector or an adapter", 0 },
+    { "model-base", EXPORT_BASE, "DIR|ORG/NAME", 0, "Base model of a projector or an adapter", 0 },
     { "to", K_TO, "llava|hf|hf5|projector", 0, "Layout to write, see below", 0 },
-    { "output", K_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
-    { "dtype", K_DTYPE, "keep|f32|f16|bf16", 0,
+    { "output", EXPORT_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
+    { "dtype", EXPORT_DTYPE, "keep|f32|f16|bf16", 0,
       "Type of the weights written (default keep: each as it is stored)", 0 },
-    { "max-shard-size", K_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
+    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
     { "with-tower", K_WITH, NULL, 0, "llava: put the vision tower into the checkpoint", 0 },
-    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
+    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
       0 },
     { "from", K_FROM, "auto|llama2c", 0,
       "What is read: a model's folder (auto), or a legacy checkpoint of llama2.c", 0 },
     { "tokenizer", K_TOKENIZER, "FILE", 0, "llama2c: the SentencePiece model that goes with it", 0 },
-    { "quiet", K_QUIET, NULL, 0, "No progress", 0 },
+    { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 },
     { 0 },
 };
 
@@ -92,19 +79,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     struct convert *c = state->input;
     struct export *x = &c->x;
     switch (key) {
-    case K_PATH: x->path = arg; break;
-    case K_BASE: x->base = arg; break;
-    case K_TOWER: x->tower = arg; break;
     case K_TO: set_layout(c, arg, state); break;
-    case K_OUT: x->out = arg; break;
-    case K_DTYPE:
-        if (export_dtype(&x->keep_dtype, &x->dtype, arg) < 0)
-            argp_error(state, "--dtype wants keep, f32, f16 or bf16, not '%s'", arg);
-        break;
-    case K_SHARD:
-        if (export_size(&x->shard_bytes, arg) < 0)
-            argp_error(state, "--max-shard-size wants a size such as 5GB, not '%s'", arg);
-        break;
     case K_WITH: x->with_tower = true; break;
     case K_FROM:
         c->llama2c = !strcmp(arg, "llama2c");
@@ -112,10 +87,8 @@ static error_t option(int key, char *arg, struct argp_state *state)
             argp_error(state, "--from wants auto or llama2c, not '%s'", arg);
         break;
     case K_TOKENIZER: c->tokenizer = arg; break;
-    case K_QUIET: log_set_level(LOG_QUIET); break;
-    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END: check(c, state); break;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return export_option(x, key, arg, state);
     }
     return 0;
 }

@@ -23,7 +23,8 @@ struct job {
     struct save_options save;
 };
 
-int export_size(size_t *ret, const char *text)
+/* -1: not a size. */
+static int read_size(size_t *ret, const char *text)
 {
     static const struct {
         const char *unit;
@@ -43,11 +44,34 @@ int export_size(size_t *ret, const char *text)
     return -1;
 }
 
-int export_dtype(bool *keep, enum dtype *ret, const char *text)
+/* "keep", "f32", "f16", "bf16" and torch's names; -1: none of them. */
+static int read_dtype(bool *keep, enum dtype *ret, const char *text)
 {
     *keep = !strcmp(text, "keep");
     if (*keep) return 0;
     return dtype_find(text, ret) < 0 || (*ret != DT_F32 && *ret != DT_F16 && *ret != DT_BF16) ? -1 : 0;
+}
+
+error_t export_option(struct export *x, int key, char *arg, struct argp_state *state)
+{
+    switch (key) {
+    case EXPORT_PATH: x->path = arg; break;
+    case EXPORT_BASE: x->base = arg; break;
+    case EXPORT_TOWER: x->tower = arg; break;
+    case EXPORT_OUT: x->out = arg; break;
+    case EXPORT_DTYPE:
+        if (read_dtype(&x->keep_dtype, &x->dtype, arg) < 0)
+            argp_error(state, "--dtype wants keep, f32, f16 or bf16, not '%s'", arg);
+        break;
+    case EXPORT_SHARD:
+        if (read_size(&x->shard_bytes, arg) < 0)
+            argp_error(state, "--max-shard-size wants a size such as 5GB, not '%s'", arg);
+        break;
+    case EXPORT_QUIET: log_set_level(LOG_QUIET); break;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
 }
 
 static int locate(char **dir, const char *name, struct err *e)
@@ -186,4 +210,14 @@ out:
     free(j.dir);
     free(j.base);
     return rc;
+}
+
+int export_command(const struct argp *argp, int argc, char **argv)
+{
+    struct export x = { .keep_naming = true, .keep_dtype = true };
+    int rc = cmd_parse(argp, argc, argv, &x);
+    if (rc) return rc;
+    struct err e = { 0 };
+    rc = export_model(&x, &e);
+    return rc < 0 ? cmd_fail(e.msg) : 0;
 }

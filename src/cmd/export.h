@@ -1,4 +1,4 @@
-/* What `convert` and `merge` share: opening whatever holds a model and writing it as a folder.
+/* What `convert`, `merge` and `quantize` share: opening whatever holds a model and writing it as a folder.
  *
  * Ids of pictures: LLaVA's layout has no token "<image>", transformers' has. Going there, `<image>` and
  * `<pad>` become tokens after the last, and embed_tokens and lm_head get rows for them (the mean of the old
@@ -10,6 +10,7 @@
 #include <stddef.h>
 
 #include "base/err.h"
+#include "cmd/cmd.h"
 #include "file/saver.h"
 #include "model/save.h"
 #include "text/tokenizer.h"
@@ -28,12 +29,24 @@ struct export
 };
 int export_model(const struct export *x, struct err *e);
 
+/* Options that the commands have in common; each words their help for itself. Its own keys begin at EXPORT_OWN. */
+enum {
+    EXPORT_PATH = CMD_KEY,
+    EXPORT_BASE,
+    EXPORT_TOWER,
+    EXPORT_OUT,
+    EXPORT_DTYPE,
+    EXPORT_SHARD, /* "5GB", "500MB", "2GiB", "1000000" */
+    EXPORT_QUIET,
+    EXPORT_OWN
+};
+/* One of them into *x. An argument that is no option is a usage error; ARGP_ERR_UNKNOWN for all other keys. */
+error_t export_option(struct export *x, int key, char *arg, struct argp_state *state);
+/* The whole command of `merge` and `quantize`: the base's layout and types are kept. The exit code. */
+int export_command(const struct argp *argp, int argc, char **argv);
+
 /* The layout that an open model was read from. */
 enum naming export_naming(const struct llava_model *m);
-/* "5GB", "500MB", "2GiB", "1000000" -> bytes; -1: not a size. */
-int export_size(size_t *ret, const char *text);
-/* "keep", "f32", "f16", "bf16" and torch's names; -1: none of them. */
-int export_dtype(bool *keep, enum dtype *ret, const char *text);
 
 /* ---- the tokenizer's files, export_text.c */
 

@@ -1,27 +1,19 @@
 /* llava merge: a LoRA adapter and its base as one model. The command of scripts/merge_lora_weights.py. */
 #include "cmd/export.h"
 
-#include <string.h>
-#include <unistd.h>
-
-#include "base/log.h"
-#include "cmd/cmd.h"
-
-enum { K_PATH = CMD_KEY, K_BASE, K_TOWER, K_OUT, K_DTYPE, K_SHARD, K_QUIET };
-
 static const struct argp_option options[] = {
-    { "model-path", K_PATH, "DIR|ORG/NAME", 0,
+    { "model-path", EXPORT_PATH, "DIR|ORG/NAME", 0,
       "Folder of the adapter: adapter_config.json, adapter_model.safetensors or .bin, "
       "and, from LLaVA's training, config.json and non_lora_trainables.bin",
       0 },
-    { "model-base", K_BASE, "DIR|ORG/NAME", 0, "The model that the adapter was trained on", 0 },
-    { "save-model-path", K_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
-    { "dtype", K_DTYPE, "keep|f32|f16|bf16", 0,
+    { "model-base", EXPORT_BASE, "DIR|ORG/NAME", 0, "The model that the adapter was trained on", 0 },
+    { "save-model-path", EXPORT_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
+    { "dtype", EXPORT_DTYPE, "keep|f32|f16|bf16", 0,
       "Type of the weights written (default keep: as the base has them)", 0 },
-    { "max-shard-size", K_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
-    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
+    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
+    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
       0 },
-    { "quiet", K_QUIET, NULL, 0, "No progress", 0 },
+    { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 },
     { 0 },
 };
 
@@ -29,25 +21,11 @@ static error_t option(int key, char *arg, struct argp_state *state)
 {
     struct export *x = state->input;
     switch (key) {
-    case K_PATH: x->path = arg; break;
-    case K_BASE: x->base = arg; break;
-    case K_OUT: x->out = arg; break;
-    case K_TOWER: x->tower = arg; break;
-    case K_DTYPE:
-        if (export_dtype(&x->keep_dtype, &x->dtype, arg) < 0)
-            argp_error(state, "--dtype wants keep, f32, f16 or bf16, not '%s'", arg);
-        break;
-    case K_SHARD:
-        if (export_size(&x->shard_bytes, arg) < 0)
-            argp_error(state, "--max-shard-size wants a size such as 5GB, not '%s'", arg);
-        break;
-    case K_QUIET: log_set_level(LOG_QUIET); break;
-    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!x->path || !x->base || !x->out)
             argp_error(state, "--model-path, --model-base and --save-model-path are needed");
         break;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return export_option(x, key, arg, state);
     }
     return 0;
 }
@@ -78,12 +56,4 @@ static const struct argp argp = {
     NULL
 };
 
-int cmd_merge(int argc, char **argv)
-{
-    struct export x = { .keep_naming = true, .keep_dtype = true };
-    int rc = cmd_parse(&argp, argc, argv, &x);
-    if (rc) return rc;
-    struct err e = { 0 };
-    rc = export_model(&x, &e);
-    return rc < 0 ? cmd_fail(e.msg) : 0;
-}
+int cmd_merge(int argc, char **argv) { return export_command(&argp, argc, argv); }

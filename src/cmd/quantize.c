@@ -1,23 +1,21 @@
 /* llava quantize: a model's matrices in 8 or 4 bits, as a folder that is used from the file as it lies. */
 #include <string.h>
 
-#include "base/log.h"
-#include "cmd/cmd.h"
 #include "cmd/export.h"
 
-enum { K_PATH = CMD_KEY, K_BASE, K_TOWER, K_OUT, K_BITS, K_SHARD, K_QUIET };
+enum { K_BITS = EXPORT_OWN };
 
 static const struct argp_option options[] = {
-    { "model-path", K_PATH, "DIR|ORG/NAME", 0,
+    { "model-path", EXPORT_PATH, "DIR|ORG/NAME", 0,
       "Folder of the model, or its name on the hub: a whole model, or a LoRA adapter or projector (with --model-base), "
       "which is merged",
       0 },
-    { "model-base", K_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
+    { "model-base", EXPORT_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
     { "bits", K_BITS, "8|4", 0, "Bits of the language model's linears", 0 },
-    { "output", K_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
-    { "max-shard-size", K_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
-    { "vision-tower", K_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 },
-    { "quiet", K_QUIET, NULL, 0, "No progress", 0 },
+    { "output", EXPORT_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
+    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
+    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 },
+    { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 },
     { 0 },
 };
 
@@ -25,24 +23,14 @@ static error_t option(int key, char *arg, struct argp_state *state)
 {
     struct export *x = state->input;
     switch (key) {
-    case K_PATH: x->path = arg; break;
-    case K_BASE: x->base = arg; break;
-    case K_TOWER: x->tower = arg; break;
-    case K_OUT: x->out = arg; break;
     case K_BITS:
         x->bits = !strcmp(arg, "8") ? 8 : 4;
         if (strcmp(arg, "8") != 0 && strcmp(arg, "4") != 0) argp_error(state, "--bits wants 8 or 4, not '%s'", arg);
         break;
-    case K_SHARD:
-        if (export_size(&x->shard_bytes, arg) < 0)
-            argp_error(state, "--max-shard-size wants a size such as 5GB, not '%s'", arg);
-        break;
-    case K_QUIET: log_set_level(LOG_QUIET); break;
-    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!x->path || !x->bits || !x->out) argp_error(state, "--model-path, --bits and --output are needed");
         break;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return export_option(x, key, arg, state);
     }
     return 0;
 }
@@ -66,12 +54,4 @@ static const struct argp argp = {
     NULL
 };
 
-int cmd_quantize(int argc, char **argv)
-{
-    struct export x = { .keep_naming = true, .keep_dtype = true };
-    int rc = cmd_parse(&argp, argc, argv, &x);
-    if (rc) return rc;
-    struct err e = { 0 };
-    rc = export_model(&x, &e);
-    return rc < 0 ? cmd_fail(e.msg) : 0;
-}
+int cmd_quantize(int argc, char **argv) { return export_command(&argp, argc, argv); }
