@@ -24,7 +24,8 @@ static void help(void)
            "BOOL is True or False, and True when left out. An option may be cut to a unique\n"
            "beginning, - may stand for _, and --no_x for --x False.\n");
     train_args_help(stdout);
-    printf("\n" CMD_EXIT_STATUS "\n");
+    printf("\n" CMD_EXIT_STATUS "\n"
+           "130 stopped by SIGINT or SIGTERM, after the step under way was finished and saved.\n");
 }
 
 int cmd_train(int argc, char **argv)
@@ -37,5 +38,6 @@ int cmd_train(int argc, char **argv)
         fprintf(stderr, "llava train: %s\nTry `llava train --help' for more information.\n", e.msg);
         return 2;
     }
-    return train_run(&a, &e) < 0 ? cmd_fail(e.msg) : 0;
+    const int rc = train_run(&a, &e);
+    return rc < 0 ? cmd_fail(e.msg) : rc == TRAIN_STOPPED ? 130 : 0;
 }

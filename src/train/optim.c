@@ -58,6 +58,15 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
     optim_clear(o, s);
 }
 
+int optim_broken(struct optim *o, struct step *s)
+{
+    for (int i = 0; i < o->n; i++) s->kern.sumsq(&s->kc, tensor_slice(o->squares, i, 1), o->p[i].param->w);
+    dev_get(s->kc.dev, o->host, o->squares.p, tensor_bytes(o->squares));
+    for (int i = 0; i < o->n; i++)
+        if (!isfinite(o->host[i])) return i;
+    return -1;
+}
+
 void optim_clear(struct optim *o, struct step *s)
 {
     for (int i = 0; i < o->n; i++) s->kern.zero(&s->kc, o->p[i].param->g);

@@ -18,6 +18,7 @@
 #include "train/plan.h"
 #include "train/report.h"
 #include "train/show.h"
+#include "train/stop.h"
 
 struct trainer {
     const struct train_args *a;
@@ -39,6 +40,7 @@ struct trainer {
     int64_t batches;         /* passes of the step so far: part of dropout's key */
     int64_t *record;         /* [n_record] records of the step */
     int n_record, record_max;
+    int64_t saved;           /* step of the newest checkpoint */
     int64_t total, log_every, save_every, eval_every; /* steps; 0: never */
     int lock;
 };
@@ -214,10 +216,14 @@ static int resume(struct trainer *r, struct err *e)
     if (!dir) goto out;
     TRY(checkpoint_load(&r->ck, dir, &r->state, e));
     round_masters(r);
+    const int broken = optim_broken(&r->optim, &r->step);
+    if (broken >= 0)
+        TRY(err_set(e, ERR_FORMAT, "cannot resume from '%s': '%s' is infinite or not a number", dir, r->t.p[broken].name));
     log_info("going on from '%s': step %lld of %lld", dir, (long long)r->state.step, (long long)r->total);
     r->train.opts.epoch = (int)r->state.pass;
     r->train.opts.micro = r->state.batch;
     r->seconds_before = r->state.seconds;
+    r->saved = r->state.step;
 out:
     free(dir);
     return rc;
@@ -228,7 +234,9 @@ static int save(struct trainer *r, struct err *e)
     show_clear(&r->show);
     r->at_step.history = r->state.history;
     r->at_step.seconds = r->seconds_before + plat_now_s() - r->start_s;
-    return checkpoint_save(&r->ck, &r->at_step, e);
+    const int rc = checkpoint_save(&r->ck, &r->at_step, e);
+    if (rc >= 0) r->saved = r->at_step.step;
+    return rc;
 }
 
 /* ---- logging */
@@ -262,12 +270,12 @@ static int evaluate(struct trainer *r, struct err *e)
     int rc;
     show_clear(&r->show);
     TRY(loader_open(&l, &r->eval.opts, e));
-    while ((rc = loader_next(l, &b, e)) > 0) {
+    while (!stop_asked() && (rc = loader_next(l, &b, e)) > 0) {
         sum += step_run(&r->step, b, false, 0) * b->n;
         n += b->n;
         batches++;
     }
-    if (rc < 0) goto out;
+    if (rc < 0 || stop_asked()) goto out;
     const double loss = sum / fmax(n, 1), s = fmax(plat_now_s() - start, 1e-9);
     const struct scalar all[] = { { "eval_loss", loss }, { "eval_runtime", s }, { "eval_samples_per_second", n / s },
                                   { "eval_steps_per_second", batches / s } };
@@ -306,7 +314,7 @@ static void remember(struct trainer *r, const struct batch *b)
     }
 }
 
-/* The loss or a gradient is not a number: says of which records, and stops before anything is changed. */
+/* Step s->step + 1 cannot be used: says why and of which records it was. Whatever it changed is not saved. */
 static int blame(struct trainer *r, const char *what, struct err *e)
 {
     enum { SHOWN = 8 };
@@ -320,10 +328,12 @@ static int blame(struct trainer *r, const char *what, struct err *e)
     }
     record_fini(&one);
     show_clear(&r->show);
-    return err_set(e, ERR_FORMAT, "%s of step %lld is not a number, at %s%s; weights are those of step %lld, %s", what,
-                   (long long)r->state.step + 1, names, r->n_record > SHOWN ? " and others" : "",
-                   (long long)r->state.step,
-                   r->save_every ? "the last checkpoint is kept" : "none of it is saved");
+    err_set(e, ERR_FORMAT, "step %lld: %s infinite or not a number, at %s%s", (long long)r->state.step + 1, what, names,
+            r->n_record > SHOWN ? " and others" : "");
+    const size_t n = strlen(e->msg);
+    if (r->saved) snprintf(e->msg + n, sizeof e->msg - n, "; 'checkpoint-%lld' is kept", (long long)r->saved);
+    else snprintf(e->msg + n, sizeof e->msg - n, "; nothing is saved");
+    return e->code;
 }
 
 static bool due(int64_t step, int64_t every_steps) { return every_steps && step % every_steps == 0; }
@@ -334,8 +344,14 @@ static int update(struct trainer *r, const struct batch *b, struct err *e)
     const double norm = optim_norm(&r->optim, &r->step);
     struct train_state *s = &r->state;
     int rc = 0;
-    if (!isfinite(norm)) return blame(r, "a gradient", e);
+    if (!isfinite(norm)) return blame(r, "a gradient is", e);
     optim_step(&r->optim, &r->step, s->step + 1, norm);
+    const int broken = optim_broken(&r->optim, &r->step);
+    if (broken >= 0) {
+        char what[200];
+        snprintf(what, sizeof what, "'%.150s' became", r->t.p[broken].name);
+        return blame(r, what, e);
+    }
     s->step++;
     s->pass = b->epoch;
     s->batch = b->micro;
@@ -350,7 +366,7 @@ static int update(struct trainer *r, const struct batch *b, struct err *e)
     show_step(&r->show, &v);
     if (due(s->step, r->log_every) || (s->step == 1 && r->a->logging_first_step)) TRY(log_step(r, &v, e));
     else if (!strcmp(r->a->logging_strategy, "epoch") && b->micro == r->train.order.n_micro) TRY(log_step(r, &v, e));
-    if (due(s->step, r->eval_every)) TRY(evaluate(r, e));
+    if (due(s->step, r->eval_every) && !stop_asked()) TRY(evaluate(r, e));
     r->at_step = *s;
     if (due(s->step, r->save_every)) TRY(save(r, e));
 out:
@@ -362,7 +378,7 @@ out:
 static int end_pass(struct trainer *r, struct err *e)
 {
     int rc = 0;
-    if (r->a->eval_data_path && !strcmp(r->a->evaluation_strategy, "epoch")) TRY(evaluate(r, e));
+    if (r->a->eval_data_path && !strcmp(r->a->evaluation_strategy, "epoch") && !stop_asked()) TRY(evaluate(r, e));
     if (!strcmp(r->a->save_strategy, "epoch") && r->at_step.step) TRY(save(r, e));
 out:
     return rc;
@@ -374,7 +390,7 @@ static int run_batch(struct trainer *r, const struct batch *b, struct err *e)
     const double loss = step_run(&r->step, b, true, r->t.n_lora && r->a->lora_dropout > 0 ? drop_key(r) : 0);
     const double flops = b->n_targets ? step_flops(&r->step, &sizes) : 0;
     remember(r, b);
-    if (!isfinite(loss)) return blame(r, "the loss", e);
+    if (!isfinite(loss)) return blame(r, "the loss is", e);
     r->loss += loss;
     r->batches++;
     r->state.samples += b->n;
@@ -447,13 +463,34 @@ static void print_plan(struct trainer *r, double peak)
            peak * 1e-9);
 }
 
+/* A signal asked for it: what is done is saved, whatever --save_strategy says. */
+static int stop(struct trainer *r, struct err *e)
+{
+    const bool anew = train_args_given(r->a, "resume_from_checkpoint") || r->a->overwrite_output_dir;
+    int rc = 0;
+    if (r->saved != r->state.step) TRY(save(r, e));
+    log_info("stopped: step %lld of %lld is saved in '%s/checkpoint-%lld'; the same command%s goes on from there",
+             (long long)r->state.step, (long long)r->total, r->a->output_dir, (long long)r->state.step,
+             anew ? " with --resume_from_checkpoint True at its end" : "");
+    rc = TRAIN_STOPPED;
+out:
+    return rc;
+}
+
+/* 0, TRAIN_STOPPED, < 0 */
 static int loop(struct trainer *r, struct err *e)
 {
     struct loader *l = NULL;
     const struct batch *b;
     int rc;
     TRY(loader_open(&l, &r->train.opts, e));
-    while (r->state.step < r->total && (rc = loader_next(l, &b, e)) > 0) TRY(run_batch(r, b, e));
+    while (r->state.step < r->total && (rc = loader_next(l, &b, e)) > 0) {
+        TRY(run_batch(r, b, e));
+        if (b->update && r->state.step < r->total && stop_asked()) {
+            rc = stop(r, e);
+            goto out;
+        }
+    }
     if (rc < 0) goto out;
     show_clear(&r->show);
     const double s = plat_now_s() - r->start_s;
@@ -490,11 +527,15 @@ static int train(struct trainer *r, double peak, struct err *e)
     TRY(report_open(&r->report, &ro, e));
     r->start_s = plat_now_s();
     show_begin(&r->show, r->state.step, r->total, peak, !a->disable_tqdm, a->quiet);
+    stop_begin();
     TRY(loop(r, e));
+    stop_end();
+    if (rc == TRAIN_STOPPED) goto out;
     TRY(checkpoint_finish(&r->ck, &r->state, e));
     log_info("done: %lld steps, loss %.4f; '%s'", (long long)r->state.step,
              r->state.step ? r->state.loss_total / (double)r->state.step : 0, a->output_dir);
 out:
+    stop_end();
     show_clear(&r->show);
     return rc;
 }
