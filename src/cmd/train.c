@@ -25,7 +25,7 @@ static void help(void)
            "beginning, - may stand for _, and --no_x for --x False.\n");
     train_args_help(stdout);
     printf("\n" CMD_EXIT_STATUS "\n"
-           "130 stopped by SIGINT or SIGTERM, after the step under way was finished and saved.\n");
+           "130 stopped by SIGINT or SIGTERM after a step, which is saved.\n");
 }
 
 int cmd_train(int argc, char **argv)

@@ -14,7 +14,7 @@ static void ask(int sig)
     (void)sig;
     asked = 1;
     stop_end();
-    if (write(STDERR_FILENO, said + skip, sizeof said - 1 - (size_t)skip) < 0) asked = 1; /* nobody is there to read it */
+    if (write(STDERR_FILENO, said + skip, sizeof said - 1 - (size_t)skip) < 0) asked = 1; /* nobody is there */
     errno = was;
 }
 

@@ -218,7 +218,8 @@ static int resume(struct trainer *r, struct err *e)
     round_masters(r);
     const int broken = optim_broken(&r->optim, &r->step);
     if (broken >= 0)
-        TRY(err_set(e, ERR_FORMAT, "cannot resume from '%s': '%s' is infinite or not a number", dir, r->t.p[broken].name));
+        TRY(err_set(e, ERR_FORMAT, "cannot resume from '%s': '%s' is infinite or not a number", dir,
+                    r->t.p[broken].name));
     log_info("going on from '%s': step %lld of %lld", dir, (long long)r->state.step, (long long)r->total);
     r->train.opts.epoch = (int)r->state.pass;
     r->train.opts.micro = r->state.batch;

@@ -6,6 +6,7 @@
 #pragma once
 #include "train/args.h"
 
-/* 0, TRAIN_STOPPED when SIGINT or SIGTERM ended it after a step that was saved (stop.h), or an error. Prints on stderr; the plan of --dry_run goes to stdout. */
+/* 0, TRAIN_STOPPED when SIGINT or SIGTERM ended it after a step that was saved (stop.h), or an error. Prints on stderr;
+ * the plan of --dry_run goes to stdout. */
 enum { TRAIN_STOPPED = 1 };
 int train_run(struct train_args *a, struct err *e);

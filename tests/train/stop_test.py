@@ -1,4 +1,4 @@
-"""A run that is asked to end (SIGINT, SIGTERM) or has to: what it saves, what it says, and that nothing that is broken is saved."""
+"""A run that is asked to end (SIGINT, SIGTERM) or has to: what is saved, what is said; nothing that is broken is saved."""
 import hashlib
 import json
 import os
@@ -116,11 +116,12 @@ def overflow(tmp):
     last = ran.err.strip().splitlines()[-1]
     ok(ran.code == 1 and "step 3: '" in last and "lora_A" in last and last.endswith("'checkpoint-2' is kept") and
        sorted(os.listdir(os.path.join(out, "checkpoint-2"))) == before and "checkpoint-3" not in os.listdir(out),
-       "in step 3: the parameter, the records and the checkpoint that is kept are named", ran.text)
+       "in step 3: the parameter, the records and the checkpoint are named", ran.text)
     name = name.replace("moment1/", "master/")
     write_safetensors(path, {**good, name: good[name] * float("nan")})
     ran = llava(*COMMON, *what, *LORA)
-    ok(ran.code == 1 and "cannot resume from" in ran.err and name.split("/")[1] in ran.err, "a checkpoint with NaN in it", ran.text)
+    ok(ran.code == 1 and "cannot resume from" in ran.err and name.split("/")[1] in ran.err, "a checkpoint with NaN in it",
+       ran.text)
 
 
 with Temp() as tmp:
