@@ -11,13 +11,13 @@
 #include "kern/cpu/cpu.h"
 #include "run/engine.h"
 
-enum { K_RANDOM = CMD_KEY, K_PROMPT, K_GEN, K_BATCH, K_REPEAT, K_NO_IMAGE };
+enum { K_RANDOM = CMD_KEY, K_PROMPT, K_GEN, K_BATCH, K_REPEAT, K_NO_IMAGE, K_PROFILE };
 
 struct bench {
     struct llava_options model;
     const char *random;
     int prompt, gen, batch, repeat;
-    bool no_image;
+    bool no_image, profile;
 };
 
 static const struct argp_option options[] = {
@@ -29,6 +29,7 @@ static const struct argp_option options[] = {
     { "batch", K_BATCH, "N", 0, "Sequences that are generated at once (default 1)", 0 },
     { "repeat", K_REPEAT, "N", 0, "Times to measure each part; the median is given (default 3)", 0 },
     { "no-image", K_NO_IMAGE, NULL, 0, "Leave the vision tower out", 0 },
+    { "profile", K_PROFILE, NULL, 0, "Print where the time goes, by kernel and shape, to standard error", 0 },
     { 0 },
 };
 
@@ -43,6 +44,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_BATCH: b->batch = (int)cmd_int(state, "batch", arg, 1, 256); break;
     case K_REPEAT: b->repeat = (int)cmd_int(state, "repeat", arg, 1, 100); break;
     case K_NO_IMAGE: b->no_image = true; break;
+    case K_PROFILE: b->profile = true; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!b->model.model_path == !b->random) argp_error(state, "one of --model-path and --random is needed");
@@ -215,6 +217,28 @@ static void time_prompt(const struct bench *b, struct engine *g, struct cache *c
     for (int s = 1; s < b->batch; s++) prefill(g, c, r, s, depth, b->prompt);
 }
 
+/* Each part once more, kernel by kernel. */
+static int profile(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r, struct err *e)
+{
+    const bool eager = g->eager;
+    struct prof *p = prof_new(g->dev);
+    if (!p) return err_set(e, ERR_NOMEM, "no memory for a profile");
+    g->eager = true;
+    g->kc.prof = p;
+    if (g->model.cfg.has_vision && !b->no_image) {
+        time_clip(g, 1);
+        prof_print(p, stderr, "two pictures");
+    }
+    prefill(g, c, r, 0, b->prompt + b->gen, b->prompt);
+    prof_print(p, stderr, "prompt");
+    decode(g, c, r, b->batch, b->prompt + b->gen, b->prompt);
+    prof_print(p, stderr, "token");
+    g->kc.prof = NULL;
+    g->eager = eager;
+    prof_free(p);
+    return 0;
+}
+
 static void print_figures(const struct bench *b, const struct engine *g, const struct figures *f)
 {
     double cache = (double)engine_cache_bytes(g) * b->batch * (b->prompt + b->gen / 2.0);
@@ -262,6 +286,7 @@ static int measure(const struct bench *b, struct engine *g, struct err *e)
     time_prompt(b, g, &c, &r, t, &f);
     time_decode(b, g, &c, &r, &reader, t, &f);
     print_figures(b, g, &f);
+    if (b->profile) TRY(profile(b, g, &c, &r, e));
 out:
     free(t);
     free(r.memory);

@@ -27,6 +27,8 @@
 #include "dev/dev.h"
 #include "tensor/tensor.h"
 
+struct prof;
+
 enum { KV_PAGE = 16 }; /* rows of a page of a key/value store */
 
 /* What a kernel may use besides its arguments. */
@@ -41,6 +43,7 @@ struct kctx {
                               they are a prompt's, a picture's or a training batch's. Says which kernel to choose where
                               two would add in different orders: T must not */
     struct dev *dev;       /* whose memory all tensors and scratch are in; NULL: the host */
+    struct prof *prof;     /* times what ops call: prof.h; NULL: nobody */
 };
 
 struct adamw;

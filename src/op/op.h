@@ -15,6 +15,7 @@
 #include <stdbool.h>
 
 #include "kern/kern.h"
+#include "kern/prof.h"
 
 /* ---- parameters */
 
@@ -166,9 +167,12 @@ static inline struct tensor param_grad(const struct param *p)
 {
     return param_trains(p) ? p->g : (struct tensor){ 0 };
 }
-#define OP_RUN(o, kernel, ...)                                        \
-    do {                                                              \
-        if (!(o)->dry) (o)->k->kernel((o)->kc, __VA_ARGS__);          \
+#define OP_RUN(o, kernel, ...)                                                              \
+    do {                                                                                    \
+        if ((o)->dry) break;                                                                \
+        if ((o)->kc->prof) prof_begin((o)->kc->prof, #kernel, PROF_ARGS(__VA_ARGS__));      \
+        (o)->k->kernel((o)->kc, __VA_ARGS__);                                               \
+        if ((o)->kc->prof) prof_end((o)->kc->prof);                                         \
     } while (0)
 /* A wrong shape is our bug: say which op and which shapes. */
 void op_check_failed(const char *op, const char *what, struct tensor a, struct tensor b);
