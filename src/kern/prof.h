@@ -19,8 +19,8 @@ void prof_end(struct prof *p);
  * twice), share of the time. Waits; then forgets all. */
 void prof_print(struct prof *p, FILE *f, const char *title);
 
-/* PROF_ARGS(a, b, ...): an array of tensors and its length, made of a kernel's arguments: numbers become absent tensors,
- * and of an array of tensors (a composite's, three long) the first that is there is taken with the sum of all rows. */
+/* PROF_ARGS(a, b, ...): an array of tensors and its length, made of a kernel's arguments: numbers become absent
+ * tensors, and of an array of tensors (a composite's, three long) the first is taken with the sum of all rows. */
 static inline struct tensor prof_tensor(int unused, struct tensor t) { return (void)unused, t; }
 static inline struct tensor prof_number(int unused, ...) { return (void)unused, (struct tensor){ 0 }; }
 static inline struct tensor prof_three(int unused, const struct tensor *t)
