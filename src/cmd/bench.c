@@ -64,7 +64,7 @@ static const struct argp argp = {
     "milliseconds to the first "
     "token, bytes moved per second and their share of what this machine reads (measured in the same run), "
     "floating-point "
-    "operations per second, peak memory.\v"
+    "operations per second, peak memory. `llava bench train` measures training (it has a --help of its own).\v"
     "Example:\n  llava bench --random 1b --prompt 640 --gen 64 --dtype bf16\n\n" CMD_EXIT_STATUS,
     children,
     NULL,
@@ -297,6 +297,11 @@ out:
 
 int cmd_bench(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "train")) {
+        static char name[] = "llava bench train";
+        argv[1] = name;
+        return cmd_bench_train(argc - 1, argv + 1);
+    }
     struct bench b = { .model = llava_options_default(), .prompt = 640, .gen = 32, .batch = 1, .repeat = 3 };
     int rc = cmd_parse(&argp, argc, argv, &b);
     if (rc) return rc;

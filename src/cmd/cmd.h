@@ -20,6 +20,7 @@ int cmd_merge(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
 int cmd_train(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_bench_train(int argc, char **argv); /* argv[0] is "llava bench train" */
 int cmd_env(int argc, char **argv);
 int cmd_controller(int argc, char **argv);
 int cmd_worker(int argc, char **argv);

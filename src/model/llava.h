@@ -103,7 +103,8 @@ struct llava_source {
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);
-/* Random parameters of the given shapes, in memory; reproducible. Of s only dtype, dev and admit matter. */
+/* Random parameters of the given shapes, in memory; reproducible. Of s only dtype, bits, linears_only, dev and
+ * admit matter. */
 int llava_model_random(struct llava_model *m, const struct llava_config *cfg, const struct llava_source *s,
                        uint64_t seed, struct err *e);
 void llava_model_close(struct llava_model *m); /* accepts a zeroed one */

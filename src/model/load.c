@@ -562,7 +562,8 @@ struct randomiser {
     enum dtype dtype;
     const float *noise;
     void *block; /* the noise in dtype, on the device */
-    int bits;    /* as llava_source.bits */
+    int bits;    /* as llava_source.bits, linears_only */
+    bool linears_only;
     void *group[2]; /* of Q8, Q4: the noise as one quantised row; made when needed */
     bool count;
     size_t bytes;
@@ -612,7 +613,8 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
     struct randomiser *z = ctx;
     bool matrix = (r->flags & BIND_DECAY) || strstr(r->name, "class_embedding");
     const bool short_bias = z->m->dev && is_bias(r);
-    const enum dtype type = bind_quant(r, z->bits, matrix || short_bias ? z->dtype : DT_F32);
+    const int bits = !z->linears_only || (r->flags & BIND_LINEAR) ? z->bits : 0;
+    const enum dtype type = bind_quant(r, bits, matrix || short_bias ? z->dtype : DT_F32);
     struct tensor t = bind_view(r, z->m, type); /* while counting an address that is not read */
     z->bytes += tensor_bytes(t) + ARENA_ALIGN;
     r->param->w = t;
@@ -669,7 +671,8 @@ int llava_model_random(struct llava_model *m, const struct llava_config *cfg, co
     struct rng rng;
     rng_seed(&rng, seed);
     for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
-    struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .bits = s->bits, .count = true };
+    struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .bits = s->bits,
+                            .linears_only = s->linears_only, .count = true };
     int rc;
     TRY(groups_make(&z, e));
     TRY(model_make_layers(m, e));

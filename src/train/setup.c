@@ -297,10 +297,12 @@ static int choose_all(struct trainee *t, const struct train_args *a, struct err 
     return t->n ? 0 : err_set(e, ERR_USAGE, "these arguments freeze everything: there is nothing to train");
 }
 
+static enum dtype precision_of(const struct train_args *a) { return a->bf16 ? DT_BF16 : a->fp16 ? DT_F16 : DT_F32; }
+
 int trainee_open(struct trainee *t, const struct train_args *a, struct err *e)
 {
     int rc;
-    *t = (struct trainee){ .dtype = a->bf16 ? DT_BF16 : a->fp16 ? DT_F16 : DT_F32 };
+    *t = (struct trainee){ .dtype = precision_of(a) };
     TRY(hub_find(&t->dir, a->model_name_or_path, NULL, e));
     TRY(open_model(t, a, e));
     TRY(open_tokenizer(t, a, e));
@@ -309,6 +311,22 @@ int trainee_open(struct trainee *t, const struct train_args *a, struct err *e)
     if (a->model_max_length > t->model.cfg.llama.max_pos)
         log_warn("--model_max_length %lld is more than the %d positions that the model was made for",
                  (long long)a->model_max_length, t->model.cfg.llama.max_pos);
+    TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
+    TRY(choose_all(t, a, e));
+out:
+    if (rc < 0) trainee_close(t);
+    return rc;
+}
+
+int trainee_random(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    struct llava_config c;
+    int rc;
+    *t = (struct trainee){ .dtype = precision_of(a) };
+    const struct llava_source s = { .dtype = t->dtype, .linears_only = true, .bits = a->bits == 16 ? 0 : (int)a->bits };
+    TRY(llava_config_preset(&c, a->model_name_or_path, e));
+    TRY(llava_model_random(&t->model, &c, &s, (uint64_t)a->seed, e));
+    t->recipe = (struct recipe){ .pad = -1, .vision = true, .side = c.clip.image, .rows = llava_tile_rows(&t->model) };
     TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
     TRY(choose_all(t, a, e));
 out:

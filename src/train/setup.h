@@ -46,6 +46,8 @@ struct trainee_bytes {
 };
 
 int trainee_open(struct trainee *t, const struct train_args *a, struct err *e);
+/* Of random weights instead: a.model_name_or_path is a preset (llava_config_preset). Without a tokenizer. */
+int trainee_random(struct trainee *t, const struct train_args *a, struct err *e);
 struct trainee_bytes trainee_count(struct trainee *t);
 /* Copies, rounds and clears. Masters of rounded weights are the rounded values, as DeepSpeed makes them. */
 int trainee_fill(struct trainee *t, const struct train_args *a, struct err *e);

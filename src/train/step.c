@@ -1,9 +1,11 @@
 /* See step.h. */
 #include "train/step.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/plat.h"
+#include "base/rng.h"
 
 enum {
     TOWER_GROUP = 4,  /* pictures that a frozen tower sees at once */
@@ -199,4 +201,66 @@ double step_flops(const struct step *s, const struct batch_limits *b)
     for (int i = 0; i < m->cfg.n_projector; i++) patch += linear_flops(&m->projector[i], i > 0);
     const double rows = m->cfg.has_vision ? (double)llava_tile_rows(m) : 0;
     return token * b->T + patch * rows * b->n_images + linear_flops(&m->llama.head, true) * b->n_targets;
+}
+
+double step_flops_again(const struct step *s, const struct batch_limits *b)
+{
+    const struct llama *l = &s->m->llama;
+    double token = 0;
+    if (!s->checkpoint) return 0;
+    for (int i = 0; i < l->cfg.L; i++) {
+        const struct linear *all[] = { &l->layer[i].q, &l->layer[i].k, &l->layer[i].v, &l->layer[i].o,
+                                       &l->layer[i].gate, &l->layer[i].up, &l->layer[i].down };
+        for (int k = 0; k < 7; k++) {
+            token += 2.0 * (double)tensor_count(all[k]->w.w);
+            if (all[k]->lora)
+                token += 2.0 * (double)(tensor_count(all[k]->lora->a.w) + tensor_count(all[k]->lora->b.w));
+        }
+        token += 2.0 * l->cfg.H * l->cfg.D * b->T / (b->n ? b->n : 1);
+    }
+    return token * b->T;
+}
+
+/* t[n,n] with random numbers in its type. */
+static int put_noise(struct step *s, struct tensor *t, int64_t n, enum dtype type, struct arena *mem, struct err *e)
+{
+    const int64_t count = n * n;
+    float *wide = malloc((size_t)count * sizeof *wide);
+    void *host = malloc((size_t)count * sizeof *wide);
+    struct rng r;
+    if (wide && host) {
+        rng_seed(&r, (uint64_t)n);
+        for (int64_t i = 0; i < count; i++) wide[i] = (float)(rng_unit(&r) - 0.5);
+        dtype_convert(host, type, wide, DT_F32, count);
+        *t = tensor_2d(NULL, type, n, n);
+        t->p = arena_take(mem, tensor_bytes(*t));
+        dev_put(s->kc.dev, t->p, host, tensor_bytes(*t));
+    }
+    const int rc = wide && host ? 0 : err_set(e, ERR_NOMEM, "no memory for a matrix");
+    free(wide);
+    free(host);
+    return rc;
+}
+
+double step_ceiling(struct step *s, enum dtype w_type)
+{
+    enum { TIMES = 5, HOST_N = 768, DEVICE_N = 8192 };
+    const int64_t n = s->kc.dev ? DEVICE_N : HOST_N;
+    struct tensor x = { 0 }, w = { 0 }, y, none = { 0 };
+    struct arena mem = { 0 };
+    double best = 0;
+    if (dev_arena(&mem, s->kc.dev, (size_t)(3 * n * n) * sizeof(float) + 4 * ARENA_ALIGN, NULL) < 0) return 0;
+    if (put_noise(s, &x, n, s->act_type, &mem, NULL) < 0 || put_noise(s, &w, n, w_type, &mem, NULL) < 0) goto out;
+    y = x;
+    y.p = arena_take(&mem, tensor_bytes(y));
+    for (int i = 0; i <= TIMES; i++) {
+        const double start = plat_now_s();
+        s->kern.matmul(&s->kc, y, x, w, none, none);
+        dev_sync(s->kc.dev);
+        const double speed = 2 * pow((double)n, 3) / (plat_now_s() - start);
+        if (i && speed > best) best = speed; /* the first one opens libraries */
+    }
+out:
+    arena_fini(&mem);
+    return best;
 }

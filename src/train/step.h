@@ -39,5 +39,9 @@ void step_close(struct step *s); /* accepts a zeroed one */
  * 0: none. Without a target: 0, and nothing is computed. */
 double step_run(struct step *s, const struct batch *b, bool back, uint64_t drop_key);
 
-/* Useful floating point operations of a batch, recomputation left out. */
+/* Useful floating point operations of a batch, recomputation left out; and those of the recomputation. */
 double step_flops(const struct step *s, const struct batch_limits *b);
+double step_flops_again(const struct step *s, const struct batch_limits *b);
+/* Operations a second of one large matrix product, on numbers that are not zeros; w: the weights' type. 0 without
+ * memory for it. Waits. */
+double step_ceiling(struct step *s, enum dtype w);

@@ -407,26 +407,6 @@ static int run_batch(struct trainer *r, const struct batch *b, struct err *e)
 
 /* ---- the run */
 
-/* FLOP/s of matrix products of a size that training has. */
-static double measure_peak(struct trainer *r)
-{
-    enum { T = 256, C = 1024, TIMES = 4 };
-    struct arena mem = { 0 };
-    double best = 0;
-    if (arena_init(&mem, (size_t)(2 * T * C + C * C) * sizeof(float) + 4 * ARENA_ALIGN, NULL) < 0) return 0;
-    struct tensor x = tensor_2d(NULL, DT_F32, T, C), y = x, w = tensor_2d(NULL, r->t.dtype, C, C), none = { 0 };
-    x.p = arena_take(&mem, tensor_bytes(x));
-    y.p = arena_take(&mem, tensor_bytes(y));
-    w.p = arena_take(&mem, tensor_bytes(w));
-    for (int i = 0; i < TIMES; i++) {
-        const double start = plat_now_s();
-        r->step.kern.matmul(&r->step.kc, y, x, w, none, none);
-        best = fmax(best, 2.0 * T * C * C / (plat_now_s() - start));
-    }
-    arena_fini(&mem);
-    return best;
-}
-
 /* Share of the matrix products' speed that a whole training step reaches: measured on models of 5 M to 1 G numbers. */
 static const double step_share = 0.6;
 
@@ -571,7 +551,7 @@ int train_run(struct train_args *a, struct err *e)
     TRY(trainee_open(&r.t, a, e));
     TRY(open_feeds(&r, e));
     TRY(open_step(&r, e));
-    const double peak = measure_peak(&r);
+    const double peak = step_ceiling(&r.step, r.t.dtype);
     if (a->dry_run) print_plan(&r, peak);
     else TRY(train(&r, peak, e));
 out:

@@ -38,7 +38,7 @@ def refused(name, r, *says, code=1):
     """Usage errors may add a sentence that says where help is."""
     lines = r.err.splitlines()
     one = len(lines) == 1 or (code == 2 and len(lines) in (2, 3) and "--help" in lines[1])
-    begins = bool(lines) and re.match(r"llava( \w+)?: ." if code == 2 else "llava: .", lines[0])
+    begins = bool(lines) and re.match(r"llava( \w+){0,2}: ." if code == 2 else "llava: .", lines[0])
     named = all(s in lines[0] for s in says) if lines else False
     ok(r.code == code and one and begins and named and not r.out.strip(), name, r.text + f"\nwanted: exit {code}, {says}")
 
@@ -58,8 +58,9 @@ def declared(source):
 
 def test_help(update):
     everything = set()
-    for name in commands():
-        r = llava(name, "--help")
+    for command in [[name] for name in commands()] + [["bench", "train"]]:
+        name = "_".join(command)
+        r = llava(*command, "--help")
         path = os.path.join(HELP, name + ".txt")
         if update:
             with open(path, "w", encoding="utf-8") as f:
@@ -71,7 +72,7 @@ def test_help(update):
         ok(not missing, f"{name} --help names each of its options", missing)
         ok(max(map(len, r.out.splitlines()), default=99) <= 80, f"{name} --help fits 80 columns", r.out)
         everything |= set(re.findall(r"--([a-z0-9-]+)", r.out))
-        refused(f"{name} --no-such-option", llava(name, "--no-such-option"), "no-such-option", code=2)
+        refused(f"{name} --no-such-option", llava(*command, "--no-such-option"), "no-such-option", code=2)
     shared = [o for o in declared(f"{ROOT}/src/cmd/cmd.c") if o not in everything]
     ok(not shared, "shared options are in some command's help", shared)
 
@@ -134,6 +135,25 @@ def test_chat():
     ok(len(kept) == 2 and kept[0] == 0 < kept[1], "the second turn keeps what was read", loud.text)
 
 
+def test_bench_train():
+    """One line; what it counts follows from the sizes; what the trainer refuses it refuses."""
+    tiny = ("bench", "train", "--quiet", "--random", "tiny", "--batch", "2", "--seq", "96", "--steps", "1")
+    try:
+        line = json.loads(llava(*tiny, "--stage", "lora", "--accum", "2", "--", "--lora_r=8").out)
+    except ValueError:
+        line = {}
+    seconds = line.get("step_s", 0)
+    ok(seconds > 0 and abs(line["samples_s"] * seconds - 4) < 1e-3 and abs(line["tok_s"] * seconds - 4 * 96) < 0.1 and
+       line["tflops"] > line["useful_tflops"] > 0 and line["ceiling_tflops"] > 0, "bench train counts what it does", line)
+    for stage in ("pretrain", "qlora"):
+        r = llava(*tiny, "--stage", stage)
+        ok(r.code == 0 and json.loads(r.out)["stage"] == stage, f"bench train --stage {stage}", r.text)
+    refused("bench train: a limit", llava(*tiny, "--memory-limit", "1M"), "--memory_limit is 1.0 MB")
+    refused("bench train: a short record", llava(*tiny, "--seq", "64"), "--seq 64")
+    refused("bench train: no such shape", llava(*tiny, "--random", "3b"), "'3b'")
+    refused("bench train: no such argument", llava(*tiny, "--", "--lora_rank=8"), "lora_rank", code=2)
+
+
 def test_other_commands():
     r = llava("bench", "--quiet", "--random", "tiny", "--prompt", "16", "--gen", "2", "--repeat", "1")
     try:
@@ -141,6 +161,7 @@ def test_other_commands():
     except ValueError:
         line = {}
     ok(r.code == 0 and line.get("decode_tok_s", 0) > 0, "bench prints one JSON object", r.text)
+    test_bench_train()
     r = llava("env")
     ok(r.code == 0 and "kernels" in r.out and "HF_HOME" in r.out, "env", r.text)
     with Temp() as t:

@@ -1,0 +1,249 @@
+/* See bench.h. */
+#include "train/bench.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+
+#include "base/plat.h"
+#include "base/rng.h"
+#include "train/optim.h"
+#include "train/plan.h"
+
+enum {
+    BATCHES = 8,      /* different ones at most; then they come again */
+    TEXT_BEFORE = 35, /* tokens before the picture, as LLaVA's prompt of v1 has */
+};
+/* Tokens of text: mean 360 before they are cut, of which an answer is half. */
+static const double mix_median = 240, mix_deviation = 0.9, mix_pictures = 0.85;
+
+struct bench {
+    const struct train_bench *b;
+    struct trainee t;
+    struct step step;
+    struct optim optim;
+    struct plan plan;
+    struct rng rng;
+    struct batch batch[BATCHES];
+    int n_batches;
+    struct sample *sample;   /* of the batch that is made */
+    int n, n_max;
+    double *time;            /* [steps] */
+    double records, positions, real, learned, useful, again; /* sums over the measured steps */
+};
+
+/* ---- records */
+
+static int sample_room(struct bench *b, struct err *e)
+{
+    if (b->n < b->n_max) return 0;
+    const int max = b->n_max ? 2 * b->n_max : 64;
+    struct sample *s = realloc(b->sample, (size_t)max * sizeof *s);
+    if (!s) return err_set(e, ERR_NOMEM, "no memory for records");
+    b->sample = s;
+    for (int i = b->n_max; i < max; i++)
+        s[i] = (struct sample){ .ids = ids_make(IDS_MAX), .labels = ids_make(IDS_MAX) };
+    b->n_max = max;
+    return 0;
+}
+
+static void put(struct sample *s, int32_t id, bool learned)
+{
+    ids_add(&s->ids, id);
+    ids_add(&s->labels, learned ? id : IDS_IGNORE);
+    s->n_targets += learned;
+}
+
+/* A record of `text` tokens, the latter half of them learned, and a picture. */
+static int make_sample(struct bench *b, struct sample *s, int text, bool picture, struct err *e)
+{
+    const struct recipe *c = &b->t.recipe;
+    const int V = b->t.model.cfg.llama.V, before = text / 2 < TEXT_BEFORE ? text / 2 : TEXT_BEFORE;
+    const size_t side = (size_t)c->side, n = 3 * side * side;
+    ids_reset(&s->ids);
+    ids_reset(&s->labels);
+    s->n_targets = 0;
+    s->n_images = picture;
+    s->positions = text + (picture ? c->rows : 0);
+    for (int i = 0; i < text; i++) {
+        if (i == before && picture) put(s, IDS_IMAGE, false);
+        put(s, 3 + (int32_t)(rng_u64(&b->rng) % (uint64_t)(V - 3)), i >= text - text / 2);
+    }
+    if (picture && !s->pixels) {
+        s->pixels = malloc(n * sizeof *s->pixels);
+        if (!s->pixels) return err_set(e, ERR_NOMEM, "no memory for pictures");
+        for (size_t i = 0; i < n; i++) s->pixels[i] = (float)rng_normal(&b->rng);
+    }
+    return 0;
+}
+
+/* Tokens of text of the next record, and whether it has a picture. */
+static int next_length(struct bench *b, bool *picture)
+{
+    const int most = (int)b->b->a->model_max_length, rows = b->t.recipe.rows;
+    *picture = b->b->lengths == LENGTHS_FIXED || rng_unit(&b->rng) < mix_pictures;
+    const int room = most - (*picture ? rows : 0);
+    if (b->b->lengths == LENGTHS_FIXED) return room;
+    const double n = mix_median * exp(mix_deviation * rng_normal(&b->rng));
+    return n < 4 ? 4 : n > room ? room : (int)n;
+}
+
+static void pad(struct bench *b)
+{
+    int longest = 0;
+    for (int i = 0; i < b->n; i++)
+        if (b->sample[i].positions > longest) longest = b->sample[i].positions;
+    for (int i = 0; i < b->n; i++)
+        for (struct sample *s = &b->sample[i]; s->positions < longest; s->positions++) put(s, 0, false);
+}
+
+/* The records of one batch: so many, or as many as fit into their positions. */
+static int make_batch(struct bench *b, struct batch *out, struct err *e)
+{
+    const struct train_args *a = b->b->a;
+    const int64_t most = a->per_device_train_batch_size * a->model_max_length;
+    const bool fill = b->b->lengths == LENGTHS_MIX && !b->b->padded;
+    int64_t T = 0, targets = 0;
+    int rc;
+    for (b->n = 0; fill || b->n < a->per_device_train_batch_size; b->n++) {
+        bool picture;
+        const int text = next_length(b, &picture);
+        if (fill && T + text + (picture ? b->t.recipe.rows : 0) > most) break;
+        TRY(sample_room(b, e));
+        TRY(make_sample(b, &b->sample[b->n], text, picture, e));
+        T += b->sample[b->n].positions;
+        targets += b->sample[b->n].n_targets;
+    }
+    if (b->b->padded) pad(b);
+    struct sample **list = malloc((size_t)b->n * sizeof *list);
+    float *weight = malloc((size_t)b->n * sizeof *weight);
+    rc = list && weight ? 0 : err_set(e, ERR_NOMEM, "no memory for a batch");
+    for (int i = 0; i < b->n && rc >= 0; i++) {
+        list[i] = &b->sample[i];
+        weight[i] = (float)(1 / ((double)targets * (double)a->gradient_accumulation_steps));
+    }
+    if (rc >= 0) rc = batch_make(out, &b->t.recipe, list, weight, b->n, 0, e);
+    out->micro = T; /* of no use to the step: positions that are not padding */
+    free(list);
+    free(weight);
+out:
+    return rc;
+}
+
+static int make_batches(struct bench *b, struct batch_limits *most, struct err *e)
+{
+    const int64_t all = (b->b->steps + 1) * b->b->a->gradient_accumulation_steps;
+    const int rows = b->t.recipe.rows;
+    if (b->b->a->model_max_length < rows + 8)
+        return err_set(e, ERR_USAGE, "--seq %lld has no room for a picture of %d positions and text",
+                       (long long)b->b->a->model_max_length, rows);
+    *most = (struct batch_limits){ 0 };
+    for (b->n_batches = 0; b->n_batches < BATCHES && b->n_batches < all; b->n_batches++) {
+        struct batch *x = &b->batch[b->n_batches];
+        const int rc = make_batch(b, x, e);
+        if (rc < 0) return rc;
+        if (x->n > most->n) most->n = x->n;
+        if (x->T > most->T) most->T = x->T;
+        if (x->n_images > most->n_images) most->n_images = x->n_images;
+        if (x->n_targets > most->n_targets) most->n_targets = x->n_targets;
+    }
+    return 0;
+}
+
+/* ---- steps */
+
+static void run_step(struct bench *b, int64_t k, bool counted)
+{
+    const int64_t accum = b->b->a->gradient_accumulation_steps;
+    const double start = plat_now_s();
+    for (int64_t i = 0; i < accum; i++) {
+        const struct batch *x = &b->batch[(k * accum + i) % b->n_batches];
+        const struct batch_limits sizes = { x->n, x->T, x->n_images, x->n_targets };
+        step_run(&b->step, x, true, b->t.n_lora && b->b->a->lora_dropout > 0 ? rng_u64(&b->rng) | 1 : 0);
+        if (!counted) continue;
+        b->records += x->n;
+        b->positions += x->T;
+        b->real += (double)x->micro;
+        b->learned += x->n_targets;
+        b->useful += step_flops(&b->step, &sizes);
+        b->again += step_flops_again(&b->step, &sizes);
+    }
+    optim_step(&b->optim, &b->step, k + 1, optim_norm(&b->optim, &b->step));
+    dev_sync(b->step.kc.dev);
+    if (counted) b->time[k - 1] = plat_now_s() - start;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static json_t *figures(struct bench *b, double ceiling)
+{
+    const struct train_bench *o = b->b;
+    const struct train_args *a = o->a;
+    const struct dev_memory card = dev_memory_now(b->step.kc.dev);
+    const double n = o->steps;
+    qsort(b->time, (size_t)o->steps, sizeof *b->time, by_value);
+    const double s = b->time[o->steps / 2], executed = (b->useful + b->again) / n / s;
+    json_t *r = json_pack(
+        "{ss, ss, ss, ss, ss, ss, si, sI, sI, sI, si}", "bench", "train", "model", a->model_name_or_path, "stage",
+        o->stage, "dtype", dtype_name(b->t.dtype), "kernels", b->step.kern.name, "lengths",
+        o->lengths == LENGTHS_FIXED ? "fixed" : o->padded ? "mix665k, padded" : "mix665k, packed", "threads",
+        b->step.kc.n_threads, "batch", (json_int_t)a->per_device_train_batch_size, "seq",
+        (json_int_t)a->model_max_length, "accum", (json_int_t)a->gradient_accumulation_steps, "steps", o->steps);
+    const struct { const char *name; double value; } real[] = {
+        { "step_s", s }, { "slowest_s", b->time[o->steps - 1] }, { "samples_s", b->records / n / s },
+        { "tok_s", b->real / n / s }, { "positions_s", b->positions / n / s }, { "learned_tok_s", b->learned / n / s },
+        { "tflops", executed * 1e-12 }, { "useful_tflops", b->useful / n / s * 1e-12 },
+        { "ceiling_tflops", ceiling * 1e-12 }, { "share_of_ceiling", ceiling > 0 ? executed / ceiling : 0 },
+    };
+    for (size_t i = 0; i < sizeof real / sizeof *real; i++)
+        json_object_set_new(r, real[i].name, json_real(real[i].value));
+    json_object_set_new(r, "planned_bytes", json_integer((json_int_t)b->plan.sum));
+    json_object_set_new(r, "peak_bytes", json_integer((json_int_t)card.peak));
+    json_object_set_new(r, "host_peak_bytes", json_integer((json_int_t)plat_memory_peak()));
+    return r;
+}
+
+static void bench_fini(struct bench *b)
+{
+    for (int i = 0; i < BATCHES; i++) batch_fini(&b->batch[i]);
+    for (int i = 0; i < b->n_max; i++) sample_fini(&b->sample[i]);
+    free(b->sample);
+    free(b->time);
+    optim_close(&b->optim);
+    step_close(&b->step);
+    trainee_close(&b->t);
+}
+
+int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
+{
+    struct bench b = { .b = o };
+    const struct train_args *a = o->a;
+    const struct batch_limits none = { 0 };
+    struct batch_limits most;
+    const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
+    int rc;
+    *ret = NULL;
+    omp_set_num_threads(threads);
+    rng_seed(&b.rng, (uint64_t)a->seed);
+    b.time = calloc((size_t)o->steps, sizeof *b.time);
+    if (!b.time) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
+    TRY(trainee_random(&b.t, a, e));
+    TRY(make_batches(&b, &most, e));
+    TRY(step_open(&b.step, &b.t.model, b.t.tower_trains, a->gradient_checkpointing,
+                  b.t.dtype == DT_BF16 ? DT_BF16 : DT_F32, threads, &most, &none, e));
+    TRY(plan_make(&b.plan, &b.t, &b.step, 0, a->memory_limit, e));
+    TRY(plan_check(&b.plan, e));
+    const double ceiling = step_ceiling(&b.step, b.t.dtype);
+    TRY(trainee_fill(&b.t, a, e));
+    TRY(step_fill(&b.step, e));
+    TRY(optim_open(&b.optim, &b.t, a, 1000, e));
+    for (int k = 0; k <= o->steps; k++) run_step(&b, k, k > 0);
+    *ret = figures(&b, ceiling);
+out:
+    bench_fini(&b);
+    return rc;
+}
