@@ -63,7 +63,9 @@ struct llava_options {
     const char *kv_dtype;     /* of the cache: "auto" or NULL, "f32", "bf16", "f16", "q8". auto: q8 with quantised
                                  weights, else as dtype */
     bool load_8bit, load_4bit; /* quantise the matrices while loading, unless they are stored so; one of the two */
-    const char *lora[16];     /* [n_lora] "NAME=FOLDER": LoRA adapters that are served beside the model, unmerged */
+    const char *lora[16];     /* [n_lora] "NAME=FOLDER": LoRA adapters that are served beside the model, unmerged. One
+                                 that was trained with a projector (non_lora_trainables.bin beside it) reads pictures
+                                 through that; a language model may see through such adapters alone */
     int n_lora;
     int context;              /* positions that a session holds; 0: all that the model has */
     int threads;              /* 0: as many as the machine gives */

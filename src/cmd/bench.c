@@ -168,10 +168,10 @@ static double time_clip(struct engine *g, int repeat)
         struct rng rng;
         rng_seed(&rng, 7);
         for (size_t i = 0; i < n; i++) px[i] = (float)rng_normal(&rng);
-        engine_encode(g, px, 1, out); /* warms up */
+        engine_encode(g, SIGHT_MODEL, px, 1, out); /* warms up */
         for (int i = 0; i < repeat; i++) {
             double from = plat_now_s();
-            engine_encode(g, px, 1, out);
+            engine_encode(g, SIGHT_MODEL, px, 1, out);
             t[i] = plat_now_s() - from;
         }
         result = median(t, repeat);

@@ -145,7 +145,7 @@ static int each_projector(const struct walk *w, struct llava_model *m)
         char stem[64], name[NAME_MAX_BYTES];
         if (m->cfg.n_projector == 1) snprintf(stem, sizeof stem, "model.mm_projector");
         else snprintf(stem, sizeof stem, "model.mm_projector.%d", 2 * i);
-        struct linear *l = &m->projector[i];
+        struct linear *l = &m->projector.linear[i];
         snprintf(name, sizeof name, "%s.weight", stem);
         struct bind_row r = { .name = name, .param = &l->w, .linear = l, .part = PART_PROJECTOR,
                               .flags = BIND_DECAY | BIND_Q8,
@@ -157,8 +157,8 @@ static int each_projector(const struct walk *w, struct llava_model *m)
         rc = w->fn(w->ctx, &r, w->e);
     }
     if (rc >= 0 && m->cfg.merge == MERGE_UNPAD) {
-        struct bind_row r = { .name = "model.image_newline", .param = &m->newline, .part = PART_PROJECTOR, .nd = 1,
-                              .shape = { out } };
+        struct bind_row r = { .name = "model.image_newline", .param = &m->projector.newline,
+                              .part = PART_PROJECTOR, .nd = 1, .shape = { out } };
         rc = w->fn(w->ctx, &r, w->e);
     }
     return rc;

@@ -10,12 +10,18 @@
 
 enum { WEIGHTS_SETS = 4 }; /* base, tower, projector or other trained parts */
 
+/* From the tower's features to the language model's width. */
+struct projector {
+    struct linear linear[PROJECTOR_MAX]; /* cfg.n_projector linears with exact gelu between them */
+    struct param newline;                /* [1,C] image_newline of 1.6, or absent */
+};
+
 struct llava_model {
     struct llava_config cfg;
     struct llama llama;
     struct clip clip;                         /* valid if cfg.has_vision */
-    struct linear projector[PROJECTOR_MAX];   /* cfg.n_projector linears with exact gelu between them */
-    struct param newline;                     /* [1,C] image_newline of 1.6, or absent */
+    struct projector projector;
+    bool no_projector;                        /* a language model that reads pictures through an adapter's alone */
     struct weights *weights[WEIGHTS_SETS];    /* the mapped files that parameters view: of two tensors with one name, */
     int n_weights;                            /* the later set's is used */
     struct arena own;                         /* converted, merged and random parameters, and tables */
@@ -95,6 +101,8 @@ struct llava_source {
     const struct llava_vision *vision; /* NULL: as config.json says */
     bool unmerged; /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see
                       save.h) */
+    const char *sees_as; /* a folder by whose config.json a language model without a tower gets one, but no projector
+                            (llava_model.no_projector): adapters that are served beside it bring theirs; NULL: none */
     struct dev *dev; /* where parameters go; NULL: the host, where they view the mapped files if they can */
     /* Asked before memory is taken for `bytes` of parameters: the model's are then shapes whose data must not be read.
      * < 0 ends the opening. NULL: nobody. */
@@ -113,9 +121,11 @@ int llava_model_context(struct llava_model *m, int n, struct err *e);
 
 /* ---- forward */
 
-/* pixels[N,3,S,S] -> features [N*P,C] in the language model's width; seq is clip_seq_new's for N pictures */
-struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, const struct clip_seq *seq,
-                           struct tensor pixels);
+/* pixels[N,3,S,S] -> features [N*P,C] in the language model's width, through a projector of m's shapes; seq is
+ * clip_seq_new's for N pictures */
+struct tensor llava_encode(struct op_ctx *o, const struct llava_model *m, const struct projector *p,
+                           const struct clip_seq *seq, struct tensor pixels);
 /* Rows of encode's result for one picture tile. */
 int llava_tile_rows(const struct llava_model *m);
-struct tensor projector_forward(struct op_ctx *o, const struct llava_model *m, struct tensor x);
+struct tensor projector_forward(struct op_ctx *o, const struct llava_model *m, const struct projector *p,
+                                struct tensor x);

@@ -205,6 +205,7 @@ static bool is_bias(const struct bind_row *r) { return strstr(r->name, ".bias") 
 static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct binder *b = ctx;
+    if (r->part == PART_PROJECTOR && b->m->no_projector) return 0;
     const bool other = r->part == PART_PROJECTOR && b->projector;
     const struct weight *w = index_find(other ? b->projector : b->ix, r->name);
     if (!w) {
@@ -431,6 +432,16 @@ int model_make_layers(struct llava_model *m, struct err *e)
     return 0;
 }
 
+/* What was trained with an adapter and is none: LLaVA's training leaves it beside the adapter. */
+static int add_beside(struct llava_model *m, struct index *ix, const char *dir, struct err *e)
+{
+    static const char *const files[] = { "non_lora_trainables.bin", "non_lora_trainables.safetensors" };
+    int rc = 0;
+    for (int i = 0; i < 2 && rc >= 0; i++)
+        if (exists(dir, files[i])) rc = add_file(m, ix, dir, files[i], e);
+    return rc;
+}
+
 /* What kind of folder: the files in it say. */
 int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
                       struct err *e)
@@ -450,12 +461,8 @@ int model_open_files(struct llava_model *m, const struct llava_source *s, struct
     TRY(llava_config_load(&m->cfg, exists(s->path, "config.json") || !s->base ? s->path : s->base, e));
     TRY(add_file(m, ix, s->base ? s->base : s->path, NULL, e));
     if (projector) TRY(add_file(m, ix, s->path, "mm_projector.bin", e));
-    if (adapter) {
-        static const char *const extra[] = { "non_lora_trainables.bin", "non_lora_trainables.safetensors" };
-        for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
-            if (exists(s->path, extra[i])) TRY(add_file(m, ix, s->path, extra[i], e));
-        TRY(lora_open(lora, s->path, e));
-    }
+    if (adapter) TRY(add_beside(m, ix, s->path, e));
+    if (adapter) TRY(lora_open(lora, s->path, e));
 out:
     return rc;
 }
@@ -489,18 +496,40 @@ static int add_vision(struct llava_model *m, const struct llava_vision *v, struc
     return v->projector ? add_file(m, projector, v->projector, NULL, e) : 0;
 }
 
+/* Gives a language model the tower that adapters beside it were trained with, and how pictures are cut for it. */
+static int add_sight(struct llava_model *m, const char *dir, struct err *e)
+{
+    struct llava_config *c = &m->cfg, with;
+    int rc = llava_config_load(&with, dir, e);
+    if (rc < 0) return rc;
+    m->no_projector = c->has_vision = with.has_vision;
+    memcpy(c->tower, with.tower, sizeof c->tower);
+    c->n_projector = with.n_projector;
+    c->mm_hidden = with.mm_hidden;
+    c->select_layer = with.select_layer;
+    c->select_cls = with.select_cls;
+    c->aspect = with.aspect;
+    c->merge = with.merge;
+    c->pinpoints = with.pinpoints;
+    c->text_max = with.text_max;
+    return 0;
+}
+
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
     *m = (struct llava_model){ .dev = s->dev };
+    struct llava_source sight = *s; /* where the tower is looked for */
     struct index ix = { 0 }, projector = { 0 };
     struct lora_set lora = { 0 };
     int rc;
     TRY(model_open_files(m, s, &ix, &lora, e));
     if (s->text_only) m->cfg.has_vision = m->cfg.has_clip = false;
     if (s->vision) TRY(add_vision(m, s->vision, &projector, e));
-    if (m->cfg.has_vision && tower_wanted(m, s, &ix, &lora)) {
-        TRY(model_open_tower(m, s, &ix, e));
-        TRY(check_vision(m, s->path, e));
+    if (s->sees_as && !m->cfg.has_vision) TRY(add_sight(m, s->sees_as, e));
+    if (m->no_projector) sight.path = s->sees_as;
+    if (m->cfg.has_vision && tower_wanted(m, &sight, &ix, &lora)) {
+        TRY(model_open_tower(m, &sight, &ix, e));
+        TRY(check_vision(m, sight.path, e));
     }
     TRY(model_make_layers(m, e));
     choose_dtype(m, s, &ix);
@@ -513,6 +542,81 @@ out:
     free(projector.at);
     if (rc < 0) llava_model_close(m);
     return rc;
+}
+
+/* ---- a projector that comes with an adapter */
+
+/* Was the adapter trained with pictures as this model gets them? */
+static int check_sight(const struct llava_config *have, const char *dir, struct err *e)
+{
+    struct llava_config c;
+    int rc = exists(dir, "config.json") ? llava_config_load(&c, dir, e) : 1;
+    if (rc) return rc < 0 ? rc : 0;
+    if (!c.has_vision || !have->has_vision) return 0;
+    const struct { const char *key; bool same; } rows[] = {
+        { "mm_projector_type", c.n_projector == have->n_projector },
+        { "mm_vision_select_layer", c.select_layer == have->select_layer },
+        { "mm_vision_select_feature", c.select_cls == have->select_cls },
+        { "image_aspect_ratio", c.aspect == have->aspect },
+        { "mm_patch_merge_type", c.merge == have->merge },
+        { "image_grid_pinpoints", c.aspect != ASPECT_ANYRES || c.aspect != have->aspect ||
+                                      !memcmp(&c.pinpoints, &have->pinpoints, sizeof c.pinpoints) },
+        { "mm_use_im_start_end", c.im_start_end == have->im_start_end },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (!rows[i].same)
+            return err_set(e, ERR_UNSUPPORTED, "'%s/config.json' has another '%s' than the model: merge the adapter",
+                           dir, rows[i].key);
+    return 0;
+}
+
+static int bind_projector(void *ctx, const struct bind_row *r, struct err *e)
+{
+    return r->part == PART_PROJECTOR ? bind_one(ctx, r, e) : 0;
+}
+
+int projector_open(struct own_projector *p, const struct llava_model *m, const char *dir, struct err *e)
+{
+    struct llava_source s = { .path = dir, .bits = m->bits, .dev = m->dev };
+    struct llava_model view = *m; /* the same shapes, types and device, but another projector and its own memory */
+    struct index ix = { 0 };
+    struct binder b = { .m = &view, .s = &s, .ix = &ix, .count = true };
+    int rc;
+    view.projector = (struct projector){ 0 };
+    view.no_projector = false;
+    view.n_weights = 0;
+    view.own = (struct arena){ 0 };
+    TRY(check_sight(&m->cfg, dir, e));
+    TRY(add_beside(&view, &ix, dir, e));
+    if (!view.n_weights) goto out;
+    for (size_t i = 0; i < ix.n; i++)
+        if (strncmp(ix.at[i].name, "model.mm_projector", 18) != 0 && strcmp(ix.at[i].name, "model.image_newline") != 0)
+            TRY(err_set(e, ERR_UNSUPPORTED, "'%s' of '%s' was trained with the adapter and is no part of a projector: "
+                        "merge it", ix.at[i].w->name, ix.at[i].w->file));
+    if (!m->cfg.has_vision)
+        TRY(err_set(e, ERR_UNSUPPORTED, "it has a projector, but the model reads no pictures and no config.json of an "
+                                        "adapter says how it might"));
+    TRY(llava_each(&view, bind_projector, &b, e));
+    TRY(dev_arena(&view.own, m->dev, b.bytes, e));
+    TRY(place_begin(&b.placer, m->dev, (int64_t)b.bytes, e));
+    b.count = false;
+    TRY(llava_each(&view, bind_projector, &b, e));
+    p->projector = view.projector;
+    p->there = true;
+out:
+    place_end(&b.placer);
+    free(ix.at);
+    memcpy(p->weights, view.weights, sizeof p->weights);
+    p->n_weights = view.n_weights;
+    p->mem = view.own;
+    return rc;
+}
+
+void projector_close(struct own_projector *p)
+{
+    for (int i = 0; i < p->n_weights; i++) weights_close(p->weights[i]);
+    arena_fini(&p->mem);
+    *p = (struct own_projector){ 0 };
 }
 
 static int free_served(void *ctx, const struct bind_row *r, struct err *e)

@@ -58,6 +58,18 @@ int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct e
  * the host, where they stay in the mapped file: the set must stay open. Errors name what does not fit. */
 int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct arena *mem, const char *dir,
                struct err *e);
+/* The projector that was trained with an adapter and lies beside it (non_lora_trainables.bin), for m's tower. */
+struct own_projector {
+    struct projector projector;
+    bool there; /* else the folder has none: m's own is the adapter's */
+    struct weights *weights[2]; /* mapped files that it views */
+    int n_weights;
+    struct arena mem; /* what had to be converted; of a device everything */
+};
+/* UNSUPPORTED: the adapter was trained with other pictures than m reads, or more than a projector lies beside it. The
+ * caller closes *p (zeroed before) in any case. */
+int projector_open(struct own_projector *p, const struct llava_model *m, const char *dir, struct err *e);
+void projector_close(struct own_projector *p); /* accepts a zeroed one */
 /* An adapter for a weight that the model does not have is an error that names it. */
 int lora_check_used(const struct lora_set *set, const char *dir, struct err *e);
 /* base_model_name_or_path of DIR/adapter_config.json, or leaves name as it is. */

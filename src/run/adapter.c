@@ -10,65 +10,73 @@
 #include "model/load.h"
 
 struct adapter {
-    char *name;
+    char *name, *dir;
     struct lora_set set; /* its mapped file stays open: kernels of the host read from there */
     struct arena mem;    /* of a device: the copies */
+    struct own_projector own;
 };
 
-/* A projector that was trained with the adapter would have to change with it. */
-static int check_folder(const char *dir, struct err *e)
-{
-    static const char *const files[] = { "non_lora_trainables.bin", "non_lora_trainables.safetensors" };
-    char path[4096];
-    for (int i = 0; i < 2; i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
-        if (access(path, F_OK) == 0)
-            return err_set(e, ERR_UNSUPPORTED, "it has weights beside the adapter ('%s'): merge it", files[i]);
-    }
-    return 0;
-}
-
-static int open_one(struct engine *g, const char *entry, struct err *e)
+static int find_one(struct engine *g, const char *entry, struct err *e)
 {
     const char *equals = strchr(entry, '=');
-    char *dir = NULL;
-    int rc, number = g->model.n_adapters;
-    struct adapter *a = &g->adapter[number];
+    struct adapter *a = &g->adapter[g->n_adapters];
     if (!equals || equals == entry || !equals[1]) return err_set(e, ERR_USAGE, "it is not NAME=FOLDER");
     const size_t n = (size_t)(equals - entry);
-    for (int i = 0; i < number; i++)
-        if (strlen(g->adapter[i].name) == n && !strncmp(g->adapter[i].name, entry, n))
+    for (const struct adapter *b = g->adapter; b < a; b++)
+        if (strlen(b->name) == n && !strncmp(b->name, entry, n))
             return err_set(e, ERR_USAGE, "the name was given before");
+    if (strlen(g->name) == n && !strncmp(g->name, entry, n)) return err_set(e, ERR_USAGE, "the model has that name");
     a->name = strndup(entry, n);
     if (!a->name) return err_set(e, ERR_NOMEM, "no memory for a name");
-    g->model.n_adapters++; /* adapters_close closes it from here on */
-    TRY(hub_find(&dir, equals + 1, NULL, e));
-    TRY(check_folder(dir, e));
-    TRY(lora_open(&a->set, dir, e));
-    TRY(lora_serve(&a->set, &g->model, number, &a->mem, dir, e));
-out:
-    free(dir);
-    return rc;
+    g->n_adapters++; /* adapters_close closes it from here on */
+    return hub_find(&a->dir, equals + 1, NULL, e);
 }
 
-int adapters_open(struct engine *g, const char *const *list, int n, struct err *e)
+int adapters_find(struct engine *g, const char *const *list, int n, struct err *e)
 {
     if (n > OP_ADAPTERS) return err_set(e, ERR_LIMIT, "%d adapters are more than %d", n, OP_ADAPTERS);
     g->adapter = n ? calloc((size_t)n, sizeof *g->adapter) : NULL;
     if (n && !g->adapter) return err_set(e, ERR_NOMEM, "no memory for adapters");
     for (int i = 0; i < n; i++) {
-        int rc = open_one(g, list[i], e);
+        int rc = find_one(g, list[i], e);
         if (rc < 0) return err_prefix(e, "adapter '%s'", list[i]);
+    }
+    return 0;
+}
+
+const char *adapters_sight(const struct engine *g)
+{
+    for (int i = 0; i < g->n_adapters; i++) {
+        char path[4096];
+        struct llava_config c;
+        snprintf(path, sizeof path, "%s/config.json", g->adapter[i].dir);
+        if (access(path, F_OK) == 0 && llava_config_load(&c, g->adapter[i].dir, NULL) >= 0 && c.has_vision)
+            return g->adapter[i].dir;
+    }
+    return NULL;
+}
+
+int adapters_open(struct engine *g, struct err *e)
+{
+    for (int i = 0; i < g->n_adapters; i++) {
+        struct adapter *a = &g->adapter[i];
+        g->model.n_adapters++;
+        int rc = lora_open(&a->set, a->dir, e);
+        if (rc >= 0) rc = lora_serve(&a->set, &g->model, i, &a->mem, a->dir, e);
+        if (rc >= 0) rc = projector_open(&a->own, &g->model, a->dir, e);
+        if (rc < 0) return err_prefix(e, "adapter '%s'", a->name);
     }
     return 0;
 }
 
 void adapters_close(struct engine *g)
 {
-    for (int i = 0; i < g->model.n_adapters; i++) {
+    for (int i = 0; i < g->n_adapters; i++) {
         free(g->adapter[i].name);
+        free(g->adapter[i].dir);
         lora_close(&g->adapter[i].set);
         arena_fini(&g->adapter[i].mem);
+        projector_close(&g->adapter[i].own);
     }
     free(g->adapter);
     g->adapter = NULL;
@@ -76,14 +84,38 @@ void adapters_close(struct engine *g)
 
 const char *adapter_name(const struct engine *g, int i)
 {
-    return i >= 0 && i < g->model.n_adapters ? g->adapter[i].name : NULL;
+    return i >= 0 && i < g->n_adapters ? g->adapter[i].name : NULL;
 }
 
 int adapter_find(int *ret, const struct engine *g, const char *name, struct err *e)
 {
     *ret = -1;
     if (!name) return 0;
-    for (int i = 0; i < g->model.n_adapters; i++)
+    for (int i = 0; i < g->n_adapters; i++)
         if (!strcmp(g->adapter[i].name, name)) return *ret = i, 0;
     return err_set(e, ERR_USAGE, "no adapter '%s' is open", name);
+}
+
+/* ---- pictures */
+
+int adapter_sight(const struct engine *g, int adapter)
+{
+    return adapter >= 0 && g->adapter[adapter].own.there ? adapter : SIGHT_MODEL;
+}
+
+bool sight_there(const struct engine *g, int sight)
+{
+    return sight == SIGHT_MODEL ? g->model.cfg.has_vision && !g->model.no_projector : g->adapter[sight].own.there;
+}
+
+const struct projector *sight_projector(const struct engine *g, int sight)
+{
+    return sight == SIGHT_MODEL ? &g->model.projector : &g->adapter[sight].own.projector;
+}
+
+int adapter_sees(const struct engine *g, int adapter, int n_images, struct err *e)
+{
+    if (!n_images || sight_there(g, adapter_sight(g, adapter))) return 0;
+    return err_set(e, ERR_UNSUPPORTED, "'%s' has no projector and reads no pictures",
+                   adapter < 0 ? g->name : adapter_name(g, adapter));
 }

@@ -268,6 +268,7 @@ int llava_session_prompt(struct llava_session *s, const char *prompt, struct lla
     struct image **inner = NULL;
     int rc;
     TRY(api_images(&inner, s->s->g, images, n, &err));
+    TRY(adapter_sees(s->s->g, s->s->adapter, n, &err));
     TRY(prompt_make(&p, s->s->g, prompt, inner, n, &err));
     TRY(session_read(s->s, &p, inner, NULL, &err));
 out:
@@ -307,7 +308,7 @@ static int forward_pictures(struct llava_forward *f, struct engine *g, struct im
     for (int i = 0; i < n; i++) {
         const struct image *im = images[i];
         memcpy(f->pixels + tiles * tile, im->pixels.data, (size_t)im->pixels.n * tile * sizeof(float));
-        memcpy(f->features + rows * width, im->features, (size_t)im->n_rows * width * sizeof(float));
+        memcpy(f->features + rows * width, image_features(im, SIGHT_MODEL), (size_t)im->n_rows * width * sizeof(float));
         tiles += (size_t)im->pixels.n;
         rows += (size_t)im->n_rows;
     }
@@ -324,8 +325,9 @@ int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *p
     int rc;
     *f = (struct llava_forward){ .vocab = x->g->model.cfg.llama.V };
     TRY(api_images(&inner, x->g, images, n, &err));
+    TRY(adapter_sees(x->g, -1, n, &err));
     TRY(prompt_make(&p, x->g, prompt, inner, n, &err));
-    for (int i = 0; i < n; i++) TRY(image_encode(inner[i], x->g, NULL, &err));
+    for (int i = 0; i < n; i++) TRY(image_encode(inner[i], x->g, SIGHT_MODEL, NULL, &err));
     TRY(forward_pictures(f, x->g, inner, n, &err));
     f->n_ids = (int)p.ids.n;
     f->n_positions = p.n;

@@ -126,11 +126,12 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     for (int i = 0; i < r->n; i++) q->answer[i] = (struct answer){ q, i, NULL };
     TRY(copy_stops(q, &r->sampling, e));
     TRY(sampling_check(&r->sampling, e));
+    TRY(adapter_find(&q->adapter, g, r->adapter, e));
+    TRY(adapter_sees(g, q->adapter, r->n_images, e));
     TRY(api_images(&q->images, g, r->images, r->n_images, e));
     TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
     TRY(prompt_fits(&q->prompt, g, e));
     TRY(make_grammar(b, q, r, e));
-    TRY(adapter_find(&q->adapter, g, r->adapter, e));
     q->r.adapter = NULL;
     q->r.prompt = q->r.schema = q->r.grammar = NULL;
     q->r.images = NULL;

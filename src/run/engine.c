@@ -377,10 +377,12 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower,
                               .dev = g->dev, .admit = admit, .ctx = g };
     TRY(read_precision(g, &s, o, e));
+    TRY(adapters_find(g, o->lora, o->n_lora, e));
+    s.sees_as = adapters_sight(g);
     TRY(llava_model_open(&g->model, &s, e));
     if (g->model.cfg.has_vision) TRY(load_processor(g, base, e));
     TRY(load_text(g, base, e));
-    TRY(adapters_open(g, o->lora, o->n_lora, e));
+    TRY(adapters_open(g, e));
     TRY(engine_finish(g, e));
     *ret = g;
     g = NULL;

@@ -25,7 +25,8 @@ struct engine {
     int chunk;                    /* most tokens of one step */
     char *dir, *name;             /* folder; name of the model */
     const char *conversation;     /* template that suits it */
-    struct adapter *adapter;      /* [model.n_adapters] served beside the model, by number: adapter.h */
+    struct adapter *adapter;      /* [n_adapters] served beside the model, by number: adapter.h */
+    int n_adapters;
 };
 
 struct engine_options {
@@ -83,8 +84,10 @@ const float *engine_step(struct engine *g, struct cache *c, const struct step *s
 /* Rows from[0..n) of all layers to rows to[0..n), n < KV_PAGE. */
 void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n);
 
+/* Whose projector is used: the model's, or the number of an adapter that has its own. */
+enum { SIGHT_MODEL = -1, SIGHTS = OP_ADAPTERS + 1 };
 /* pixels [n,3,S,S] F32 -> out [n * rows of a tile, C] F32, one tile at a time. */
-void engine_encode(struct engine *g, const float *pixels, int n, float *out);
+void engine_encode(struct engine *g, int sight, const float *pixels, int n, float *out);
 
 /* The values of a (small) parameter as f32. */
 void engine_values(const struct engine *g, float *out, struct tensor t);

@@ -6,6 +6,7 @@
 
 #include "base/hash.h"
 #include "base/plat.h"
+#include "run/adapter.h"
 
 /* SHA-256's first half word: nobody can make a picture that passes for another's. */
 static uint64_t key_of(const struct pixels *p)
@@ -66,17 +67,40 @@ void image_free(struct image *im)
 {
     if (!im) return;
     pixels_free(&im->pixels);
-    free(im->features);
-    free(im->tiles);
+    for (int i = 0; i < SIGHTS; i++) {
+        if (im->seen[i]) free(im->seen[i]->features), free(im->seen[i]->tiles);
+        free(im->seen[i]);
+    }
     free(im);
 }
 
+const float *image_features(const struct image *im, int sight)
+{
+    const struct seen *v = im->seen[sight - SIGHT_MODEL];
+    return v ? v->features : NULL;
+}
+
+bool image_begun(const struct image *im, int sight)
+{
+    const struct seen *v = im->seen[sight - SIGHT_MODEL];
+    return v && (v->features || v->n_done > 0);
+}
+
+/* Where what is seen through that projector is kept; NULL: no memory. */
+static struct seen *seen_at(struct image *im, int sight)
+{
+    struct seen **v = &im->seen[sight - SIGHT_MODEL];
+    if (!*v) *v = calloc(1, sizeof **v);
+    return *v;
+}
+
 /* Puts tile features into the order in which the language model reads them. Takes `tiles`. */
-static int merge_features(struct image *im, const struct engine *g, float *tiles, struct err *e)
+static int merge_features(float **ret, const struct image *im, const struct engine *g, int sight, float *tiles,
+                          struct err *e)
 {
     int width = g->model.cfg.llama.C, n = im->n_rows;
     if (is_plain(im, &g->model.cfg)) {
-        im->features = tiles;
+        *ret = tiles;
         return 0;
     }
     int32_t *at = malloc((size_t)n * sizeof *at);
@@ -85,39 +109,41 @@ static int merge_features(struct image *im, const struct engine *g, float *tiles
         free(at), free(out), free(newline), free(tiles);
         return err_set(e, ERR_NOMEM, "no memory for a picture's features");
     }
-    struct tensor nl = g->model.newline.w;
+    struct tensor nl = sight_projector(g, sight)->newline.w;
     if (nl.p) engine_values(g, newline, nl);
     rows_of(im, g, at);
     for (int64_t i = 0; i < n; i++)
         memcpy(out + i * width, at[i] < 0 ? newline : tiles + (int64_t)at[i] * width, (size_t)width * sizeof *out);
     free(at), free(newline), free(tiles);
-    im->features = out;
+    *ret = out;
     return 0;
 }
 
-int image_encode_tile(struct image *im, struct engine *g, double *spent_s, struct err *e)
+int image_encode_tile(struct image *im, struct engine *g, int sight, double *spent_s, struct err *e)
 {
-    if (im->features) return 0;
+    if (image_features(im, sight)) return 0;
+    struct seen *v = seen_at(im, sight);
+    if (!v) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
     double t = plat_now_s();
     size_t side = (size_t)g->model.cfg.clip.image, pixels = 3 * side * side;
     size_t tile = (size_t)llava_tile_rows(&g->model) * (size_t)g->model.cfg.llama.C;
-    if (!im->tiles) im->tiles = malloc((size_t)im->pixels.n * tile * sizeof *im->tiles);
-    if (!im->tiles) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
-    engine_encode(g, im->pixels.data + (size_t)im->n_done * pixels, 1, im->tiles + (size_t)im->n_done * tile);
+    if (!v->tiles) v->tiles = malloc((size_t)im->pixels.n * tile * sizeof *v->tiles);
+    if (!v->tiles) return err_set(e, ERR_NOMEM, "no memory for a picture's features");
+    engine_encode(g, sight, im->pixels.data + (size_t)v->n_done * pixels, 1, v->tiles + (size_t)v->n_done * tile);
     int rc = 0;
-    if (++im->n_done == im->pixels.n) {
-        rc = merge_features(im, g, im->tiles, e);
-        im->tiles = NULL;
-        im->n_done = 0;
+    if (++v->n_done == im->pixels.n) {
+        rc = merge_features(&v->features, im, g, sight, v->tiles, e);
+        v->tiles = NULL;
+        v->n_done = 0;
     }
     if (spent_s) *spent_s += plat_now_s() - t;
     return rc;
 }
 
-int image_encode(struct image *im, struct engine *g, double *spent_s, struct err *e)
+int image_encode(struct image *im, struct engine *g, int sight, double *spent_s, struct err *e)
 {
     int rc = 0;
-    while (rc >= 0 && !im->features) rc = image_encode_tile(im, g, spent_s, e);
+    while (rc >= 0 && !image_features(im, sight)) rc = image_encode_tile(im, g, sight, spent_s, e);
     return rc;
 }
 
@@ -135,19 +161,26 @@ static float *copy_of(const float *from, size_t bytes)
     return to ? memcpy(to, from, bytes) : NULL;
 }
 
-bool gallery_find(struct gallery *y, struct image *im)
+static uint64_t gallery_key(const struct image *im, int sight)
 {
-    for (int i = 0; i < y->n; i++) {
-        if (y->kept[i].key != im->key) continue;
+    return sight == SIGHT_MODEL ? im->key : key_mix(im->key, (uint64_t)sight + 1);
+}
+
+bool gallery_find(struct gallery *y, struct image *im, int sight)
+{
+    const uint64_t key = gallery_key(im, sight);
+    struct seen *v = seen_at(im, sight);
+    for (int i = 0; v && i < y->n; i++) {
+        if (y->kept[i].key != key) continue;
         y->kept[i].used = ++y->clock;
-        return (im->features = copy_of(y->kept[i].features, y->kept[i].bytes)) != NULL;
+        return (v->features = copy_of(y->kept[i].features, y->kept[i].bytes)) != NULL;
     }
     return false;
 }
 
-void gallery_keep(struct gallery *y, const struct image *im, const struct engine *g)
+void gallery_keep(struct gallery *y, const struct image *im, int sight, const struct engine *g)
 {
-    size_t bytes = (size_t)im->n_rows * (size_t)g->model.cfg.llama.C * sizeof *im->features;
+    size_t bytes = (size_t)im->n_rows * (size_t)g->model.cfg.llama.C * sizeof(float);
     if (bytes > GALLERY_BYTES) return;
     while (y->n == GALLERY_MAX || y->bytes + bytes > GALLERY_BYTES) {
         int oldest = 0;
@@ -157,8 +190,8 @@ void gallery_keep(struct gallery *y, const struct image *im, const struct engine
         y->bytes -= y->kept[oldest].bytes;
         y->kept[oldest] = y->kept[--y->n];
     }
-    float *features = copy_of(im->features, bytes);
+    float *features = copy_of(image_features(im, sight), bytes);
     if (!features) return; /* a picture that is not kept is computed again */
-    y->kept[y->n++] = (struct kept){ im->key, ++y->clock, features, bytes };
+    y->kept[y->n++] = (struct kept){ gallery_key(im, sight), ++y->clock, features, bytes };
     y->bytes += bytes;
 }

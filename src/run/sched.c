@@ -148,22 +148,23 @@ static void copy_beginning(struct sched *s, struct seq *q)
 static struct image *picture_missing(const struct seq *q)
 {
     for (int i = q->n; i < q->n_prompt; i++)
-        if (q->at[i].token < 0 && !q->images[q->at[i].image]->features) return q->images[q->at[i].image];
+        if (q->at[i].token < 0 && !image_features(q->images[q->at[i].image], q->sight))
+            return q->images[q->at[i].image];
     return NULL;
 }
 
 /* A tile, or nothing when the picture was seen before. */
 static void see(struct sched *s, struct seq *q, struct image *im)
 {
-    if (im->n_done == 0) {
+    if (!image_begun(im, q->sight)) {
         s->stats.pictures++;
-        if (gallery_find(&s->gallery, im)) {
+        if (gallery_find(&s->gallery, im, q->sight)) {
             s->stats.cached_pictures++;
             return;
         }
     }
-    if (image_encode_tile(im, s->g, &q->r.image_s, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
-    else if (im->features) gallery_keep(&s->gallery, im, s->g);
+    if (image_encode_tile(im, s->g, q->sight, &q->r.image_s, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
+    else if (image_features(im, q->sight)) gallery_keep(&s->gallery, im, q->sight, s->g);
 }
 
 /* ---- building steps */
@@ -239,7 +240,8 @@ static int build_features(struct build *b, const struct seq *q, int from, int to
     }
     for (int i = from; i < to; i++)
         if (q->at[i].token < 0)
-            memcpy(s->features + at++ * width, q->images[q->at[i].image]->features + (size_t)q->at[i].row * width,
+            memcpy(s->features + at++ * width,
+                   image_features(q->images[q->at[i].image], q->sight) + (size_t)q->at[i].row * width,
                    width * sizeof *s->features);
     return 0;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/plat.h"
+#include "run/adapter.h"
 #include "text/detok.h"
 
 enum { TEXT_MAX = 1 << 24 };
@@ -42,6 +43,7 @@ int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct i
     }
     memcpy(q->at, p->at, (size_t)p->n * sizeof *q->at);
     q->adapter = adapter;
+    q->sight = adapter_sight(g, adapter);
     for (int i = 0; i < p->n; i++) q->at[i].key = key_of(q, q->at[i].key);
     q->r.n_prompt = p->n;
     *ret = q;

@@ -43,7 +43,7 @@ struct seq {
 
     struct llava_result r;
     struct err err;               /* code 0: none */
-    int adapter;                  /* number, -1: none */
+    int adapter, sight;           /* number, -1: none; whose projector its pictures go through */
     /* The clock when it was submitted (0: just now), its prompt begun, it was ready and asked, its last token came. */
     double submitted_s, begun_s, start_s, token_s;
 };

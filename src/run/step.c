@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "run/adapter.h"
 
 enum { RECORDED = 24, ROWS = ENGINE_SEQS };
 
@@ -24,7 +25,7 @@ struct steps {
     int n_pages;          /* of the context */
     struct clip_seq seq;
     struct tensor pixels; /* [1,3,S,S] F32 */
-    struct recorded at[RECORDED], tower, *last;
+    struct recorded at[RECORDED], tower[SIGHTS], *last; /* tower: by sight, the model's first */
     unsigned turn;
     bool refused;         /* the driver records nothing */
 };
@@ -235,10 +236,10 @@ static struct tensor tile(const struct engine *g, const float *pixels)
     return (struct tensor){ (void *)(uintptr_t)pixels, DT_F32, 4, 0, { 1, 3, side, side } };
 }
 
-static struct tensor encode_run(struct op_ctx *o, const struct engine *g, const float *pixels)
+static struct tensor encode_run(struct op_ctx *o, const struct engine *g, int sight, const float *pixels)
 {
     const struct clip_seq seq = clip_seq_new(o, &g->model.clip, 1);
-    return llava_encode(o, &g->model, &seq, op_input(o, tile(g, pixels)));
+    return llava_encode(o, &g->model, sight_projector(g, sight), &seq, op_input(o, tile(g, pixels)));
 }
 
 static struct tensor in_type(struct op_ctx *o, struct tensor x, enum dtype type)
@@ -251,21 +252,22 @@ static struct tensor in_type(struct op_ctx *o, struct tensor x, enum dtype type)
 }
 
 /* A tile by replay, from pixels in their place to features in F32. y.p NULL: not possible. */
-static struct tensor encode_replay(struct op_ctx *o, struct engine *g, const float *pixels)
+static struct tensor encode_replay(struct op_ctx *o, struct engine *g, int sight, const float *pixels)
 {
     struct steps *t = g->steps;
-    if (!t->tower.graph) {
+    struct recorded *r = &t->tower[sight - SIGHT_MODEL];
+    if (!r->graph) {
         if (!recorded_begin(g)) return (struct tensor){ 0 };
         struct tensor x = in_type(o, t->pixels, o->type);
-        t->tower.y = in_type(o, llava_encode(o, &g->model, &t->seq, x), DT_F32);
-        if (!recorded_end(g, &t->tower)) return (struct tensor){ 0 };
+        r->y = in_type(o, llava_encode(o, &g->model, sight_projector(g, sight), &t->seq, x), DT_F32);
+        if (!recorded_end(g, r)) return (struct tensor){ 0 };
     }
     dev_put(g->dev, t->pixels.p, pixels, tensor_bytes(t->pixels));
-    dev_graph_run(g->dev, t->tower.graph);
-    return t->tower.y;
+    dev_graph_run(g->dev, r->graph);
+    return r->y;
 }
 
-void engine_encode(struct engine *g, const float *pixels, int n, float *out)
+void engine_encode(struct engine *g, int sight, const float *pixels, int n, float *out)
 {
     const int side = g->model.cfg.clip.image;
     const bool replay = g->steps && !g->eager && !g->steps->refused;
@@ -276,9 +278,9 @@ void engine_encode(struct engine *g, const float *pixels, int n, float *out)
         struct tensor y = { 0 };
         const float *from = pixels + (size_t)i * 3 * (size_t)(side * side);
         float *to = out + (size_t)i * (size_t)llava_tile_rows(&g->model) * (size_t)g->model.cfg.llama.C;
-        if (replay) y = encode_replay(&o, g, from);
+        if (replay) y = encode_replay(&o, g, sight, from);
         if (y.p) dev_get(g->dev, to, y.p, tensor_bytes(y));
-        else op_output(&o, to, encode_run(&o, g, from));
+        else op_output(&o, to, encode_run(&o, g, sight, from));
     }
 }
 
@@ -308,9 +310,10 @@ int steps_plan(struct engine *g, size_t *ret, struct err *e)
     step_run(&o, g, &c, &s);
     g->kc.decode = false;
     free(layers);
-    if (g->model.cfg.has_vision) {
+    for (int sight = SIGHT_MODEL; sight < g->n_adapters; sight++) {
+        if (!sight_there(g, sight)) continue;
         arena_rewind(&count, 0);
-        op_output(&o, NULL, encode_run(&o, g, NULL));
+        op_output(&o, NULL, encode_run(&o, g, sight, NULL));
     }
     *ret = count.high;
     return 0;
@@ -346,7 +349,7 @@ void steps_close(struct engine *g)
     struct steps *t = g->steps;
     if (!t) return;
     for (int i = 0; i < RECORDED; i++) dev_graph_free(t->at[i].graph);
-    dev_graph_free(t->tower.graph);
+    for (int i = 0; i < SIGHTS; i++) dev_graph_free(t->tower[i].graph);
     arena_fini(&t->mem);
     free(t->host);
     free(t);

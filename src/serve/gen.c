@@ -49,6 +49,27 @@ void gen_close(struct gen *g)
 
 const struct llava_info *gen_info(const struct gen *g) { return &g->info; }
 
+const char *gen_name(const struct gen *g, int i) { return i ? llava_adapter_name(g->engine, i - 1) : g->info.name; }
+
+json_t *gen_names(const struct gen *g)
+{
+    json_t *v = json_array();
+    const char *name;
+    for (int i = 0; (name = gen_name(g, i)) != NULL; i++) json_array_append_new(v, json_string(name));
+    return v;
+}
+
+bool gen_find(const struct gen *g, const char *name, const char **adapter)
+{
+    const char *one;
+    for (int i = 0; (one = gen_name(g, i)) != NULL; i++) {
+        if (strcmp(one, name) != 0) continue;
+        *adapter = i ? one : NULL;
+        return true;
+    }
+    return false;
+}
+
 void gen_on_change(struct gen *g, void (*fn)(void *ctx), void *ctx)
 {
     g->changed = fn;

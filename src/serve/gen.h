@@ -12,6 +12,11 @@ struct gen;
 int gen_open(struct gen **ret, const struct llava_options *o, const struct llava_batch_options *b, struct err *e);
 void gen_close(struct gen *g); /* after the server whose handlers use it; accepts NULL */
 const struct llava_info *gen_info(const struct gen *g);
+/* What it answers as: the model itself is the 0th, then its adapters; NULL past the last. */
+const char *gen_name(const struct gen *g, int i);
+json_t *gen_names(const struct gen *g); /* all of them, an array */
+/* *adapter (for llava_request) of what answers under that name: NULL is the model itself. False: nothing does. */
+bool gen_find(const struct gen *g, const char *name, const char **adapter);
 int gen_queue_length(struct gen *g); /* answers under way and requests waiting */
 void gen_metrics(struct gen *g, struct buf *out);
 /* fn(ctx) whenever the queue may have grown or shrunk. Set before the first request. */

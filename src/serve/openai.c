@@ -36,6 +36,7 @@ struct ask {
     struct chat chat;
     bool is_chat;
     char id[32], model[200];
+    const char *adapter;  /* NULL: none */
     time_t created;
     struct choice *choice; /* [n] */
     int n;
@@ -291,12 +292,15 @@ static void read_pictures(struct ask *a, const struct fetch_limits *limits, stru
     }
 }
 
-static void check_model(const struct ask *a, const struct llava_info *info, struct bad *b)
+/* Which of the models here is asked. */
+static void find_model(struct ask *a, const struct gen *g, struct bad *b)
 {
-    const char *name = a->chat.model;
-    if (name && strcmp(name, info->name) != 0)
-        bad_set(b, 404, "model", "model_not_found", "the model '%.100s' does not exist here; there is '%s'", name,
-                info->name);
+    const char *name = a->chat.model ? a->chat.model : gen_name(g, 0);
+    if (!gen_find(g, name, &a->adapter))
+        bad_set(b, 404, "model", "model_not_found", "the model '%.100s' does not exist here; there is '%s'%s", name,
+                gen_name(g, 0), gen_name(g, 1) ? " and others, see /v1/models" : "");
+    snprintf(a->model, sizeof a->model, "%s", name);
+    exchange_note(a->task.x, a->model);
 }
 
 static void set_sampling(struct ask *a, const struct llava_info *info, const char *stop)
@@ -335,6 +339,7 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
         r[i].on_token = a->chat.logprobs ? on_token : NULL;
         r[i].on_end = on_end;
         r[i].schema = a->chat.format == CHAT_JSON ? "{\"type\":\"object\"}" : a->chat.schema;
+        r[i].adapter = a->adapter;
         r[i].ctx = &a->part[i];
     }
     return n;
@@ -360,10 +365,8 @@ static void answer(const struct openai *o, struct exchange *x, bool is_chat)
     a->is_chat = is_chat;
     a->created = time(NULL);
     snprintf(a->id, sizeof a->id, "%s-%s", is_chat ? "chatcmpl" : "cmpl", exchange_id(x));
-    snprintf(a->model, sizeof a->model, "%s", info->name);
-    exchange_note(x, a->model);
     (is_chat ? chat_read : completion_read)(&a->chat, body, &bad);
-    if (!bad.status) check_model(a, info, &bad);
+    if (!bad.status) find_model(a, o->g, &bad);
     if (!bad.status) read_pictures(a, &o->fetch, &bad);
     if (!bad.status) n = ask_prepare(a, info, r, &prompt, &bad);
     if (!bad.status && a->chat.stream) exchange_stream(x, EVENT_TYPE, EVENT_PING);
@@ -389,28 +392,35 @@ static void on_completion(void *ctx, struct exchange *x) { answer(ctx, x, false)
 
 /* ---- models */
 
-static json_t *model_json(const char *name)
+static json_t *model_json(const struct gen *g, int i)
 {
-    return json_pack("{ss,ss,si,ss}", "id", name, "object", "model", "created", 0, "owned_by", "llava.c");
+    json_t *v = json_pack("{ss,ss,si,ss}", "id", gen_name(g, i), "object", "model", "created", 0, "owned_by",
+                          "llava.c");
+    if (i) json_object_set_new(v, "parent", json_string(gen_name(g, 0)));
+    return v;
 }
 
 static void on_models(void *ctx, struct exchange *x)
 {
     struct openai *o = ctx;
-    exchange_json(x, 200, json_pack("{ss,s[o]}", "object", "list", "data", model_json(gen_info(o->g)->name)));
+    json_t *list = json_array();
+    for (int i = 0; gen_name(o->g, i); i++) json_array_append_new(list, model_json(o->g, i));
+    exchange_json(x, 200, json_pack("{ss,so}", "object", "list", "data", list));
 }
 
 static void on_model(void *ctx, struct exchange *x)
 {
     struct openai *o = ctx;
-    const char *name = exchange_tail(x);
-    if (!strcmp(name, gen_info(o->g)->name)) exchange_json(x, 200, model_json(name));
+    const char *name = exchange_tail(x), *one;
+    int i = 0;
+    while ((one = gen_name(o->g, i)) != NULL && strcmp(one, name) != 0) i++;
+    if (one) exchange_json(x, 200, model_json(o->g, i));
     else exchange_error(x, 404, "model", "model_not_found", "the model '%.100s' does not exist here", name);
 }
 
 const struct route openai_routes[] = {
-    { "GET", "/v1/models", on_models, ROUTE_QUICK, 0, "the model" },
-    { "GET", "/v1/models/*", on_model, ROUTE_QUICK, 0, "the model, by its name" },
+    { "GET", "/v1/models", on_models, ROUTE_QUICK, 0, "the model and its adapters" },
+    { "GET", "/v1/models/*", on_model, ROUTE_QUICK, 0, "one of them, by its name" },
     { "POST", "/v1/chat/completions", on_chat, 0, PROTOCOL_BODY_MAX, "the next turn of a conversation" },
     { "POST", "/v1/completions", on_completion, 0, PROTOCOL_BODY_MAX, "how a text goes on" },
     { 0 },

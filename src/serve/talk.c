@@ -94,7 +94,7 @@ static void read_settings(struct talk *t, const struct fields *f)
     fields_bad(f, "image_process_mode", "is '%.20s', want Crop, Resize, Pad or Default", t->mode);
 }
 
-void talk_read(struct talk *t, const json_t *body, bool vote, struct bad *b)
+void talk_read(struct talk *t, const json_t *body, bool vote, const char *like, struct bad *b)
 {
     struct fields f = fields_at(body, b);
     json_t *messages = NULL;
@@ -110,7 +110,8 @@ void talk_read(struct talk *t, const json_t *body, bool vote, struct bad *b)
     if (messages && (!n || n > TALK_MESSAGES_MAX))
         fields_bad(&f, "messages", "has %zu messages, want 1 to %d", n, TALK_MESSAGES_MAX);
     if (b->status) return;
-    if (conv_init(&t->conv, conv_pick(t->model, CONV_WEB), &e) < 0) bad_set(b, 503, NULL, "no_memory", "no memory");
+    if (conv_init(&t->conv, conv_pick(like ? like : t->model, CONV_WEB), &e) < 0)
+        bad_set(b, 503, NULL, "no_memory", "no memory");
     for (size_t i = 0; i < n && !b->status; i++) {
         struct fields m = fields_item(&f, "messages", messages, i);
         if (!b->status) read_message(t, &m);

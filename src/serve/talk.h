@@ -28,8 +28,9 @@ struct talk {
     const char *vote;            /* "upvote", "downvote", "flag" */
 };
 
-/* From the body of POST /api/chat and of POST /api/vote (which has an answer last); complaints go to *b. */
-void talk_read(struct talk *t, const json_t *body, bool vote, struct bad *b);
+/* From the body of POST /api/chat and of POST /api/vote (which has an answer last); complaints go to *b. like: the name
+ * that chooses the template, NULL: the body's model. */
+void talk_read(struct talk *t, const json_t *body, bool vote, const char *like, struct bad *b);
 void talk_free(struct talk *t);
 
 /* The prompt, with one "<image>" a picture. *stop as conv_stop. */

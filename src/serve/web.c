@@ -45,6 +45,7 @@ struct reply {
     struct web *w;
     struct remote_call *call;
     struct talk talk;
+    const char *adapter;  /* of a model here; NULL: none */
     char model[200], ip[48];
     json_t *images;       /* MD5s of its pictures */
     struct trim trim;
@@ -155,6 +156,7 @@ static int start_local(struct reply *r, const char *prompt, const char *stop, st
     struct buf marked = buf_make(1 << 26);
     gen_prompt(r->w->gen, &marked, prompt);
     q.prompt = marked.p ? marked.p : "";
+    q.adapter = r->adapter;
     q.sampling.temperature = r->talk.temperature > 0.001 ? (float)r->talk.temperature : 0;
     q.sampling.top_p = r->talk.top_p > 1e-6 ? (float)r->talk.top_p : 1e-6f;
     q.sampling.max_new_tokens = r->talk.max_new_tokens;
@@ -282,21 +284,23 @@ static void moderate(struct reply *r, struct bad *b)
     buf_free(&answer);
 }
 
-static bool known_model(struct web *w, const char *model)
+/* The model whose name says which template suits the one that is asked; NULL: its own. */
+static const char *like_of(const struct web *w, const json_t *body)
 {
-    bool known = w->remote != NULL; /* the controller says */
-    if (w->gen) known = !strcmp(gen_info(w->gen)->name, model);
-    return known;
+    const char *name = json_string_value(json_object_get(body, "model")), *adapter = NULL;
+    return w->gen && name && gen_find(w->gen, name, &adapter) && adapter ? gen_name(w->gen, 0) : NULL;
 }
 
 static void prepare(struct reply *r, const json_t *body, json_t *pictures, struct bad *b)
 {
-    talk_read(&r->talk, body, false, b);
+    talk_read(&r->talk, body, false, like_of(r->w, body), b);
     if (b->status) return;
     snprintf(r->model, sizeof r->model, "%s", r->talk.model);
     exchange_note(r->task.x, r->model);
     journal_info(r->w->journal, "http_bot. ip: %s", r->ip);
-    if (!known_model(r->w, r->model)) bad_set(b, 404, "model", "model_not_found", "no model '%.100s'", r->model);
+    /* Of models elsewhere the controller knows. */
+    if (r->w->gen && !gen_find(r->w->gen, r->model, &r->adapter))
+        bad_set(b, 404, "model", "model_not_found", "no model '%.100s'", r->model);
     if (r->talk.max_new_tokens < 1) bad_set(b, 400, "max_new_tokens", NULL, "%s", PROTOCOL_TOO_LONG);
     if (!b->status) moderate(r, b);
     for (int i = 0; i < r->talk.n_pictures && !b->status; i++) read_picture(r, i, pictures, b);
@@ -349,7 +353,7 @@ static void on_vote(void *ctx, struct exchange *x)
     struct bad bad = { 0 };
     struct talk t = { 0 };
     json_t *body = fields_of(x, false, &bad);
-    if (body) talk_read(&t, body, true, &bad);
+    if (body) talk_read(&t, body, true, like_of(w, body), &bad);
     if (bad.status) {
         bad_reply(&bad, x);
     } else {
@@ -508,7 +512,7 @@ int web_open(struct web **ret, const struct web_options *o, struct gen *gen, str
     pthread_mutex_init(&w->lock, NULL);
     TRY(read_examples(w, e));
     TRY(keep_open(&w->keep, o->log_dir, e));
-    if (gen) w->models = json_pack("[s]", gen_info(gen)->name);
+    if (gen) w->models = gen_names(gen);
     else rc = remote_models(remote, true, &w->models, e);
     if (rc < 0 && o->reload) { /* it may come later */
         journal_error(j, "%s", e->msg);

@@ -112,7 +112,7 @@ static void read_request(struct answer *a, const json_t *body, struct llava_requ
                          struct bad *bad)
 {
     struct fields f = fields_at(body, bad);
-    const char *prompt = NULL;
+    const char *prompt = NULL, *model;
     json_t *images = NULL;
     double temperature = 1, top_p = 1;
     int64_t most = NEW_TOKENS;
@@ -122,7 +122,9 @@ static void read_request(struct answer *a, const json_t *body, struct llava_requ
     fields_real(&f, "top_p", &top_p, 0, 1);
     fields_int(&f, "max_new_tokens", &most, INT32_MIN, INT32_MAX);
     fields_str(&f, "stop", stop);
+    if (fields_str(&f, "model", &model)) gen_find(a->w->g, model, &r->adapter);
     if (bad->status) return;
+    exchange_note(a->task.x, r->adapter ? r->adapter : gen_info(a->w->g)->name);
     buf_str(&a->text, prompt);
     if (json_array_size(images) > GEN_PICTURES_MAX)
         fields_bad(&f, "images", "has %zu pictures, at most %d are accepted", json_array_size(images),
@@ -173,7 +175,6 @@ static void on_generate(void *ctx, struct exchange *x)
     a->w = w;
     a->text = buf_make(2 * PROTOCOL_BODY_MAX);
     exchange_stream(x, "application/octet-stream", NULL);
-    exchange_note(x, gen_info(w->g)->name);
     read_request(a, body, &r, &stop, &bad);
     gen_prompt(w->g, &prompt, a->text.p ? a->text.p : "");
     r.prompt = prompt.p;
@@ -202,7 +203,7 @@ static void on_generate(void *ctx, struct exchange *x)
 
 json_t *worker_status(struct worker_node *w)
 {
-    return json_pack("{s[s]sisi}", "model_names", gen_info(w->g)->name, "speed", 1, "queue_length",
+    return json_pack("{sosisi}", "model_names", gen_names(w->g), "speed", 1, "queue_length",
                      gen_queue_length(w->g));
 }
 

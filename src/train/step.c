@@ -81,9 +81,9 @@ static struct tensor embed(struct op_ctx *o, const struct step *s, const struct 
     if (!b->n_images) return x;
     if (s->tower_trains) {
         struct clip_seq seq = clip_seq_new(o, &s->m->clip, b->n_images);
-        f = llava_encode(o, s->m, &seq, pixels(o, s, b, 0, b->n_images));
+        f = llava_encode(o, s->m, &s->m->projector, &seq, pixels(o, s, b, 0, b->n_images));
     } else {
-        f = projector_forward(o, s->m, frozen_features(o, s, b));
+        f = projector_forward(o, s->m, &s->m->projector, frozen_features(o, s, b));
     }
     return op_add(o, x, op_gather(o, f, ints(o, b->feature, b->T, 0))); /* one of the two is 0 in every row */
 }
@@ -198,7 +198,7 @@ double step_flops(const struct step *s, const struct batch_limits *b)
         const struct linear *all[] = { &l->q, &l->k, &l->v, &l->o, &l->fc1, &l->fc2 };
         for (int k = 0; k < 6; k++) patch += linear_flops(all[k], s->tower_trains);
     }
-    for (int i = 0; i < m->cfg.n_projector; i++) patch += linear_flops(&m->projector[i], i > 0);
+    for (int i = 0; i < m->cfg.n_projector; i++) patch += linear_flops(&m->projector.linear[i], i > 0);
     const double rows = m->cfg.has_vision ? (double)llava_tile_rows(m) : 0;
     return token * b->T + patch * rows * b->n_images + linear_flops(&m->llama.head, true) * b->n_targets;
 }

@@ -38,7 +38,7 @@ static void talks(const json_t *body, bool vote)
     struct err e = { 0 };
     struct buf out = buf_make(1 << 25);
     const char *stop;
-    talk_read(&t, body, vote, &b);
+    talk_read(&t, body, vote, NULL, &b);
     if (!b.status) {
         char *line = talk_line(json_pack("{so}", "state", talk_state(&t, vote ? NULL : "answer")));
         if (!line || strchr(line, '\n')) abort();

@@ -70,7 +70,7 @@ static double step_run(struct step *s)
     o->checkpoint = s->checkpoint;
     struct tensor x = op_embed(o, &s->m.llama.embed, tensor_1d(s->token, DT_I32, s->n));
     struct clip_seq tiles = clip_seq_new(o, &s->m.clip, (int)s->pixels.n[0]);
-    struct tensor f = llava_encode(o, &s->m, &tiles, s->pixels);
+    struct tensor f = llava_encode(o, &s->m, &s->m.projector, &tiles, s->pixels);
     x = op_splice(o, x, f, tensor_1d(s->feature, DT_I32, s->n_features));
     struct tensor logits = llama_logits(o, &s->m.llama, llama_forward(o, &s->m.llama, x, &seq, NULL));
     struct tensor loss = op_xent(o, logits, tensor_1d(s->target, DT_I32, s->n)), g = tape_grad(o, loss);
@@ -228,7 +228,7 @@ static int projector_only(void *ctx, const struct bind_row *row, struct err *e)
     for (size_t k = 0; row->part != PART_PROJECTOR && p->g.p && k < tensor_bytes(p->g); k++)
         if (((char *)p->g.p)[k]) fail_msg("%s is frozen and its gradient was written", row->name);
     for (int i = 0; i < 2 && row->part == PART_PROJECTOR; i++) {
-        const struct linear *l = &all->m.projector[i];
+        const struct linear *l = &all->m.projector.linear[i];
         if (strstr(row->name, i ? ".2.weight" : ".0.weight")) assert_memory_equal(p->g.p, l->w.g.p, tensor_bytes(p->g));
         if (strstr(row->name, i ? ".2.bias" : ".0.bias")) assert_memory_equal(p->g.p, l->b.g.p, tensor_bytes(p->g));
     }

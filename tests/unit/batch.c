@@ -523,6 +523,44 @@ static void test_adapters(void **state)
     free(h);
 }
 
+/* An adapter that lies beside its projector, on a language model that has none: pictures are read as by the two merged,
+ * and only where the adapter is asked for. */
+static void test_sight(void **state)
+{
+    enum { ASKED = 4 };
+    struct place merged, both;
+    struct heard *h = calloc(2 * ASKED, sizeof *h);
+    struct llava_error e;
+    (void)state;
+    open_adapted(&merged, GOLDEN "models/llava-lora", GOLDEN "models/vicuna-base", NULL);
+    open_adapted(&both, GOLDEN "models/vicuna-base", NULL, "seeing=" GOLDEN "models/llava-lora");
+    for (int i = 0; i < 2 * ASKED; i++) {
+        struct place *p = i < ASKED ? &merged : &both;
+        if (i % ASKED == 0) {
+            must(llava_image_open(&p->image[0], p->engine, GOLDEN "pictures/wide-37x23.png", &e), &e);
+            must(llava_image_open(&p->image[1], p->engine, GOLDEN "pictures/square-50x50.png", &e), &e);
+        }
+        struct llava_request r = question(p, &h[i], i % ASKED);
+        heard_init(&h[i]);
+        r.sampling.temperature = 0;
+        r.sampling.max_new_tokens = 24;
+        r.adapter = p == &both ? "seeing" : NULL;
+        must(llava_batch_submit(p->batch, &r, &e), &e);
+    }
+    for (int i = 0; i < 2 * ASKED; i++) {
+        await(&h[i], 1);
+        assert_int_equal(h[i].code, 0);
+        assert_true(h[i].n[0] > 0);
+        if (i >= ASKED) assert_string_equal(h[i].text[0], h[i - ASKED].text[0]);
+    }
+    assert_string_not_equal(h[0].text[0], h[2].text[0]);
+    struct llava_request r = question(&both, &h[0], 0);
+    assert_int_equal(llava_batch_submit(both.batch, &r, &e), LLAVA_UNSUPPORTED);
+    place_close(&merged);
+    place_close(&both);
+    free(h);
+}
+
 /* Threads that submit, cancel and ask for statistics side by side: each accepted request ends once. */
 struct crowd {
     struct place *p;
@@ -582,6 +620,7 @@ int main(void)
         cmocka_unit_test(test_tokens),
         cmocka_unit_test(test_constrained),
         cmocka_unit_test(test_adapters),
+        cmocka_unit_test(test_sight),
         cmocka_unit_test(test_crowd),
     };
     return cmocka_run_group_tests_name("batch", tests, NULL, NULL);

@@ -130,7 +130,7 @@ static char *prompt_of(const char *text, const char *template)
         if (!b.status) chat_prompt(&out, &stop, &c, template, false, &b);
         chat_free(&c);
     } else {
-        talk_read(&t, body, false, &b);
+        talk_read(&t, body, false, NULL, &b);
         if (!b.status) assert_true(talk_prompt(&out, &stop, &t, &e) >= 0);
         talk_free(&t);
     }

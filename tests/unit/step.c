@@ -141,10 +141,10 @@ static void tower(void **state)
     struct rng r;
     rng_seed(&r, 3);
     for (size_t i = 0; i < 2 * n; i++) pixels[i] = (float)rng_normal(&r);
-    engine_encode(host, pixels, 2, y);
-    engine_encode(card, pixels, 2, y + 2 * m);
+    engine_encode(host, SIGHT_MODEL, pixels, 2, y);
+    engine_encode(card, SIGHT_MODEL, pixels, 2, y + 2 * m);
     card->eager = true;
-    engine_encode(card, pixels, 2, y + 4 * m);
+    engine_encode(card, SIGHT_MODEL, pixels, 2, y + 4 * m);
     assert_memory_equal(y + 2 * m, y + 4 * m, 2 * m * sizeof *y);
     assert_true(distance(y + 2 * m, y, 2 * m) < 1e-5);
     free(pixels), free(y);
