@@ -91,7 +91,8 @@ static int open_parts(struct parts *p, struct options *o, struct err *e)
     TRY(controller_open(&p->controller, DISPATCH_SHORTEST_QUEUE, o->serving.client, o->serving.journal, e));
     o->paging.web.examples = o->model.model_path;
     TRY(web_open(&p->web, &o->paging.web, p->gen, NULL, o->serving.journal, e));
-    p->openai = (struct openai){ p->gen, o->answering.fetch };
+    TRY(fetcher_open(&p->openai.fetcher, &o->answering.fetch, e));
+    p->openai.g = p->gen;
     p->status.controller = p->controller;
     p->status.gen = p->gen;
     const struct mount mounts[] = { { worker_routes, p->node },
@@ -125,6 +126,7 @@ out:
     web_close(p.web);
     controller_close(p.controller);
     worker_close(p.node);
+    fetcher_close(p.openai.fetcher);
     gen_close(p.gen);
     serving_close(&o.serving);
     return rc < 0 ? cmd_fail(e.msg) : 0;

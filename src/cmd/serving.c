@@ -102,7 +102,7 @@ int serving_open(struct serving *s, const char *name, const char *file, struct e
     stop_signals(&stop);
     sigprocmask(SIG_BLOCK, &stop, NULL); /* every thread that starts from here on has it so */
     int rc = journal_open(&s->journal, name, s->log_dir, file, e);
-    return rc < 0 ? rc : client_open(&s->client, e);
+    return rc < 0 ? rc : client_open(&s->client, 0, 0, e);
 }
 
 int serving_listen(struct server **ret, struct serving *s, const struct mount *mounts, int n, struct err *e)

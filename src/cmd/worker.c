@@ -88,6 +88,7 @@ int cmd_worker(int argc, char **argv)
     struct err e = { 0 };
     struct server *server = NULL;
     struct gen *gen = NULL;
+    struct fetcher *fetcher = NULL;
     struct worker_node *node = NULL;
     struct status status = { .gen = NULL };
     char id[7], file[40];
@@ -99,7 +100,8 @@ int cmd_worker(int argc, char **argv)
     TRY(gen_open(&gen, &o.model, &o.answering.batch, &e));
     status.gen = gen;
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));
-    struct openai openai = { gen, o.answering.fetch };
+    TRY(fetcher_open(&fetcher, &o.answering.fetch, &e));
+    struct openai openai = { gen, fetcher };
     const struct mount mounts[] = { { worker_routes, node }, { openai_routes, &openai }, { status_routes, &status } };
     TRY(serving_listen(&server, &o.serving, mounts, 3, &e));
     status_set_server(&status, server);
@@ -108,6 +110,7 @@ int cmd_worker(int argc, char **argv)
 out:
     server_close(server);
     worker_close(node);
+    fetcher_close(fetcher);
     gen_close(gen);
     serving_close(&o.serving);
     return rc < 0 ? cmd_fail(e.msg) : 0;

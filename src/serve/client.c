@@ -24,6 +24,7 @@ static CURL *easy(const char *url, const char *body, struct curl_slist *headers)
     curl_easy_setopt(c, CURLOPT_PROXY, "");
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(c, CURLOPT_USERAGENT, "LLaVA Client");
+    if (!body) return c;
     curl_easy_setopt(c, CURLOPT_POST, 1L);
     curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(body));
     curl_easy_setopt(c, CURLOPT_COPYPOSTFIELDS, body);
@@ -135,8 +136,8 @@ static void stream_end(struct client *c, struct stream *t, CURLcode rc)
 
 static void stream_begin(struct client *c, struct stream *t)
 {
-    t->headers = json_headers();
-    t->easy = t->s.url && t->s.body ? easy(t->s.url, t->s.body, t->headers) : NULL;
+    t->headers = t->s.body ? json_headers() : NULL;
+    t->easy = easy(t->s.url, t->s.body, t->headers);
     t->next = c->streams;
     c->streams = t;
     if (!t->easy) {
@@ -149,6 +150,7 @@ static void stream_begin(struct client *c, struct stream *t)
     curl_easy_setopt(t->easy, CURLOPT_WRITEFUNCTION, stream_data);
     curl_easy_setopt(t->easy, CURLOPT_WRITEDATA, t);
     curl_easy_setopt(t->easy, CURLOPT_PRIVATE, t);
+    if (t->s.setup) t->s.setup(t->s.ctx, t->easy);
     CURLMcode rc = curl_multi_add_handle(c->multi, t->easy);
     if (rc != CURLM_OK) stream_end(c, t, CURLE_FAILED_INIT);
 }
@@ -196,13 +198,15 @@ static void *client_main(void *arg)
     return NULL;
 }
 
-int client_open(struct client **ret, struct err *e)
+int client_open(struct client **ret, int total, int host, struct err *e)
 {
     struct client *c = calloc(1, sizeof *c);
     *ret = NULL;
     if (!c) return err_set(e, ERR_NOMEM, "no memory for a client");
     pthread_mutex_init(&c->lock, NULL);
     c->multi = curl_multi_init();
+    if (c->multi && total) curl_multi_setopt(c->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long)total);
+    if (c->multi && host) curl_multi_setopt(c->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long)host);
     if (!c->multi || pthread_create(&c->thread, NULL, client_main, c) != 0) {
         if (c->multi) curl_multi_cleanup(c->multi);
         pthread_mutex_destroy(&c->lock);
@@ -233,7 +237,13 @@ uint64_t client_stream(struct client *c, const struct client_stream *s)
     if (!t) return 0;
     t->s = *s;
     t->s.url = strdup(s->url);
-    t->s.body = strdup(s->body);
+    t->s.body = s->body ? strdup(s->body) : NULL;
+    if (!t->s.url || (s->body && !t->s.body)) {
+        free((char *)t->s.url);
+        free((char *)t->s.body);
+        free(t);
+        return 0;
+    }
     pthread_mutex_lock(&c->lock);
     uint64_t id = t->id = ++c->serial;
     t->next = c->fresh;

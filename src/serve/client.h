@@ -1,5 +1,5 @@
 /* Requests to other servers, over libcurl: short ones that are waited for, and streams, all of which one thread
- * carries. No proxy is used: workers and controllers are neighbours. */
+ * carries. No proxy is used: workers and controllers are neighbours, and of strangers the address must be seen. */
 #pragma once
 #include <jansson.h>
 #include <stdbool.h>
@@ -20,13 +20,15 @@ int client_post_key(const char *url, const char *key, const char *body, double t
 int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e);
 
 struct client;
-int client_open(struct client **ret, struct err *e);
+/* total, host: most connections at a time, in all and to one host; what is over waits. 0: any number. */
+int client_open(struct client **ret, int total, int host, struct err *e);
 /* Breaks off what is under way (whose on_end comes) and ends the thread. Accepts NULL. */
 void client_close(struct client *c);
 
 struct client_stream {
-    const char *url, *body;       /* copied */
+    const char *url, *body;       /* copied; the body is JSON to POST, NULL: GET */
     double connect_s, stall_s;    /* most time to connect; without a byte */
+    void (*setup)(void *ctx, void *curl); /* sets more options of libcurl's handle; or NULL. On the client's thread */
     /* On the client's thread; must not block. on_data: false breaks off. on_end: exactly once, last. status 0: no
      * answer came; what: NULL, or why it broke off. */
     bool (*on_data)(void *ctx, const char *p, size_t n);

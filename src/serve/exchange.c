@@ -123,6 +123,7 @@ static void tell_gone(struct exchange *x)
 void exchange_on_gone(struct exchange *x, void (*fn)(void *), void *ctx)
 {
     pthread_mutex_lock(&x->lock);
+    while (x->calling) pthread_cond_wait(&x->calm, &x->lock);
     x->gone_fn = fn;
     x->gone_ctx = ctx;
     if (x->gone || x->cut) tell_gone(x);

@@ -63,5 +63,10 @@ bool exchange_gone(struct exchange *x);
 /* Has any of a stream been written? Until then exchange_reply may say that it failed. */
 bool exchange_begun(struct exchange *x);
 /* fn(ctx) when the client leaves before the answer is finished; at once if it has left already. It must return soon
- * and must not finish the exchange. Finishing waits until a call of fn that has begun is over. */
+ * and must not finish the exchange. Takes the place of an earlier fn (NULL: none does), after waiting for a call of
+ * that one that has begun: what it used may be freed then. Finishing waits in the same way. */
 void exchange_on_gone(struct exchange *x, void (*fn)(void *ctx), void *ctx);
+
+/* Has a job thread call fn(ctx, x): for a handler that returned because it waits for something, once that has come.
+ * False: too much is waiting, or the server closes; x is the caller's to finish. */
+bool exchange_later(struct exchange *x, void (*fn)(void *ctx, struct exchange *x), void *ctx);

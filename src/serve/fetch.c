@@ -4,10 +4,18 @@
 #include <arpa/inet.h>
 #include <curl/curl.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
+
+#include "base/buf.h"
+#include "serve/client.h"
+
+enum { CONNECT_S = 10 };
 
 /* ---- addresses */
 
@@ -48,69 +56,178 @@ bool fetch_is_public(const struct sockaddr *a)
     return false;
 }
 
-/* ---- fetching */
+/* ---- one address */
 
-struct transfer {
-    struct buf *out;
-    const struct fetch_limits *limits;
-    bool refused;
+struct fetcher {
+    struct fetch_limits limits;
+    struct client *client; /* NULL: nothing is allowed */
+    _Atomic size_t bytes;  /* held for all requests */
+};
+
+struct item {
+    struct fetches *all;
+    char *url;
+    uint64_t id;
+    struct buf body;
+    bool refused, crowded; /* a private address; all the memory is taken */
+    struct err err;        /* code 0: it is there */
+};
+
+struct fetches {
+    struct fetcher *f;
+    pthread_mutex_t lock; /* of left and the ids */
+    int left;
+    void (*on_end)(void *ctx);
+    void *ctx;
+    int n, n_max;
+    size_t most;
+    struct item item[];
 };
 
 static curl_socket_t on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *a)
 {
-    struct transfer *t = arg;
+    struct item *t = arg;
     if (purpose != CURLSOCKTYPE_IPCXN) return CURL_SOCKET_BAD;
-    if (!t->limits->private_too && !fetch_is_public(&a->addr)) {
+    if (!t->all->f->limits.private_too && !fetch_is_public(&a->addr)) {
         t->refused = true;
         return CURL_SOCKET_BAD;
     }
     return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
 }
 
-static size_t on_data(char *p, size_t size, size_t n, void *arg)
+static void setup(void *ctx, void *curl)
 {
-    struct transfer *t = arg;
-    buf_add(t->out, p, size * n);
-    return t->out->failed ? 0 : size * n;
+    struct item *t = ctx;
+    const double s = t->all->f->limits.timeout_s;
+    curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 1L);
+    curl_easy_setopt(curl, CURLOPT_MAXREDIRS, (long)FETCH_REDIRECTS);
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)((s > 0 ? s : 10) * 1000));
+    curl_easy_setopt(curl, CURLOPT_MAXFILESIZE_LARGE, (curl_off_t)t->body.max);
+    curl_easy_setopt(curl, CURLOPT_OPENSOCKETFUNCTION, on_socket);
+    curl_easy_setopt(curl, CURLOPT_OPENSOCKETDATA, t);
+    curl_easy_setopt(curl, CURLOPT_USERAGENT, "llava.c");
 }
 
-static int outcome(CURL *c, CURLcode rc, const struct transfer *t, const char *url, struct err *e)
+static bool on_data(void *ctx, const char *p, size_t n)
 {
-    long status = 0;
-    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
-    if (t->refused) return err_set(e, ERR_USAGE, "'%.200s' leads to a private address, which is not allowed", url);
-    if (t->out->failed) return err_set(e, ERR_LIMIT, "'%.200s' is larger than %zu bytes", url, t->out->max);
-    if (rc) return err_set(e, ERR_IO, "cannot fetch '%.200s': %s", url, curl_easy_strerror(rc));
-    if (status != 200) return err_set(e, ERR_IO, "cannot fetch '%.200s': status %ld", url, status);
+    struct item *t = ctx;
+    struct fetcher *f = t->all->f;
+    const size_t cap = t->body.cap;
+    buf_add(&t->body, p, n);
+    const size_t grown = t->body.cap - cap;
+    t->crowded = atomic_fetch_add(&f->bytes, grown) + grown > FETCH_BYTES;
+    return !t->body.failed && !t->crowded;
+}
+
+/* Called with the lock held, which it gives back: one is over. s may be gone afterwards. */
+static void one_less(struct fetches *s)
+{
+    const bool over = --s->left == 0;
+    pthread_mutex_unlock(&s->lock);
+    if (over) s->on_end(s->ctx);
+}
+
+static void on_end(void *ctx, long status, const char *what)
+{
+    struct item *t = ctx;
+    struct err *e = &t->err;
+    if (t->refused) err_set(e, ERR_USAGE, "'%.200s' leads to a private address, which is not allowed", t->url);
+    else if (t->body.failed) err_set(e, ERR_LIMIT, "'%.200s' is larger than %zu bytes", t->url, t->body.max);
+    else if (t->crowded) err_set(e, ERR_BUSY, "too many pictures are fetched at a time, try again later");
+    else if (what) err_set(e, ERR_IO, "cannot fetch '%.200s': %s", t->url, what);
+    else if (status != 200) err_set(e, ERR_IO, "cannot fetch '%.200s': status %ld", t->url, status);
+    pthread_mutex_lock(&t->all->lock);
+    t->id = 0;
+    one_less(t->all);
+}
+
+/* ---- several */
+
+int fetcher_open(struct fetcher **ret, const struct fetch_limits *l, struct err *e)
+{
+    struct fetcher *f = *ret = calloc(1, sizeof *f);
+    if (!f) return err_set(e, ERR_NOMEM, "no memory for fetching");
+    f->limits = *l;
+    return l->allowed ? client_open(&f->client, FETCH_CONNECTIONS, FETCH_HOST, e) : 0;
+}
+
+void fetcher_close(struct fetcher *f)
+{
+    if (!f) return;
+    client_close(f->client);
+    free(f);
+}
+
+int fetches_new(struct fetches **ret, struct fetcher *f, int n, size_t most, struct err *e)
+{
+    struct fetches *s = *ret = calloc(1, sizeof *s + (size_t)n * sizeof *s->item);
+    if (!s) return err_set(e, ERR_NOMEM, "no memory for fetching");
+    s->f = f;
+    s->n_max = n;
+    s->most = most;
+    pthread_mutex_init(&s->lock, NULL);
     return 0;
 }
 
-int fetch(struct buf *out, const char *url, const struct fetch_limits *l, struct err *e)
+int fetches_add(struct fetches *s, const char *url, struct err *e)
 {
     bool web = !strncasecmp(url, "http://", 7) || !strncasecmp(url, "https://", 8);
     if (!web) return err_set(e, ERR_USAGE, "'%.60s' is neither a data URI nor an http(s) address", url);
-    if (!l->allowed) return err_set(e, ERR_UNSUPPORTED, "pictures behind addresses are not allowed on this server; "
-                                                        "send them as data URIs");
-    struct transfer t = { .out = out, .limits = l };
-    CURL *c = curl_easy_init();
-    if (!c) return err_set(e, ERR_NOMEM, "cannot start libcurl");
-    curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(c, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 1L);
-    curl_easy_setopt(c, CURLOPT_MAXREDIRS, (long)FETCH_REDIRECTS);
-    curl_easy_setopt(c, CURLOPT_PROXY, ""); /* through a proxy the address would be the proxy's */
-    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, (long)((l->timeout_s > 0 ? l->timeout_s : 10) * 1000));
-    curl_easy_setopt(c, CURLOPT_MAXFILESIZE_LARGE, (curl_off_t)out->max);
-    curl_easy_setopt(c, CURLOPT_OPENSOCKETFUNCTION, on_socket);
-    curl_easy_setopt(c, CURLOPT_OPENSOCKETDATA, &t);
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_data);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, &t);
-    curl_easy_setopt(c, CURLOPT_USERAGENT, "llava.c");
-    CURLcode rc = curl_easy_perform(c);
-    if (rc == CURLE_FILESIZE_EXCEEDED) out->failed = true;
-    int r = outcome(c, rc, &t, url, e);
-    curl_easy_cleanup(c);
-    return r;
+    if (!s->f->client) return err_set(e, ERR_UNSUPPORTED, "pictures behind addresses are not allowed on this server; "
+                                                          "send them as data URIs");
+    ASSERT(s->n < s->n_max);
+    struct item *t = &s->item[s->n];
+    *t = (struct item){ .all = s, .url = strdup(url), .body = buf_make(s->most) };
+    if (!t->url) return err_set(e, ERR_NOMEM, "no memory for an address");
+    s->n++;
+    return 0;
+}
+
+void fetches_start(struct fetches *s, void (*fn)(void *ctx), void *ctx)
+{
+    pthread_mutex_lock(&s->lock);
+    s->on_end = fn;
+    s->ctx = ctx;
+    s->left = s->n + 1; /* none ends all while others are begun */
+    for (int i = 0; i < s->n; i++) {
+        struct client_stream one = { .url = s->item[i].url, .connect_s = CONNECT_S, .stall_s = CONNECT_S,
+                                     .setup = setup, .on_data = on_data, .on_end = on_end, .ctx = &s->item[i] };
+        s->item[i].id = client_stream(s->f->client, &one);
+        if (s->item[i].id) continue;
+        err_set(&s->item[i].err, ERR_NOMEM, "no memory for fetching");
+        s->left--;
+    }
+    one_less(s);
+}
+
+void fetches_cancel(struct fetches *s)
+{
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < s->n; i++)
+        if (s->item[i].id) client_cancel(s->f->client, s->item[i].id);
+    pthread_mutex_unlock(&s->lock);
+}
+
+int fetches_count(const struct fetches *s) { return s->n; }
+
+int fetches_take(const void **bytes, size_t *n, const struct fetches *s, int i, struct err *e)
+{
+    const struct item *t = &s->item[i];
+    if (t->err.code) return err_set(e, t->err.code, "%s", t->err.msg);
+    *bytes = t->body.p ? t->body.p : "";
+    *n = t->body.n;
+    return 0;
+}
+
+void fetches_free(struct fetches *s)
+{
+    if (!s) return;
+    for (int i = 0; i < s->n; i++) {
+        atomic_fetch_sub(&s->f->bytes, s->item[i].body.cap);
+        buf_free(&s->item[i].body);
+        free(s->item[i].url);
+    }
+    pthread_mutex_destroy(&s->lock);
+    free(s);
 }

@@ -127,6 +127,12 @@ static void cancel(void *ctx)
     for (int i = 0; i < t->n_ids; i++) llava_batch_cancel(t->g->batch, t->id[i]);
 }
 
+static void finish(struct gen_task *t)
+{
+    exchange_on_gone(t->x, NULL, NULL); /* t is freed before x is finished */
+    t->finish(t);
+}
+
 /* FNV-1a: those who ask from one address share their turn. */
 static uint64_t client_of(const struct exchange *x)
 {
@@ -163,7 +169,7 @@ int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_
     t->submitted = true;
     bool over = t->left == 0;
     pthread_mutex_unlock(&t->lock);
-    if (over) t->finish(t);
+    if (over) finish(t);
     return 0;
 }
 
@@ -174,7 +180,7 @@ void gen_ended(struct gen_task *t)
     pthread_mutex_lock(&t->lock);
     bool over = --t->left == 0 && t->submitted;
     pthread_mutex_unlock(&t->lock);
-    if (over) t->finish(t);
+    if (over) finish(t);
 }
 
 int gen_status(int code, const char **word)

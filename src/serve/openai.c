@@ -33,7 +33,9 @@ struct part {
 
 struct ask {
     struct gen_task task; /* first */
+    json_t *body;         /* what chat borrows from */
     struct chat chat;
+    struct fetches *fetches; /* pictures behind addresses until they are read, or NULL */
     bool is_chat;
     char id[32], model[200];
     const char *adapter;  /* NULL: none */
@@ -55,6 +57,8 @@ static void ask_free(struct ask *a)
     }
     free(a->choice);
     chat_free(&a->chat);
+    json_decref(a->body);
+    fetches_free(a->fetches);
     gen_task_fini(&a->task);
     free(a);
 }
@@ -273,23 +277,51 @@ static void ask_finish(struct gen_task *t)
 
 /* ---- requests */
 
-static void read_pictures(struct ask *a, const struct fetch_limits *limits, struct bad *b)
+/* What is wrong with the request; frees a. */
+static void ask_refuse(struct ask *a, const struct bad *b)
+{
+    struct exchange *x = a->task.x;
+    ask_free(a);
+    bad_reply(b, x);
+}
+
+static bool is_data(const struct chat_picture *p) { return !strncmp(p->url, "data:", 5); }
+
+/* Lists the pictures behind addresses; a->fetches stays NULL where there are none. */
+static void list_addresses(struct ask *a, struct fetcher *f, struct bad *b)
 {
     for (int i = 0; i < a->chat.n_pictures && !b->status; i++) {
         const struct chat_picture *p = &a->chat.picture[i];
-        struct buf bytes = buf_make(GEN_PICTURE_BYTES);
+        struct err e = { 0 };
+        int rc = 0;
+        if (is_data(p)) continue;
+        if (!a->fetches) rc = fetches_new(&a->fetches, f, a->chat.n_pictures, GEN_PICTURE_BYTES, &e);
+        if (rc >= 0) rc = fetches_add(a->fetches, p->url, &e);
+        if (rc < 0) bad_set(b, 400, p->param, "invalid_image_url", "'%s': %s", p->param, e.msg);
+    }
+}
+
+static void read_pictures(struct ask *a, struct bad *b)
+{
+    for (int i = 0, fetched = 0; i < a->chat.n_pictures && !b->status; i++) {
+        const struct chat_picture *p = &a->chat.picture[i];
+        struct buf own = buf_make(GEN_PICTURE_BYTES);
+        const void *bytes = NULL;
+        size_t n = 0;
         struct llava_error e = { 0 };
         struct err fe = { 0 };
-        bool data = !strncmp(p->url, "data:", 5);
-        if (data && !base64_picture(&bytes, p->url))
-            bad_set(b, 400, p->param, "invalid_image_url", bytes.failed ? "'%s' is over %d bytes"
+        if (is_data(p) && !base64_picture(&own, p->url))
+            bad_set(b, 400, p->param, "invalid_image_url", own.failed ? "'%s' is over %d bytes"
                     : "'%s' is no data URI with base64 (at most %d bytes)", p->param, GEN_PICTURE_BYTES);
-        else if (!data && fetch(&bytes, p->url, limits, &fe) < 0)
-            bad_set(b, 400, p->param, "invalid_image_url", "'%s': %s", p->param, fe.msg);
-        else if (gen_picture(&a->task, bytes.p, bytes.n, "picture", &e) < 0)
+        else if (is_data(p)) bytes = own.p, n = own.n;
+        else if (fetches_take(&bytes, &n, a->fetches, fetched++, &fe) < 0)
+            bad_set(b, fe.code == ERR_BUSY ? 503 : 400, p->param, "invalid_image_url", "'%s': %s", p->param, fe.msg);
+        if (!b->status && gen_picture(&a->task, bytes, n, "picture", &e) < 0)
             bad_set(b, 400, p->param, "invalid_image", "'%s' is no picture: %s", p->param, e.message);
-        buf_free(&bytes);
+        buf_free(&own);
     }
+    fetches_free(a->fetches);
+    a->fetches = NULL;
 }
 
 /* Which of the models here is asked. */
@@ -345,13 +377,58 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
     return n;
 }
 
-static void answer(const struct openai *o, struct exchange *x, bool is_chat)
+/* The pictures are there: to the batch. */
+static void ask_submit(struct ask *a)
 {
+    struct exchange *x = a->task.x;
+    const struct llava_info *info = gen_info(a->task.g);
     struct bad bad = { 0 };
     struct llava_request r[CHAT_ANSWERS_MAX];
     struct llava_error e = { 0 };
     struct buf prompt = buf_make(1 << 25);
-    int n = 0;
+    int n = 0, rc = -1;
+    read_pictures(a, &bad);
+    if (!bad.status) n = ask_prepare(a, info, r, &prompt, &bad);
+    if (!bad.status && a->chat.stream) exchange_stream(x, EVENT_TYPE, EVENT_PING);
+    if (!bad.status) rc = gen_submit(&a->task, r, n, &e); /* a may be gone afterwards */
+    if (rc < 0 && !bad.status) {
+        const char *word;
+        int status = gen_status(rc, &word);
+        const char *param = rc == LLAVA_LIMIT ? (a->is_chat ? "messages" : "prompt") : NULL;
+        if (a->chat.format == CHAT_SCHEMA && rc != LLAVA_LIMIT && status == 400) param = "response_format";
+        bad_set(&bad, status, param, word, "%s", e.message);
+        if (rc == LLAVA_BUSY) exchange_set_header(x, "Retry-After", "1");
+    }
+    buf_free(&prompt);
+    if (rc < 0) ask_refuse(a, &bad);
+}
+
+static void on_fetched(void *ctx, struct exchange *x)
+{
+    (void)x;
+    ask_submit(ctx);
+}
+
+/* On the fetcher's thread: all have come, or failed. */
+static void fetched(void *ctx)
+{
+    struct ask *a = ctx;
+    struct bad bad = { 0 };
+    exchange_on_gone(a->task.x, NULL, NULL);
+    if (exchange_later(a->task.x, on_fetched, a)) return;
+    bad_set(&bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
+    ask_refuse(a, &bad);
+}
+
+static void fetch_gone(void *ctx)
+{
+    const struct ask *a = ctx;
+    fetches_cancel(a->fetches);
+}
+
+static void answer(const struct openai *o, struct exchange *x, bool is_chat)
+{
+    struct bad bad = { 0 };
     json_t *body = fields_of(x, false, &bad);
     struct ask *a = body ? calloc(1, sizeof *a) : NULL;
     if (!a) {
@@ -360,31 +437,22 @@ static void answer(const struct openai *o, struct exchange *x, bool is_chat)
         json_decref(body);
         return;
     }
-    const struct llava_info *info = gen_info(o->g);
     gen_task_init(&a->task, o->g, x, ask_finish);
+    a->body = body;
     a->is_chat = is_chat;
     a->created = time(NULL);
     snprintf(a->id, sizeof a->id, "%s-%s", is_chat ? "chatcmpl" : "cmpl", exchange_id(x));
     (is_chat ? chat_read : completion_read)(&a->chat, body, &bad);
     if (!bad.status) find_model(a, o->g, &bad);
-    if (!bad.status) read_pictures(a, &o->fetch, &bad);
-    if (!bad.status) n = ask_prepare(a, info, r, &prompt, &bad);
-    if (!bad.status && a->chat.stream) exchange_stream(x, EVENT_TYPE, EVENT_PING);
-    int rc = bad.status ? -1 : gen_submit(&a->task, r, n, &e);
-    if (rc < 0 && !bad.status) {
-        const char *word;
-        int status = gen_status(rc, &word);
-        const char *param = rc == LLAVA_LIMIT ? (is_chat ? "messages" : "prompt") : NULL;
-        if (a->chat.format == CHAT_SCHEMA && rc != LLAVA_LIMIT && status == 400) param = "response_format";
-        bad_set(&bad, status, param, word, "%s", e.message);
-        if (rc == LLAVA_BUSY) exchange_set_header(x, "Retry-After", "1");
+    if (!bad.status) list_addresses(a, o->fetcher, &bad);
+    if (bad.status) {
+        ask_refuse(a, &bad);
+    } else if (a->fetches) {
+        exchange_on_gone(x, fetch_gone, a);
+        fetches_start(a->fetches, fetched, a);
+    } else {
+        ask_submit(a);
     }
-    buf_free(&prompt);
-    if (rc < 0) {
-        ask_free(a);
-        bad_reply(&bad, x);
-    }
-    json_decref(body);
 }
 
 static void on_chat(void *ctx, struct exchange *x) { answer(ctx, x, true); }

@@ -8,6 +8,6 @@
 
 struct openai {
     struct gen *g;
-    struct fetch_limits fetch;
+    struct fetcher *fetcher;
 };
 extern const struct route openai_routes[]; /* context: a struct openai */

@@ -201,25 +201,31 @@ static bool take(struct exchange *x, const char *p, size_t n)
     return true;
 }
 
-/* The request is whole: to its handler, or to the queue for those that may take time. */
-static void dispatch(struct exchange *x)
+bool exchange_later(struct exchange *x, route_fn *fn, void *ctx)
 {
     struct server *s = x->server;
-    x->state = X_WORK;
-    if (x->route->flags & ROUTE_QUICK) {
-        x->route->handle(x->mount->ctx, x);
-        return;
-    }
     pthread_mutex_lock(&s->lock);
     bool room = s->n_jobs < SERVER_QUEUE && !s->closing;
     if (room) {
         s->n_jobs++;
+        x->job = fn;
+        x->job_ctx = ctx;
+        x->next_job = NULL;
         *s->jobs_end = x;
         s->jobs_end = &x->next_job;
         pthread_cond_signal(&s->job);
     }
     pthread_mutex_unlock(&s->lock);
-    if (!room) refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
+    return room;
+}
+
+/* The request is whole: to its handler, or to the queue for those that may take time. */
+static void dispatch(struct exchange *x)
+{
+    x->state = X_WORK;
+    if (x->route->flags & ROUTE_QUICK) x->route->handle(x->mount->ctx, x);
+    else if (!exchange_later(x, x->route->handle, x->mount->ctx))
+        refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
 }
 
 static void *work_main(void *server)
@@ -234,7 +240,7 @@ static void *work_main(void *server)
         if (!s->jobs) s->jobs_end = &s->jobs;
         s->n_jobs--;
         pthread_mutex_unlock(&s->lock);
-        x->route->handle(x->mount->ctx, x);
+        x->job(x->job_ctx, x);
         pthread_mutex_lock(&s->lock);
     }
     pthread_mutex_unlock(&s->lock);

@@ -25,6 +25,8 @@ struct exchange {
     const struct route *route;
     const struct mount *mount;
     struct exchange *next_job;
+    route_fn *job;     /* what a job thread is to do for it */
+    void *job_ctx;
     char id[17], ip[48], method[8], path[256], note[64];
     size_t tail;       /* where in path the "*" begins */
     double start_s;

@@ -191,6 +191,7 @@ static void remote_end(void *ctx, enum protocol_code code, const char *cause)
     struct reply *r = ctx;
     r->code = code;
     if (cause) snprintf(r->cause, sizeof r->cause, "%s", cause);
+    exchange_on_gone(r->task.x, NULL, NULL);
     reply_finish(&r->task);
 }
 

@@ -6,11 +6,12 @@ import json
 import os
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import finish, llava, ok  # noqa: E402
-from serving import APPLE, DEMO, Server, metric, post, request  # noqa: E402
+from serving import APPLE, DEMO, Server, metric, post, raw, request, wait_for  # noqa: E402
 
 with open(APPLE, "rb") as f:
     APPLE_BYTES = f.read()
@@ -186,6 +187,8 @@ def test_errors(port):
 
 class Pictures(BaseHTTPRequestHandler):
     """What pictures behind addresses may be."""
+    asked, release = 0, threading.Event()
+
     def log_message(self, *_):
         pass
 
@@ -200,6 +203,9 @@ class Pictures(BaseHTTPRequestHandler):
             self.send_header("Location", "/loop")
             self.end_headers()
             return
+        if self.path == "/slow":
+            Pictures.asked += 1
+            Pictures.release.wait(60)
         self.send_response(200 if self.path != "/none" else 404)
         self.end_headers()
         try:
@@ -226,7 +232,36 @@ def test_addresses():
         for name, path, word in (("none", "/none", "404"), ("a circle", "/loop", "redirects"), ("no end", "/endless", "larger")):
             r = chat(s.port, [text(), picture(base + path)])
             ok(r[0] == 400 and word in r[1]["error"]["message"], f"fetching: {name}", r)
+        test_slow_addresses(s, base)
     web.shutdown()
+
+
+def test_slow_addresses(s, slow):
+    """A host that does not answer holds up nobody but those who wait for it."""
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    other.daemon_threads = True
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(chat(s.port, [text(), picture(slow + "/slow")]))) for _ in range(40)]
+    for t in threads:
+        t.start()
+    wait_for(lambda: Pictures.asked)
+    start = time.time()
+    r = chat(s.port, [text(), picture()])
+    there = chat(s.port, [text(), picture(f"http://127.0.0.1:{other.server_port}/x.png"), picture()])
+    taken = time.time() - start
+    ok(said(r) == "red apple" and there[0] == 200 and taken < 5, f"a slow host: others are answered in {taken:.2f} s", (r, there))
+    ok(Pictures.asked <= 8 and not got, "it is asked a few at a time", (Pictures.asked, got))
+    body = json.dumps({"messages": [{"role": "user", "content": [text(), picture(slow + "/slow")]}]}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    left = raw(s.port, head + body, timeout=0.3)
+    active = wait_for(lambda: metric(s.port, "llava_http_requests_active") == 41)
+    ok(left == b"" and active, "who leaves while a picture is fetched is not waited for", active)
+    Pictures.release.set()
+    for t in threads:
+        t.join()
+    ok(len(got) == 40 and all(said(r) == "red apple" for r in got), "and answers all when it answers", got[:2])
+    other.shutdown()
 
 
 def test_keys():
