@@ -201,6 +201,42 @@ double dev_event_s(struct dev_event *from, struct dev_event *to)
     return from && to ? from->d->on->event_s(from, to) : 0;
 }
 
+/* ---- lanes */
+
+struct dev_lane *dev_lane_new(struct dev *d) { return d ? d->on->lane_new(d) : NULL; }
+
+void dev_lane_free(struct dev_lane *l)
+{
+    if (l) l->d->on->lane_free(l);
+}
+
+void dev_lane_send(struct dev_lane *l, void *dst, const void *pinned, size_t bytes)
+{
+    if (l) l->d->on->lane_send(l, dst, pinned, bytes);
+    else if (bytes) memcpy(dst, pinned, bytes);
+}
+
+void dev_lane_fetch(struct dev_lane *l, void *pinned, const void *src, size_t bytes)
+{
+    if (l) l->d->on->lane_fetch(l, pinned, src, bytes);
+    else if (bytes) memcpy(pinned, src, bytes);
+}
+
+void dev_lane_record(struct dev_lane *l, struct dev_event *v)
+{
+    if (l) l->d->on->lane_record(l, v);
+}
+
+void dev_lane_follow(struct dev_lane *l, struct dev_event *v)
+{
+    if (l) l->d->on->lane_follow(l, v);
+}
+
+void dev_follow(struct dev *d, struct dev_event *v)
+{
+    if (d) d->on->follow(d, v);
+}
+
 /* ---- capture */
 
 bool dev_captures(const struct dev *d) { return d != NULL; }

@@ -22,6 +22,13 @@ struct dev_on {
     void (*event_record)(struct dev_event *);
     void (*event_wait)(struct dev_event *);
     double (*event_s)(struct dev_event *, struct dev_event *);
+    struct dev_lane *(*lane_new)(struct dev *);
+    void (*lane_free)(struct dev_lane *);
+    void (*lane_send)(struct dev_lane *, void *, const void *, size_t);
+    void (*lane_fetch)(struct dev_lane *, void *, const void *, size_t);
+    void (*lane_record)(struct dev_lane *, struct dev_event *);
+    void (*lane_follow)(struct dev_lane *, struct dev_event *);
+    void (*follow)(struct dev *, struct dev_event *);
     int (*capture_begin)(struct dev *, struct err *);
     int (*capture_end)(struct dev_graph **, struct dev *, struct err *);
     void (*graph_run)(struct dev_graph *);
@@ -40,6 +47,7 @@ struct dev {
     void (*detach)(void *);
 };
 struct dev_event { struct dev *d; void *event; };
+struct dev_lane { struct dev *d; void *stream; };
 struct dev_graph { struct dev *d; void *graph; int n; };
 
 int gpu_open(struct dev **ret, int index, struct err *e); /* gpu.cu */

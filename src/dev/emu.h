@@ -362,6 +362,7 @@ static inline emuError_t emuMemsetAsync(void *dst, int byte, size_t n, emuStream
 static inline emuError_t emuStreamCreateWithFlags(emuStream_t *s, int) { return *s = NULL, emuSuccess; }
 static inline emuError_t emuStreamDestroy(emuStream_t) { return emuSuccess; }
 static inline emuError_t emuStreamSynchronize(emuStream_t) { return emuSuccess; }
+static inline emuError_t emuStreamWaitEvent(emuStream_t, emuEvent_t, unsigned) { return emuSuccess; }
 static inline emuError_t emuEventCreate(emuEvent_t *e) { return *e = new emu_event(), emuSuccess; }
 static inline emuError_t emuEventDestroy(emuEvent_t e) { return delete e, emuSuccess; }
 static inline emuError_t emuEventSynchronize(emuEvent_t) { return emuSuccess; }

@@ -152,6 +152,53 @@ static double on_event_s(struct dev_event *from, struct dev_event *to)
     return 1e-3 * (double)ms;
 }
 
+/* ---- lanes */
+
+static gpu(Stream_t) lane_of(const struct dev_lane *l) { return (gpu(Stream_t))l->stream; }
+
+static struct dev_lane *on_lane_new(struct dev *d)
+{
+    gpu(Stream_t) stream;
+    on_use(d);
+    gpu_check(gpu(StreamCreateWithFlags)(&stream, gpu(StreamNonBlocking)));
+    struct dev_lane *l = (struct dev_lane *)malloc(sizeof *l);
+    if (!l) BUG("no memory for a lane");
+    *l = { d, (void *)stream };
+    return l;
+}
+
+static void on_lane_free(struct dev_lane *l)
+{
+    gpu_check(gpu(StreamSynchronize)(lane_of(l)));
+    gpu_check(gpu(StreamDestroy)(lane_of(l)));
+    free(l);
+}
+
+static void on_lane_send(struct dev_lane *l, void *dst, const void *pinned, size_t bytes)
+{
+    if (bytes) gpu_check(gpu(MemcpyAsync)(dst, pinned, bytes, gpu(MemcpyHostToDevice), lane_of(l)));
+}
+
+static void on_lane_fetch(struct dev_lane *l, void *pinned, const void *src, size_t bytes)
+{
+    if (bytes) gpu_check(gpu(MemcpyAsync)(pinned, src, bytes, gpu(MemcpyDeviceToHost), lane_of(l)));
+}
+
+static void on_lane_record(struct dev_lane *l, struct dev_event *v)
+{
+    gpu_check(gpu(EventRecord)(event_of(v), lane_of(l)));
+}
+
+static void on_lane_follow(struct dev_lane *l, struct dev_event *v)
+{
+    gpu_check(gpu(StreamWaitEvent)(lane_of(l), event_of(v), 0));
+}
+
+static void on_follow(struct dev *d, struct dev_event *v)
+{
+    gpu_check(gpu(StreamWaitEvent)(stream_of(d), event_of(v), 0));
+}
+
 /* ---- capture */
 
 static int failed(const char *what, gpu(Error_t) rc, struct err *e)
@@ -248,6 +295,7 @@ static int count_cards(int *n, struct err *e)
 static const struct dev_on on_gpu = {
     on_close, on_use, on_alloc, on_free, on_pinned, on_pinned_free, on_memory, on_put, on_get, on_copy, on_fill,
     on_send, on_fetch, on_sync, on_event_new, on_event_free, on_event_record, on_event_wait, on_event_s,
+    on_lane_new, on_lane_free, on_lane_send, on_lane_fetch, on_lane_record, on_lane_follow, on_follow,
     on_capture_begin, on_capture_end, on_graph_run, on_graph_free,
 };
 

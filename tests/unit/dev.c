@@ -76,6 +76,49 @@ static void bytes_come_back(void **state)
     free(host), free(back);
 }
 
+/* What was sent over one lane is changed on the device and fetched over another, in that order, many times. */
+static void lanes_keep_their_order(void **state)
+{
+    (void)state;
+    enum { N = 1 << 20, TIMES = 20 };
+    for (int i = 0; i < n_devices; i++) {
+        struct dev *d = devices[i];
+        struct err e = { 0 };
+        void *a, *b, *from, *to;
+        assert_true(dev_alloc(&a, d, N, &e) >= 0 && dev_alloc(&b, d, N, &e) >= 0);
+        assert_true(dev_pinned(&from, d, N, &e) >= 0 && dev_pinned(&to, d, (size_t)N * TIMES, &e) >= 0);
+        struct dev_lane *down = dev_lane_new(d), *up = dev_lane_new(d);
+        struct dev_event *sent = dev_event_new(d), *done = dev_event_new(d), *back = dev_event_new(d);
+        assert_int_equal(down == NULL, d == NULL);
+        for (int k = 0; k < N; k++) ((char *)from)[k] = (char)(k * 3 + k / 255);
+        for (int k = 0; k < TIMES; k++) {
+            dev_lane_send(down, a, from, N);
+            dev_lane_record(down, sent);
+            dev_follow(d, sent);
+            if (k) dev_follow(d, back);
+            dev_copy(d, b, a, N);
+            dev_fill(d, (char *)b + 100, k + 1, 100);
+            dev_fill(d, a, 0, N);
+            dev_event_record(d, done);
+            dev_lane_follow(up, done);
+            dev_lane_follow(down, done);
+            dev_lane_fetch(up, (char *)to + (size_t)k * N, b, N);
+            dev_lane_record(up, back);
+        }
+        dev_lane_free(down);
+        dev_lane_free(up); /* waits */
+        for (int k = 0; k < TIMES; k++) {
+            const char *got = (char *)to + (size_t)k * N, *want = from;
+            assert_memory_equal(got, want, 100);
+            for (int j = 100; j < 200; j++) assert_int_equal(got[j], k + 1);
+            assert_memory_equal(got + 200, want + 200, N - 200);
+        }
+        dev_event_free(sent), dev_event_free(done), dev_event_free(back);
+        dev_pinned_free(d, from), dev_pinned_free(d, to);
+        dev_free(d, a, N), dev_free(d, b, N);
+    }
+}
+
 static void arenas_count(void **state)
 {
     (void)state;
@@ -150,8 +193,10 @@ int main(void)
     const char *kind = strstr(dev_kinds(), ", ");
     if (kind && dev_open(&devices[1], kind + 2, &e) >= 0) n_devices = 2;
     else if (kind) print_message("# only the host: %s\n", e.msg);
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(names), cmocka_unit_test(bytes_come_back),
-                                               cmocka_unit_test(arenas_count), cmocka_unit_test(graphs_repeat) };
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(names), cmocka_unit_test(bytes_come_back), cmocka_unit_test(lanes_keep_their_order),
+        cmocka_unit_test(arenas_count), cmocka_unit_test(graphs_repeat),
+    };
     const int rc = cmocka_run_group_tests(tests, NULL, NULL);
     dev_close(devices[1]);
     return rc;
