@@ -67,10 +67,10 @@ void dev_event_record(struct dev *d, struct dev_event *v);
 void dev_event_wait(struct dev_event *v);
 double dev_event_s(struct dev_event *from, struct dev_event *to); /* seconds between two that have come */
 
-/* A lane is a second queue, for copies alone, which runs beside the kernels of the device: what it copies must stay as it
- * is, and must not be read, until an event says so. Events order the two: dev_follow makes what comes after it on the
- * device wait for an event, dev_lane_follow what comes on the lane; neither makes the caller wait. The host has none:
- * NULL, and a copy is done when the call returns. */
+/* A lane is a second queue, for copies alone, which runs beside the kernels of the device: what it copies must stay as
+ * it is, and must not be read, until an event says so. Events order the two: dev_follow makes what comes after it on
+ * the device wait for an event, dev_lane_follow what comes on the lane; neither makes the caller wait. The host has
+ * none: NULL, and a copy is done when the call returns. */
 struct dev_lane;
 struct dev_lane *dev_lane_new(struct dev *d);
 void dev_lane_free(struct dev_lane *l); /* waits for its copies; accepts NULL */

@@ -139,6 +139,47 @@ static void eight_bits_learn_as_well(void **state)
     assert_true(full < 1e-4 && eight < 2 * full); /* what is left is the noise of the last steps */
 }
 
+/* A step with every code, in both types of weights, blocks that are full and one that is not. */
+static void the_processor_does_the_same(void **state)
+{
+    (void)state;
+    enum { n = 1 << 16 | 77, blocks = (n + KERN_BLOCK8 - 1) / KERN_BLOCK8 };
+    static float w[2][n], g[n], ms[2][blocks], vs[2][blocks];
+    static uint16_t low[2][n];
+    static uint8_t m[2][n], v[2][n];
+    struct kern k;
+    struct rng r;
+    struct kctx kc = { .n_threads = 2 };
+    kern_init_cpu(&k, NULL);
+    rng_seed(&r, 4);
+    for (int i = 0; i < n; i++) {
+        w[0][i] = (float)rng_normal(&r);
+        g[i] = i % 999 ? (float)(rng_normal(&r) * pow(10, -9 * rng_unit(&r))) : 0;
+        low[0][i] = f32_to_bf16(w[0][i]);
+        m[0][i] = (uint8_t)rng_u64(&r), v[0][i] = (uint8_t)rng_u64(&r);
+    }
+    for (int i = 0; i < blocks; i++) ms[0][i] = i ? (float)rng_unit(&r) : 0, vs[0][i] = i ? (float)rng_unit(&r) : 0;
+    for (int i = KERN_BLOCK8; i < 2 * KERN_BLOCK8; i++) g[i] = i % 2 ? INFINITY : NAN;
+    memcpy(w[1], w[0], sizeof w[0]), memcpy(low[1], low[0], sizeof low[0]);
+    memcpy(m[1], m[0], sizeof m[0]), memcpy(v[1], v[0], sizeof v[0]);
+    memcpy(ms[1], ms[0], sizeof ms[0]), memcpy(vs[1], vs[0], sizeof vs[0]);
+    const struct adamw a = { .lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .scale = 0.7f, .fix1 = 0.1f,
+                             .fix2 = 0.001f, .decay = 0.1f, .key = 77 };
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        for (int i = 0; i < 2; i++)
+            (i ? k.adamw8 : kern_ref.adamw8)(
+                &kc, bf16 ? tensor_1d(low[i], DT_BF16, n) : tensor_1d(w[i], DT_F32, n), tensor_1d(m[i], DT_U8, n),
+                tensor_1d(ms[i], DT_F32, blocks), tensor_1d(v[i], DT_U8, n), tensor_1d(vs[i], DT_F32, blocks),
+                tensor_1d(g, DT_F32, n), &a);
+        /* that a number is none is the same, its bits are not */
+        for (int i = 0; i < n; i++) assert_true(w[0][i] == w[1][i] || (isnan(w[0][i]) && isnan(w[1][i])));
+        for (int i = 0; i < n; i++)
+            assert_true(low[0][i] == low[1][i] || (isnan(bf16_to_f32(low[0][i])) && isnan(bf16_to_f32(low[1][i]))));
+        assert_memory_equal(m[0], m[1], n);
+        assert_memory_equal(v[0], v[1], n);
+    }
+}
+
 /* One step on the device, which exists in builds with a GPU, and the same one here. */
 static void a_device_does_the_same(void **state)
 {
@@ -200,7 +241,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_code_is_its_own),    cmocka_unit_test(the_values_are_the_papers),
         cmocka_unit_test(codes_are_near),           cmocka_unit_test(rounding_keeps_the_mean),
-        cmocka_unit_test(eight_bits_learn_as_well), cmocka_unit_test(a_device_does_the_same),
+        cmocka_unit_test(eight_bits_learn_as_well), cmocka_unit_test(the_processor_does_the_same),
+        cmocka_unit_test(a_device_does_the_same),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

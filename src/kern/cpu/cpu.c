@@ -32,6 +32,7 @@ const char *kern_init_cpu(struct kern *k, const char *isa)
         cpu_fill_matmul_avx512(k);
         cpu_fill_attn_avx512(k);
         cpu_fill_elem_avx512(k);
+        cpu_fill_adamw8_avx512(k);
         cpu_fill_norm_avx512(k);
         cpu_fill_loss_avx512(k);
     } else if (has_avx2()) {
@@ -39,6 +40,7 @@ const char *kern_init_cpu(struct kern *k, const char *isa)
         cpu_fill_matmul_avx2(k);
         cpu_fill_attn_avx2(k);
         cpu_fill_elem_avx2(k);
+        cpu_fill_adamw8_avx2(k);
         cpu_fill_norm_avx2(k);
         cpu_fill_loss_avx2(k);
     }

@@ -62,6 +62,8 @@ void cpu_fill_attn_avx2(struct kern *);
 void cpu_fill_attn_avx512(struct kern *);
 void cpu_fill_elem_avx2(struct kern *);
 void cpu_fill_elem_avx512(struct kern *);
+void cpu_fill_adamw8_avx2(struct kern *);
+void cpu_fill_adamw8_avx512(struct kern *);
 void cpu_fill_norm_avx2(struct kern *);
 void cpu_fill_norm_avx512(struct kern *);
 void cpu_fill_loss_avx2(struct kern *);

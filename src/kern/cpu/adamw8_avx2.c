@@ -1,0 +1,2 @@
+/* AdamW in 8 bits for avx2: see adamw8_impl.h. */
+#include "kern/cpu/adamw8_impl.h"
