@@ -32,18 +32,18 @@ struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tens
 {
     for (int i = 0; i < m->cfg.L; i++) {
         struct layer_arg a = { m, &m->layer[i], seq, cache ? &cache[i] : NULL };
-        size_t mark = arena_mark(o->act);
-        if (o->tape && o->checkpoint) {
-            x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, x);
-        } else {
+        if (!o->tape) { /* nothing of the layer is needed but its output: keep that in the input's place */
+            size_t mark = arena_mark(o->act);
             struct tensor y = llama_layer_forward(o, &a, x);
-            if (o->tape) x = y;
-            else { /* nothing of the layer is needed but its output: keep that in the input's place */
-                OP_RUN(o, cast, x, y);
-                arena_rewind(o->act, mark);
-            }
+            OP_RUN(o, cast, x, y);
+            arena_rewind(o->act, mark);
+            continue;
         }
+        op_mark(o, x, i);
+        if (i < o->recompute) x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, x);
+        else x = op_keep(o, llama_layer_forward, &a, x);
     }
+    op_mark(o, x, m->cfg.L);
     return op_rmsnorm(o, x, &m->norm, m->cfg.eps);
 }
 

@@ -37,9 +37,9 @@ struct llama_cache {
 /* Fills t[n,D] with cos | sin of pos * theta^(-2i/D), scaled as cfg says, on the host.  arXiv:2104.09864 */
 void llama_rope_table(const struct llama_config *c, float *t, int n);
 
-/* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache:
- * one per layer, or NULL. With a tape each layer is checkpointed when o->checkpoint says so; seq must then
- * live until tape_back. */
+/* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache: one
+ * per layer, or NULL. With a tape the first o->recompute layers run again on the way back, others give their memory
+ * back (op_keep); seq must live until tape_back, and o->passed is called with i where layer i's way back ends. */
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
                             const struct llama_cache *cache);
 /* h[T,C] -> logits [T,V], F32 without a tape */

@@ -62,6 +62,7 @@ struct rec {
     char local[64];   /* checkpoint only: a copy of the block's argument */
     float f;
     int i;
+    size_t at;
 };
 
 struct tape {
@@ -81,7 +82,11 @@ struct op_ctx {
     struct tape *tape;
     enum dtype type; /* of activations: F32; F64 in gradient tests */
     bool dry;
-    bool checkpoint;   /* with a tape: layers keep their input and output only, and run again on the way back */
+    int recompute;     /* with a tape: the first so many layers of the language model keep their input and output only,
+                          and run again on the way back; all of a tower's if there are any. Others keep everything */
+    /* Called on the way back where op_mark marked it; not in a dry run. */
+    void (*passed)(void *ctx, int i);
+    void *passed_ctx;
     uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
     const struct op_span *span; /* [n_spans] which rows have adapters of their own; no tape */
     int n_spans;
@@ -140,6 +145,12 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
  * without. tape_back writes over the result. The `bytes` (at most 64) of arg are copied; what it points to must live
  * until tape_back. The block is walked back even if nothing in it trains and x wants no gradient.  arXiv:1604.06174 */
 struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, struct tensor x);
+
+/* Runs fn(o, arg, x) and gives back, when it was walked back, the memory that it took; so that memory which comes after
+ * it (the result too) must not be used then. Same bits as without. */
+struct tensor op_keep(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x);
+/* Calls o->passed(o->passed_ctx, i) when everything after x was walked back. Nothing where x wants no gradient. */
+void op_mark(struct op_ctx *o, struct tensor x, int i);
 
 /* ---- composites: default bodies made of the ops above; a backend may later override one with a single kernel. */
 

@@ -156,3 +156,26 @@ struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, s
     r->fn = fn;
     return y;
 }
+
+static void keep_bwd(struct op_ctx *o, const struct rec *r) { arena_rewind(o->act, r->at); }
+
+/* The input's gradient, in which the block's way back ends, lies before what is given back. */
+struct tensor op_keep(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
+{
+    if (!o->tape) return fn(o, arg, x);
+    tape_grad(o, x);
+    struct rec *r = op_record(o, keep_bwd, x);
+    if (r) r->at = arena_mark(o->act);
+    return fn(o, arg, x);
+}
+
+static void mark_bwd(struct op_ctx *o, const struct rec *r)
+{
+    if (!o->dry) o->passed(o->passed_ctx, r->i);
+}
+
+void op_mark(struct op_ctx *o, struct tensor x, int i)
+{
+    struct rec *r = o->passed ? op_record(o, mark_bwd, x) : NULL;
+    if (r) r->i = i;
+}

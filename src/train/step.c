@@ -51,7 +51,8 @@ static struct targets put_targets(struct op_ctx *o, struct step *s, const struct
 static struct op_ctx context_of(struct step *s, bool back, uint64_t drop_key)
 {
     return (struct op_ctx){ .k = &s->kern, .kc = &s->kc, .act = &s->act, .tape = back ? s->tape : NULL,
-                            .type = s->act_type, .checkpoint = s->checkpoint, .drop_key = drop_key };
+                            .type = s->act_type, .recompute = s->checkpoint ? s->m->cfg.llama.L : 0,
+                            .drop_key = drop_key };
 }
 
 /* Features of a frozen tower, [n*rows,C], made without a tape. */
@@ -93,10 +94,12 @@ static struct tensor forward(struct op_ctx *o, const struct step *s, const struc
 {
     const struct llama *l = &s->m->llama;
     struct llama_seq seq = { .pos = ints(o, b->pos, b->T, 0), .range = ints(o, b->range, b->T, 2) };
+    struct tensor kept = op_new_1d(o, DT_F32, b->n_targets); /* the way back gives the memory of layers back */
     struct tensor h = llama_forward(o, l, embed(o, s, b), &seq, NULL);
     struct tensor loss = op_linear_xent(o, op_gather(o, h, t->at), &l->head, t->token, t->weight, HEAD_ROWS);
+    OP_RUN(o, cast, kept, loss);
     if (o->tape) tape_back(o);
-    return loss;
+    return kept;
 }
 
 /* ---- a batch */
