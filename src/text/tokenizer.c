@@ -43,20 +43,28 @@ static bool wire_next(struct wire *w, uint64_t *field, uint64_t *value, struct w
     return true;
 }
 
-/* Both are true where the file doesn't say (sentencepiece_model.proto, NormalizerSpec fields 3 and 4). */
-static void read_normalizer(struct tokenizer *t, const void *model, size_t n)
+/* Settings that matter here, by message and field of sentencepiece_model.proto; first as they are if it is silent. */
+static void read_settings(struct tokenizer *t, const void *model, size_t n)
 {
-    enum { NORMALIZER_SPEC = 3, ADD_DUMMY_PREFIX = 3, REMOVE_EXTRA_WHITESPACES = 4 };
-    struct wire w = { model, (const unsigned char *)model + n }, in, none;
-    uint64_t field, value;
-    t->dummy_prefix = t->squeeze = true;
-    while (wire_next(&w, &field, &value, &in)) {
-        if (field != NORMALIZER_SPEC) continue;
-        while (wire_next(&in, &field, &value, &none)) {
-            if (field == ADD_DUMMY_PREFIX) t->dummy_prefix = value != 0;
-            if (field == REMOVE_EXTRA_WHITESPACES) t->squeeze = value != 0;
+    enum { TRAINER_SPEC = 2, NORMALIZER_SPEC = 3, BPE = 2 };
+    struct wire w = { model, (const unsigned char *)model + n }, in, bytes;
+    uint64_t part, field, value;
+    uint64_t kind = 1, fallback = 0, suffix = 0, prefix = 1, squeeze = 1, escape = 1;
+    const struct { uint64_t part, field, *to; } rows[] = {
+        { TRAINER_SPEC, 3, &kind },       { TRAINER_SPEC, 24, &suffix },   { TRAINER_SPEC, 35, &fallback },
+        { NORMALIZER_SPEC, 3, &prefix },  { NORMALIZER_SPEC, 4, &squeeze }, { NORMALIZER_SPEC, 5, &escape },
+    };
+    bool mapped = false;
+    while (wire_next(&w, &part, &value, &in)) {
+        while ((part == TRAINER_SPEC || part == NORMALIZER_SPEC) && wire_next(&in, &field, &value, &bytes)) {
+            for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+                if (rows[i].part == part && rows[i].field == field) *rows[i].to = value;
+            mapped = mapped || (part == NORMALIZER_SPEC && field == 2 && bytes.p != bytes.end);
         }
     }
+    t->dummy_prefix = prefix;
+    t->squeeze = squeeze;
+    t->apart = kind == BPE && fallback && !suffix && escape && !squeeze && !mapped;
 }
 
 /* Opens the model twice: as it is, and with add_dummy_prefix off. A message that is repeated in a protobuf
@@ -70,7 +78,7 @@ static int open_models(struct tokenizer *t, const char *model, size_t n, const c
     buf_add(&b, model, n);
     buf_add(&b, no_prefix, sizeof no_prefix);
     TRY(buf_check(&b, path, e));
-    read_normalizer(t, model, n);
+    read_settings(t, model, n);
     if (spm_open(&t->spm_prefix, model, n, msg, sizeof msg) < 0
         || spm_open(&t->spm, b.p, b.n, msg, sizeof msg) < 0)
         rc = err_set(e, ERR_FORMAT, "cannot read '%s' as a SentencePiece model: %s", path, msg);
@@ -208,16 +216,21 @@ static void put_id(void *ctx, int32_t id)
     ids_add(ctx, id);
 }
 
-/* What tokenizer_enough needs to know of the pieces. */
-static void measure_pieces(struct tokenizer *t)
+/* What tokenizer_enough and words.c need to know of the pieces. alone: see words_new. */
+static void measure_pieces(struct tokenizer *t, bool alone[128])
 {
     static const struct span space = { "\u2581", 3 };
+    memset(alone, true, 128);
+    alone[' '] = false;
     for (int32_t id = 0; id < t->info.n_pieces; id++) {
         struct span s;
         s.p = spm_piece(t->spm, id, &s.n);
         size_t spaces = 0, at = 0;
         for (; (at = span_find(s, at, space)) < s.n; at += space.n) t->whole = t->whole || at != space.n * spaces++;
         if (s.n - 2 * spaces > t->longest) t->longest = s.n - 2 * spaces;
+        const enum spm_kind kind = spm_kind(t->spm, id);
+        for (size_t i = 0; i < s.n && s.n > 1 && (kind == SPM_NORMAL || kind == SPM_UNUSED); i++)
+            if ((unsigned char)s.p[i] < 128) alone[(unsigned char)s.p[i]] = false;
     }
 }
 
@@ -235,6 +248,7 @@ static int open_from(struct tokenizer **ret, const char *model, size_t n, const 
                      enum tokenizer_mode mode, struct err *e)
 {
     struct ids unk = ids_make(64);
+    bool alone[128];
     struct tokenizer *t = calloc(1, sizeof *t);
     int rc;
     if (!t) return err_set(e, ERR_NOMEM, "no memory for a tokenizer");
@@ -243,7 +257,9 @@ static int open_from(struct tokenizer **ret, const char *model, size_t n, const 
     TRY(open_models(t, model, n, path, e));
     t->info.n_pieces = spm_size(t->spm);
     TRY(grow_ids(t, t->info.n_pieces, e));
-    measure_pieces(t);
+    measure_pieces(t, alone);
+    if (t->apart && !t->whole && !(t->words = words_new(t->spm_prefix, t->spm, alone)))
+        TRY(err_set(e, ERR_NOMEM, "no memory for a tokenizer"));
     TRY(tokenizer_read_config(t, dir, e));
     t->info.image = find_added(t, "<image>", 7);
     const struct added *a = tokenizer_added(t, t->info.unk);
@@ -306,6 +322,7 @@ void tokenizer_close(struct tokenizer *t)
     for (size_t i = 0; i < t->n_added; i++) free(t->added[i].text);
     free(t->added);
     free(t->added_of);
+    words_free(t->words);
     spm_close(t->spm);
     spm_close(t->spm_prefix);
     free(t);
@@ -331,18 +348,19 @@ static bool starts_with(struct span s, const char *prefix)
     return s.n >= n && memcmp(s.p, prefix, n) == 0;
 }
 
-static int encode_spm(const struct spm *spm, struct span s, struct ids *out, struct err *e)
+/* prefix: with SentencePiece's own space in front */
+static int encode_spm(const struct tokenizer *t, bool prefix, struct span s, struct ids *out, struct err *e)
 {
-    if (spm_encode(spm, s.p, s.n, put_id, out) < 0)
-        return err_set(e, ERR_NOMEM, "no memory to encode %zu bytes", s.n);
-    return 0;
+    const int rc = t->words ? words_encode(t->words, s, prefix, out)
+                            : spm_encode(prefix ? t->spm_prefix : t->spm, s.p, s.n, put_id, out);
+    return rc == 0 ? 0 : err_set(e, ERR_NOMEM, "no memory to encode %zu bytes", s.n);
 }
 
 /* New mode: SentencePiece may drop or change a space at the start, so one is encoded behind the unk token's
  * text, whose ids are then cut off. */
 static int encode_new(const struct tokenizer *t, struct span s, struct ids *out, struct err *e)
 {
-    if (!starts_with(s, SPACE_PIECE) && !starts_with(s, " ")) return encode_spm(t->spm, s, out, e);
+    if (!starts_with(s, SPACE_PIECE) && !starts_with(s, " ")) return encode_spm(t, false, s, out, e);
     const struct added *unk = tokenizer_added(t, t->info.unk);
     struct buf b = buf_make(SIZE_MAX);
     size_t at = out->n;
@@ -350,7 +368,7 @@ static int encode_new(const struct tokenizer *t, struct span s, struct ids *out,
     buf_add(&b, unk->text, unk->n);
     buf_add(&b, s.p, s.n);
     TRY(buf_check(&b, "text", e));
-    TRY(encode_spm(t->spm, (struct span){ b.p, b.n }, out, e));
+    TRY(encode_spm(t, false, (struct span){ b.p, b.n }, out, e));
     if (!out->failed && out->n - at >= t->unk_len) {
         out->n -= t->unk_len;
         memmove(out->p + at, out->p + at + t->unk_len, (out->n - at) * sizeof *out->p);
@@ -367,7 +385,7 @@ static int encode_431(const struct tokenizer *t, struct span s, struct ids *out,
     size_t at = out->n, n;
     bool first = starts_with(s, SPACE_PIECE);
     if (first) s = (struct span){ s.p + 3, s.n - 3 };
-    int rc = encode_spm(t->spm_prefix, s, out, e);
+    int rc = encode_spm(t, true, s, out, e);
     if (rc < 0 || out->failed || first || starts_with(s, " ") || out->n == at) return rc;
     const char *piece = spm_piece(t->spm, out->p[at], &n);
     if (!starts_with((struct span){ piece, n }, SPACE_PIECE)) return 0;
@@ -385,7 +403,7 @@ static int encode_plain(const struct tokenizer *t, struct span s, struct ids *ou
     if (s.n == 0) return 0;
     if (t->info.mode == TOKENIZER_NEW) return encode_new(t, s, out, e);
     if (t->info.mode == TOKENIZER_431) return encode_431(t, s, out, e);
-    return encode_spm(t->spm_prefix, s, out, e);
+    return encode_spm(t, true, s, out, e);
 }
 
 /* Cuts s at added tokens and encodes the parts. A space in front of all the text is no token of its own where

@@ -14,7 +14,8 @@
  *
  * Encoding: added tokens (the special ones <s>, </s>, <unk> included) are cut out of the text first, leftmost
  * and longest match; the text between goes to SentencePiece piece by piece. What happens at the start of such
- * a piece is the mode. A tokenizer is read-only but for tokenizer_add: any number of threads may use one.
+ * a piece is the mode. Any number of threads may use a tokenizer but for tokenizer_add; what words encode
+ * to is remembered in it (words.h).
  */
 #pragma once
 #include <stdbool.h>
