@@ -188,7 +188,8 @@ def check_hf(folder, base):
     import transformers as tf
     hf = folder + "-hf"
     shutil.rmtree(hf, ignore_errors=True)
-    run("convert", "--quiet", "--model-path", folder, *(["--model-base", base] if base else []), "--to", "hf5", "--output", hf)
+    run("convert", "--quiet", "--model-path", folder, *(["--model-base", base] if base else []), "--to", "hf5", "--dtype", "f32",
+        "--output", hf)
     model, info = tf.LlavaForConditionalGeneration.from_pretrained(hf, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"], sorted(info["missing_keys"])[:3]
     got = forward(folder, base)

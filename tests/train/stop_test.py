@@ -18,9 +18,14 @@ COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder
 LORA = ["--lora_enable", "True", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.1"]
 
 
+def heed():
+    """a shell's background jobs ignore SIGINT, and so would what is started from here"""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*args):
     return subprocess.Popen([LLAVA, *COMMON, *args], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            env=ENV, text=True)
+                            env=ENV, text=True, preexec_fn=heed)
 
 
 def wait_for(p, text, n=1):
@@ -70,6 +75,17 @@ def handles(p, sig):
     with open(f"/proc/{p.pid}/status", encoding="ascii") as f:
         mask = next(line.split()[1] for line in f if line.startswith("SigCgt"))
     return int(mask, 16) >> (sig - 1) & 1
+
+
+def ignored(tmp):
+    """who starts it with SIGINT ignored, as nohup does with SIGHUP, wants it so"""
+    p = subprocess.Popen([LLAVA, *COMMON, *LORA, "--max_steps", "3", "--output_dir", os.path.join(tmp.path, "ignored")],
+                         stderr=subprocess.PIPE, env=ENV, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    wait_for(p, "llava: step ")
+    p.send_signal(signal.SIGINT)
+    text = p.communicate()[1]
+    ok(p.returncode == 0 and "stopping" not in text, "SIGINT that is ignored stays so", text)
 
 
 def twice(tmp):
@@ -125,6 +141,6 @@ def overflow(tmp):
 
 
 with Temp() as tmp:
-    for part in (asked, twice, overflow):
+    for part in (asked, ignored, twice, overflow):
         part(tmp)
 finish()
