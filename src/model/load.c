@@ -778,6 +778,7 @@ int llava_model_random(struct llava_model *m, const struct llava_config *cfg, co
     struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .bits = s->bits,
                             .linears_only = s->linears_only, .count = true };
     int rc;
+    if (cfg->has_clip) TRY(check_vision(m, "config.json", e));
     TRY(groups_make(&z, e));
     TRY(model_make_layers(m, e));
     TRY(llava_each(m, random_one, &z, e));

@@ -21,10 +21,11 @@ struct train_args {
     const char *model_name_or_path, *version, *vision_tower, *pretrain_mm_mlp_adapter, *mm_projector_type;
     const char *mm_patch_merge_type, *mm_vision_select_feature;
     bool freeze_backbone, tune_mm_mlp_adapter, mm_use_im_start_end, mm_use_im_patch_token, unfreeze_mm_vision_tower;
+    bool random_start;
     int64_t mm_vision_select_layer;
     /* data */
     const char *data_path, *eval_data_path, *image_folder, *image_aspect_ratio, *on_bad_record;
-    bool packing;
+    bool packing, image_augment;
     /* what is trained, and how precisely */
     const char *optim, *lora_bias;
     bool freeze_mm_mlp_adapter, lora_enable, bf16, fp16, tf32, gradient_checkpointing, group_by_modality_length;

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "train/augment.h"
 #include "train/scan.h"
 
 enum { WINDOW_BYTES = 4 << 20 };
@@ -114,6 +115,20 @@ static enum scan_rc read_image(struct reader *d)
     return scan_string(&d->s, &r->image[r->n_images++]);
 }
 
+static enum scan_rc read_change(struct reader *d)
+{
+    struct span word;
+    scan_space(&d->s);
+    if (!at(d, '"')) return skip_wrong(d, "an element of 'augment'", "a string");
+    const enum scan_rc rc = scan_string(&d->s, &word);
+    const unsigned may = rc != SCAN_OK ? 0 : scan_is(word, "mirror") ? MAY_MIRROR
+                       : scan_is(word, "recolour") ? MAY_RECOLOUR : 0;
+    if (rc == SCAN_OK && !may && !d->bad[0])
+        snprintf(d->bad, sizeof d->bad, "an element of 'augment' is neither 'mirror' nor 'recolour'");
+    d->r->may |= may;
+    return rc;
+}
+
 static enum scan_rc turn_member(struct reader *d, struct span name)
 {
     struct turn *t = &d->r->turn[d->r->n_turns - 1];
@@ -155,6 +170,12 @@ static enum scan_rc record_member(struct reader *d, struct span name)
         if (at(d, '[')) return read_list(d, read_image, &r->n_images, RECORD_IMAGES_MAX, "'image'");
         return at(d, 'n') ? scan_value(&d->s) : skip_wrong(d, "'image'", "a string or a list of strings");
     }
+    if (scan_is(name, "augment")) {
+        static const int none = 0;
+        r->may = 0;
+        if (!at(d, '[')) return skip_wrong(d, "'augment'", "a list of strings");
+        return read_list(d, read_change, &none, 1, "'augment'");
+    }
     if (scan_is(name, "conversations")) {
         r->n_turns = 0;
         if (!at(d, '[')) return skip_wrong(d, "'conversations'", "a list");
@@ -167,6 +188,7 @@ static enum scan_rc read_record(struct reader *d)
 {
     d->r->id = (struct span){ 0 };
     d->r->n_images = d->r->n_turns = 0;
+    d->r->may = 0;
     d->bad[0] = 0;
     return at(d, '{') ? read_object(d, record_member) : skip_wrong(d, "the record", "an object");
 }

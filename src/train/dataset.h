@@ -2,7 +2,8 @@
  *
  * LLaVA's format: a JSON array of records, or one record a line (JSON Lines); told apart by the first character. A
  * record is {"id": ..., "image": "a.jpg" or ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": "..."},
- * ...]}; other members are skipped. "image" may be absent, null or an empty list: a record of text only.
+ * ...]}; other members are skipped, but "augment": ["mirror", "recolour"], which says what may be done to its pictures.
+ * "image" may be absent, null or an empty list: a record of text only.
  *
  * Opening reads the file once, in pieces, and keeps 16 bytes a record: a file of any size costs no more memory than
  * that. A record is read again when it is needed; a dataset is read-only, so any number of threads may do so.
@@ -58,6 +59,7 @@ struct record {
     int n_images;
     struct turn *turn;
     int n_turns;
+    unsigned may;      /* how its pictures may be changed without making an answer wrong: augment.h */
     /* private */
     char *raw;
     size_t raw_cap;

@@ -17,7 +17,7 @@ int feed_open(struct feed *f, const struct recipe *r, const struct feed_options 
                     (long long)f->check.n_row, o->batch));
     f->opts = (struct loader_opts){ .data = &f->data, .recipe = r, .order = &f->order, .row = f->check.row,
                                     .threads = o->threads, .epochs = o->epochs, .window = o->window,
-                                    .packing = o->packing, .skip_bad = o->skip_bad };
+                                    .packing = o->packing, .augment = o->augment, .skip_bad = o->skip_bad };
     rc = 0;
 out:
     if (rc < 0) feed_close(f);

@@ -16,6 +16,7 @@ struct feed_options {
     uint64_t seed;
     int batch, accum, epochs, window, threads;
     int packing;   /* positions of a packed batch, 0: not packed */
+    uint64_t augment; /* see loader.h */
     bool drop_last, skip_bad;
 };
 /* Opens and reads the whole file once: the recipe is borrowed. */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/rng.h"
 
 struct slot {
     struct sample sample;
@@ -77,8 +78,19 @@ static struct slot *claim(struct loader *l)
     return s;
 }
 
+/* How a record's pictures look in an epoch: never 0. */
+static uint64_t look_of(const struct loader *l, const struct slot *s)
+{
+    struct rng g;
+    rng_seed(&g, l->o.augment);
+    rng_seed(&g, rng_u64(&g) ^ (uint64_t)s->epoch);
+    rng_seed(&g, rng_u64(&g) ^ (uint64_t)s->index);
+    return rng_u64(&g) | 1;
+}
+
 static void make(const struct loader *l, struct slot *s)
 {
+    s->sample.look = l->o.augment ? look_of(l, s) : 0;
     s->err.msg[0] = 0;
     s->rc = record_load(&s->record, l->o.data, s->index, &s->err);
     s->fatal = s->rc == ERR_IO || s->rc == ERR_NOMEM;

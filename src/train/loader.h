@@ -23,6 +23,7 @@ struct loader_opts {
     int64_t micro;            /* ... after so many of its micro-batches */
     int window;               /* the model's sliding window, 0: none */
     int packing;              /* positions that a packed batch may have; 0: a batch is a micro-batch */
+    uint64_t augment;         /* pictures are augmented, by this seed; 0: they are as they are */
     bool skip_bad;            /* leave bad records out instead of failing */
 };
 struct loader;

@@ -21,13 +21,16 @@ int optim_open(struct optim *o, const struct trainee *t, const struct train_args
     if (!o->host) return err_set(e, ERR_NOMEM, "no memory for the optimiser");
     o->squares = tensor_1d(NULL, DT_F32, t->n);
     const int rc = arena_init(&o->mem, tensor_bytes(o->squares) + ARENA_ALIGN, e);
-    if (rc >= 0) o->squares.p = arena_take(&o->mem, tensor_bytes(o->squares));
-    return rc;
+    if (rc < 0) return rc;
+    o->squares.p = arena_take(&o->mem, tensor_bytes(o->squares));
+    o->orthogonal = t->muon;
+    return t->muon ? muon_open(&o->muon, t->model.dev, t->p, t->n, e) : 0;
 }
 
 void optim_close(struct optim *o)
 {
     arena_fini(&o->mem);
+    muon_close(&o->muon);
     free(o->host);
     *o = (struct optim){ 0 };
 }
@@ -41,6 +44,20 @@ double optim_norm(struct optim *o, struct step *s)
     return sqrt(sum);
 }
 
+/* Muon's step of the matrices that take it. */
+static void step_matrices(struct optim *o, struct step *s, double factor, float scale)
+{
+    for (int i = 0; i < o->n; i++) {
+        if (!muon_takes(&o->p[i])) continue;
+        muon_gather(s, &o->p[i], scale);
+        s->kern.sumsq(&s->kc, tensor_slice(o->squares, i, 1), o->p[i].param->g);
+    }
+    dev_get(s->kc.dev, o->host, o->squares.p, tensor_bytes(o->squares));
+    for (int i = 0; i < o->n; i++)
+        if (muon_takes(&o->p[i]))
+            muon_step(&o->muon, s, &o->p[i], sqrt((double)o->host[i]), o->rate[o->p[i].rate] * factor, o->decay);
+}
+
 void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
 {
     const double factor = schedule_factor(&o->schedule, k - 1);
@@ -50,11 +67,13 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
     if (o->clip > 0) a.scale = (float)fmin(1, o->clip / (norm + 1e-6));
     for (int i = 0; i < o->n; i++) {
         const struct trained *p = &o->p[i];
+        if (o->orthogonal && muon_takes(p)) continue;
         const bool apart = p->master.p != p->param->w.p;
         a.lr = (float)(o->rate[p->rate] * factor);
         a.decay = p->decays ? (float)o->decay : 0;
         s->kern.adamw(&s->kc, p->master, p->m, p->v, apart ? p->param->w : (struct tensor){ 0 }, p->param->g, &a);
     }
+    if (o->orthogonal) step_matrices(o, s, factor, a.scale);
     optim_clear(o, s);
 }
 

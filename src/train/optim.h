@@ -1,6 +1,8 @@
-/* The optimiser: AdamW over what is trained, in LLaVA's groups, with clipping by the norm of all gradients. The order
- * is that of transformers' Trainer: clip, step, schedule; the first step has the schedule's factor 0. */
+/* The optimiser: AdamW over what is trained, or Muon (muon.h) for its matrices, in LLaVA's groups, with clipping by the
+ * norm of all gradients. The order is that of transformers' Trainer: clip, step, schedule; the first step has the
+ * schedule's factor 0. */
 #pragma once
+#include "train/muon.h"
 #include "train/schedule.h"
 #include "train/setup.h"
 #include "train/step.h"
@@ -13,6 +15,8 @@ struct optim {
     struct schedule schedule;
     struct tensor squares;  /* [n] F32: of each gradient */
     struct arena mem;
+    bool orthogonal;        /* --optim muon */
+    struct muon muon;       /* valid if orthogonal */
     float *host;            /* [n] */
 };
 

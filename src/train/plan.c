@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "base/plat.h"
+#include "train/muon.h"
 
 void plan_bytes(char out[16], double bytes)
 {
@@ -54,6 +55,7 @@ int plan_make(struct plan *p, struct trainee *t, struct step *s, int threads, co
     add(p, "f32 masters", b.masters);
     add(p, "moments of AdamW", b.moments);
     add(p, "gradients", b.gradients);
+    if (t->muon) add(p, "work space of Muon", muon_bytes(t->p, t->n));
     add(p, "activations", step_plan(s));
     add(p, "batches read ahead",
         (size_t)(s->most.n_images * (2 + threads)) * 3 * side * side * sizeof(float) + (size_t)s->most.T * 32);

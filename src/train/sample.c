@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "image/picture.h"
+#include "train/augment.h"
 
 enum { PATH_BYTES_MAX = 1 << 14 };
 
@@ -66,6 +67,8 @@ static int pictures_load(struct sample *s, const struct recipe *c, const struct 
         buf_reset(&path);
         TRY(path_of(c, r->image[i], &path, e));
         TRY(decode ? picture_to(s->pixels + (size_t)i * each, c, path.p, e) : picture_find(path.p, e));
+        if (decode && s->look)
+            TRY(augment(s->pixels + (size_t)i * each, c->side, &c->proc, r->may, s->look + (uint64_t)i, e));
     }
 out:
     buf_free(&path);

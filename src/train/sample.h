@@ -30,6 +30,7 @@ struct recipe {
 };
 
 struct sample {
+    uint64_t look;        /* set before sample_make: pictures are augmented (augment.h) with this key; 0: not */
     int64_t record;       /* index in the dataset */
     struct ids ids;       /* IDS_IMAGE: the next picture */
     struct ids labels;    /* same length; IDS_IGNORE where nothing is learned */

@@ -34,6 +34,47 @@ static int read_projector(const char *type, int *n, struct err *e)
     return 0;
 }
 
+/* A weight of --random_start: matrices normal with deviation 0.7 / sqrt(inputs), which keeps the size of what goes
+ * through; embeddings and lm_head with 0.02, as transformers draws them. Norms are 1 and biases 0 already. */
+static int draw(void *ctx, const struct bind_row *r, struct err *e)
+{
+    const struct tensor w = r->param->w;
+    const bool table = strstr(r->name, "embed_tokens") || strstr(r->name, "lm_head") ||
+                       strstr(r->name, "class_embedding") || strstr(r->name, "position_embedding");
+    const double size = table ? 0.02 : 0.7 / sqrt((double)tensor_cols(w));
+    const int64_t n = tensor_count(w);
+    if (w.nd != 2 || !w.p) return 0;
+    float *f = malloc((size_t)n * sizeof *f);
+    if (!f) return err_set(e, ERR_NOMEM, "no memory for '%s'", r->name);
+    for (int64_t i = 0; i < n; i++) f[i] = (float)(size * rng_normal(ctx));
+    dtype_convert(w.p, (enum dtype)w.type, f, DT_F32, n);
+    free(f);
+    return 0;
+}
+
+/* A model of the shapes in config.json, which must have all of it: the tower's are not looked for elsewhere. */
+static int open_random(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    static const char *const no[] = { "vision_tower", "pretrain_mm_mlp_adapter" };
+    const struct llava_source s = { .dtype = t->dtype };
+    struct llava_config c;
+    struct rng r;
+    int rc;
+    for (size_t i = 0; i < sizeof no / sizeof *no; i++)
+        if (train_args_given(a, no[i]))
+            return err_set(e, ERR_USAGE, "--random_start True draws all weights: --%s has no use", no[i]);
+    if (a->bits != 16) return err_set(e, ERR_USAGE, "--random_start True trains all weights: --bits has no use");
+    TRY(llava_config_load(&c, t->dir, e));
+    if (c.has_vision && !c.has_clip)
+        TRY(err_set(e, ERR_MISSING, "'%s/config.json' has no \"vision_config\": --random_start True wants the shapes "
+                    "of the vision tower in it", t->dir));
+    TRY(llava_model_random(&t->model, &c, &s, 1, e));
+    rng_seed(&r, (uint64_t)a->seed);
+    TRY(llava_each(&t->model, draw, &r, e));
+out:
+    return rc;
+}
+
 static int open_model(struct trainee *t, const struct train_args *a, struct err *e)
 {
     struct llava_vision v = {
@@ -47,6 +88,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
     struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .linears_only = true,
                               .bits = a->bits == 16 ? 0 : (int)a->bits };
     struct llava_config c;
+    if (a->random_start) return open_random(t, a, e);
     if (exists(t->dir, "adapter_config.json"))
         return err_set(e, ERR_USAGE, "'%s' is an adapter: merge it into its base first (llava merge)", t->dir);
     int rc = llava_config_load(&c, t->dir, e);
@@ -285,6 +327,7 @@ static int adapt(void *ctx, const struct bind_row *r, struct err *e)
 static int choose_all(struct trainee *t, const struct train_args *a, struct err *e)
 {
     struct chooser c = { t, a };
+    t->muon = !strcmp(a->optim, "muon");
     int rc = llava_each(&t->model, choose, &c, e);
     if (rc < 0) return rc;
     if (a->lora_enable && !a->tune_mm_mlp_adapter) {

@@ -31,6 +31,7 @@ struct trainee {
     enum train_kind kind;
     enum dtype dtype;        /* of weights: F32, BF16, F16 */
     bool tower_trains, projector_trains;
+    bool muon;               /* --optim muon */
     struct trained *p;       /* [n], in the order of llava_each, adapters last */
     int n, n_max;
     struct lora *lora;       /* [n_lora] */

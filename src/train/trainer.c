@@ -93,7 +93,8 @@ static int open_feeds(struct trainer *r, struct err *e)
         .seed = (uint64_t)a->data_seed, .batch = (int)a->per_device_train_batch_size,
         .accum = (int)a->gradient_accumulation_steps, .window = r->t.model.cfg.llama.window,
         .threads = (int)a->dataloader_num_workers, .packing = a->packing ? (int)(rows < INT_MAX ? rows : INT_MAX) : 0,
-        .drop_last = a->dataloader_drop_last, .skip_bad = !strcmp(a->on_bad_record, "skip"),
+        .augment = a->image_augment ? (uint64_t)a->seed | 1 : 0, .drop_last = a->dataloader_drop_last,
+        .skip_bad = !strcmp(a->on_bad_record, "skip"),
     };
     int rc = feed_open(&r->train, &r->t.recipe, &o, e);
     if (rc < 0) return rc;
@@ -109,6 +110,7 @@ static int open_feeds(struct trainer *r, struct err *e)
     o.batch = (int)a->per_device_eval_batch_size;
     o.accum = 1;
     o.packing = 0;
+    o.augment = 0;
     o.drop_last = false;
     rc = feed_open(&r->eval, &r->t.recipe, &o, e);
     r->eval.opts.epochs = 1;
@@ -146,13 +148,14 @@ static json_t *in_common(const struct trainer *r)
     const struct train_args *a = r->a;
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sf, ss, ss, sI, sI}", "data", data, "world size", 1,
+    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sb, sf, ss, ss, ss, sI, sI}", "data", data, "world size", 1,
                      "per_device_train_batch_size", (json_int_t)a->per_device_train_batch_size,
                      "gradient_accumulation_steps", (json_int_t)a->gradient_accumulation_steps, "seed",
                      (json_int_t)a->seed, "data_seed", (json_int_t)a->data_seed, "model_max_length",
                      (json_int_t)a->model_max_length, "packing", a->packing, "group_by_modality_length",
-                     a->group_by_modality_length, "learning_rate", a->learning_rate, "lr_scheduler_type",
-                     a->lr_scheduler_type, "precision", dtype_name(r->t.dtype), "bits", (json_int_t)a->bits,
+                     a->group_by_modality_length, "image_augment", a->image_augment, "learning_rate", a->learning_rate,
+                     "lr_scheduler_type", a->lr_scheduler_type, "optim", r->t.muon ? "muon" : "adamw", "precision",
+                     dtype_name(r->t.dtype), "bits", (json_int_t)a->bits,
                      "lora_alpha", (json_int_t)(a->lora_enable ? a->lora_alpha : 0));
 }
 

@@ -454,6 +454,90 @@ static void test_frozen(void **state)
     }
 }
 
+/* y[n,m] = x[n,k] z[k,m], in double */
+static void product(double *y, const double *x, const double *z, int64_t n, int64_t k, int64_t m)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < m; j++) {
+            double sum = 0;
+            for (int64_t l = 0; l < k; l++) sum += x[i * k + l] * z[l * m + j];
+            y[i * m + j] = sum;
+        }
+}
+
+/* Muon's update with gradient g[O,I] by its definition: 5 times x = a x + (b x x^T + c (x x^T)^2) x. */
+static double *orthogonal(const float *g, int64_t O, int64_t I)
+{
+    double *x = malloc((size_t)(O * I) * sizeof *x), *t = malloc((size_t)(O * I) * sizeof *t), norm = 0;
+    double *gram = malloc((size_t)(O * O) * sizeof *gram), *square = malloc((size_t)(O * O) * sizeof *square);
+    double *y = malloc((size_t)(O * I) * sizeof *y);
+    for (int64_t i = 0; i < O * I; i++) norm += (double)g[i] * (double)g[i];
+    for (int64_t i = 0; i < O * I; i++) x[i] = (double)g[i] / sqrt(norm);
+    for (int k = 0; k < 5; k++) {
+        for (int64_t i = 0; i < O; i++)
+            for (int64_t j = 0; j < I; j++) t[j * O + i] = x[i * I + j];
+        product(gram, x, t, O, I, O);
+        product(square, gram, gram, O, O, O);
+        for (int64_t i = 0; i < O * O; i++) square[i] = -4.7750 * gram[i] + 2.0315 * square[i];
+        product(y, square, x, O, O, I);
+        for (int64_t i = 0; i < O * I; i++) x[i] = 3.4445 * x[i] + y[i];
+    }
+    free(t), free(gram), free(square), free(y);
+    return x;
+}
+
+/* Matrices inside layers move by their orthogonal gradient, all else as with AdamW; tall, wide and square ones. */
+static void test_muon(void **state)
+{
+    struct rig r;
+    int tall = 0, wide = 0, square = 0;
+    (void)state;
+    rig_open(&r, "--optim muon --unfreeze_mm_vision_tower True --lr_scheduler_type constant --learning_rate 1e-2 "
+                 "--weight_decay 0.1 --max_grad_norm 0", 0, 1);
+    gradients(&r, 0);
+    for (int i = 0; i < r.t.n; i++) {
+        const struct trained *p = &r.t.p[i];
+        const int64_t n = tensor_count(p->param->w), O = p->param->w.n[0], I = p->param->w.n[1];
+        const bool matrix = strstr(p->name, ".layers.") || strstr(p->name, "mm_projector");
+        assert_true(muon_takes(p) == (matrix && p->param->w.nd == 2));
+        if (!muon_takes(p) || (tall && wide && square)) continue;
+        tall += O > I, wide += O < I, square += O == I;
+        float *g = malloc((size_t)n * sizeof *g), *w = malloc((size_t)n * sizeof *w);
+        memcpy(g, p->param->g.p, (size_t)n * sizeof *g);
+        memcpy(w, p->master.p, (size_t)n * sizeof *w);
+        double *u = orthogonal(g, O, I);
+        const double size = 0.2 * sqrt((double)(O > I ? O : I));
+        muon_gather(&r.step, p, 1);
+        double norm = 0;
+        for (int64_t j = 0; j < n; j++) norm += pow((double)((float *)p->param->g.p)[j], 2);
+        muon_step(&r.optim.muon, &r.step, p, sqrt(norm), 1e-2, 0.1);
+        for (int64_t j = 0; j < n; j++) {
+            const double want = (double)w[j] * (1 - 1e-3) - 1e-2 * size * u[j], got = (double)((float *)p->master.p)[j];
+            if (!(fabs(got - want) <= 1e-4 * 1e-2 * size + 1e-6 * fabs(want)))
+                fail_msg("%s, element %lld: %.8g, not %.8g", p->name, (long long)j, got, want);
+        }
+        free(g), free(w), free(u);
+    }
+    if (!(tall && wide && square)) fail_msg("%d tall, %d wide, %d square", tall, wide, square);
+    rig_close(&r);
+}
+
+/* The records are learned by heart. */
+static void test_muon_learns(void **state)
+{
+    struct rig r;
+    double first = 0, last = 0;
+    (void)state;
+    rig_open(&r, "--optim muon --lr_scheduler_type constant --learning_rate 1e-2", 0, 1);
+    for (int k = 1; k <= 12; k++) {
+        last = gradients(&r, 0);
+        if (k == 1) first = last;
+        optim_step(&r.optim, &r.step, k, optim_norm(&r.optim, &r.step));
+    }
+    if (!(last < 0.1 * first)) fail_msg("from %g to %g", first, last);
+    rig_close(&r);
+}
+
 /* Clipping: the step is that of gradients cut to the norm; its length without it. */
 static void test_clipping(void **state)
 {
@@ -485,7 +569,7 @@ int main(void)
         cmocka_unit_test(test_deepspeed), cmocka_unit_test(test_schedule), cmocka_unit_test(test_sets),
         cmocka_unit_test(test_groups),   cmocka_unit_test(test_tokens),    cmocka_unit_test(test_checkpointing),
         cmocka_unit_test(test_packing),  cmocka_unit_test(test_dropout),   cmocka_unit_test(test_frozen),
-        cmocka_unit_test(test_clipping),
+        cmocka_unit_test(test_muon), cmocka_unit_test(test_muon_learns), cmocka_unit_test(test_clipping),
     };
     return cmocka_run_group_tests_name("train", tests, tmp_begin, tmp_end);
 }
