@@ -331,6 +331,7 @@ static int find_tower(struct llava_model *m, const struct llava_source *s, struc
         int rc = s->locate(&m->clip_dir, name, e);
         return rc < 0 ? err_prefix(e, "the vision tower '%s'", name), rc : 0;
     }
+    if (s->vision && s->vision->tower) return err_set(e, ERR_MISSING, "no vision tower '%s'", name);
     return err_set(e, ERR_MISSING, "no vision tower '%s' (config.json of '%s' names it; --vision-tower sets another)",
                    name, s->path);
 }

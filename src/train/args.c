@@ -49,8 +49,10 @@ static int bad_value(const struct arg_row *r, const char *value, struct err *e)
 {
     static const char *const wanted[] = { "text", "True or False", "a whole number", "a number" };
     char words[200];
-    return err_set(e, ERR_USAGE, "--%s wants %s%s, not '%s'", r->name, r->choices ? "one of " : "",
-                   r->choices ? listed(words, r->choices) : wanted[r->kind], value);
+    const bool one = r->choices && !strchr(r->choices, '|'), why = r->use == ARG_ONLY && r->help;
+    return err_set(e, ERR_USAGE, "--%s wants %s%s, not '%s'%s%s", r->name, !r->choices ? "" : one ? "" : "one of ",
+                   r->choices ? listed(words, r->choices) : wanted[r->kind], value, why ? ": " : "",
+                   why ? r->help : "");
 }
 
 /* Checks a value against its row; *real and *whole are it. */
@@ -93,7 +95,7 @@ static int set(struct train_args *a, const struct arg_row *r, const char *value,
     int64_t whole;
     int rc = read_value(r, value, &real, &whole, e);
     if (rc < 0) return rc;
-    if (r->use == ARG_ONLY && !is_default(r, value))
+    if (r->use == ARG_ONLY && !r->choices && !is_default(r, value))
         return err_set(e, ERR_USAGE, "--%s '%s' is not supported: only '%s' is", r->name, value,
                        r->def ? r->def : "None");
     if (r->use != ARG_USED) return 0;
@@ -263,6 +265,7 @@ int train_args_parse(struct train_args *a, int argc, char **argv, struct err *e)
         i += words;
     }
     if (!train_args_given(a, "data_seed")) a->data_seed = a->seed;
+    if (a->use_cpu || a->no_cuda) a->device = "cpu";
     return check(a, e);
 }
 

@@ -49,7 +49,7 @@ struct train_args {
     /* this program's */
     const char *device, *memory_limit;
     int64_t threads;
-    bool dry_run, quiet;
+    bool dry_run, quiet, use_cpu, no_cuda;
     /* by row of the table: was it given */
     bool given[TRAIN_ARGS_MAX];
 };
@@ -70,7 +70,7 @@ enum arg_kind { ARG_STR, ARG_BOOL, ARG_INT, ARG_REAL, ARG_HEAD };
 enum arg_use {
     ARG_USED,
     ARG_IGNORED, /* changes nothing here: accepted, and named once if given */
-    ARG_ONLY,    /* other values than the default would change results and are refused */
+    ARG_ONLY,    /* other values than the default, or than `choices`, would change results and are refused */
 };
 struct arg_row {
     const char *name;
@@ -79,7 +79,7 @@ struct arg_row {
     size_t offset;       /* in struct train_args, of ARG_USED */
     const char *def;     /* as one would write it; NULL: None */
     const char *choices; /* "a|b|c", or NULL */
-    const char *help;    /* ARG_HEAD: the heading; of others that are not ARG_USED, NULL */
+    const char *help;    /* ARG_HEAD: the heading; ARG_ONLY with choices: why there are no others */
 };
 extern const struct arg_row train_arg_rows[];
 extern const int train_arg_count;

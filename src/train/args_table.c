@@ -13,7 +13,10 @@
 #define REAL(field, d, help_) { .name = #field, .kind = ARG_REAL, AT(field), .def = d, .help = help_ }
 #define SKIP(name_, kind_) { .name = name_, .kind = kind_, .use = ARG_IGNORED }
 #define ONLY(name_, kind_, d) { .name = name_, .kind = kind_, .use = ARG_ONLY, .def = d }
+/* What a launcher of many processes says; its options may come along when only a command's first words are changed. */
+#define LONE(name_, kind_, words) { .name = name_, .kind = kind_, .use = ARG_ONLY, .choices = words, .help = ALONE }
 
+#define ALONE "a run is one process on one device; more --gradient_accumulation_steps make up for others"
 #define PRECISE "Numbers: f32 without either. bf16: weights are bf16 with f32 masters"
 
 const struct arg_row train_arg_rows[] = {
@@ -101,12 +104,14 @@ const struct arg_row train_arg_rows[] = {
     REAL(eval_steps, NULL, "Steps between evaluations (default logging_steps)"),
     STR(report_to, "all", "none, tensorboard, wandb, jsonl, all, or a list with commas"),
     STR(logging_dir, NULL, "Folder for TensorBoard's files (default OUTPUT_DIR/runs/DATE_HOST)"),
-    STR(run_name, NULL, "What the run is called in reports"),
+    STR(run_name, NULL, "Title of loss.svg (default: OUTPUT_DIR's last part)"),
     BOOL(disable_tqdm, "False", "No progress bar"),
 
     HEAD("This program's own"),
     BOOL(dry_run, "False", "Print the plan: memory by name, data, steps, time; train nothing"),
     WORD(device, "auto", "auto|cpu", "Where to compute"),
+    BOOL(use_cpu, "False", "--device cpu"),
+    BOOL(no_cuda, "False", "--device cpu"),
     INT(threads, "0", "Threads, 0: as many as the machine gives"),
     STR(memory_limit, NULL, "Most memory to take, such as 48G; refused at the start if it does not suffice"),
     BOOL(quiet, "False", "Errors and warnings only"),
@@ -118,10 +123,10 @@ const struct arg_row train_arg_rows[] = {
     SKIP("do_eval", ARG_BOOL), SKIP("do_predict", ARG_BOOL), SKIP("prediction_loss_only", ARG_BOOL),
     SKIP("eval_accumulation_steps", ARG_INT), SKIP("log_level", ARG_STR), SKIP("log_level_replica", ARG_STR),
     SKIP("log_on_each_node", ARG_BOOL), SKIP("logging_nan_inf_filter", ARG_BOOL), SKIP("save_safetensors", ARG_BOOL),
-    SKIP("save_on_each_node", ARG_BOOL), SKIP("save_only_model", ARG_BOOL), SKIP("no_cuda", ARG_BOOL),
-    SKIP("use_cpu", ARG_BOOL), SKIP("use_mps_device", ARG_BOOL), SKIP("jit_mode_eval", ARG_BOOL),
+    SKIP("save_on_each_node", ARG_BOOL), SKIP("save_only_model", ARG_BOOL),
+    SKIP("use_mps_device", ARG_BOOL), SKIP("jit_mode_eval", ARG_BOOL),
     SKIP("use_ipex", ARG_BOOL), SKIP("fp16_opt_level", ARG_STR), SKIP("half_precision_backend", ARG_STR),
-    SKIP("bf16_full_eval", ARG_BOOL), SKIP("fp16_full_eval", ARG_BOOL), SKIP("local_rank", ARG_INT),
+    SKIP("bf16_full_eval", ARG_BOOL), SKIP("fp16_full_eval", ARG_BOOL),
     SKIP("ddp_backend", ARG_STR), SKIP("tpu_num_cores", ARG_INT), SKIP("tpu_metrics_debug", ARG_BOOL),
     SKIP("debug", ARG_STR), SKIP("past_index", ARG_INT), SKIP("label_names", ARG_STR),
     SKIP("metric_for_best_model", ARG_STR), SKIP("greater_is_better", ARG_BOOL), SKIP("ignore_data_skip", ARG_BOOL),
@@ -132,6 +137,7 @@ const struct arg_row train_arg_rows[] = {
     SKIP("dataloader_persistent_workers", ARG_BOOL), SKIP("skip_memory_metrics", ARG_BOOL),
     SKIP("use_legacy_prediction_loop", ARG_BOOL), SKIP("gradient_checkpointing_kwargs", ARG_STR),
     SKIP("include_inputs_for_metrics", ARG_BOOL), SKIP("full_determinism", ARG_BOOL), SKIP("torchdynamo", ARG_STR),
+    SKIP("master_port", ARG_INT), SKIP("master_addr", ARG_STR),
     SKIP("ray_scope", ARG_STR), SKIP("ddp_timeout", ARG_INT), SKIP("torch_compile", ARG_BOOL),
     SKIP("torch_compile_backend", ARG_STR), SKIP("torch_compile_mode", ARG_STR), SKIP("dispatch_batches", ARG_BOOL),
     SKIP("split_batches", ARG_BOOL), SKIP("include_tokens_per_second", ARG_BOOL),
@@ -143,6 +149,9 @@ const struct arg_row train_arg_rows[] = {
     ONLY("load_best_model_at_end", ARG_BOOL, "False"), ONLY("group_by_length", ARG_BOOL, "False"),
     ONLY("neftune_noise_alpha", ARG_REAL, NULL), ONLY("fsdp", ARG_STR, ""), ONLY("optim_args", ARG_STR, NULL),
     ONLY("adafactor", ARG_BOOL, "False"), ONLY("auto_find_batch_size", ARG_BOOL, "False"),
+    LONE("local_rank", ARG_INT, "-1|0"), LONE("num_gpus", ARG_INT, "1"), LONE("num_nodes", ARG_INT, "1"),
+    LONE("nproc_per_node", ARG_STR, "1"), LONE("nnodes", ARG_STR, "1"),
+    LONE("include", ARG_STR, "localhost:0|localhost"),
     ONLY("eval_delay", ARG_REAL, "0"), ONLY("lr_scheduler_kwargs", ARG_STR, NULL),
 };
 const int train_arg_count = sizeof train_arg_rows / sizeof *train_arg_rows;

@@ -203,6 +203,7 @@ static int put_trainer_state(struct saver *out, const struct writing *w, struct 
     return rc;
 }
 
+/* Its title is the run's name, else that of its folder. */
 static int put_plot(struct saver *out, const struct writing *w, struct err *e)
 {
     size_t n = strlen(w->c->output_dir);
@@ -211,6 +212,7 @@ static int put_plot(struct saver *out, const struct writing *w, struct err *e)
     const char *from = w->c->output_dir + n;
     while (from > w->c->output_dir && from[-1] != '/') from--;
     snprintf(title, sizeof title, "%.*s", (int)(w->c->output_dir + n - from), from);
+    if (w->c->title && *w->c->title) snprintf(title, sizeof title, "%s", w->c->title);
     char *text = report_svg(w->s->history, title);
     int rc = text ? saver_bytes(out, "loss.svg", text, strlen(text), e)
                   : err_set(e, ERR_NOMEM, "no memory for a plot");

@@ -28,6 +28,7 @@ struct checkpoint {
     struct llava_model *m;   /* parameters as they are trained; LoRA in linear.lora */
     enum train_kind kind;
     const char *output_dir;
+    const char *title;       /* of loss.svg; NULL: the last part of output_dir */
     const char *model_dir;   /* the base's folder: its config.json, tokenizer and generation_config.json are kept */
     enum dtype dtype;        /* of the written weights: BF16 under --bf16 */
     const struct save_lora *lora; /* TRAIN_LORA: what adapter_config.json says (model/save.h) */

@@ -350,6 +350,8 @@ static int index_file(struct index *x)
     if (s->end - s->p >= 3 && memcmp(s->p, "\xef\xbb\xbf", 3) == 0) s->p += 3;
     while (scan_space(s) == SCAN_MORE)
         if ((rc = index_more(x)) < 0) return rc;
+    if (s->end - s->p >= 2 && (memcmp(s->p, "\xff\xfe", 2) == 0 || memcmp(s->p, "\xfe\xff", 2) == 0))
+        return scan_bad(s, "this is UTF-16, want UTF-8"), index_broken(x);
     bool array = s->p < s->end && *s->p == '[';
     if (s->p < s->end && !array && *s->p != '{')
         return scan_bad(s, "expected '[' or '{': a list of records, or one a line"), index_broken(x);

@@ -234,7 +234,8 @@ static int take(struct loader *l, struct slot *s, struct err *e)
 {
     if (s->rc < 0 && (s->fatal || !l->o.skip_bad)) return err_set(e, s->err.code, "%s", s->err.msg);
     if (s->rc < 0) {
-        log_warn("%s: left out", s->err.msg);
+        if (l->skipped < CHECK_SHOWN) log_warn("%s: left out", s->err.msg);
+        if (l->skipped == CHECK_SHOWN) log_warn("further records that are left out are only counted");
         l->n_skipped++;
         l->skipped++;
         return 0;

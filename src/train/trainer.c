@@ -41,6 +41,7 @@ struct trainer {
     int64_t *record;         /* [n_record] records of the step */
     int n_record, record_max;
     int64_t saved;           /* step of the newest checkpoint */
+    int64_t pass_used;       /* records of this pass over the data that could be used */
     int64_t total, log_every, save_every, eval_every; /* steps; 0: never */
     int lock;
 };
@@ -78,6 +79,8 @@ static void count_events(struct trainer *r)
     r->log_every = strcmp(a->logging_strategy, "steps") ? 0 : every(a->logging_steps, r->total);
     r->save_every = strcmp(a->save_strategy, "steps") ? 0 : every(a->save_steps, r->total);
     if (a->eval_data_path && !train_args_given(a, "evaluation_strategy")) eval = "steps";
+    if (!a->eval_data_path && strcmp(eval, "no") != 0)
+        log_warn("--evaluation_strategy %s without --eval_data_path: nothing is evaluated", eval);
     r->eval_every = !a->eval_data_path || strcmp(eval, "steps") != 0 ? 0
                   : every(isnan(a->eval_steps) ? a->logging_steps : a->eval_steps, r->total);
 }
@@ -183,7 +186,8 @@ static int describe_run(struct trainer *r, struct err *e)
     r->lora = (struct save_lora){ a->model_name_or_path, (int)a->lora_r, (double)a->lora_alpha, a->lora_dropout,
                                   a->lora_bias };
     r->ck = (struct checkpoint){
-        .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir, .model_dir = r->t.dir, .dtype = r->t.dtype,
+        .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir,
+        .title = a->run_name, .model_dir = r->t.dir, .dtype = r->t.dtype,
         .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args,
         .same = r->same, .tokens = r->tokens,
         .state = r->tensors, .total_limit = (int)a->save_total_limit, .max_steps = r->total,
@@ -228,6 +232,7 @@ static int resume(struct trainer *r, struct err *e)
     r->train.opts.micro = r->state.batch;
     r->seconds_before = r->state.seconds;
     r->saved = r->state.step;
+    r->pass_used = r->state.batch; /* who knows how many, but of these micro-batches some */
 out:
     free(dir);
     return rc;
@@ -335,7 +340,8 @@ static int blame(struct trainer *r, const char *what, struct err *e)
     err_set(e, ERR_FORMAT, "step %lld: %s infinite or not a number, at %s%s", (long long)r->state.step + 1, what, names,
             r->n_record > SHOWN ? " and others" : "");
     const size_t n = strlen(e->msg);
-    if (r->saved) snprintf(e->msg + n, sizeof e->msg - n, "; 'checkpoint-%lld' is kept", (long long)r->saved);
+    if (r->saved) snprintf(e->msg + n, sizeof e->msg - n, "; '%s/checkpoint-%lld' is kept", r->a->output_dir,
+                           (long long)r->saved);
     else snprintf(e->msg + n, sizeof e->msg - n, "; nothing is saved");
     return e->code;
 }
@@ -382,6 +388,10 @@ out:
 static int end_pass(struct trainer *r, struct err *e)
 {
     int rc = 0;
+    if (!r->pass_used)
+        return err_set(e, ERR_FORMAT, "no record of '%s' can be used: all pictures of a whole pass failed",
+                       r->a->data_path);
+    r->pass_used = 0;
     if (r->a->eval_data_path && !strcmp(r->a->evaluation_strategy, "epoch") && !stop_asked()) TRY(evaluate(r, e));
     if (!strcmp(r->a->save_strategy, "epoch") && r->at_step.step) TRY(save(r, e));
 out:
@@ -403,6 +413,7 @@ static int run_batch(struct trainer *r, const struct batch *b, struct err *e)
     r->state.flops += flops;
     r->show.flops += flops;
     r->show.tokens += b->T;
+    r->pass_used += b->n;
     int rc = b->update ? update(r, b, e) : 0;
     if (rc >= 0 && b->micro == r->train.order.n_micro) rc = end_pass(r, e);
     return rc;
@@ -447,6 +458,19 @@ static void print_plan(struct trainer *r, double peak)
            peak * 1e-9);
 }
 
+/* The data failed on the way: what has been learned is saved, so that nothing is lost when the data is mended or the
+ * run is started again with --on_bad_record skip. */
+static int keep(struct trainer *r, struct err *e)
+{
+    struct err also = { 0 };
+    show_clear(&r->show);
+    if (r->at_step.step > r->saved && save(r, &also) < 0) log_warn("%s", also.msg);
+    const size_t n = strlen(e->msg);
+    if (r->saved) snprintf(e->msg + n, sizeof e->msg - n, "; step %lld is saved in '%s/checkpoint-%lld'",
+                           (long long)r->saved, r->a->output_dir, (long long)r->saved);
+    return e->code;
+}
+
 /* A signal asked for it: what is done is saved, whatever --save_strategy says. */
 static int stop(struct trainer *r, struct err *e)
 {
@@ -475,7 +499,10 @@ static int loop(struct trainer *r, struct err *e)
             goto out;
         }
     }
-    if (rc < 0) goto out;
+    if (rc < 0) {
+        rc = keep(r, e);
+        goto out;
+    }
     show_clear(&r->show);
     const double s = plat_now_s() - r->start_s;
     const struct train_state *st = &r->state;
@@ -516,7 +543,8 @@ static int train(struct trainer *r, double peak, struct err *e)
     stop_end();
     if (rc == TRAIN_STOPPED) goto out;
     TRY(checkpoint_finish(&r->ck, &r->state, e));
-    log_info("done: %lld steps, loss %.4f; '%s'", (long long)r->state.step,
+    if (r->state.skipped) log_warn("%lld times a record was left out", (long long)r->state.skipped);
+    log_info("done: %lld step%s, loss %.4f; '%s'", (long long)r->state.step, r->state.step == 1 ? "" : "s",
              r->state.step ? r->state.loss_total / (double)r->state.step : 0, a->output_dir);
 out:
     stop_end();

@@ -130,7 +130,7 @@ def overflow(tmp):
     before = sorted(os.listdir(os.path.join(out, "checkpoint-2")))
     ran = llava(*COMMON, *what, *LORA)
     last = ran.err.strip().splitlines()[-1]
-    ok(ran.code == 1 and "step 3: '" in last and "lora_A" in last and last.endswith("'checkpoint-2' is kept") and
+    ok(ran.code == 1 and "step 3: '" in last and "lora_A" in last and last.endswith("/checkpoint-2' is kept") and
        sorted(os.listdir(os.path.join(out, "checkpoint-2"))) == before and "checkpoint-3" not in os.listdir(out),
        "in step 3: the parameter, the records and the checkpoint are named", ran.text)
     name = name.replace("moment1/", "master/")
