@@ -20,11 +20,19 @@
 enum { DEPTH_MAX = 32, PATH_BYTES = 4096, OUTPUT_MAX = 1 << 30, TEXT_MAX = 1 << 24, PARALLEL = 16 };
 
 struct work;
-/* A picture under way. */
+/* A picture, or a question. */
+struct item {
+    char *name;          /* of the picture, or NULL */
+    char *key;           /* what the output knows it by: the name, or its question_id as JSON */
+    json_t *id;          /* question_id; NULL: it is a picture of the folder */
+    char *text;          /* the question */
+};
+/* One under way. */
 struct job {
     struct job *next; /* among those that have ended */
     struct work *w;
-    char *name;
+    const struct item *item;
+    struct llava_conversation *conv; /* of a question */
     struct llava_image *image;
     struct buf text;
     struct llava_result r;
@@ -32,9 +40,9 @@ struct job {
 };
 struct work {
     const struct folder *f;
-    char **name;         /* [n] of pictures, sorted */
+    struct item *item;   /* [n] pictures by name, or questions in their order */
     size_t n, cap;
-    json_t *known;       /* names that the output has: an object used as a set */
+    json_t *known;       /* keys that the output has: an object used as a set */
     int fd;
     off_t size;          /* of the output: whole lines */
     struct progress bar;
@@ -55,17 +63,28 @@ static bool is_picture(const char *name)
     return false;
 }
 
-static int add_name(struct work *w, const char *name, struct err *e)
+static int item_new(struct item **ret, struct work *w, struct err *e)
 {
     if (w->n == w->cap) {
         size_t cap = 2 * w->cap + 64;
-        char **p = realloc(w->name, cap * sizeof *p);
+        struct item *p = realloc(w->item, cap * sizeof *p);
         if (!p) return err_set(e, ERR_NOMEM, "no memory for the names of pictures");
-        w->name = p;
+        w->item = p;
         w->cap = cap;
     }
-    w->name[w->n] = strdup(name);
-    return w->name[w->n] ? (w->n++, 0) : err_set(e, ERR_NOMEM, "no memory for the names of pictures");
+    *ret = &w->item[w->n++];
+    **ret = (struct item){ 0 };
+    return 0;
+}
+
+static int add_name(struct work *w, const char *name, struct err *e)
+{
+    struct item *x;
+    int rc = item_new(&x, w, e);
+    if (rc < 0) return rc;
+    x->name = strdup(name);
+    x->key = strdup(name);
+    return x->name && x->key ? 0 : err_set(e, ERR_NOMEM, "no memory for the names of pictures");
 }
 
 /* Pictures of the folder and, but for links, its subfolders. below: "" or "sub/". */
@@ -93,7 +112,65 @@ static int find(struct work *w, const char *below, int depth, struct err *e)
     return rc;
 }
 
-static int name_order(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int name_order(const void *a, const void *b)
+{
+    return strcmp(((const struct item *)a)->name, ((const struct item *)b)->name);
+}
+
+/* ---- questions */
+
+/* The id of a question or a result: a text or a number, which is told apart by its quotes. */
+static char *key_of(const json_t *id)
+{
+    return json_is_string(id) || json_is_integer(id) ? json_dumps(id, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+}
+
+static int add_question(struct work *w, json_t *v, struct err *e)
+{
+    const char *text = json_string_value(json_object_get(v, "text"));
+    const json_t *image = json_object_get(v, "image"), *id = json_object_get(v, "question_id");
+    struct item *x;
+    if (!json_is_string(id) && !json_is_integer(id))
+        return err_set(e, ERR_FORMAT, "no 'question_id' that is a text or a number");
+    if (!text) return err_set(e, ERR_FORMAT, "no 'text'");
+    if (image && !json_is_null(image) && !json_is_string(image)) return err_set(e, ERR_FORMAT, "'image' is no text");
+    int rc = item_new(&x, w, e);
+    if (rc < 0) return rc;
+    x->id = json_deep_copy(id);
+    x->key = key_of(id);
+    x->text = strdup(text);
+    if (json_is_string(image)) x->name = strdup(json_string_value(image));
+    return x->id && x->key && x->text && !x->name == !json_is_string(image)
+               ? 0 : err_set(e, ERR_NOMEM, "no memory for the questions");
+}
+
+static int questions_read(struct work *w, struct err *e)
+{
+    const char *path = w->f->questions;
+    char *text;
+    size_t n;
+    int rc = file_read(&text, &n, path, OUTPUT_MAX, e), line = 1;
+    json_t *seen = json_object();
+    if (rc < 0) goto out;
+    for (char *at = text, *end; at < text + n && rc >= 0; at = end + 1, line++) {
+        end = memchr(at, '\n', n - (size_t)(at - text));
+        if (!end) end = text + n;
+        if (end - at == (ptrdiff_t)strspn(at, " \t\r")) continue;
+        json_error_t why;
+        json_t *v = json_loadb(at, (size_t)(end - at), 0, &why);
+        rc = v ? add_question(w, v, e) : err_set(e, ERR_FORMAT, "%s", why.text);
+        json_decref(v);
+        const char *key = rc < 0 ? "" : w->item[w->n - 1].key;
+        if (rc >= 0 && json_object_get(seen, key)) rc = err_set(e, ERR_FORMAT, "question %s is there already", key);
+        else if (rc >= 0) json_object_set_new(seen, key, json_true());
+        if (rc < 0) rc = err_prefix(e, "line %d of '%s'", line, path);
+    }
+    if (rc >= 0 && !w->n) rc = err_set(e, ERR_FORMAT, "'%s' has no questions", path);
+    free(text);
+out:
+    json_decref(seen);
+    return rc;
+}
 
 /* ---- output */
 
@@ -108,10 +185,12 @@ static int output_read(struct work *w, struct err *e)
     for (char *end; rc >= 0 && (end = memchr(text + at, '\n', n - at)); line++) {
         json_error_t ignored;
         json_t *v = json_loadb(text + at, (size_t)(end - text) - at, 0, &ignored);
-        const char *name = json_string_value(json_object_get(v, "image"));
+        char *id = w->f->questions ? key_of(json_object_get(v, "question_id")) : NULL;
+        const char *name = w->f->questions ? id : json_string_value(json_object_get(v, "image"));
         if (!name) rc = err_set(e, ERR_FORMAT, "line %d of '%s' is no result of this command", line, w->f->output);
         else if (json_object_set_new(w->known, name, json_true()) < 0) rc = err_set(e, ERR_NOMEM, "no memory");
         json_decref(v);
+        free(id);
         at = (size_t)(end - text) + 1;
     }
     free(text);
@@ -161,13 +240,23 @@ static int output_job(struct work *w, const struct job *j, struct err *e)
     w->written++;
     w->failed += j->e.code != 0;
     progress_step(&w->bar, w->before + w->written);
-    if (j->e.code) return output_line(w, json_pack("{ss,ss}", "image", j->name, "error", j->e.message), e);
+    const struct item *x = j->item;
+    json_t *v = json_object();
+    if (x->id) json_object_set(v, "question_id", x->id);
+    if (x->name) json_object_set_new(v, "image", json_string(x->name));
+    if (x->id) json_object_set_new(v, "prompt", json_string(x->text));
+    if (j->e.code) {
+        json_object_set_new(v, "error", json_string(j->e.message));
+        return output_line(w, v, e);
+    }
     const char *text = j->text.p ? j->text.p : "";
     size_t n = j->text.n;
     while (n && (unsigned char)text[n - 1] <= ' ') n--;
     while (n && (unsigned char)*text <= ' ') text++, n--;
-    return output_line(w, json_pack("{ss,ss%,ss,si}", "image", j->name, "text", text, n, "finish",
-                                    finish[j->r.finish], "tokens", j->r.n_new), e);
+    json_object_set_new(v, "text", json_stringn(text, n));
+    json_object_set_new(v, "finish", json_string(finish[j->r.finish]));
+    json_object_set_new(v, "tokens", json_integer(j->r.n_new));
+    return output_line(w, v, e);
 }
 
 /* ---- jobs */
@@ -197,26 +286,34 @@ static void job_free(struct job *j)
 {
     if (!j) return;
     llava_image_close(j->image);
+    llava_conversation_close(j->conv);
     buf_free(&j->text);
     free(j);
 }
 
 /* 1: under way; 0: it failed at once, and says so; < 0: no memory. */
-static int job_begin(struct job **ret, struct work *w, char *name, struct llava_engine *engine, struct llava_batch *b,
-                     struct err *e)
+static int job_begin(struct job **ret, struct work *w, const struct item *item, struct llava_engine *engine,
+                     struct llava_batch *b, struct err *e)
 {
     char path[PATH_BYTES];
+    const char *prompt = w->f->prompt;
     struct job *j = *ret = calloc(1, sizeof *j);
     if (!j) return err_set(e, ERR_NOMEM, "no memory for a picture");
     j->w = w;
-    j->name = name;
+    j->item = item;
     j->text = buf_make(TEXT_MAX);
-    snprintf(path, sizeof path, "%s/%s", w->f->dir, name);
-    if (llava_image_open(&j->image, engine, path, &j->e) < 0) return 0;
+    if (item->name) {
+        snprintf(path, sizeof path, "%s/%s", w->f->dir, item->name);
+        if (llava_image_open(&j->image, engine, path, &j->e) < 0) return 0;
+    }
+    if (item->text && (llava_conversation_open(&j->conv, engine, w->f->conv, &j->e) < 0 ||
+                       llava_conversation_ask(j->conv, item->text, item->name != NULL, &j->e) < 0 ||
+                       llava_conversation_prompt(&prompt, j->conv, &j->e) < 0))
+        return 0;
     struct llava_request r = llava_request_default();
-    r.prompt = w->f->prompt;
+    r.prompt = prompt;
     r.images = &j->image;
-    r.n_images = 1;
+    r.n_images = item->name != NULL;
     r.sampling = w->f->sampling;
     r.adapter = w->f->adapter;
     r.on_text = on_text;
@@ -243,11 +340,11 @@ static int ask_all(struct work *w, struct llava_engine *engine, struct llava_bat
     for (size_t i = 0; (i < w->n && rc >= 0) || running;) {
         while (i < w->n && running < most && rc >= 0) {
             struct job *j;
-            if (json_object_get(w->known, w->name[i])) {
+            if (json_object_get(w->known, w->item[i].key)) {
                 i++;
                 continue;
             }
-            int begun = job_begin(&j, w, w->name[i++], engine, b, e);
+            int begun = job_begin(&j, w, &w->item[i++], engine, b, e);
             if (begun < 0) rc = begun;
             running += begun > 0;
             if (begun != 0) continue;
@@ -265,8 +362,13 @@ static int ask_all(struct work *w, struct llava_engine *engine, struct llava_bat
 
 static void work_fini(struct work *w)
 {
-    for (size_t i = 0; i < w->n; i++) free(w->name[i]);
-    free(w->name);
+    for (size_t i = 0; i < w->n; i++) {
+        free(w->item[i].name);
+        free(w->item[i].key);
+        free(w->item[i].text);
+        json_decref(w->item[i].id);
+    }
+    free(w->item);
     json_decref(w->known);
     if (w->fd >= 0) close(w->fd);
     pthread_cond_destroy(&w->more);
@@ -282,21 +384,21 @@ int folder_run(const struct folder *f, struct llava_engine *engine, struct err *
     int rc;
     pthread_mutex_init(&w.lock, NULL);
     pthread_cond_init(&w.more, NULL);
-    TRY(find(&w, "", 0, e));
+    TRY(f->questions ? questions_read(&w, e) : find(&w, "", 0, e));
     if (!w.n) TRY(err_set(e, ERR_MISSING, "no picture in '%s'", f->dir));
-    qsort(w.name, w.n, sizeof *w.name, name_order);
+    if (!f->questions) qsort(w.item, w.n, sizeof *w.item, name_order);
     TRY(output_open(&w, e));
-    for (size_t i = 0; i < w.n; i++) w.before += json_object_get(w.known, w.name[i]) != NULL;
+    for (size_t i = 0; i < w.n; i++) w.before += json_object_get(w.known, w.item[i].key) != NULL;
     o.sequences = f->parallel;
     if (llava_batch_open(&b, engine, &o, &le) < 0) TRY(err_set(e, (enum err_code)le.code, "%s", le.message));
-    progress_begin(&w.bar, "pictures", "", (int64_t)w.n);
+    progress_begin(&w.bar, f->questions ? "questions" : "pictures", "", (int64_t)w.n);
     progress_step(&w.bar, w.before);
     rc = ask_all(&w, engine, b, e);
     progress_end(&w.bar);
     if (rc < 0) goto out;
     if (fsync(w.fd) < 0) TRY(err_errno(e, "write", f->output));
-    log_info("%lld pictures answered, %lld failed, %lld were there before", (long long)(w.written - w.failed),
-             (long long)w.failed, (long long)w.before);
+    log_info("%lld %s answered, %lld failed, %lld were there before", (long long)(w.written - w.failed),
+             f->questions ? "questions" : "pictures", (long long)w.failed, (long long)w.before);
 out:
     llava_batch_close(b);
     work_fini(&w);

@@ -6,14 +6,14 @@
 #include "cmd/ask.h"
 #include "cmd/folder.h"
 
-enum { K_IMAGE = CMD_KEY, K_QUERY, K_CONV, K_SEP, K_PROMPT, K_FOLDER, K_OUTPUT, K_PARALLEL };
+enum { K_IMAGE = CMD_KEY, K_QUERY, K_CONV, K_SEP, K_PROMPT, K_FOLDER, K_OUTPUT, K_PARALLEL, K_QUESTIONS };
 
 struct run {
     struct llava_options model;
     struct llava_sampling sampling;
     struct ask_images images;
     const char *query, *prompt, *conv, *sep;
-    const char *folder, *output;
+    const char *folder, *output, *questions;
     int parallel;
 };
 
@@ -28,9 +28,13 @@ static const struct argp_option options[] = {
     { "sep", K_SEP, "TEXT", 0, "What separates names in --image-file (default \",\")", 0 },
     { NULL, 0, NULL, 0, "A folder of pictures:", 0 },
     { "image-folder", K_FOLDER, "DIR", 0, "The question is asked about every picture in DIR and below", 0 },
+    { "question-file", K_QUESTIONS, "FILE", 0,
+      "Instead of one question those of FILE, a line of JSON each, as LLaVA's evaluations have them: {\"question_id\": "
+      "1, \"image\": \"a.jpg\", \"text\": \"...\"}, image in DIR or absent",
+      0 },
     { "output", K_OUTPUT, "FILE", 0,
-      "Where the answers go, a line of JSON each. Pictures that FILE names already are skipped, so that a run that was "
-      "stopped goes on",
+      "Where the answers go, a line of JSON each. Pictures or questions that FILE has already are skipped, so that a "
+      "run that was stopped goes on",
       0 },
     { "parallel", K_PARALLEL, "N", 0, "Pictures that are answered at once (default 16)", 0 },
     { 0 },
@@ -51,11 +55,14 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_SEP: r->sep = arg; break;
     case K_FOLDER: r->folder = arg; break;
     case K_OUTPUT: r->output = arg; break;
+    case K_QUESTIONS: r->questions = arg; break;
     case K_PARALLEL: r->parallel = (int)cmd_int(state, "parallel", arg, 1, 256); break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!r->model.model_path) argp_error(state, "--model-path is needed");
-        if (!r->query == !r->prompt) argp_error(state, "one of --query and --prompt is needed");
+        if (!!r->query + !!r->prompt + !!r->questions != 1)
+            argp_error(state, "one of --query, --prompt and --question-file is needed");
+        if (r->questions && !r->folder) argp_error(state, "--question-file needs --image-folder");
         if (!r->folder != !r->output) argp_error(state, "--image-folder and --output are needed together");
         if (r->folder && r->images.n_values) argp_error(state, "--image-file and --image-folder exclude each other");
         if (r->parallel && !r->folder) argp_error(state, "--parallel is for --image-folder");
@@ -94,14 +101,24 @@ static int make_prompt(const struct run *r, int n, struct llava_conversation **c
     return rc;
 }
 
+/* What ends the answer to any question. */
+static int question_stop(const struct run *r, struct llava_conversation **conv, const char **stop,
+                         struct llava_engine *engine, struct llava_error *e)
+{
+    int rc = llava_conversation_open(conv, engine, r->conv, e);
+    *stop = rc >= 0 ? llava_conversation_stop(*conv) : NULL;
+    return rc;
+}
+
 static int answer_folder(struct run *r, struct llava_engine *engine, struct llava_error *e)
 {
     struct llava_conversation *conv = NULL;
     const char *stop;
     struct err err = { 0 };
     struct folder f = { .dir = r->folder, .output = r->output, .sampling = r->sampling, .parallel = r->parallel,
-                        .adapter = llava_adapter_name(engine, 0) };
-    int rc = make_prompt(r, 1, &conv, &f.prompt, &stop, engine, e);
+                        .questions = r->questions, .conv = r->conv, .adapter = llava_adapter_name(engine, 0) };
+    int rc = r->questions ? question_stop(r, &conv, &stop, engine, e)
+                          : make_prompt(r, 1, &conv, &f.prompt, &stop, engine, e);
     f.sampling.stop = &stop;
     f.sampling.n_stop = stop != NULL;
     if (rc >= 0 && (rc = folder_run(&f, engine, &err)) < 0) {

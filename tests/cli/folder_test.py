@@ -105,8 +105,47 @@ def refused(t):
        "an output of something else stays as it is", r.text)
 
 
+def questions(t):
+    """--question-file: each with its own picture and words, known by its id"""
+    asked = [(n, p, q) for n, (p, q) in enumerate((p, q) for p in PICTURES for q in ("What is this?", "Which group is this in?"))]
+    path, out = os.path.join(t.path, "questions.jsonl"), os.path.join(t.path, "answers.jsonl")
+    base = ["run", "--model-path", DEMO, "--temperature", "0", "--image-folder", os.path.join(DEMO, "pictures")]
+
+    def write(lines):
+        with open(path, "w", encoding="utf-8") as f:
+            f.write("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    rows = [{"question_id": n, "image": p, "text": q} for n, p, q in asked]
+    write([*rows[:5], "", *rows[5:], {"question_id": "text", "text": "What is this?"},
+           {"question_id": "0", "image": "none.png", "text": "What is this?"}])
+    r = llava(*base, "--question-file", path, "--output", out)
+    got = {x["question_id"]: x for x in records(out)}
+    ok(r.code == 0 and len(got) == len(asked) + 2 and len(records(out)) == len(got), "every question once; 0 is not '0'", r.text)
+    ok("error" in got["0"] and "text" in got["text"] and "image" not in got["text"], "without its picture, and without one", got)
+    for n, p, q in asked:
+        alone = llava("run", "--model-path", DEMO, "--temperature", "0", "--query", q, "--image-file",
+                      os.path.join(DEMO, "pictures", p), "--quiet").out.strip()
+        ok(got[n]["text"] == alone and got[n]["prompt"] == q and got[n]["image"] == p, f"{p}: {q}", f"{got[n]} {alone}")
+    lines = open(out, encoding="utf-8").read().splitlines(True)
+    with open(out, "w", encoding="utf-8") as f:
+        f.write("".join(lines[:4]) + lines[4][:-9])
+    r = llava(*base, "--question-file", path, "--output", out)
+    ok(r.code == 0 and "4 were there before" in r.err and {x["question_id"]: x for x in records(out)} == got, "goes on", r.text)
+    for lines, want in (([rows[0], rows[0]], "line 2 of"), (["{"], "line 1 of"), ([{"text": "a"}], "no 'question_id'"),
+                        ([{"question_id": 1}], "no 'text'"), ([], "has no questions"),
+                        ([{"question_id": 1, "text": "a", "image": 3}], "'image' is no text"),
+                        ([{"question_id": None, "text": "a"}], "no 'question_id'"), (["[1]"], "no 'question_id'")):
+        write(lines)
+        r = llava(*base, "--question-file", path, "--output", os.path.join(t.path, "none.jsonl"))
+        ok(r.code == 1 and want in r.err and r.err.count("\n") == 1 and not os.path.exists(os.path.join(t.path, "none.jsonl")),
+           f"refused: {want}", r.text)
+    r = llava(*base, "--question-file", path, "--query", "What?", "--output", out)
+    ok(r.code == 2, "a file and a question", r.text)
+
+
 with Temp() as temp:
     same_as_alone(temp)
+with Temp() as temp:
+    questions(temp)
 with Temp() as temp:
     killed(temp)
 with Temp() as temp:
