@@ -89,7 +89,7 @@ struct llava_source {
     const char *clip_path; /* overrides the tower that config.json names; NULL: as it says */
     /* How an org/name (a tower's) becomes a folder: the hub's function, or NULL to allow folders only. */
     int (*locate)(char **dir, const char *name, struct err *e);
-    bool keep_dtype;       /* convert, merge: parameters stay as the files have them */
+    bool keep_dtype;       /* parameters stay as the files have them, whatever dtype and bits say */
     int bits;              /* 8 or 4: matrices are quantised while loading (bind_quant); 0: as they are stored */
     bool linears_only;     /* with bits: only the language model's linears, as under adapters that are trained */
     bool auto_dtype;  /* choose: f32 for models under 256 MB, where it costs nothing, else as the weights are
@@ -116,6 +116,18 @@ int llava_model_open(struct llava_model *m, const struct llava_source *s, struct
 int llava_model_random(struct llava_model *m, const struct llava_config *cfg, const struct llava_source *s,
                        uint64_t seed, struct err *e);
 void llava_model_close(struct llava_model *m); /* accepts a zeroed one */
+/* Moves a model that is open on the host, its parameters as the files have them (keep_dtype), to a device, where they
+ * are kept as an opening there would keep them, and what has PARAM_TRAIN in dtype. The files stay mapped. After an
+ * error the model can only be closed. */
+struct llava_placing {
+    struct dev *dev;
+    enum dtype dtype;
+    int bits;          /* these two as in llava_source */
+    bool linears_only;
+};
+int llava_model_place(struct llava_model *m, const struct llava_placing *p, struct err *e);
+/* The shape and type that a row will have there; its p is that of now. */
+struct tensor llava_placed(const struct llava_placing *p, const struct bind_row *r);
 /* cos|sin for positions [0, n). Must be called once before forward; takes its memory from m->own_more. */
 int llava_model_context(struct llava_model *m, int n, struct err *e);
 

@@ -202,6 +202,18 @@ static int param_make(struct binder *b, struct tensor out, struct tensor w, stru
 /* Libraries for large products add a bias only in the result's type. */
 static bool is_bias(const struct bind_row *r) { return strstr(r->name, ".bias") && !strstr(r->name, "norm"); }
 
+/* The type of a row that is not quantised, and then of one that may be. */
+static enum dtype kept_type(const struct llava_placing *p, const struct bind_row *r, enum dtype file)
+{
+    return p->dev && is_bias(r) && p->dtype != DT_F32 ? p->dtype : bind_type(p->dtype, r, file);
+}
+
+static enum dtype kept_quant(const struct llava_placing *p, const struct bind_row *r, enum dtype file, enum dtype keep)
+{
+    const bool chosen = !p->linears_only || (r->flags & BIND_LINEAR);
+    return !dtype_is_quant(file) && chosen ? bind_quant(r, p->bits, keep) : keep;
+}
+
 static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct binder *b = ctx;
@@ -217,12 +229,11 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     struct tensor t;
     int rc = bind_read(&t, r, w, e);
     if (rc < 0) return rc;
-    enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : bind_type(b->m->dtype, r, file);
-    if (b->m->dev && is_bias(r) && b->m->dtype != DT_F32) keep = b->m->dtype;
+    const struct llava_placing how = { b->m->dev, b->m->dtype, b->m->bits, b->s->linears_only };
+    enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : kept_type(&how, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
-    const bool quantise = !b->s->linears_only || (r->flags & BIND_LINEAR);
-    if (!dtype_is_quant(file) && quantise) keep = bind_quant(r, b->m->bits, keep);
+    if (!b->s->keep_dtype) keep = kept_quant(&how, r, file, keep);
     if (dtype_is_quant(file) && (r->flags & BIND_LINEAR) && file != bind_quant(r, b->m->bits, file))
         return err_set(e, ERR_USAGE, "'%s' of '%s' is in %d bits already, not %d", w->name, w->file,
                        file == DT_Q8 ? 8 : 4, b->m->bits);
@@ -265,6 +276,54 @@ static int bind_all(struct llava_model *m, const struct llava_source *s, const s
     if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
 out:
     place_end(&b.placer);
+    return rc;
+}
+
+struct tensor llava_placed(const struct llava_placing *p, const struct bind_row *r)
+{
+    struct tensor t = r->param->w;
+    const enum dtype file = (enum dtype)t.type;
+    const bool trains = (r->param->flags & PARAM_TRAIN) != 0;
+    t.type = (int8_t)(trains ? p->dtype : kept_quant(p, r, file, kept_type(p, r, file)));
+    return t;
+}
+
+/* A model on its way to a device. */
+struct mover {
+    struct binder b; /* of whose model `own` is on the device already */
+    const struct llava_placing *how;
+};
+
+static int move_one(void *ctx, const struct bind_row *r, struct err *e)
+{
+    struct mover *v = ctx;
+    const struct tensor from = r->param->w;
+    if (!from.p) return 0;
+    struct tensor to = llava_placed(v->how, r);
+    v->b.bytes += tensor_bytes(to) + ARENA_ALIGN;
+    if (v->b.count) return 0;
+    to.p = arena_take(&v->b.m->own, tensor_bytes(to));
+    r->param->w = to;
+    return param_make(&v->b, to, from, NULL, e);
+}
+
+int llava_model_place(struct llava_model *m, const struct llava_placing *p, struct err *e)
+{
+    struct arena host = m->own;
+    struct mover v = { .b = { .m = m, .count = true }, .how = p };
+    int rc;
+    TRY(llava_each(m, move_one, &v, e));
+    m->own = (struct arena){ 0 };
+    m->dev = p->dev;
+    m->bits = p->bits;
+    TRY(dev_arena(&m->own, m->dev, v.b.bytes, e));
+    TRY(place_begin(&v.b.placer, m->dev, (int64_t)v.b.bytes, e));
+    v.b.count = false;
+    TRY(llava_each(m, move_one, &v, e));
+    if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
+out:
+    place_end(&v.b.placer);
+    arena_fini(&host);
     return rc;
 }
 

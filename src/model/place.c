@@ -76,3 +76,25 @@ int place_whole(void **ret, struct placer *p, size_t bytes, struct err *e)
     *ret = p->whole;
     return *ret ? 0 : err_set(e, ERR_NOMEM, "no memory for %zu bytes", bytes);
 }
+
+int fetched_get(const void **ret, struct fetched *f, struct tensor t, struct err *e)
+{
+    const size_t bytes = tensor_bytes(t);
+    *ret = t.p;
+    if (!f->dev) return 0;
+    if (bytes > f->bytes) {
+        free(f->mem);
+        f->mem = malloc(bytes);
+        f->bytes = f->mem ? bytes : 0;
+    }
+    if (!f->mem && bytes) return err_set(e, ERR_NOMEM, "no memory for a tensor of %zu bytes", bytes);
+    dev_get(f->dev, f->mem, t.p, bytes);
+    *ret = f->mem;
+    return 0;
+}
+
+void fetched_fini(struct fetched *f)
+{
+    free(f->mem);
+    *f = (struct fetched){ 0 };
+}

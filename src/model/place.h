@@ -1,6 +1,6 @@
-/* Inside the model room: parameters on their way into a device's memory, a piece at a time, through two page-locked
- * buffers: while one is sent the other is filled, so that disk, processor and link work side by side and the host needs
- * no memory for the model. */
+/* Parameters on their way into a device's memory, a piece at a time, through two page-locked buffers: while one is sent
+ * the other is filled, so that disk, processor and link work side by side and the host needs no memory for the model.
+ * And on their way back, to be written into a file. */
 #pragma once
 #include "base/log.h"
 #include "dev/dev.h"
@@ -26,3 +26,13 @@ void place_end(struct placer *p); /* waits; accepts a zeroed one */
 void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped);
 /* Host memory of at least `bytes`, valid until the next call; what `place` took from it before has been sent. */
 int place_whole(void **ret, struct placer *p, size_t bytes, struct err *e);
+
+/* Where tensors of a device are read, one at a time. */
+struct fetched {
+    struct dev *dev; /* NULL: tensors are read where they are */
+    void *mem;
+    size_t bytes;
+};
+/* The bytes of t, which is on f's device, on the host: valid until the next call. */
+int fetched_get(const void **ret, struct fetched *f, struct tensor t, struct err *e);
+void fetched_fini(struct fetched *f); /* accepts a zeroed one */

@@ -18,6 +18,7 @@
 #include "file/json.h"
 #include "file/out.h"
 #include "model/load.h"
+#include "model/place.h"
 #include "tensor/quant.h"
 
 /* One tensor to write: where it comes from. */
@@ -35,6 +36,7 @@ struct saving {
     struct weight *row;  /* [n] what writers see */
     struct origin *from; /* [n] */
     size_t n, cap;
+    struct fetched fetched; /* from the model's device */
     char *mem; /* of the tensor that is being written */
     size_t mem_bytes;
     struct progress bar;
@@ -196,6 +198,7 @@ static void saving_fini(struct saving *s)
     free(s->row);
     free(s->from);
     free(s->mem);
+    fetched_fini(&s->fetched);
 }
 
 /* `from`, merged with its adapter, as quantised rows. */
@@ -268,10 +271,13 @@ static int room(struct saving *s, size_t bytes, struct err *e)
 static int fetch(const void **ret, void *ctx, const struct weight *w, struct err *e)
 {
     struct saving *s = ctx;
-    const struct origin *from = &s->from[w - s->row];
+    struct origin here = s->from[w - s->row], *from = &here;
     struct tensor t = w->t;
-    int rc = 0;
-    bool more = t.n[0] > from->t.n[0];
+    const void *p;
+    int rc;
+    const bool more = t.n[0] > from->t.n[0];
+    TRY(fetched_get(&p, &s->fetched, from->t, e));
+    from->t.p = (void *)(uintptr_t)p; /* only read */
     if (dtype_is_quant(from->quant)) {
         TRY(room(s, tensor_bytes(t), e));
         TRY(quantise(s->mem, from, w->name, e));
@@ -478,8 +484,9 @@ static int write_all(struct saving *s, struct saving *second, const char *dir, s
 
 int llava_model_save(struct llava_model *m, const struct save_options *o, struct err *e)
 {
-    struct saving s = { .m = m, .o = o },
-                  second = { .m = m, .o = o, .tower = o->tower_beside, .adapters = o->what == SAVE_ADAPTER };
+    struct saving s = { .m = m, .o = o, .fetched.dev = m->dev }, second = s;
+    second.tower = o->tower_beside;
+    second.adapters = o->what == SAVE_ADAPTER;
     char *stage = NULL;
     int rc;
     TRY(check(m, o, e));

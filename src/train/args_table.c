@@ -109,7 +109,7 @@ const struct arg_row train_arg_rows[] = {
 
     HEAD("This program's own"),
     BOOL(dry_run, "False", "Print the plan: memory by name, data, steps, time; train nothing"),
-    WORD(device, "auto", "auto|cpu", "Where to compute"),
+    STR(device, "auto", "Where to compute: auto (a GPU if the build has one that works), cpu, cuda, cuda:1, hip, ..."),
     BOOL(use_cpu, "False", "--device cpu"),
     BOOL(no_cuda, "False", "--device cpu"),
     INT(threads, "0", "Threads, 0: as many as the machine gives"),

@@ -19,6 +19,7 @@ static const double mix_median = 240, mix_deviation = 0.9, mix_pictures = 0.85;
 
 struct bench {
     const struct train_bench *b;
+    struct dev *dev;         /* NULL: the host */
     struct trainee t;
     struct step step;
     struct optim optim;
@@ -216,13 +217,13 @@ static void bench_fini(struct bench *b)
     optim_close(&b->optim);
     step_close(&b->step);
     trainee_close(&b->t);
+    dev_close(b->dev);
 }
 
 int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
 {
     struct bench b = { .b = o };
     const struct train_args *a = o->a;
-    const struct batch_limits none = { 0 };
     struct batch_limits most;
     const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
     int rc;
@@ -231,14 +232,17 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     rng_seed(&b.rng, (uint64_t)a->seed);
     b.time = calloc((size_t)o->steps, sizeof *b.time);
     if (!b.time) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
-    TRY(trainee_random(&b.t, a, e));
+    TRY(dev_open(&b.dev, a->device, e));
+    dev_use(b.dev);
+    TRY(trainee_random(&b.t, a, b.dev, e));
     TRY(make_batches(&b, &most, e));
-    TRY(step_open(&b.step, &b.t.model, b.t.tower_trains, a->gradient_checkpointing,
-                  b.t.dtype == DT_BF16 ? DT_BF16 : DT_F32, threads, &most, &none, e));
+    const struct step_options so = { .dev = b.dev, .dtype = b.t.dtype, .tower_trains = b.t.tower_trains,
+                                     .checkpoint = a->gradient_checkpointing, .threads = threads, .most = most };
+    TRY(step_open(&b.step, &b.t.model, &so, e));
     TRY(plan_make(&b.plan, &b.t, &b.step, 0, a->memory_limit, e));
     TRY(plan_check(&b.plan, e));
     const double ceiling = step_ceiling(&b.step, b.t.dtype);
-    TRY(trainee_fill(&b.t, a, e));
+    TRY(trainee_fill(&b.t, a, &b.step.kern, &b.step.kc, e));
     TRY(step_fill(&b.step, e));
     TRY(optim_open(&b.optim, &b.t, a, 1000, e));
     for (int k = 0; k <= o->steps; k++) run_step(&b, k, k > 0);

@@ -53,7 +53,8 @@ struct loader {
     int64_t read_micro;
     int n_skipped;
     int64_t skipped;
-    struct batch batch;
+    struct batch batch[2];
+    int turn;                   /* of batch: which was given out last */
 };
 
 /* ---- making samples */
@@ -202,7 +203,7 @@ void loader_close(struct loader *l)
     pthread_mutex_destroy(&l->lock);
     pthread_cond_destroy(&l->work);
     pthread_cond_destroy(&l->done);
-    batch_fini(&l->batch);
+    for (int i = 0; i < 2; i++) batch_fini(&l->batch[i]);
     free(l->thread);
     free(l->slot);
     free(l->wait);
@@ -299,7 +300,7 @@ static void wait_drop(struct loader *l, int n)
 
 int loader_next(struct loader *l, const struct batch **ret, struct err *e)
 {
-    struct batch *b = &l->batch;
+    struct batch *b = &l->batch[l->turn ^= 1];
     int rc = 1;
     l->n_skipped = 0;
     bool read = l->n_wait == 0;

@@ -2,12 +2,11 @@
 #include "train/optim.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 int optim_open(struct optim *o, const struct trainee *t, const struct train_args *a, int64_t total_steps,
                struct err *e)
 {
-    *o = (struct optim){ .p = t->p, .n = t->n, .beta1 = a->adam_beta1, .beta2 = a->adam_beta2, .eps = a->adam_epsilon,
+    *o = (struct optim){ .dev = t->dev, .p = t->p, .n = t->n, .beta1 = a->adam_beta1, .beta2 = a->adam_beta2, .eps = a->adam_epsilon,
                          .decay = a->weight_decay, .clip = a->max_grad_norm };
     o->rate[RATE_COMMON] = a->learning_rate;
     o->rate[RATE_PROJECTOR] = a->mm_projector_lr;
@@ -17,10 +16,9 @@ int optim_open(struct optim *o, const struct trainee *t, const struct train_args
     o->schedule = (struct schedule){ (enum schedule_kind)kind,
                                      schedule_warmup(a->warmup_steps, a->warmup_ratio, total_steps), total_steps,
                                      a->learning_rate };
-    o->host = malloc((size_t)t->n * sizeof *o->host);
-    if (!o->host) return err_set(e, ERR_NOMEM, "no memory for the optimiser");
     o->squares = tensor_1d(NULL, DT_F32, t->n);
-    const int rc = arena_init(&o->mem, tensor_bytes(o->squares) + ARENA_ALIGN, e);
+    int rc = dev_pinned((void **)&o->host, o->dev, tensor_bytes(o->squares), e);
+    if (rc >= 0) rc = dev_arena(&o->mem, o->dev, tensor_bytes(o->squares) + ARENA_ALIGN, e);
     if (rc < 0) return rc;
     o->squares.p = arena_take(&o->mem, tensor_bytes(o->squares));
     o->orthogonal = t->muon;
@@ -31,7 +29,7 @@ void optim_close(struct optim *o)
 {
     arena_fini(&o->mem);
     muon_close(&o->muon);
-    free(o->host);
+    dev_pinned_free(o->dev, o->host);
     *o = (struct optim){ 0 };
 }
 

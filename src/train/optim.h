@@ -8,6 +8,7 @@
 #include "train/step.h"
 
 struct optim {
+    struct dev *dev;        /* borrowed; NULL: the host */
     struct trained *p;      /* borrowed */
     int n;
     double rate[3];         /* by enum rate */

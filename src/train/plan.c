@@ -48,7 +48,8 @@ int plan_make(struct plan *p, struct trainee *t, struct step *s, int threads, co
 {
     const struct trainee_bytes b = trainee_count(t);
     const size_t side = t->recipe.vision ? (size_t)t->recipe.side : 0;
-    *p = (struct plan){ .limit = plat_memory_total(), .limited = limit != NULL };
+    *p = (struct plan){ .dev = t->dev, .limit = t->dev ? dev_memory_now(t->dev).free : plat_memory_total(),
+                        .limited = limit != NULL };
     add(p, "frozen weights", b.frozen);
     add(p, "vision tower", b.tower);
     add(p, "trained weights", b.weights);
@@ -57,8 +58,10 @@ int plan_make(struct plan *p, struct trainee *t, struct step *s, int threads, co
     add(p, "gradients", b.gradients);
     if (t->muon) add(p, "work space of Muon", muon_bytes(t->p, t->n));
     add(p, "activations", step_plan(s));
-    add(p, "batches read ahead",
-        (size_t)(s->most.n_images * (2 + threads)) * 3 * side * side * sizeof(float) + (size_t)s->most.T * 32);
+    add(p, "kernels' scratch", step_scratch(s));
+    if (!t->dev)
+        add(p, "batches read ahead",
+            (size_t)(s->most.n_images * (3 + threads)) * 3 * side * side * sizeof(float) + (size_t)s->most.T * 32);
     return limit ? read_limit(&p->limit, limit, e) : 0;
 }
 
@@ -73,7 +76,7 @@ int plan_check(const struct plan *p, struct err *e)
     plan_bytes(limit, (double)p->limit);
     plan_bytes(most, (double)p->row[top].bytes);
     return err_set(e, ERR_NOMEM, "this run needs %s and %s %s; most of it are %s (%s): --dry_run True lists all", sum,
-                   p->limited ? "--memory_limit is" : "the machine has", limit, p->row[top].name, most);
+                   p->limited ? "--memory_limit is" : p->dev ? "the device has" : "the machine has", limit, p->row[top].name, most);
 }
 
 void plan_print(const struct plan *p, FILE *f)
@@ -86,5 +89,5 @@ void plan_print(const struct plan *p, FILE *f)
     plan_bytes(text, (double)p->sum);
     fprintf(f, "  %-22s %10s\n", "together", text);
     plan_bytes(text, (double)p->limit);
-    fprintf(f, "  %-22s %10s\n", p->limited ? "--memory_limit" : "the machine has", text);
+    fprintf(f, "  %-22s %10s\n", p->limited ? "--memory_limit" : p->dev ? "the device has" : "the machine has", text);
 }

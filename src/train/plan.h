@@ -8,7 +8,8 @@ enum { PLAN_ROWS = 12 };
 struct plan {
     struct { const char *name; size_t bytes; } row[PLAN_ROWS];
     int n;
-    size_t sum, limit; /* limit: --memory_limit, or the machine's */
+    struct dev *dev;   /* whose memory it is; NULL: the host's */
+    size_t sum, limit; /* limit: --memory_limit, or what the device or the machine has */
     bool limited;      /* it is --memory_limit */
 };
 

@@ -86,7 +86,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
                : !strcmp(a->mm_patch_merge_type, "spatial") ? MERGE_SPATIAL : MERGE_UNPAD,
     };
     struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .linears_only = true,
-                              .bits = a->bits == 16 ? 0 : (int)a->bits };
+                              .bits = t->bits, .keep_dtype = t->dev != NULL };
     struct llava_config c;
     if (a->random_start) return open_random(t, a, e);
     if (exists(t->dir, "adapter_config.json"))
@@ -342,10 +342,15 @@ static int choose_all(struct trainee *t, const struct train_args *a, struct err 
 
 static enum dtype precision_of(const struct train_args *a) { return a->bf16 ? DT_BF16 : a->fp16 ? DT_F16 : DT_F32; }
 
-int trainee_open(struct trainee *t, const struct train_args *a, struct err *e)
+static struct trainee trainee_new(const struct train_args *a, struct dev *dev)
+{
+    return (struct trainee){ .dev = dev, .dtype = precision_of(a), .bits = a->bits == 16 ? 0 : (int)a->bits };
+}
+
+int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e)
 {
     int rc;
-    *t = (struct trainee){ .dtype = precision_of(a) };
+    *t = trainee_new(a, dev);
     TRY(hub_find(&t->dir, a->model_name_or_path, NULL, e));
     TRY(open_model(t, a, e));
     TRY(open_tokenizer(t, a, e));
@@ -361,12 +366,12 @@ out:
     return rc;
 }
 
-int trainee_random(struct trainee *t, const struct train_args *a, struct err *e)
+int trainee_random(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e)
 {
     struct llava_config c;
     int rc;
-    *t = (struct trainee){ .dtype = precision_of(a) };
-    const struct llava_source s = { .dtype = t->dtype, .linears_only = true, .bits = a->bits == 16 ? 0 : (int)a->bits };
+    *t = trainee_new(a, dev);
+    const struct llava_source s = { .dtype = t->dtype, .linears_only = true, .bits = t->bits, .dev = dev };
     TRY(llava_config_preset(&c, a->model_name_or_path, e));
     TRY(llava_model_random(&t->model, &c, &s, (uint64_t)a->seed, e));
     t->recipe = (struct recipe){ .pad = -1, .vision = true, .side = c.clip.image, .rows = llava_tile_rows(&t->model) };
@@ -391,20 +396,34 @@ void trainee_close(struct trainee *t)
 
 /* ---- memory */
 
+/* How parameters are kept on the device. */
+static struct llava_placing placing(const struct trainee *t)
+{
+    return (struct llava_placing){ t->dev, t->dtype, t->bits, true };
+}
+
+struct counter {
+    struct trainee_bytes *b;
+    struct llava_placing placing;
+    bool moves; /* from the host to a device */
+};
+
 static int count_all(void *ctx, const struct bind_row *r, struct err *e)
 {
-    struct trainee_bytes *b = ctx;
+    const struct counter *c = ctx;
     (void)e;
     if (!r->param->w.p) return 0;
-    b->n_all += tensor_count(r->param->w);
-    if (!(r->param->flags & PARAM_TRAIN)) *(r->part == PART_CLIP ? &b->tower : &b->frozen) += tensor_bytes(r->param->w);
+    const struct tensor w = c->moves ? llava_placed(&c->placing, r) : r->param->w;
+    c->b->n_all += tensor_count(w);
+    if (!(r->param->flags & PARAM_TRAIN)) *(r->part == PART_CLIP ? &c->b->tower : &c->b->frozen) += tensor_bytes(w);
     return 0;
 }
 
 struct trainee_bytes trainee_count(struct trainee *t)
 {
     struct trainee_bytes b = { 0 };
-    llava_each(&t->model, count_all, &b, NULL);
+    struct counter c = { &b, placing(t), t->dev && !t->model.dev };
+    llava_each(&t->model, count_all, &c, NULL);
     for (int i = 0; i < t->n; i++) {
         const size_t n = (size_t)tensor_count(t->p[i].param->w);
         b.n_trained += (int64_t)n;
@@ -418,45 +437,86 @@ struct trainee_bytes trainee_count(struct trainee *t)
     return b;
 }
 
-/* A: uniform in +-1/sqrt(inputs), which is kaiming_uniform(a = sqrt 5); B: zeros. */
-static void fill_adapter(const struct trained *p, float *w, int64_t n, struct rng *r)
+static bool is_adapter(const struct trained *p) { return strstr(p->name, ".lora_") != NULL; }
+
+/* Does it need memory for its weight, or is that where it shall be, in the right type? */
+static bool weight_is_new(const struct trainee *t, const struct trained *p)
 {
-    const double size = 1 / sqrt((double)tensor_cols(p->param->w));
-    for (int64_t i = 0; i < n; i++)
-        w[i] = strstr(p->name, ".lora_A.") ? (float)(size * (2 * rng_unit(r) - 1)) : 0;
+    return is_adapter(p) || !t->dev || p->param->w.type != (int8_t)t->dtype;
 }
 
-static void fill_one(struct trainee *t, struct trained *p, struct rng *r)
+/* A: uniform in +-1/sqrt(inputs), which is kaiming_uniform(a = sqrt 5); B: zeros. host: memory for twice as many. */
+static void fill_adapter(struct trainee *t, const struct trained *p, struct tensor w, float *host, struct rng *r)
+{
+    const int64_t n = tensor_count(w);
+    void *rounded = host + n;
+    const double size = 1 / sqrt((double)tensor_cols(w));
+    for (int64_t i = 0; i < n; i++)
+        host[i] = strstr(p->name, ".lora_A.") ? (float)(size * (2 * rng_unit(r) - 1)) : 0;
+    dtype_convert(rounded, t->dtype, host, DT_F32, n);
+    dev_put(t->dev, w.p, rounded, tensor_bytes(w));
+}
+
+static void fill_one(struct trainee *t, struct trained *p, float *host, struct rng *r, const struct kern *k,
+                     struct kctx *kc)
 {
     struct tensor old = p->param->w, w = old, f32 = old;
-    const int64_t n = tensor_count(w);
     w.type = (int8_t)t->dtype;
     f32.type = DT_F32;
-    w.p = arena_take(&t->state, tensor_bytes(w));
+    if (weight_is_new(t, p)) w.p = arena_take(&t->state, tensor_bytes(w));
+    if (is_adapter(p)) fill_adapter(t, p, w, host, r);
+    else if (w.p != old.p) k->cast(kc, w, old);
     p->master = p->m = p->v = p->param->g = f32;
     p->master.p = t->dtype == DT_F32 ? w.p : arena_take(&t->state, tensor_bytes(f32));
     p->m.p = arena_take(&t->state, tensor_bytes(f32));
     p->v.p = arena_take(&t->state, tensor_bytes(f32));
-    p->param->g.p = arena_take(&t->state, tensor_bytes(f32)); /* an arena's first pages are zeros */
-    if (strstr(p->name, ".lora_")) fill_adapter(p, p->master.p, n, r);
-    else dtype_convert(p->master.p, DT_F32, old.p, (enum dtype)old.type, n);
-    if (t->dtype != DT_F32) {
-        dtype_convert(w.p, t->dtype, p->master.p, DT_F32, n);
-        dtype_convert(p->master.p, DT_F32, w.p, t->dtype, n);
+    p->param->g.p = arena_take(&t->state, tensor_bytes(f32));
+    if (p->master.p != w.p) k->cast(kc, p->master, w);
+    if (t->dev) { /* the host's pages are zeros */
+        k->zero(kc, p->m);
+        k->zero(kc, p->v);
+        k->zero(kc, p->param->g);
     }
     p->param->w = w;
 }
 
-int trainee_fill(struct trainee *t, const struct train_args *a, struct err *e)
+/* Bytes of trainee.state, and numbers of the largest adapter. */
+static size_t state_bytes(const struct trainee *t, int64_t *largest)
 {
-    const struct trainee_bytes b = trainee_count(t);
+    size_t bytes = 0;
+    *largest = 0;
+    for (int i = 0; i < t->n; i++) {
+        const struct trained *p = &t->p[i];
+        const int64_t n = tensor_count(p->param->w);
+        bytes += (size_t)n * (t->dtype == DT_F32 ? 3 : 4) * sizeof(float) + 5 * ARENA_ALIGN;
+        if (weight_is_new(t, p)) bytes += (size_t)n * dtype_bytes(t->dtype);
+        if (is_adapter(p) && n > *largest) *largest = n;
+    }
+    return bytes;
+}
+
+int trainee_fill(struct trainee *t, const struct train_args *a, const struct kern *k, struct kctx *kc, struct err *e)
+{
+    const struct llava_placing how = placing(t);
+    int64_t largest;
     struct rng r;
-    int rc = arena_init(&t->state, b.weights + b.masters + b.moments + b.gradients + (size_t)t->n * 5 * ARENA_ALIGN, e);
-    if (rc < 0) return err_prefix(e, "memory for what is trained");
+    float *host = NULL;
+    int rc;
+    if (t->dev && !t->model.dev) {
+        TRY(llava_model_place(&t->model, &how, e));
+        TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
+        arena_fini(&t->grown);
+    }
+    rc = dev_arena(&t->state, t->dev, state_bytes(t, &largest), e);
+    if (rc < 0) TRY(err_prefix(e, "memory for what is trained"));
+    host = malloc((size_t)largest * 2 * sizeof *host + 1);
+    if (!host) TRY(err_set(e, ERR_NOMEM, "no memory for adapters"));
     rng_seed(&r, scatter((uint64_t)a->seed));
-    for (int i = 0; i < t->n; i++) fill_one(t, &t->p[i], &r);
+    for (int i = 0; i < t->n; i++) fill_one(t, &t->p[i], host, &r, k, kc);
     if (t->model.llama.cfg.tied) t->model.llama.head.w = t->model.llama.embed;
-    return 0;
+out:
+    free(host);
+    return rc;
 }
 
 /* ---- config.json */

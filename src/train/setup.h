@@ -1,8 +1,8 @@
 /* What a run trains: the model with its tokenizer and the recipe for its records, the parameters that change and the
  * tensors that a step keeps of each.
  *
- * trainee_open decides and counts; trainee_fill takes the memory. Between the two the plan is made. What is frozen is
- * used where the files have it; what is trained is copied out of them.
+ * trainee_open decides and counts; trainee_fill takes the memory. Between the two the plan is made. On the host what is
+ * frozen is used where the files have it and what is trained is copied out of them; a device gets all of it.
  */
 #pragma once
 #include "model/llava.h"
@@ -23,7 +23,9 @@ struct trained {
 };
 
 struct trainee {
-    struct llava_model model;
+    struct llava_model model; /* until trainee_fill on the host; after it on dev, if there is one */
+    struct dev *dev;         /* borrowed; NULL: the host */
+    int bits;                /* of the language model's frozen linears; 0: as the files have them */
     struct tokenizer *tokenizer;
     const struct conv_template *tpl;
     struct recipe recipe;
@@ -36,7 +38,7 @@ struct trainee {
     int n, n_max;
     struct lora *lora;       /* [n_lora] */
     int n_lora;
-    struct arena grown;      /* embeddings with rows for new tokens */
+    struct arena grown;      /* on the host: embeddings with rows for new tokens */
     struct arena state;      /* weights, masters, moments, gradients of what is trained */
 };
 
@@ -46,12 +48,13 @@ struct trainee_bytes {
     int64_t n_all, n_trained; /* numbers in parameters */
 };
 
-int trainee_open(struct trainee *t, const struct train_args *a, struct err *e);
-/* Of random weights instead: a.model_name_or_path is a preset (llava_config_preset). Without a tokenizer. */
-int trainee_random(struct trainee *t, const struct train_args *a, struct err *e);
+int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e);
+/* Of random weights instead, on dev at once: a.model_name_or_path is a preset (llava_config_preset). Without a tokenizer. */
+int trainee_random(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e);
 struct trainee_bytes trainee_count(struct trainee *t);
-/* Copies, rounds and clears. Masters of rounded weights are the rounded values, as DeepSpeed makes them. */
-int trainee_fill(struct trainee *t, const struct train_args *a, struct err *e);
+/* Places, copies, rounds and clears. Masters of rounded weights are the rounded values, as DeepSpeed makes them. k, kc:
+ * of dev. A model that is on dev already stays where it is. */
+int trainee_fill(struct trainee *t, const struct train_args *a, const struct kern *k, struct kctx *kc, struct err *e);
 void trainee_close(struct trainee *t); /* accepts a zeroed one */
 
 /* Keys of config.json that LLaVA's train() sets, a new reference. */

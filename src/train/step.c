@@ -3,47 +3,82 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/plat.h"
 #include "base/rng.h"
 
+/* A device has the memory to be busier at once. */
 enum {
-    TOWER_GROUP = 4,  /* pictures that a frozen tower sees at once */
-    HEAD_ROWS = 128,  /* rows of logits at a time */
-    SCRATCH_BYTES = 1 << 30, /* address space; pages are taken when a kernel touches them */
+    TOWER_GROUP = 4, DEVICE_TOWER_GROUP = 16, /* pictures that a frozen tower sees at once */
+    HEAD_ROWS = 128, DEVICE_HEAD_ROWS = 2048, /* rows of logits at a time */
+    SCRATCH_BYTES = 1 << 30, DEVICE_SCRATCH_BYTES = 256 << 20, /* the host's is address space: pages are taken when a
+                                                                  kernel touches them */
 };
 
 /* ---- from the host */
 
-static struct tensor ints(struct op_ctx *o, int32_t *host, int64_t rows, int64_t cols)
-{
-    return op_input(o, cols ? tensor_2d(host, DT_I32, rows, cols) : tensor_1d(host, DT_I32, rows));
-}
+static size_t aligned(size_t bytes) { return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1); }
 
-static struct tensor pixels(struct op_ctx *o, const struct step *s, const struct batch *b, int from, int n)
+/* The next part of a block. */
+static struct tensor part(struct tensor t, char *base, size_t *at)
 {
-    const int64_t side = s->m->cfg.clip.image;
-    float *at = o->dry ? NULL : b->pixels + from * 3 * side * side;
-    return op_input(o, (struct tensor){ at, DT_F32, 4, 0, { n, 3, side, side } });
-}
-
-/* Positions that have a target, and what is known of each: [n_targets]. Weights are f32 whatever activations are. */
-struct targets { struct tensor at, token, weight; };
-
-static struct targets put_targets(struct op_ctx *o, struct step *s, const struct batch *b)
-{
-    struct step_host *h = &s->host;
-    for (int i = 0, k = 0; i < b->T && !o->dry; i++) {
-        if (b->target[i] < 0) continue;
-        h->at[k] = i;
-        h->token[k] = b->target[i];
-        h->weight[k++] = b->weight[i];
-    }
-    struct targets t = { .at = ints(o, h->at, b->n_targets, 0), .token = ints(o, h->token, b->n_targets, 0),
-                         .weight = tensor_1d(NULL, DT_F32, b->n_targets) };
-    t.weight.p = arena_take(o->act, tensor_bytes(t.weight));
-    if (!o->dry) dev_put(s->kc.dev, t.weight.p, h->weight, tensor_bytes(t.weight));
+    t.p = base + *at;
+    *at += aligned(tensor_bytes(t));
     return t;
+}
+
+/* Where everything of such a batch is in a block, whose size is returned. Pictures are last. */
+static size_t lay_out(struct step_in *in, const struct step *s, const struct batch_limits *b, char *base)
+{
+    const int64_t side = b->n_images ? s->m->cfg.clip.image : 0;
+    size_t at = 0;
+    *in = (struct step_in){ .T = b->T, .n_images = b->n_images, .n_targets = b->n_targets };
+    in->token = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
+    in->feature = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
+    in->pos = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
+    in->range = part(tensor_2d(NULL, DT_I32, b->T, 2), base, &at);
+    in->at = part(tensor_1d(NULL, DT_I32, b->n_targets), base, &at);
+    in->target = part(tensor_1d(NULL, DT_I32, b->n_targets), base, &at);
+    in->weight = part(tensor_1d(NULL, DT_F32, b->n_targets), base, &at);
+    in->pixels = part((struct tensor){ NULL, DT_F32, 4, 0, { b->n_images, 3, side, side } }, base, &at);
+    return at;
+}
+
+static size_t pixel_bytes(const struct step_in *in) { return aligned(tensor_bytes(in->pixels)); }
+
+/* Copies the batch into a block on the host that is laid out as `in`. */
+static void fill_in(const struct step_in *in, const struct batch *b)
+{
+    memcpy(in->token.p, b->token, tensor_bytes(in->token));
+    memcpy(in->feature.p, b->feature, tensor_bytes(in->feature));
+    memcpy(in->pos.p, b->pos, tensor_bytes(in->pos));
+    memcpy(in->range.p, b->range, tensor_bytes(in->range));
+    if (b->n_images) memcpy(in->pixels.p, b->pixels, tensor_bytes(in->pixels));
+    for (int i = 0, k = 0; i < b->T; i++) {
+        if (b->target[i] < 0) continue;
+        ((int32_t *)in->at.p)[k] = i;
+        ((int32_t *)in->target.p)[k] = b->target[i];
+        ((float *)in->weight.p)[k++] = b->weight[i];
+    }
+}
+
+static void send(struct step *s, const struct batch *b)
+{
+    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets };
+    struct step_host *h = &s->host;
+    struct step_in on_host;
+    size_t bytes = lay_out(&on_host, s, &sizes, (char *)h->mem + s->losses);
+    arena_rewind(&s->act, s->base);
+    lay_out(&s->in, s, &sizes, arena_take(&s->act, bytes));
+    if (!s->kc.dev) { /* pictures are large: straight to where they are read */
+        on_host.pixels.p = s->in.pixels.p;
+        bytes -= pixel_bytes(&on_host);
+    }
+    fill_in(&on_host, b);
+    h->loss = h->mem;
+    h->weight = on_host.weight.p;
+    dev_send(s->kc.dev, s->in.token.p, on_host.token.p, bytes);
 }
 
 /* ---- forward */
@@ -55,19 +90,38 @@ static struct op_ctx context_of(struct step *s, bool back, uint64_t drop_key)
                             .drop_key = drop_key };
 }
 
+/* Of the tower's sequences the first n pictures. */
+static struct clip_seq first_pictures(const struct step *s, int n)
+{
+    const int64_t p = clip_patches(&s->m->cfg.clip), rows = n * (p + 1);
+    return (struct clip_seq){ tensor_slice(s->tower.cls, 0, rows), tensor_slice(s->tower.pos, 0, rows),
+                              tensor_slice(s->tower.put, 0, n * p), tensor_slice(s->tower.range, 0, rows) };
+}
+
+/* Pictures from..from+n in the type of activations. */
+static struct tensor pixels(struct op_ctx *o, const struct step *s, int from, int n)
+{
+    struct tensor x = tensor_slice(s->in.pixels, from, n), y = x;
+    if (o->type == DT_F32) return x;
+    y.type = (int8_t)o->type;
+    y.p = arena_take(o->act, tensor_bytes(y));
+    OP_RUN(o, cast, y, x);
+    return y;
+}
+
 /* Features of a frozen tower, [n*rows,C], made without a tape. */
-static struct tensor frozen_features(struct op_ctx *o, const struct step *s, const struct batch *b)
+static struct tensor frozen_features(struct op_ctx *o, const struct step *s)
 {
     const struct llava_config *c = &s->m->cfg;
     const int64_t rows = llava_tile_rows(s->m);
-    struct tensor all = op_new(o, false, b->n_images * rows, c->clip.C);
+    struct tensor all = op_new(o, false, s->in.n_images * rows, c->clip.C);
     struct tape *tape = o->tape;
     o->tape = NULL;
-    for (int i = 0; i < b->n_images; i += TOWER_GROUP) {
-        const int n = b->n_images - i < TOWER_GROUP ? b->n_images - i : TOWER_GROUP;
+    for (int i = 0; i < s->in.n_images; i += s->group) {
+        const int n = s->in.n_images - i < s->group ? s->in.n_images - i : s->group;
         const size_t mark = arena_mark(o->act);
-        struct clip_seq seq = clip_seq_new(o, &s->m->clip, n);
-        struct tensor f = clip_forward(o, &s->m->clip, &seq, pixels(o, s, b, i, n), c->select_layer, c->select_cls);
+        struct clip_seq seq = first_pictures(s, n);
+        struct tensor f = clip_forward(o, &s->m->clip, &seq, pixels(o, s, i, n), c->select_layer, c->select_cls);
         OP_RUN(o, cast, tensor_slice(all, i * rows, n * rows), f);
         arena_rewind(o->act, mark);
     }
@@ -76,27 +130,29 @@ static struct tensor frozen_features(struct op_ctx *o, const struct step *s, con
 }
 
 /* Embeddings of the tokens, features of pictures where a position has one. */
-static struct tensor embed(struct op_ctx *o, const struct step *s, const struct batch *b)
+static struct tensor embed(struct op_ctx *o, const struct step *s)
 {
-    struct tensor x = op_embed(o, &s->m->llama.embed, ints(o, b->token, b->T, 0)), f;
-    if (!b->n_images) return x;
+    struct tensor x = op_embed(o, &s->m->llama.embed, s->in.token), f;
+    if (!s->in.n_images) return x;
     if (s->tower_trains) {
-        struct clip_seq seq = clip_seq_new(o, &s->m->clip, b->n_images);
-        f = llava_encode(o, s->m, &s->m->projector, &seq, pixels(o, s, b, 0, b->n_images));
+        struct clip_seq seq = first_pictures(s, s->in.n_images);
+        f = llava_encode(o, s->m, &s->m->projector, &seq, pixels(o, s, 0, s->in.n_images));
     } else {
-        f = projector_forward(o, s->m, &s->m->projector, frozen_features(o, s, b));
+        f = projector_forward(o, s->m, &s->m->projector, frozen_features(o, s));
     }
-    return op_add(o, x, op_gather(o, f, ints(o, b->feature, b->T, 0))); /* one of the two is 0 in every row */
+    return op_add(o, x, op_gather(o, f, s->in.feature)); /* one of the two is 0 in every row */
 }
 
 /* Losses of the targets, [n_targets]; gradients on the way where o has a tape. */
-static struct tensor forward(struct op_ctx *o, const struct step *s, const struct batch *b, const struct targets *t)
+static struct tensor forward(struct op_ctx *o, const struct step *s)
 {
     const struct llama *l = &s->m->llama;
-    struct llama_seq seq = { .pos = ints(o, b->pos, b->T, 0), .range = ints(o, b->range, b->T, 2) };
-    struct tensor kept = op_new_1d(o, DT_F32, b->n_targets); /* the way back gives the memory of layers back */
-    struct tensor h = llama_forward(o, l, embed(o, s, b), &seq, NULL);
-    struct tensor loss = op_linear_xent(o, op_gather(o, h, t->at), &l->head, t->token, t->weight, HEAD_ROWS);
+    const struct step_in *in = &s->in;
+    struct llama_seq seq = { .pos = in->pos, .range = in->range };
+    struct tensor kept = op_new_1d(o, DT_F32, in->n_targets); /* the way back gives the memory of layers back */
+    struct tensor h = llama_forward(o, l, embed(o, s), &seq, NULL);
+    struct tensor loss = op_linear_xent(o, op_gather(o, h, in->at), &l->head, in->target, in->weight,
+                                        s->kc.dev ? DEVICE_HEAD_ROWS : HEAD_ROWS);
     OP_RUN(o, cast, kept, loss);
     if (o->tape) tape_back(o);
     return kept;
@@ -104,32 +160,58 @@ static struct tensor forward(struct op_ctx *o, const struct step *s, const struc
 
 /* ---- a batch */
 
+void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_key)
+{
+    struct step_host *h = &s->host;
+    h->n = b->n_targets;
+    if (!h->n) return;
+    struct op_ctx o = context_of(s, back, drop_key);
+    send(s, b);
+    tape_reset(s->tape);
+    const struct tensor loss = forward(&o, s);
+    dev_fetch(s->kc.dev, h->loss, loss.p, tensor_bytes(loss));
+    dev_event_record(s->kc.dev, h->done);
+}
+
+double step_loss(struct step *s)
+{
+    const struct step_host *h = &s->host;
+    double sum = 0;
+    if (h->n) dev_event_wait(h->done);
+    for (int i = 0; i < h->n; i++) sum += (double)h->weight[i] * (double)h->loss[i];
+    return sum;
+}
+
 double step_run(struct step *s, const struct batch *b, bool back, uint64_t drop_key)
 {
-    if (!b->n_targets) return 0;
-    struct op_ctx o = context_of(s, back, drop_key);
-    double sum = 0;
-    arena_rewind(&s->act, 0);
-    tape_reset(s->tape);
-    struct targets t = put_targets(&o, s, b);
-    op_output(&o, s->host.loss, forward(&o, s, b, &t));
-    for (int i = 0; i < b->n_targets; i++) sum += (double)s->host.weight[i] * (double)s->host.loss[i];
-    return sum;
+    step_begin(s, b, back, drop_key);
+    return step_loss(s);
 }
 
 /* ---- memory */
 
+/* What stays: the sequences of the pictures that the tower sees at once. */
+static void make_tower(struct step *s, bool dry)
+{
+    struct op_ctx o = context_of(s, false, 0);
+    o.dry = dry;
+    arena_rewind(&s->act, 0);
+    if (s->group) s->tower = clip_seq_new(&o, &s->m->clip, s->group);
+    s->base = arena_mark(&s->act);
+}
+
 static size_t plan_one(struct step *s, const struct batch_limits *most, bool back)
 {
     struct arena count, was = s->act;
-    const struct batch b = { .n = most->n, .T = most->T, .n_images = most->n_images, .n_targets = most->n_targets };
     arena_init_counting(&count);
     s->act = count;
+    make_tower(s, true);
     struct op_ctx o = context_of(s, back, 1);
     o.dry = true;
     tape_reset(s->tape);
-    struct targets t = put_targets(&o, s, &b);
-    if (b.n_targets) op_output(&o, NULL, forward(&o, s, &b, &t));
+    const size_t bytes = lay_out(&s->in, s, most, NULL);
+    lay_out(&s->in, s, most, arena_take(&s->act, bytes));
+    if (most->n_targets) forward(&o, s);
     const size_t high = s->act.high;
     s->act = was;
     return high;
@@ -141,34 +223,58 @@ size_t step_plan(struct step *s)
     return train > eval ? train : eval;
 }
 
-int step_open(struct step *s, const struct llava_model *m, bool tower_trains, bool checkpoint, enum dtype product,
-              int threads, const struct batch_limits *most, const struct batch_limits *eval, struct err *e)
+size_t step_scratch(const struct step *s) { return s->kc.dev ? DEVICE_SCRATCH_BYTES : 0; }
+
+static int most_pictures(const struct step *s)
 {
-    *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = tower_trains, .checkpoint = checkpoint,
-                        .act_type = DT_F32, .most = *most, .eval = *eval };
-    kern_init_cpu(&s->kern, env_get(ENV_LLAVA_CPU));
-    s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = threads, .product = product };
-    const size_t n = (size_t)(most->n_targets > eval->n_targets ? most->n_targets : eval->n_targets) + 1;
-    s->host = (struct step_host){ malloc(n * sizeof(int32_t)), malloc(n * sizeof(int32_t)), malloc(n * sizeof(float)),
-                                  malloc(n * sizeof(float)) };
-    if (!s->host.at || !s->host.token || !s->host.weight || !s->host.loss)
-        return err_set(e, ERR_NOMEM, "no memory for %zu targets", n);
-    return arena_init(&s->scratch, SCRATCH_BYTES, e);
+    return s->most.n_images > s->eval.n_images ? s->most.n_images : s->eval.n_images;
+}
+
+int step_open(struct step *s, const struct llava_model *m, const struct step_options *o, struct err *e)
+{
+    const bool low = o->dtype == DT_BF16;
+    *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains, .checkpoint = o->checkpoint,
+                        .act_type = o->dev && low ? DT_BF16 : DT_F32, .most = o->most, .eval = o->eval };
+    s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
+                           .dev = o->dev };
+    const int group = o->dev ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
+    s->group = s->tower_trains || most < group ? most : group;
+    s->losses = aligned((size_t)(o->most.n_targets > o->eval.n_targets ? o->most.n_targets : o->eval.n_targets) *
+                        sizeof(float));
+    const int rc = kern_init(&s->kern, o->dev, env_get(ENV_LLAVA_CPU), e);
+    return rc < 0 ? rc : dev_arena(&s->scratch, o->dev, o->dev ? DEVICE_SCRATCH_BYTES : SCRATCH_BYTES, e);
+}
+
+/* Bytes of a batch's block on the host. */
+static size_t block_bytes(const struct step *s, const struct batch_limits *most)
+{
+    struct step_in in;
+    const size_t bytes = lay_out(&in, s, most, NULL);
+    return s->kc.dev ? bytes : bytes - pixel_bytes(&in);
+}
+
+/* Room for the larger of the two kinds of batches, behind its losses. */
+static int fill_host(struct step *s, struct err *e)
+{
+    const size_t train = block_bytes(s, &s->most), eval = block_bytes(s, &s->eval);
+    s->host.done = dev_event_new(s->kc.dev);
+    return dev_pinned(&s->host.mem, s->kc.dev, s->losses + (train > eval ? train : eval), e);
 }
 
 int step_fill(struct step *s, struct err *e)
 {
-    const int rc = arena_init(&s->act, step_plan(s), e);
-    return rc < 0 ? err_prefix(e, "memory for activations") : 0;
+    const int rc = dev_arena(&s->act, s->kc.dev, step_plan(s), e);
+    if (rc < 0) return err_prefix(e, "memory for activations");
+    make_tower(s, false);
+    return fill_host(s, e);
 }
 
 void step_close(struct step *s)
 {
+    dev_sync(s->kc.dev);
     tape_free(s->tape);
-    free(s->host.at);
-    free(s->host.token);
-    free(s->host.weight);
-    free(s->host.loss);
+    dev_pinned_free(s->kc.dev, s->host.mem);
+    dev_event_free(s->host.done);
     arena_fini(&s->act);
     arena_fini(&s->scratch);
     *s = (struct step){ 0 };
@@ -245,13 +351,13 @@ static int put_noise(struct step *s, struct tensor *t, int64_t n, enum dtype typ
     return rc;
 }
 
-double step_ceiling(struct step *s, enum dtype w_type)
+/* Of n x n products, the best of a few; 0: no memory to find out. *time: of one. */
+static double ceiling_of(struct step *s, enum dtype w_type, int64_t n, double *time)
 {
-    enum { TIMES = 5, HOST_N = 768, DEVICE_N = 8192 };
-    const int64_t n = s->kc.dev ? DEVICE_N : HOST_N;
+    enum { TIMES = 5 };
     struct tensor x = { 0 }, w = { 0 }, y, none = { 0 };
     struct arena mem = { 0 };
-    double best = 0;
+    *time = HUGE_VAL;
     if (dev_arena(&mem, s->kc.dev, (size_t)(3 * n * n) * sizeof(float) + 4 * ARENA_ALIGN, NULL) < 0) return 0;
     if (put_noise(s, &x, n, s->act_type, &mem, NULL) < 0 || put_noise(s, &w, n, w_type, &mem, NULL) < 0) goto out;
     y = x;
@@ -260,10 +366,19 @@ double step_ceiling(struct step *s, enum dtype w_type)
         const double start = plat_now_s();
         s->kern.matmul(&s->kc, y, x, w, none, none);
         dev_sync(s->kc.dev);
-        const double speed = 2 * pow((double)n, 3) / (plat_now_s() - start);
-        if (i && speed > best) best = speed; /* the first one opens libraries */
+        if (i) *time = fmin(*time, plat_now_s() - start); /* the first one opens libraries */
     }
 out:
     arena_fini(&mem);
+    return 2 * pow((double)n, 3) / *time;
+}
+
+double step_ceiling(struct step *s, enum dtype w_type)
+{
+    enum { HOST_N = 768, DEVICE_LEAST = 128, DEVICE_MOST = 8192 };
+    double best = 0, time = 0;
+    if (!s->kc.dev) return ceiling_of(s, w_type, HOST_N, &time);
+    for (int64_t n = DEVICE_LEAST; n <= DEVICE_MOST && time < 1e-3; n *= 4) best = ceiling_of(s, w_type, n, &time);
     return best;
 }
+

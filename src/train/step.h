@@ -8,10 +8,23 @@
 #include "model/llava.h"
 #include "train/loader.h"
 
-/* [most.n_targets]: where targets are gathered. */
+/* What a pass reads of its batch, on the device. */
+struct step_in {
+    int T, n_images, n_targets;
+    struct tensor token, feature, pos; /* [T] I32 */
+    struct tensor range;               /* [T,2] I32 */
+    struct tensor at, target;          /* [n_targets] I32: positions that have a target, and what it is */
+    struct tensor weight;              /* [n_targets] F32 */
+    struct tensor pixels;              /* [n_images,3,side,side] F32 */
+};
+
+/* The host's side of a batch under way: page-locked memory for the losses and, behind them, what is laid out as on the
+ * device. */
 struct step_host {
-    int32_t *at, *token;
-    float *weight, *loss;
+    void *mem;
+    float *weight, *loss; /* [n] */
+    int n;                /* targets of the batch */
+    struct dev_event *done; /* the losses are there */
 };
 
 struct step {
@@ -19,24 +32,40 @@ struct step {
     struct kern kern;
     struct kctx kc;
     struct arena act, scratch;
+    size_t base;             /* of act: what stays from batch to batch */
+    struct clip_seq tower;   /* of `group` pictures */
+    int group;               /* pictures that the tower sees at once */
+    struct step_in in;
     struct step_host host;
+    size_t losses;           /* bytes of the losses in it */
     struct tape *tape;
     bool tower_trains, checkpoint;
     enum dtype act_type;     /* of activations */
     struct batch_limits most, eval; /* what act is made for: batches with a way back, and without */
 };
 
-/* Kernels of this processor. most, eval: of all batches that will come. product: as struct kctx has it. */
-int step_open(struct step *s, const struct llava_model *m, bool tower_trains, bool checkpoint, enum dtype product,
-              int threads, const struct batch_limits *most, const struct batch_limits *eval, struct err *e);
+struct step_options {
+    struct dev *dev;      /* where m will be when passes run; NULL: the host */
+    enum dtype dtype;     /* of m's weights */
+    bool tower_trains, checkpoint;
+    int threads;          /* of the host's kernels */
+    struct batch_limits most, eval; /* of all batches that will come */
+};
+int step_open(struct step *s, const struct llava_model *m, const struct step_options *o, struct err *e);
 /* Bytes of activations that those batches take, found by running them dry. */
 size_t step_plan(struct step *s);
+/* Bytes of the device, or of the host, that kernels take beside what is planned. */
+size_t step_scratch(const struct step *s);
 /* Takes the memory that the plan says. */
 int step_fill(struct step *s, struct err *e);
 void step_close(struct step *s); /* accepts a zeroed one */
 
-/* The sum of weight * cross entropy over the batch's targets. back: gradients too; drop_key: of this batch's dropout,
- * 0: none. Without a target: 0, and nothing is computed. */
+/* A pass in two calls, so that a device computes while the host makes the next batch. back: gradients too; drop_key: of
+ * this batch's dropout, 0: none. What is needed of b is copied first. step_loss waits for the pass: the sum of weight *
+ * cross entropy over the batch's targets. Without a target: 0, and nothing is computed. */
+void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_key);
+double step_loss(struct step *s);
+/* Both. */
 double step_run(struct step *s, const struct batch *b, bool back, uint64_t drop_key);
 
 /* Useful floating point operations of a batch, recomputation left out; and those of the recomputation. */

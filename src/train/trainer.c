@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "base/rng.h"
+#include "model/place.h"
 #include "train/checkpoint.h"
 #include "train/deepspeed.h"
 #include "train/feed.h"
@@ -22,6 +23,8 @@
 
 struct trainer {
     const struct train_args *a;
+    struct dev *dev;         /* NULL: the host */
+    struct fetched fetched;  /* from dev, for checkpoints */
     struct trainee t;
     struct feed train, eval; /* eval: valid if a->eval_data_path */
     struct step step;
@@ -126,8 +129,10 @@ static int open_step(struct trainer *r, struct err *e)
     const struct train_args *a = r->a;
     const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
     omp_set_num_threads(threads);
-    int rc = step_open(&r->step, &r->t.model, r->t.tower_trains, a->gradient_checkpointing,
-                       r->t.dtype == DT_BF16 ? DT_BF16 : DT_F32, threads, &r->train.most, &r->eval.most, e);
+    const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
+                                    .checkpoint = a->gradient_checkpointing, .threads = threads,
+                                    .most = r->train.most, .eval = r->eval.most };
+    int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
     rc = plan_make(&r->plan, &r->t, &r->step, (int)a->dataloader_num_workers, a->memory_limit, e);
     return rc < 0 ? rc : plan_check(&r->plan, e);
@@ -174,6 +179,20 @@ static json_t *added_tokens(const struct trainer *r)
     return o;
 }
 
+static int state_fetch(const void **ret, void *ctx, const struct weight *w, struct err *e)
+{
+    struct trainer *r = ctx;
+    return fetched_get(ret, &r->fetched, w->t, e);
+}
+
+static int state_put(void *ctx, const struct weight *w, const void *bytes, struct err *e)
+{
+    struct trainer *r = ctx;
+    (void)e;
+    dev_put(r->dev, w->t.p, bytes, tensor_bytes(w->t));
+    return 0;
+}
+
 static int describe_run(struct trainer *r, struct err *e)
 {
     const struct train_args *a = r->a;
@@ -190,7 +209,8 @@ static int describe_run(struct trainer *r, struct err *e)
         .title = a->run_name, .model_dir = r->t.dir, .dtype = r->t.dtype,
         .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args,
         .same = r->same, .tokens = r->tokens,
-        .state = r->tensors, .total_limit = (int)a->save_total_limit, .max_steps = r->total,
+        .state = r->tensors, .fetch = state_fetch, .put = state_put, .ctx = r,
+        .total_limit = (int)a->save_total_limit, .max_steps = r->total,
         .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
         .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
     };
@@ -398,10 +418,11 @@ out:
     return rc;
 }
 
-static int run_batch(struct trainer *r, const struct batch *b, struct err *e)
+/* Waits for the batch's losses; then the optimiser's step where one is due. */
+static int finish(struct trainer *r, const struct batch *b, struct err *e)
 {
     const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets };
-    const double loss = step_run(&r->step, b, true, r->t.n_lora && r->a->lora_dropout > 0 ? drop_key(r) : 0);
+    const double loss = step_loss(&r->step);
     const double flops = b->n_targets ? step_flops(&r->step, &sizes) : 0;
     remember(r, b);
     if (!isfinite(loss)) return blame(r, "the loss is", e);
@@ -489,17 +510,23 @@ out:
 static int loop(struct trainer *r, struct err *e)
 {
     struct loader *l = NULL;
-    const struct batch *b;
-    int rc;
+    const struct batch *next;
+    struct err why = { 0 };
+    int rc, more;
     TRY(loader_open(&l, &r->train.opts, e));
-    while (r->state.step < r->total && (rc = loader_next(l, &b, e)) > 0) {
-        TRY(run_batch(r, b, e));
+    more = loader_next(l, &next, &why);
+    while (more > 0 && r->state.step < r->total) {
+        const struct batch *b = next;
+        step_begin(&r->step, b, true, r->t.n_lora && r->a->lora_dropout > 0 ? drop_key(r) : 0);
+        more = loader_next(l, &next, &why); /* while a device computes */
+        TRY(finish(r, b, e));
         if (b->update && r->state.step < r->total && stop_asked()) {
             rc = stop(r, e);
             goto out;
         }
     }
-    if (rc < 0) {
+    if (more < 0 && r->state.step < r->total) {
+        err_set(e, why.code, "%s", why.msg);
         rc = keep(r, e);
         goto out;
     }
@@ -526,7 +553,7 @@ static int train(struct trainer *r, double peak, struct err *e)
     int rc;
     TRY(report_kinds(&kinds, a->report_to, e));
     TRY(checkpoint_claim(&r->lock, a->output_dir, e));
-    TRY(trainee_fill(&r->t, a, e));
+    TRY(trainee_fill(&r->t, a, &r->step.kern, &r->step.kc, e));
     TRY(step_fill(&r->step, e));
     TRY(optim_open(&r->optim, &r->t, a, r->total, e));
     TRY(state_init(&r->state, e));
@@ -568,7 +595,24 @@ static void trainer_fini(struct trainer *r)
     feed_close(&r->train);
     feed_close(&r->eval);
     trainee_close(&r->t);
+    fetched_fini(&r->fetched);
+    dev_close(r->dev);
     if (r->lock >= 0) close(r->lock);
+}
+
+static int open_device(struct trainer *r, struct err *e)
+{
+    const struct train_args *a = r->a;
+    int rc = dev_open(&r->dev, a->device, e);
+    if (rc < 0) return err_prefix(e, "--device"), rc;
+    dev_use(r->dev);
+    r->fetched.dev = r->dev;
+    if (r->dev) log_info("training on %s (%s)", dev_name(r->dev), dev_model(r->dev));
+    if (a->tf32) log_warn("%s computes no tf32 here: products of f32 are exact", dev_name(r->dev));
+    if (a->fp16 && r->dev) log_warn("activations are f32 with --fp16 on %s, which is slow: --bf16 is not", dev_name(r->dev));
+    if (r->dev && a->bits != 16)
+        return err_set(e, ERR_UNSUPPORTED, "--bits %lld is computed on the processor: --device cpu", (long long)a->bits);
+    return 0;
 }
 
 int train_run(struct train_args *a, struct err *e)
@@ -578,8 +622,8 @@ int train_run(struct train_args *a, struct err *e)
     if (a->quiet) log_set_level(LOG_QUIET);
     train_args_report(a);
     TRY(deepspeed_apply(a, e));
-    if (a->tf32) log_warn("this device has no tf32: products of f32 are exact");
-    TRY(trainee_open(&r.t, a, e));
+    TRY(open_device(&r, e));
+    TRY(trainee_open(&r.t, a, r.dev, e));
     TRY(open_feeds(&r, e));
     TRY(open_step(&r, e));
     const double peak = step_ceiling(&r.step, r.t.dtype);

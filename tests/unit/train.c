@@ -176,7 +176,7 @@ static void open_trainee(struct trainee *t, struct train_args *a, const char *mo
     struct err e = { 0 };
     snprintf(line, sizeof line, VISION "%s", more);
     must_parse(a, line);
-    if (trainee_open(t, a, &e) < 0) fail_msg("%s: %s", more, e.msg);
+    if (trainee_open(t, a, NULL, &e) < 0) fail_msg("%s: %s", more, e.msg);
 }
 
 static const struct trained *find_trained(const struct trainee *t, const char *name)
@@ -309,10 +309,11 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
                                     .accum = accum, .epochs = 1, .packing = packing };
     if (feed_open(&r->feed, &r->t.recipe, &o, &e) < 0) fail_msg("%s", e.msg);
     loader_limits(&r->feed.most, &r->feed.opts);
-    if (step_open(&r->step, &r->t.model, r->t.tower_trains, r->a.gradient_checkpointing,
-                  r->t.dtype == DT_BF16 ? DT_BF16 : DT_F32, 1, &r->feed.most, &r->feed.most, &e) < 0)
-        fail_msg("%s", e.msg);
-    if (trainee_fill(&r->t, &r->a, &e) < 0 || step_fill(&r->step, &e) < 0) fail_msg("%s", e.msg);
+    const struct step_options so = { .dtype = r->t.dtype, .tower_trains = r->t.tower_trains, .threads = 1,
+                                     .checkpoint = r->a.gradient_checkpointing, .most = r->feed.most,
+                                     .eval = r->feed.most };
+    if (step_open(&r->step, &r->t.model, &so, &e) < 0) fail_msg("%s", e.msg);
+    if (trainee_fill(&r->t, &r->a, &r->step.kern, &r->step.kc, &e) < 0 || step_fill(&r->step, &e) < 0) fail_msg("%s", e.msg);
     if (optim_open(&r->optim, &r->t, &r->a, 10, &e) < 0) fail_msg("%s", e.msg);
 }
 
