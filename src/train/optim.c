@@ -6,8 +6,8 @@
 int optim_open(struct optim *o, const struct trainee *t, const struct train_args *a, int64_t total_steps,
                struct err *e)
 {
-    *o = (struct optim){ .dev = t->dev, .p = t->p, .n = t->n, .beta1 = a->adam_beta1, .beta2 = a->adam_beta2, .eps = a->adam_epsilon,
-                         .decay = a->weight_decay, .clip = a->max_grad_norm };
+    *o = (struct optim){ .dev = t->dev, .p = t->p, .n = t->n, .beta1 = a->adam_beta1, .beta2 = a->adam_beta2,
+                         .eps = a->adam_epsilon, .decay = a->weight_decay, .clip = a->max_grad_norm };
     o->rate[RATE_COMMON] = a->learning_rate;
     o->rate[RATE_PROJECTOR] = a->mm_projector_lr;
     o->rate[RATE_TOWER] = a->mm_vision_tower_lr;

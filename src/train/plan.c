@@ -76,7 +76,8 @@ int plan_check(const struct plan *p, struct err *e)
     plan_bytes(limit, (double)p->limit);
     plan_bytes(most, (double)p->row[top].bytes);
     return err_set(e, ERR_NOMEM, "this run needs %s and %s %s; most of it are %s (%s): --dry_run True lists all", sum,
-                   p->limited ? "--memory_limit is" : p->dev ? "the device has" : "the machine has", limit, p->row[top].name, most);
+                   p->limited ? "--memory_limit is" : p->dev ? "the device has" : "the machine has", limit,
+                   p->row[top].name, most);
 }
 
 void plan_print(const struct plan *p, FILE *f)

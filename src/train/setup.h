@@ -49,7 +49,8 @@ struct trainee_bytes {
 };
 
 int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e);
-/* Of random weights instead, on dev at once: a.model_name_or_path is a preset (llava_config_preset). Without a tokenizer. */
+/* Of random weights instead, on dev at once: a.model_name_or_path is a preset (llava_config_preset). Without a
+ * tokenizer. */
 int trainee_random(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e);
 struct trainee_bytes trainee_count(struct trainee *t);
 /* Places, copies, rounds and clears. Masters of rounded weights are the rounded values, as DeepSpeed makes them. k, kc:

@@ -381,4 +381,3 @@ double step_ceiling(struct step *s, enum dtype w_type)
     for (int64_t n = DEVICE_LEAST; n <= DEVICE_MOST && time < 1e-3; n *= 4) best = ceiling_of(s, w_type, n, &time);
     return best;
 }
-

@@ -313,7 +313,8 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
                                      .checkpoint = r->a.gradient_checkpointing, .most = r->feed.most,
                                      .eval = r->feed.most };
     if (step_open(&r->step, &r->t.model, &so, &e) < 0) fail_msg("%s", e.msg);
-    if (trainee_fill(&r->t, &r->a, &r->step.kern, &r->step.kc, &e) < 0 || step_fill(&r->step, &e) < 0) fail_msg("%s", e.msg);
+    if (trainee_fill(&r->t, &r->a, &r->step.kern, &r->step.kc, &e) < 0 || step_fill(&r->step, &e) < 0)
+        fail_msg("%s", e.msg);
     if (optim_open(&r->optim, &r->t, &r->a, 10, &e) < 0) fail_msg("%s", e.msg);
 }
 
