@@ -2,7 +2,9 @@
 #include "train/show.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -24,17 +26,35 @@ void show_begin(struct show *s, int64_t first, int64_t total, double peak, bool 
                         .start_s = plat_now_s() };
 }
 
-/* The part that bar and line share. */
-static void describe(const struct show *s, const struct shown *v, char *out, size_t size)
+/* What bar and line say, the weightiest first. */
+enum { PARTS = 7, PART_BYTES = 40 };
+struct said {
+    char part[PARTS][PART_BYTES];
+    int n;
+};
+
+__attribute__((format(printf, 2, 3))) static void add(struct said *t, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(t->part[t->n++], PART_BYTES, fmt, ap);
+    va_end(ap);
+}
+
+static void describe(const struct show *s, const struct shown *v, struct said *t)
 {
     char left[24], memory[16];
     const double s_done = fmax(plat_now_s() - s->start_s, 1e-9), n = (double)(v->step - s->first);
     show_time(left, n > 0 ? s_done / n * (double)(s->total - v->step) : INFINITY);
     plan_bytes(memory, (double)plat_memory_peak());
-    int k = snprintf(out, size, "loss %.4f  left %s  lr %.3g  norm %.3g  %.0f tok/s", v->loss, left, v->rate, v->norm,
-                     s->tokens / s_done);
-    if (s->peak > 0) k += snprintf(out + k, size - (size_t)k, "  %.0f%% of peak", 100 * s->flops / s_done / s->peak);
-    snprintf(out + k, size - (size_t)k, "  %s", memory);
+    t->n = 0;
+    add(t, "loss %.4f", v->loss);
+    add(t, "left %s", left);
+    add(t, "%.0f tok/s", s->tokens / s_done);
+    add(t, "lr %.3g", v->rate);
+    add(t, "norm %.3g", v->norm);
+    if (s->peak > 0) add(t, "%.0f%% of peak", 100 * s->flops / s_done / s->peak);
+    add(t, "%s", memory);
 }
 
 void show_clear(struct show *s)
@@ -49,31 +69,36 @@ static int columns(void)
     return ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col : 80;
 }
 
-/* One line of the terminal, whatever its width: the bar takes what the numbers leave. */
+/* One line of the terminal, whatever its width: as many parts as fit beside a short bar, which takes what is left. */
 void show_step(struct show *s, const struct shown *v)
 {
-    enum { WIDEST = 30 };
-    char text[200], numbers[240], bar[WIDEST + 1];
+    enum { SHORT = 8, LONG = 30 };
+    char text[PARTS * PART_BYTES + 64], bar[LONG + 1];
+    struct said t;
     const double now = plat_now_s();
     if (!s->bar || (now - s->last_s < 0.1 && v->step < s->total)) return;
     s->last_s = now;
-    describe(s, v, text, sizeof text);
-    const int n = snprintf(numbers, sizeof numbers, "%lld/%lld  %s", (long long)v->step, (long long)s->total, text);
-    const int cols = columns(), room = cols - n - 4, width = room < 0 ? 0 : room < WIDEST ? room : WIDEST;
-    for (int i = 0; i < width; i++) bar[i] = i * s->total < width * v->step ? '#' : ' ';
+    describe(s, v, &t);
+    const int room = columns() - 4; /* brackets, a space, and the last column: some wrap there */
+    int n = snprintf(text, sizeof text, "%lld/%lld", (long long)v->step, (long long)s->total);
+    for (int i = 0; i < t.n && n + 2 + (int)strlen(t.part[i]) + SHORT <= room; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "  %s", t.part[i]);
+    const int width = room - n < 0 ? 0 : room - n < LONG ? room - n : LONG;
+    for (int i = 0; i < width; i++) bar[i] = i * s->total < width * v->step ? '#' : '.';
     bar[width] = 0;
-    fprintf(stderr, "\r\033[K");
-    if (width >= 4) fprintf(stderr, "[%s] ", bar);
-    fprintf(stderr, "%.*s", width >= 4 ? n : cols - 1, numbers);
+    fprintf(stderr, "\r\033[K[%s] %s", bar, text);
     fflush(stderr);
     s->drawn = true;
 }
 
 void show_line(struct show *s, const struct shown *v)
 {
-    char text[200];
+    char text[PARTS * (PART_BYTES + 2)];
+    struct said t;
+    size_t n = 0;
     if (s->quiet) return;
     show_clear(s);
-    describe(s, v, text, sizeof text);
-    log_info("step %lld/%lld  epoch %.2f  %s", (long long)v->step, (long long)s->total, v->epoch, text);
+    describe(s, v, &t);
+    for (int i = 0; i < t.n; i++) n += (size_t)snprintf(text + n, sizeof text - n, "  %s", t.part[i]);
+    log_info("step %lld/%lld  epoch %.2f%s", (long long)v->step, (long long)s->total, v->epoch, text);
 }
