@@ -272,8 +272,12 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const ch
         return take(x, upload, came) ? MHD_YES : MHD_NO;
     }
     pthread_mutex_lock(&x->lock);
-    bool whole = x->state == X_READ;
+    bool whole = x->state == X_READ, turned = x->turned;
+    x->turned = true;
     pthread_mutex_unlock(&x->lock);
+    /* One turn of its loop is given to libmicrohttpd before the connection may be suspended: it remembers what it
+     * waited for, and one that is resumed and thought to read is closed if its client has nothing more to say. */
+    if (!turned) return MHD_YES;
     if (whole) {
         set_phase(s, x->conn, CONN_ANSWER);
         dispatch(x);

@@ -4,8 +4,7 @@
  * nobody's stream waits for somebody's upload. Streams hold no thread. Limits hold before anything is stored: headers
  * and bodies have a deadline however slowly they trickle, a body has its route's limit, all bodies together a budget.
  *
- * A client that closes its side for writing right behind its request may be taken for one that left: libmicrohttpd
- * 0.9.75 does so when it sees both at once.
+ * A client may close its side for writing behind its request and still gets the answer.
  */
 #pragma once
 #include <stdbool.h>

@@ -30,7 +30,7 @@ struct exchange {
     char id[17], ip[48], method[8], path[256], note[64];
     size_t tail;       /* where in path the "*" begins */
     double start_s;
-    bool http10, probed, refused;
+    bool http10, probed, refused, turned; /* turned: see on_access */
 
     pthread_mutex_t lock; /* all below */
     pthread_cond_t calm;  /* no call of gone_fn is under way */

@@ -26,6 +26,13 @@ static bool late(const struct server *s, const struct conn *c, double now)
     return false;
 }
 
+/* A kept connection on which nothing more will be asked: libmicrohttpd may have missed it, its events being edges. */
+static bool idle_closed(const struct conn *c, double now)
+{
+    struct pollfd p = { .fd = c->fd, .events = POLLRDHUP };
+    return c->phase == CONN_KEPT && now - c->since_s > 1 && poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP);
+}
+
 /* Has the client left, or are we to leave? Called with s->lock held; a connection is not closed while that is. */
 static bool left(struct conn *c)
 {
@@ -72,7 +79,7 @@ void *watch_main(void *server)
         double now = plat_now_s();
         int n = 0;
         for (struct conn *c = s->conns; c; c = c->next) {
-            if (late(s, c, now)) shutdown(c->fd, SHUT_RDWR);
+            if (late(s, c, now) || idle_closed(c, now)) shutdown(c->fd, SHUT_RDWR);
             else if (c->x && n < MOST && left(c)) gone[n++] = c->x;
         }
         pthread_mutex_unlock(&s->lock);
