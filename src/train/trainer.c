@@ -6,6 +6,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -232,6 +233,16 @@ static void round_masters(struct trainer *r)
     }
 }
 
+/* The result's files have the base's names: a base that is trained into its own folder would be neither any more. */
+static int keep_apart(const struct trainer *r, struct err *e)
+{
+    struct stat out, base;
+    if (stat(r->a->output_dir, &out) < 0 || stat(r->t.dir, &base) < 0) return 0;
+    if (out.st_dev != base.st_dev || out.st_ino != base.st_ino) return 0;
+    return err_set(e, ERR_USAGE, "--output_dir '%s' is the folder of the model itself, whose files would be replaced",
+                   r->a->output_dir);
+}
+
 /* Goes on from a checkpoint, where there is one and it is wanted. */
 static int resume(struct trainer *r, struct err *e)
 {
@@ -241,7 +252,11 @@ static int resume(struct trainer *r, struct err *e)
     if (!from && r->a->overwrite_output_dir) from = "False";
     TRY(checkpoint_find(&dir, r->a->output_dir, from, e));
     if (!dir) goto out;
-    TRY(checkpoint_load(&r->ck, dir, &r->state, e));
+    if ((rc = checkpoint_load(&r->ck, dir, &r->state, e)) < 0) {
+        const size_t n = strlen(e->msg);
+        snprintf(e->msg + n, sizeof e->msg - n, " (--resume_from_checkpoint takes another one, or False)");
+        goto out;
+    }
     round_masters(r);
     const int broken = optim_broken(&r->optim, &r->step);
     if (broken >= 0)
@@ -552,6 +567,7 @@ static int train(struct trainer *r, double peak, struct err *e)
     unsigned kinds;
     int rc;
     TRY(report_kinds(&kinds, a->report_to, e));
+    TRY(keep_apart(r, e));
     TRY(checkpoint_claim(&r->lock, a->output_dir, e));
     TRY(trainee_fill(&r->t, a, &r->step.kern, &r->step.kc, e));
     TRY(step_fill(&r->step, e));

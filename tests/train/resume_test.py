@@ -28,6 +28,10 @@ def names(*path):
     return set(os.listdir(folder)) if os.path.isdir(folder) else set()
 
 
+def sizes(folder):
+    return {n: os.path.getsize(os.path.join(folder, n)) for n in names(folder)}
+
+
 def read_json(*path):
     with open(os.path.join(*path), encoding="utf-8") as f:
         return json.load(f)
@@ -156,6 +160,12 @@ def refusals(tmp):
         f.truncate(500)
     ran = train(out, *PLAIN, *keep)
     ok(one_line(ran, "checkpoint-8", "resume.safetensors"), "a file that is cut", ran.text)
+    ok("--resume_from_checkpoint takes another one, or False" in ran.err, "what to do about it", ran.text)
+    base = tmp.copy("vicuna-base")
+    was = sizes(base)
+    ran = train(base, *PLAIN, *keep, "--model_name_or_path", base)
+    ok(one_line(ran, "is the folder of the model itself") and was == sizes(base),
+       "a model is not trained into its own folder", ran.text)
     before = read_json(out, "checkpoint-6", "resume.json")
     shutil.rmtree(os.path.join(out, "checkpoint-8"))
     ran = train(out, *PLAIN, *keep, "--resume_from_checkpoint", "False")
