@@ -388,10 +388,7 @@ static void add_headers(struct exchange *x, struct MHD_Response *r)
         MHD_add_response_header(r, "X-Accel-Buffering", "no");
     }
     if (x->status == MHD_HTTP_UNAUTHORIZED)
-        MHD_add_response_header(r, "WWW-Authenticate",
-                                x->route && x->route->flags & ROUTE_PAGE
-                                    ? "Basic realm=\"llava: any name, the key as password\""
-                                    : "Bearer");
+        MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
     for (int i = 0; i < x->n_headers; i++) MHD_add_response_header(r, x->header[i][0], x->header[i][1]);
 }
 

@@ -91,7 +91,7 @@ static bool key_fits(const struct server *s, const char *given)
     return fits;
 }
 
-/* The password of "USER:PASSWORD" in base64: so a browser brings the key that it asked its user for. */
+/* The password of "USER:PASSWORD" in base64: so `curl -u` brings a key, and a proxy that knows passwords only. */
 static const char *basic_key(const char *base64, char *plain, size_t size)
 {
     struct buf b = buf_make(size - 1);
@@ -427,8 +427,10 @@ static int fit_connections(int want)
 
 static struct MHD_Daemon *start(struct server *s, unsigned threads)
 {
+    static char versions[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
     struct MHD_OptionItem tls[] = { { MHD_OPTION_HTTPS_MEM_CERT, 0, s->cert },
                                     { MHD_OPTION_HTTPS_MEM_KEY, 0, s->cert_key },
+                                    { MHD_OPTION_HTTPS_PRIORITIES, 0, versions },
                                     { MHD_OPTION_END, 0, NULL } };
     struct MHD_OptionItem none[] = { { MHD_OPTION_END, 0, NULL } };
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_ITC;

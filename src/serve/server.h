@@ -17,7 +17,6 @@
 
 enum route_flags {
     ROUTE_OPEN = 1,   /* needs no key */
-    ROUTE_PAGE = 4,   /* a browser comes here: it is told to ask its user for the key (as a password) */
     ROUTE_QUICK = 2,  /* the handler never waits or computes: it runs where the request was read */
 };
 

@@ -443,10 +443,11 @@ static void on_file(void *ctx, struct exchange *x)
 }
 
 const struct route web_routes[] = {
-    { "GET", "/api/config", on_config, ROUTE_PAGE, 0, "models, examples, limits" },
-    { "POST", "/api/chat", on_chat, ROUTE_PAGE, BODY_MAX, "an answer, as events" },
-    { "POST", "/api/vote", on_vote, ROUTE_PAGE, BODY_MAX, "an opinion on an answer" },
-    { "GET", "/*", on_file, ROUTE_PAGE | ROUTE_QUICK, 0, "the page" },
+    { "GET", "/api/config", on_config, 0, 0, "models, examples, limits" },
+    { "POST", "/api/chat", on_chat, 0, BODY_MAX, "an answer, as events" },
+    { "POST", "/api/vote", on_vote, 0, BODY_MAX, "an opinion on an answer" },
+    { "GET", "/examples/*", on_file, ROUTE_QUICK, 0, "pictures to begin with" },
+    { "GET", "/*", on_file, ROUTE_OPEN | ROUTE_QUICK, 0, "the page, which asks for a key where one is needed" },
     { 0 },
 };
 

@@ -8,6 +8,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "help"))
 import page_server  # noqa: E402
 import tap  # noqa: E402
+from serving import DEMO, Server as Real  # noqa: E402
 from tap import ok  # noqa: E402
 from webdriver import Browser, Gone, available  # noqa: E402
 
@@ -291,6 +292,34 @@ def phone(b, s):
     ok(b.js("return document.activeElement.id") == "menu", "and closes")
 
 
+def behind_a_key():
+    """The page of a server that wants a key, which is asked for once; examples and answers come with it."""
+    with Real("serve", "--model-path", DEMO, env={"LLAVA_API_KEY": "sesame"}) as s, Browser(900, 700) as b:
+        b.open(s.url + "/")
+        b.wait("document.querySelector('#lock').open", what="a question for the key")
+        b.picture(f"{SEEN}/key.png")
+        ok(b.js("return document.querySelector('#wrong').hidden"), "a key is asked for")
+        b.type("#lock [name=key]", "open")
+        b.press("Enter")
+        b.wait("document.querySelector('#lock').open && !document.querySelector('#wrong').hidden")
+        ok(b.text("#model option") == ["No model"], "a wrong one opens nothing", b.text("#model option"))
+        b.type("#lock [name=key]", "sesame")
+        b.press("Enter")
+        b.wait("!document.querySelector('#lock').open && document.querySelectorAll('#examples img').length")
+        b.wait("[...document.querySelectorAll('#examples img')].every(i => i.naturalWidth)", what="the examples' pictures")
+        ok(b.text("#model option") == ["demo"], "the right one does", b.text("#model option"))
+        b.click("#examples button")
+        b.wait("document.querySelectorAll('#pictures img').length === 1")
+        b.press("Enter")
+        settled(b)
+        ok(b.text(".answer") != [] and b.text(".failure") == [], "and answers come", b.text(".failure"))
+        b.open(s.url + "/")
+        b.wait(READY)
+        ok(not b.js("return document.querySelector('#lock').open") and b.text("#model option") == ["demo"],
+           "it is asked for once in a tab")
+        ok(b.js("return localStorage.getItem('llava.key')") is None, "and not kept unless that is wanted")
+
+
 def main():
     if not available():
         print("ok 1 - the page # SKIP no chromium and chromedriver\n1..1")
@@ -306,6 +335,7 @@ def main():
             looks(b)
         with Browser(390, 800, touch=True, language="zh-CN") as b:
             phone(b, s)
+        behind_a_key()
     except (AssertionError, Gone) as e:
         ok(False, "the walk came to its end", e)
     s.close()

@@ -1,7 +1,9 @@
-/* The server: its configuration, an answer as a stream of events, votes. */
+/* The server: its configuration, an answer as a stream of events, votes. Where it wants a key, every request brings it. */
+import * as store from "./store.js";
 
 export class Failure extends Error {
-  /* kind: offline, worker, busy, context, moderation or failed: which sentence the page says. cause: the server's own line. */
+  /* kind: offline, worker, busy, context, moderation, key or failed: which sentence the page says. cause: the server's own
+   * line. */
   constructor(kind, cause = "") {
     super(cause || kind);
     this.kind = kind;
@@ -9,10 +11,12 @@ export class Failure extends Error {
   }
 }
 
-async function request(path, options) {
+async function request(path, options = {}) {
   let response;
+  const key = store.key(),
+    headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure("offline");
@@ -28,6 +32,7 @@ async function request(path, options) {
 }
 
 function kind(status, cause) {
+  if (status === 401) return "key";
   if (/moderation/i.test(cause)) return "moderation";
   if (/context|max token length/i.test(cause)) return "context";
   if (status === 429 || (status === 503 && /queue|busy|full/i.test(cause))) return "busy";
@@ -35,6 +40,10 @@ function kind(status, cause) {
 }
 
 export const config = async () => (await request("/api/config")).json();
+
+/* A picture of the server's; and an address to show it by, for with a key its own is not enough. */
+export const picture = async path => (await request(path)).blob();
+export const shown = async path => (store.key() ? URL.createObjectURL(await picture(path)) : path);
 
 export async function vote(body) {
   await request("/api/vote", {

@@ -255,6 +255,7 @@ async function answer(again) {
   } catch (error) {
     if (error.name === "AbortError") message.stopped = true;
     else message.error = { kind: error.kind ?? "failed", cause: error.cause || error.message };
+    if (error.kind === "key") unlock();
   }
   cancelAnimationFrame(drawn);
   if (running === mine) running = null;
@@ -312,7 +313,7 @@ async function camera() {
 }
 
 async function example(e) {
-  const blob = await (await fetch(e.image)).blob();
+  const blob = await api.picture(e.image);
   pending = [];
   $("#question").value = e.text;
   grow();
@@ -340,11 +341,26 @@ function grow() {
   area.style.height = area.scrollHeight + "px";
 }
 
+/* The server refused the key, or there was none: asks for one until it opens. */
+function unlock() {
+  const form = $("#lock form");
+  $("#wrong").hidden = !store.key();
+  form.reset();
+  form.onsubmit = event => {
+    event.preventDefault();
+    store.key(form.elements.key.value.trim(), form.elements.lasting.checked);
+    $("#lock").close();
+    configure();
+  };
+  if (!$("#lock").open) $("#lock").showModal();
+}
+
 async function configure() {
   try {
     config = { ...config, ...(await api.config()) };
   } catch (error) {
-    say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? ""));
+    if (error.kind === "key") unlock();
+    else say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? ""));
   }
   const asked = new URLSearchParams(location.search).get("model"),
     before = $("#model").value;
@@ -354,13 +370,14 @@ async function configure() {
   if (want) $("#model").value = want;
   document.documentElement.classList.toggle("embed", !!config.embed);
   $("#files").multiple = config.limits.images > 1;
+  const sources = await Promise.all(config.examples.map(e => api.shown(e.image).catch(() => e.image)));
   $("#examples").replaceChildren(
-    ...config.examples.map(e =>
+    ...config.examples.map((e, i) =>
       h(
         "button",
         { type: "button", onclick: () => example(e) },
         h("img", {
-          src: e.image,
+          src: sources[i],
           alt: "",
           onload: event => event.target.classList.toggle("small", event.target.naturalWidth < 200),
         }),

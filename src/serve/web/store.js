@@ -60,6 +60,21 @@ export function remove(id) {
   return ask("readwrite", s => s.delete(id));
 }
 
+/* The server's key: for this tab, or for as long as the browser keeps it. */
+let held = null;
+export function key(value, lasting) {
+  try {
+    if (value === undefined) return held ?? sessionStorage.getItem("llava.key") ?? localStorage.getItem("llava.key");
+    held = value;
+    sessionStorage.setItem("llava.key", value);
+    if (lasting) localStorage.setItem("llava.key", value);
+    else localStorage.removeItem("llava.key");
+  } catch {
+    /* a browser that keeps nothing: as long as the page */
+  }
+  return held;
+}
+
 export function setting(name, value) {
   try {
     if (value === undefined) return localStorage.getItem("llava." + name);
