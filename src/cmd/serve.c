@@ -119,6 +119,7 @@ int cmd_serve(int argc, char **argv)
     struct parts p = { 0 };
     TRY(paging_check(&o.paging, o.serving.log_dir, &e));
     TRY(serving_open(&o.serving, "serve", "serve.log", &e));
+    o.paging.web.client = o.serving.client;
     TRY(open_parts(&p, &o, &e));
     serving_run(&o.serving, p.server, "serve");
 out:

@@ -69,6 +69,7 @@ int cmd_web(int argc, char **argv)
     struct status status = { .gen = NULL };
     TRY(paging_check(&o.paging, o.serving.log_dir, &e));
     TRY(serving_open(&o.serving, "gradio_web_server", "gradio_web_server.log", &e));
+    o.paging.web.client = o.serving.client;
     TRY(remote_open(&remote, o.controller, o.count, o.serving.client, &e));
     TRY(web_open(&web, &o.paging.web, NULL, remote, o.serving.journal, &e));
     const struct mount mounts[] = { { status_routes, &status }, { web_routes, web } };

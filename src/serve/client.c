@@ -37,9 +37,9 @@ static struct curl_slist *json_headers(void)
     return curl_slist_append(curl_slist_append(NULL, "Content-Type: application/json"), "Expect:");
 }
 
-static int post(const char *url, struct curl_slist *headers, const char *body, double timeout_s, long *status,
-                struct buf *reply, struct err *e)
+int client_post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e)
 {
+    struct curl_slist *headers = json_headers();
     CURL *c = easy(url, body, headers);
     CURLcode rc = c ? CURLE_OK : CURLE_OUT_OF_MEMORY;
     if (c) {
@@ -52,21 +52,6 @@ static int post(const char *url, struct curl_slist *headers, const char *body, d
     }
     curl_slist_free_all(headers);
     return rc ? err_set(e, ERR_IO, "cannot reach '%s': %s", url, curl_easy_strerror(rc)) : 0;
-}
-
-int client_post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e)
-{
-    return post(url, json_headers(), body, timeout_s, status, reply, e);
-}
-
-int client_post_key(const char *url, const char *key, const char *body, double timeout_s, struct buf *reply,
-                    struct err *e)
-{
-    char line[600];
-    long status = 0;
-    snprintf(line, sizeof line, "Authorization: Bearer %s", key);
-    int rc = post(url, curl_slist_append(json_headers(), line), body, timeout_s, &status, reply, e);
-    return rc < 0 || status == 200 ? rc : err_set(e, ERR_IO, "'%s' answered with status %ld", url, status);
 }
 
 int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e)

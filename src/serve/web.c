@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "serve/web.h"
 
+#include <curl/curl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -44,12 +45,16 @@ struct reply {
     struct gen_task task; /* first; without a model only its exchange counts */
     struct web *w;
     struct remote_call *call;
+    json_t *body;         /* what talk borrows from */
     struct talk talk;
     const char *adapter;  /* of a model here; NULL: none */
     char model[200], ip[48];
     json_t *images;       /* MD5s of its pictures */
     struct trim trim;
     struct buf text;      /* as shown */
+    struct buf verdict;   /* of moderation */
+    uint64_t asked;       /* the request for it; left: its client has gone; both under task.lock */
+    bool left;
     size_t fed;           /* bytes of a remote answer that have been looked at */
     double start_s, wall_s;
     enum protocol_code code;
@@ -69,7 +74,9 @@ static void reply_free(struct reply *r)
     talk_free(&r->talk);
     trim_fini(&r->trim);
     buf_free(&r->text);
+    buf_free(&r->verdict);
     json_decref(r->images);
+    json_decref(r->body);
     gen_task_fini(&r->task);
     free(r);
 }
@@ -260,31 +267,6 @@ static void read_picture(struct reply *r, int i, json_t *pictures, struct bad *b
     buf_free(&text);
 }
 
-/* Asks OpenAI's moderation service about the last question, as the reference does. What fails is let through. */
-static void moderate(struct reply *r, struct bad *b)
-{
-    const struct conv_message *m = &r->talk.conv.message[r->talk.conv.n - 1];
-    struct buf answer = buf_make(1 << 20);
-    struct err e = { 0 };
-    if (!r->w->o.moderation_key) return;
-    json_t *v = json_pack("{ss}", "input", m->text);
-    char *body = v ? json_dumps(v, JSON_ENSURE_ASCII) : NULL;
-    int rc =
-        body ? client_post_key("https://api.openai.com/v1/moderations", r->w->o.moderation_key, body, 5, &answer, &e)
-             : -1;
-    json_decref(v);
-    v = rc >= 0 && answer.p ? json_loadb(answer.p, answer.n, 0, NULL) : NULL;
-    if (json_is_true(json_object_get(json_array_get(json_object_get(v, "results"), 0), "flagged"))) {
-        journal_info(r->w->journal, "violate moderation. ip: %s", r->ip);
-        bad_set(b, 400, "messages", "moderation", "%s", PROTOCOL_MODERATION_TEXT);
-    } else if (rc < 0) {
-        journal_error(r->w->journal, "moderation: %s", e.msg);
-    }
-    json_decref(v);
-    free(body);
-    buf_free(&answer);
-}
-
 /* The model whose name says which template suits the one that is asked; NULL: its own. */
 static const char *like_of(const struct web *w, const json_t *body)
 {
@@ -292,9 +274,9 @@ static const char *like_of(const struct web *w, const json_t *body)
     return w->gen && name && gen_find(w->gen, name, &adapter) && adapter ? gen_name(w->gen, 0) : NULL;
 }
 
-static void prepare(struct reply *r, const json_t *body, json_t *pictures, struct bad *b)
+static void prepare(struct reply *r, struct bad *b)
 {
-    talk_read(&r->talk, body, false, like_of(r->w, body), b);
+    talk_read(&r->talk, r->body, false, like_of(r->w, r->body), b);
     if (b->status) return;
     snprintf(r->model, sizeof r->model, "%s", r->talk.model);
     exchange_note(r->task.x, r->model);
@@ -303,8 +285,6 @@ static void prepare(struct reply *r, const json_t *body, json_t *pictures, struc
     if (r->w->gen && !gen_find(r->w->gen, r->model, &r->adapter))
         bad_set(b, 404, "model", "model_not_found", "no model '%.100s'", r->model);
     if (r->talk.max_new_tokens < 1) bad_set(b, 400, "max_new_tokens", NULL, "%s", PROTOCOL_TOO_LONG);
-    if (!b->status) moderate(r, b);
-    for (int i = 0; i < r->talk.n_pictures && !b->status; i++) read_picture(r, i, pictures, b);
 }
 
 static struct reply *reply_new(struct web *w, struct exchange *x)
@@ -317,35 +297,135 @@ static struct reply *reply_new(struct web *w, struct exchange *x)
     r->wall_s = wall_now();
     r->images = json_array();
     r->text = buf_make(1 << 24);
+    r->verdict = buf_make(1 << 20);
     trim_init(&r->trim);
     snprintf(r->ip, sizeof r->ip, "%s", exchange_ip(x));
     return r;
 }
 
-static void on_chat(void *ctx, struct exchange *x)
+static void reply_refuse(struct reply *r, const struct bad *b)
 {
-    struct web *w = ctx;
+    struct exchange *x = r->task.x;
+    reply_free(r);
+    bad_reply(b, x);
+}
+
+/* The question may be answered: reads its pictures and has it answered. */
+static void reply_begin(struct reply *r)
+{
+    struct web *w = r->w;
     struct bad bad = { 0 };
     struct buf prompt = buf_make(1 << 25);
     struct err e = { 0 };
     const char *stop = NULL;
-    json_t *body = fields_of(x, false, &bad), *pictures = json_array();
-    struct reply *r = body ? reply_new(w, x) : NULL;
+    json_t *pictures = json_array();
     int rc = -1;
-    if (!r) bad_set(&bad, 503, NULL, "no_memory", "no memory");
-    else prepare(r, body, pictures, &bad);
+    for (int i = 0; i < r->talk.n_pictures && !bad.status; i++) read_picture(r, i, pictures, &bad);
     if (!bad.status && talk_prompt(&prompt, &stop, &r->talk, &e) < 0) bad_set(&bad, 400, "messages", NULL, "%s", e.msg);
     if (!bad.status) {
-        exchange_stream(x, EVENT_TYPE, EVENT_PING);
+        exchange_stream(r->task.x, EVENT_TYPE, EVENT_PING);
         rc = w->gen ? start_local(r, prompt.p, stop, &bad) : start_remote(r, prompt.p, stop, pictures, &bad);
     }
-    if (rc < 0) {
-        if (r) reply_free(r);
-        bad_reply(&bad, x);
-    }
-    json_decref(body);
+    if (rc < 0) reply_refuse(r, &bad);
     json_decref(pictures);
     buf_free(&prompt);
+}
+
+/* ---- moderation: OpenAI's service is asked about the last question, as the reference does. What fails is let
+ * through. */
+
+static void moderation_setup(void *ctx, void *curl)
+{
+    const struct reply *r = ctx;
+    curl_easy_setopt(curl, CURLOPT_HTTPAUTH, CURLAUTH_BEARER);
+    curl_easy_setopt(curl, CURLOPT_XOAUTH2_BEARER, r->w->o.moderation_key);
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, PROTOCOL_ASK_S * 1000L);
+}
+
+static bool moderation_data(void *ctx, const char *p, size_t n)
+{
+    struct reply *r = ctx;
+    buf_add(&r->verdict, p, n);
+    return !r->verdict.failed;
+}
+
+static void on_moderated(void *ctx, struct exchange *x)
+{
+    struct reply *r = ctx;
+    struct bad bad = { 0 };
+    json_t *v = r->verdict.p ? json_loadb(r->verdict.p, r->verdict.n, 0, NULL) : NULL;
+    const json_t *flagged = json_object_get(json_array_get(json_object_get(v, "results"), 0), "flagged");
+    (void)x;
+    if (json_is_true(flagged)) {
+        journal_info(r->w->journal, "violate moderation. ip: %s", r->ip);
+        bad_set(&bad, 400, "messages", "moderation", "%s", PROTOCOL_MODERATION_TEXT);
+    } else if (!flagged) {
+        journal_error(r->w->journal, "moderation: no verdict from '%s'", r->w->o.moderation_url);
+    }
+    json_decref(v);
+    if (bad.status) reply_refuse(r, &bad);
+    else reply_begin(r);
+}
+
+static void moderation_end(void *ctx, long status, const char *what)
+{
+    struct reply *r = ctx;
+    struct bad bad = { 0 };
+    pthread_mutex_lock(&r->task.lock); /* it has begun as a whole */
+    pthread_mutex_unlock(&r->task.lock);
+    exchange_on_gone(r->task.x, NULL, NULL);
+    if (what || status != 200) buf_reset(&r->verdict);
+    if (exchange_later(r->task.x, on_moderated, r)) return;
+    bad_set(&bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
+    reply_refuse(r, &bad);
+}
+
+static void moderation_gone(void *ctx)
+{
+    struct reply *r = ctx;
+    pthread_mutex_lock(&r->task.lock);
+    r->left = true;
+    if (r->asked) client_cancel(r->w->o.client, r->asked);
+    pthread_mutex_unlock(&r->task.lock);
+}
+
+static void moderate(struct reply *r)
+{
+    const struct web_options *o = &r->w->o;
+    json_t *v = json_pack("{ss}", "input", r->talk.conv.message[r->talk.conv.n - 1].text);
+    char *body = v ? json_dumps(v, JSON_ENSURE_ASCII) : NULL;
+    const struct client_stream s = { .url = o->moderation_url, .body = body ? body : "{}", .connect_s = PROTOCOL_ASK_S,
+                                     .stall_s = PROTOCOL_ASK_S, .setup = moderation_setup, .on_data = moderation_data,
+                                     .on_end = moderation_end, .ctx = r };
+    exchange_on_gone(r->task.x, moderation_gone, r);
+    pthread_mutex_lock(&r->task.lock);
+    uint64_t id = r->asked = client_stream(o->client, &s);
+    if (id && r->left) client_cancel(o->client, id);
+    pthread_mutex_unlock(&r->task.lock); /* r may be gone afterwards */
+    if (!id) moderation_end(r, 0, "no memory");
+    json_decref(v);
+    free(body);
+}
+
+/* ---- routes */
+
+static void on_chat(void *ctx, struct exchange *x)
+{
+    struct web *w = ctx;
+    struct bad bad = { 0 };
+    json_t *body = fields_of(x, false, &bad);
+    struct reply *r = body ? reply_new(w, x) : NULL;
+    if (!r) {
+        bad_set(&bad, 503, NULL, "no_memory", "no memory");
+        json_decref(body);
+        bad_reply(&bad, x);
+        return;
+    }
+    r->body = body;
+    prepare(r, &bad);
+    if (bad.status) reply_refuse(r, &bad);
+    else if (w->o.moderation_key) moderate(r);
+    else reply_begin(r);
 }
 
 static void on_vote(void *ctx, struct exchange *x)

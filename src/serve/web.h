@@ -22,6 +22,8 @@ struct web_options {
     const char *log_dir;     /* for kept conversations and pictures */
     const char *examples;    /* folder with an examples.json, or NULL: the reference's two */
     const char *moderation_key; /* of OpenAI's moderation service: questions are checked there; NULL: not */
+    const char *moderation_url; /* where it is */
+    struct client *client;      /* which asks it */
     bool embed, reload;      /* --embed; --model-list-mode reload */
     bool no_ip;              /* clients' addresses stay out of the kept conversations */
 };

@@ -9,11 +9,13 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 
 from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import finish, ok  # noqa: E402
+from cli import finish, llava, ok  # noqa: E402
 from serving import APPLE, DEMO, Server, StandIn, post, python_worker, request, wait_for  # noqa: E402
 from webdriver import Browser, available  # noqa: E402
 
@@ -55,6 +57,49 @@ def png(w, h, mode="RGB"):
 
 def data_uri(b):
     return "data:image/png;base64," + base64.b64encode(b).decode()
+
+
+def test_moderation():
+    """--moderate, with a stand-in for OpenAI's service: what it flags is refused, what fails is let through, as in LLaVA; and
+    nobody waits for a slow one but who asked."""
+    release, asked = threading.Event(), []
+
+    def judge(path, body):
+        asked.append(body)
+        if "slow" in body["input"]:
+            release.wait(30)
+        if "broken" in body["input"]:
+            return 500, b"{}"
+        if "nonsense" in body["input"]:
+            return 200, b"<html>"
+        return 200, json.dumps({"results": [{"flagged": "evil" in body["input"]}]}).encode()
+    service = StandIn(judge)
+    with Server("serve", "--model-path", DEMO, "--moderate", "--moderation-url", service.url + "/v1/moderations",
+                env={"OPENAI_API_KEY": "sk-test"}) as s:
+        status, events = chat(s.port, [user('say "hi"')], max_new_tokens=3)
+        ok(status == 200 and asked == [{"input": 'say "hi"'}] and service.log[0][0] == "/v1/moderations" and
+           service.log[0][2]["Authorization"] == "Bearer sk-test", "the service is asked, with the key", service.log)
+        status, refused = chat(s.port, [user("evil")], max_new_tokens=3)
+        ok(status == 400 and refused["error"]["message"] ==
+           "YOUR INPUT VIOLATES OUR CONTENT MODERATION GUIDELINES. PLEASE TRY AGAIN.", "what it flags is refused", refused)
+        for word in ("broken", "nonsense"):
+            ok(chat(s.port, [user(word)], max_new_tokens=3)[0] == 200, f"a {word} verdict lets through")
+        ok("no verdict" in s.text() and "violate moderation" in s.text(), "the log tells", s.text())
+        slow = [threading.Thread(target=chat, args=(s.port, [user(f"slow {i}")]), kwargs={"max_new_tokens": 3})
+                for i in range(20)]
+        for t in slow:
+            t.start()
+        start = time.time()
+        status = chat(s.port, [user("quick")], max_new_tokens=3)[0]
+        ok(status == 200 and time.time() - start < 4, "a slow one holds up nobody else")
+        release.set()
+        for t in slow:
+            t.join()
+        ok(len(kept(s.folder.name)()) >= 23 or wait_for(lambda: len(kept(s.folder.name)()) == 24), "all were answered")
+    service.stop()
+    env = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
+    r = llava("serve", "--model-path", DEMO, "--moderate", "--port", "0", env=env)
+    ok(r.code == 1 and r.err.count("\n") == 1 and "OPENAI_API_KEY" in r.err, "--moderate without a key is refused", r.text)
 
 
 def test_config(port):
@@ -226,5 +271,6 @@ def test_browser():
 test_local()
 test_remote()
 test_failover()
+test_moderation()
 test_browser()
 finish()
