@@ -264,6 +264,8 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(patchify_bwd)   \
     XX(xent_fwd)       \
     XX(xent_bwd)       \
+    XX(choose)         \
+    XX(tokens_get)     \
     XX(dropout)        \
     XX(sumsq)          \
     XX(adamw)          \
