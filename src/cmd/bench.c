@@ -7,9 +7,10 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "base/rng.h"
+#include "cmd/ceiling.h"
 #include "cmd/cmd.h"
 #include "kern/cpu/cpu.h"
-#include "run/engine.h"
+#include "run/step.h"
 
 enum { K_RANDOM = CMD_KEY, K_PROMPT, K_GEN, K_BATCH, K_REPEAT, K_NO_IMAGE, K_PROFILE };
 
@@ -60,11 +61,10 @@ static const struct argp argp = {
     options,
     option,
     NULL,
-    "Measures the vision tower, prefill and decode, and prints one JSON object: tokens per second, "
-    "milliseconds to the first "
-    "token, bytes moved per second and their share of what this machine reads (measured in the same run), "
-    "floating-point "
-    "operations per second, peak memory. `llava bench train` measures training (it has a --help of its own).\v"
+    "Measures the vision tower, the time from a picture and 64 tokens to the answer's first, prefill and decode, and "
+    "prints one JSON object: milliseconds; tokens, bytes and floating-point operations per second and their shares of "
+    "what is read and multiplied at most (measured in the same run); kernels of a step; peak memory. "
+    "`llava bench train` measures training (it has a --help of its own).\v"
     "Example:\n  llava bench --random 1b --prompt 640 --gen 64 --dtype bf16\n\n" CMD_EXIT_STATUS,
     children,
     NULL,
@@ -85,61 +85,71 @@ static double median(double *v, int n)
 
 /* The arrays of a step of n tokens. */
 struct rows {
-    int32_t *token, *pos, *row, *range, *feature, *memory;
+    int32_t *token, *pos, *row, *range, *feature, *out, *memory;
+    struct choice *choose; /* [ENGINE_SEQS] */
 };
 
 static struct rows rows_new(int n)
 {
-    int32_t *m = calloc((size_t)n * 6, sizeof *m);
-    if (!m) BUG("no memory for %d rows", n);
-    return (struct rows){ m, m + n, m + 2 * n, m + 3 * n, m + 5 * n, m };
+    int32_t *m = calloc((size_t)n * 7, sizeof *m);
+    struct choice *choose = calloc(ENGINE_SEQS, sizeof *choose);
+    if (!m || !choose) BUG("no memory for %d rows", n);
+    return (struct rows){ m, m + n, m + 2 * n, m + 3 * n, m + 5 * n, m + 6 * n, m, choose };
 }
 
-/* Prompt positions from..to of sequence b, whose cache rows start at b * depth. */
-static void prefill(struct engine *g, struct cache *c, const struct rows *r, int b, int depth, int prompt)
+/* The prompts of `batch` sequences of n positions, in chunks as large as the engine takes; the cache rows of sequence b
+ * start at b * depth. picture: features that the prompts begin with, or p NULL. Waits for the token after the last. */
+static void prefill(struct engine *g, struct cache *c, const struct rows *r, int batch, int depth, int n,
+                    struct tensor picture)
 {
-    for (int from = 0; from < prompt;) {
-        int n = prompt - from < g->chunk ? prompt - from : g->chunk, base = b * depth;
-        for (int i = 0; i < n; i++) {
-            int p = from + i;
-            r->token[i] = (p * 7919 + b * 31 + 13) % g->model.cfg.llama.V;
+    const int all = batch * n, pictured = picture.p ? (int)picture.n[0] : 0;
+    unsigned number = 0;
+    for (int from = 0, m; from < all; from += m) {
+        m = all - from < g->chunk ? all - from : g->chunk;
+        struct step s = { .n = m, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range,
+                          .row = r->row, .out = r->out, .n_out = 0, .choose = r->choose, .features = &picture,
+                          .n_features = pictured > 0 };
+        for (int i = 0; i < m; i++) {
+            const int b = (from + i) / n, p = (from + i) % n, base = b * depth;
+            r->token[i] = p < pictured ? -1 : (p * 7919 + b * 31 + 13) % g->model.cfg.llama.V;
+            r->feature[i] = p < pictured ? p : -1;
             r->pos[i] = p;
             r->row[i] = base + p;
             r->range[2 * i] = base;
             r->range[2 * i + 1] = base + p + 1;
+            if (p < n - 1) continue;
+            r->out[s.n_out] = i;
+            r->choose[s.n_out++] = choice_make(0, 0, 1, 0, b);
         }
-        const int32_t last = n - 1;
-        struct step s = {
-            .n = n, .token = r->token, .feature = r->feature, .pos = r->pos, .range = r->range, .row = r->row,
-            .out = &last, .n_out = 1
-        };
-        engine_step(g, c, &s);
-        from += n;
+        number = engine_begin(g, c, &s);
     }
+    engine_tokens(g, number);
 }
 
-/* One token of every sequence; the next token is the likeliest, as greedy decoding would have it. */
-static void decode(struct engine *g, struct cache *c, const struct rows *r, int batch, int depth, int pos)
+/* One token of every sequence; the next token is the likeliest, as greedy decoding would have it. As in the scheduler,
+ * a device is waited for a step behind. The step's number. */
+static unsigned decode(struct engine *g, struct cache *c, const struct rows *r, int batch, int depth, int pos)
 {
-    int V = g->model.cfg.llama.V;
     for (int b = 0; b < batch; b++) {
         r->pos[b] = pos;
         r->row[b] = b * depth + pos;
         r->range[2 * b] = b * depth;
         r->range[2 * b + 1] = b * depth + pos + 1;
     }
-    struct step s = { .n = batch, .decode = true,
-                      .token = r->token,
-                      .feature = r->feature,
-                      .pos = r->pos,
-                      .range = r->range,
-                      .row = r->row };
-    const float *logits = engine_step(g, c, &s);
+    struct step s = { .n = batch, .decode = true, .token = r->token, .feature = r->feature, .pos = r->pos,
+                      .range = r->range, .row = r->row, .out = r->out, .n_out = batch, .choose = r->choose };
+    const unsigned number = engine_begin(g, c, &s);
+    if (!g->dev) memcpy(r->token, engine_tokens(g, number), (size_t)batch * sizeof *r->token);
+    return number;
+}
+
+/* Before the first step. */
+static void decode_begin(const struct engine *g, const struct rows *r, int batch)
+{
     for (int b = 0; b < batch; b++) {
-        int best = 0;
-        for (int v = 1; v < V; v++)
-            if (logits[(size_t)b * (size_t)V + (size_t)v] > logits[(size_t)b * (size_t)V + (size_t)best]) best = v;
-        r->token[b] = best;
+        r->out[b] = b;
+        r->choose[b] = choice_make(0, 0, 1, 0, b);
+        r->token[b] = g->dev ? -2 - b : b + 1; /* of a device: what was chosen before, whatever it is */
     }
 }
 
@@ -158,85 +168,133 @@ static double clip_flop(const struct engine *g)
     return used * (2 * t * (4.0 * c->C * c->C + 2.0 * c->C * c->F) + 4.0 * t * t * c->C);
 }
 
-static double time_clip(struct engine *g, int repeat)
-{
-    int side = g->model.cfg.clip.image;
-    size_t n = 3 * (size_t)side * (size_t)side, rows = (size_t)llava_tile_rows(&g->model);
-    float *px = malloc(n * sizeof *px), *out = malloc(rows * (size_t)g->model.cfg.llama.C * sizeof *out);
-    double *t = malloc((size_t)repeat * sizeof *t), result = 0;
-    if (px && out && t) {
-        struct rng rng;
-        rng_seed(&rng, 7);
-        for (size_t i = 0; i < n; i++) px[i] = (float)rng_normal(&rng);
-        engine_encode(g, SIGHT_MODEL, px, 1, out); /* warms up */
-        for (int i = 0; i < repeat; i++) {
-            double from = plat_now_s();
-            engine_encode(g, SIGHT_MODEL, px, 1, out);
-            t[i] = plat_now_s() - from;
-        }
-        result = median(t, repeat);
-    }
-    free(px), free(out), free(t);
-    return result;
-}
-
 /* What was measured; times are medians. */
 struct figures {
-    double image_s, prompt_s, step_s; /* a picture, the prompt without it, one token of every sequence */
-    double ceiling;                   /* GB/s that all threads read, measured between the steps */
+    double image_s, first_s, prompt_s, step_s; /* a picture; a picture and FIRST tokens; all prompts; a token of each */
+    struct ceilings ceiling;
 };
 
-/* Steps and passes of reading by turns: other users of a shared machine then slow both alike. */
+/* A picture's random pixels and where its features go; pixels NULL: no memory. */
+struct picture_bench {
+    float *pixels;
+    struct tensor features;
+};
+
+static int picture_begin(struct picture_bench *p, struct engine *g, struct err *e)
+{
+    const size_t side = (size_t)g->model.cfg.clip.image, n = 3 * side * side;
+    struct rng rng;
+    rng_seed(&rng, 7);
+    if (!(p->pixels = malloc(n * sizeof *p->pixels))) return err_set(e, ERR_NOMEM, "no memory for a picture");
+    for (size_t i = 0; i < n; i++) p->pixels[i] = (float)rng_normal(&rng);
+    p->features = tensor_2d(NULL, engine_act(g), llava_tile_rows(&g->model), g->model.cfg.llama.C);
+    return dev_alloc(&p->features.p, g->dev, tensor_bytes(p->features), e);
+}
+
+static void picture_end(struct picture_bench *p, struct engine *g)
+{
+    dev_free(g->dev, p->features.p, tensor_bytes(p->features));
+    free(p->pixels);
+}
+
+static void see(struct engine *g, const struct picture_bench *p)
+{
+    engine_encode(g, SIGHT_MODEL, p->pixels, p->features);
+    dev_sync(g->dev);
+}
+
+/* A picture through the tower; then once more with FIRST tokens behind it, up to the first token of the answer. */
+enum { FIRST = 64 };
+static int time_picture(struct engine *g, struct cache *c, const struct rows *r, int repeat, double *t,
+                        struct figures *f, struct err *e)
+{
+    struct picture_bench p = { 0 };
+    int rc = picture_begin(&p, g, e);
+    const int n = (int)p.features.n[0] + FIRST;
+    for (int i = -1; i < repeat && rc >= 0; i++) { /* once to warm up */
+        const double from = plat_now_s();
+        see(g, &p);
+        if (i >= 0) t[i] = plat_now_s() - from;
+    }
+    if (rc >= 0) f->image_s = median(t, repeat);
+    for (int i = -1; i < repeat && rc >= 0 && n <= c->rows && n <= g->chunk; i++) {
+        const double from = plat_now_s();
+        engine_encode(g, SIGHT_MODEL, p.pixels, p.features);
+        prefill(g, c, r, 1, n, n, p.features);
+        if (i >= 0) t[i] = plat_now_s() - from, f->first_s = median(t, i + 1);
+    }
+    picture_end(&p, g);
+    return rc;
+}
+
+/* The host's ceiling is measured between the steps: other users of a shared machine then slow both alike. */
 static void time_decode(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r,
                         const struct cpu_reader *reader, double *t, struct figures *f)
 {
     int depth = b->prompt + b->gen;
     double *gb = t + b->gen;
-    for (int i = 0; i < b->batch; i++) r->token[i] = i + 1;
+    decode_begin(g, r, b->batch);
+    unsigned number = decode(g, c, r, b->batch, depth, b->prompt); /* recorded here, where that is done */
+    engine_tokens(g, number);
+    decode_begin(g, r, b->batch);
+    double from = plat_now_s();
     for (int i = 0; i < b->gen; i++) {
-        gb[i] = g->dev ? 0 : cpu_reader_pass(reader, g->kc.n_threads); /* a device's ceiling is not measured yet */
-        double from = plat_now_s();
-        decode(g, c, r, b->batch, depth, b->prompt + i);
+        if (!g->dev) {
+            gb[i] = cpu_reader_pass(reader, g->kc.n_threads);
+            from = plat_now_s();
+        }
+        const unsigned last = number;
+        number = decode(g, c, r, b->batch, depth, b->prompt + i);
+        engine_tokens(g, g->dev ? last : number);
         t[i] = plat_now_s() - from;
+        from += t[i];
     }
+    engine_tokens(g, number);
     f->step_s = median(t, b->gen);
-    f->ceiling = median(gb, b->gen);
+    if (!g->dev) f->ceiling.read_gb_s = median(gb, b->gen);
 }
 
 static void time_prompt(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r, double *t,
                         struct figures *f)
 {
-    int depth = b->prompt + b->gen;
-    prefill(g, c, r, 0, depth, b->prompt < 64 ? b->prompt : 64); /* warms up */
+    const struct tensor none = { 0 };
+    const int depth = b->prompt + b->gen;
+    prefill(g, c, r, b->batch, depth, b->prompt, none); /* warms up */
     for (int i = 0; i < b->repeat; i++) {
         double from = plat_now_s();
-        prefill(g, c, r, 0, depth, b->prompt);
+        prefill(g, c, r, b->batch, depth, b->prompt, none);
         t[i] = plat_now_s() - from;
     }
     f->prompt_s = median(t, b->repeat);
-    for (int s = 1; s < b->batch; s++) prefill(g, c, r, s, depth, b->prompt);
 }
 
 /* Each part once more, kernel by kernel. */
 static int profile(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r, struct err *e)
 {
     const bool eager = g->eager;
-    struct prof *p = prof_new(g->dev);
-    if (!p) return err_set(e, ERR_NOMEM, "no memory for a profile");
+    const int depth = b->prompt + b->gen;
+    struct picture_bench p = { 0 };
+    struct prof *prof = prof_new(g->dev);
+    int rc = prof ? 0 : err_set(e, ERR_NOMEM, "no memory for a profile");
+    if (rc >= 0 && !b->no_image && g->model.cfg.has_vision) rc = picture_begin(&p, g, e);
     g->eager = true;
-    g->kc.prof = p;
-    if (g->model.cfg.has_vision && !b->no_image) {
-        time_clip(g, 1);
-        prof_print(p, stderr, "two pictures");
+    g->kc.prof = prof;
+    if (rc >= 0 && p.pixels) {
+        see(g, &p);
+        prof_print(prof, stderr, "picture");
     }
-    prefill(g, c, r, 0, b->prompt + b->gen, b->prompt);
-    prof_print(p, stderr, "prompt");
-    decode(g, c, r, b->batch, b->prompt + b->gen, b->prompt);
-    prof_print(p, stderr, "token");
+    if (rc >= 0) {
+        prefill(g, c, r, b->batch, depth, b->prompt, (struct tensor){ 0 });
+        prof_print(prof, stderr, "prompt");
+        decode_begin(g, r, b->batch);
+        engine_tokens(g, decode(g, c, r, b->batch, depth, b->prompt));
+        prof_print(prof, stderr, "token");
+    }
     g->kc.prof = NULL;
     g->eager = eager;
-    prof_free(p);
-    return 0;
+    if (p.pixels) picture_end(&p, g);
+    prof_free(prof);
+    return rc;
 }
 
 static void print_figures(const struct bench *b, const struct engine *g, const struct figures *f)
@@ -247,21 +305,25 @@ static void print_figures(const struct bench *b, const struct engine *g, const s
     json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name,
                           "dtype", dtype_name(g->dtype), "bits", bits, "kernels", g->kern.name,
                           "threads", g->kc.n_threads, "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
-    const struct { const char *name; double value; } real[] = {
-        { "prefill_tok_s", b->prompt / f->prompt_s },
-        { "prefill_gflops", prompt_flop(g, b->prompt) / f->prompt_s * 1e-9 },
+    const double prompts = (double)b->batch * b->prompt, flop_s = b->batch * prompt_flop(g, b->prompt) / f->prompt_s;
+    const struct ceilings *top = &f->ceiling;
+    const struct { const char *name; double value; } real[] = { /* 0: not measured */
+        { "prefill_tok_s", prompts / f->prompt_s },
+        { "prefill_gflops", flop_s * 1e-9 },
+        { "ceiling_gflops", top->matrix_gflops },
+        { "prefill_share", top->matrix_gflops > 0 ? flop_s * 1e-9 / top->matrix_gflops : 0 },
         { "decode_tok_s", b->batch / f->step_s },
-        { "first_token_ms", 1e3 * (f->image_s + f->prompt_s) },
+        { "first_token_ms", 1e3 * f->first_s },
         { "bytes_per_step", bytes },
         { "gb_s", gb_s },
-        { "ceiling_gb_s", f->ceiling },
-        { "share_of_ceiling", f->ceiling > 0 ? gb_s / f->ceiling : 0 },
+        { "ceiling_gb_s", top->read_gb_s },
+        { "share_of_ceiling", top->read_gb_s > 0 ? gb_s / top->read_gb_s : 0 },
         { "clip_ms", 1e3 * f->image_s },
         { "clip_gflops", f->image_s > 0 ? clip_flop(g) / f->image_s * 1e-9 : 0 },
     };
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
-        if ((f->image_s > 0 || strncmp(real[i].name, "clip", 4) != 0) && (!g->dev || !strstr(real[i].name, "ceiling")))
-            json_object_set_new(o, real[i].name, json_real(real[i].value));
+        if (real[i].value > 0) json_object_set_new(o, real[i].name, json_real(real[i].value));
+    if (g->dev) json_object_set_new(o, "launches", json_integer(steps_launches(g)));
     json_object_set_new(o, "peak_memory_bytes", json_integer((json_int_t)dev_memory_now(g->dev).peak));
     char *line = json_dumps(o, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
     if (line) puts(line);
@@ -282,7 +344,8 @@ static int measure(const struct bench *b, struct engine *g, struct err *e)
     r = rows_new(g->chunk > b->batch ? g->chunk : b->batch);
     t = malloc((size_t)(b->repeat + 2 * b->gen) * sizeof *t);
     if (!t) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
-    if (g->model.cfg.has_vision && !b->no_image) f.image_s = time_clip(g, b->repeat);
+    if (g->dev) TRY(ceilings_measure(&f.ceiling, g, e));
+    if (g->model.cfg.has_vision && !b->no_image) TRY(time_picture(g, &c, &r, b->repeat, t, &f, e));
     time_prompt(b, g, &c, &r, t, &f);
     time_decode(b, g, &c, &r, &reader, t, &f);
     print_figures(b, g, &f);
@@ -290,6 +353,7 @@ static int measure(const struct bench *b, struct engine *g, struct err *e)
 out:
     free(t);
     free(r.memory);
+    free(r.choose);
     cpu_reader_fini(&reader);
     cache_fini(&c);
     return rc;

@@ -39,7 +39,8 @@ KERN_FN uint64_t choose_distance(float x, float most, double scale)
     return d < (double)CHOOSE_OUT ? (uint64_t)d : CHOOSE_OUT;
 }
 
-/* 2^(36 - distance): the series of e^(-f ln 2) for the fraction f, by Horner's rule in units of 2^-32, right to 2e-9. */
+/* 2^(36 - distance): the series of e^(-f ln 2) for the fraction f, by Horner's rule in units of 2^-32, right to
+ * 2e-9. */
 KERN_FN uint64_t choose_weight(uint64_t distance)
 {
     const uint32_t f = (uint32_t)(distance << (32 - CHOOSE_FRACTION));

@@ -146,11 +146,11 @@ struct kern {
 
     /* ---- tokens */
 
-    /* token[s] = the token chosen from logits[t], with s and how given by how[t]: -1 if a logit is NaN or +infinity, or all are
-     * -infinity. Greedy: the largest, the first of equals. Else as transformers' logits processors have it, temperature, then top-k (ties
-     * with the k-th stay), then top-p over what is left (of equals the first go first), and one draw. In integers
-     * (choose.h): all backends choose the same.  logits[T,V] F32, V <= CHOOSE_V_MAX; token[S] I32; how[T,sizeof(struct
-     * choice)] U8, 8-byte aligned */
+    /* token[s] = the token chosen from logits[t], with s and how given by how[t]: -1 if a logit is NaN or +infinity, or
+     * all are -infinity. Greedy: the largest, the first of equals. Else as transformers' logits processors have it:
+     * temperature, then top-k (ties with the k-th stay), then top-p over what is left (of equals the first go first),
+     * and one draw. In integers (choose.h): all backends choose the same.
+     * logits[T,V] F32, V <= CHOOSE_V_MAX; token[S] I32; how[T,sizeof(struct choice)] U8, 8-byte aligned */
     void (*choose)(struct kctx *, struct tensor token, struct tensor logits, struct tensor how);
     /* y[i] = idx[i], and chosen[-2 - idx[i]] where idx[i] < -1: tokens of which the host may not know yet. all I32 */
     void (*tokens_get)(struct kctx *, struct tensor y, struct tensor chosen, struct tensor idx);

@@ -74,12 +74,10 @@ struct tensor clip_forward(struct op_ctx *o, const struct clip *m, const struct 
             continue;
         }
         size_t mark = arena_mark(o->act);
-        struct tensor y = clip_layer_forward(o, &a, x);
-        if (o->tape) x = y;
-        else {
-            OP_RUN(o, cast, x, y);
-            arena_rewind(o->act, mark);
-        }
+        o->overwrite = !o->tape;
+        x = clip_layer_forward(o, &a, x);
+        o->overwrite = false;
+        if (!o->tape) arena_rewind(o->act, mark);
     }
     return select_cls ? x : op_gather(o, x, seq->put);
 }

@@ -32,10 +32,11 @@ struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tens
 {
     for (int i = 0; i < m->cfg.L; i++) {
         struct layer_arg a = { m, &m->layer[i], seq, cache ? &cache[i] : NULL };
-        if (!o->tape) { /* nothing of the layer is needed but its output: keep that in the input's place */
+        if (!o->tape) { /* nothing of the layer is needed but its output, which takes the input's place */
             size_t mark = arena_mark(o->act);
-            struct tensor y = llama_layer_forward(o, &a, x);
-            OP_RUN(o, cast, x, y);
+            o->overwrite = true;
+            x = llama_layer_forward(o, &a, x);
+            o->overwrite = false;
             arena_rewind(o->act, mark);
             continue;
         }

@@ -88,7 +88,8 @@ struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct line
     int64_t rows = tensor_rows(x);
     OP_CHECK(w.nd == 2 && tensor_cols(x) == w.n[1], x, w);
     OP_CHECK(!res.p || (tensor_rows(res) == rows && tensor_cols(res) == w.n[0]), res, w);
-    struct tensor y = op_new(o, x.id || res.id || linear_trains(l), rows, w.n[0]);
+    struct tensor y = res;
+    if (!o->overwrite || !res.p) y = op_new(o, x.id || res.id || linear_trains(l), rows, w.n[0]);
     OP_RUN(o, matmul, y, x, w, l->b.w, res);
     if (l->lora) u = lora_add(o, y, x, l->lora);
     if (l->served && o->n_spans) served_add(o, y, x, l);

@@ -87,6 +87,7 @@ struct op_ctx {
     /* Called on the way back where op_mark marked it; not in a dry run. */
     void (*passed)(void *ctx, int i);
     void *passed_ctx;
+    bool overwrite;    /* without a tape: what is added to (op_linear_add's res) is not needed any more */
     uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
     const struct op_span *span; /* [n_spans] which rows have adapters of their own; no tape */
     int n_spans;
@@ -109,8 +110,8 @@ void op_output(struct op_ctx *o, float *host, struct tensor x);
 /* ---- ops. x is [T,C] unless said; results are new [T,..] tensors of o->type. */
 
 struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l); /* [T,I] -> [T,O] */
-struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l,
-                            struct tensor res); /* + res[T,O] */
+/* + res[T,O], in whose place the result is with op_ctx.overwrite */
+struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res);
 /* Logits for sampling: F32 whatever o->type is; never on a tape. */
 struct tensor op_linear_f32(struct op_ctx *o, struct tensor x, const struct linear *l);
 struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps);
@@ -140,6 +141,11 @@ struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor targ
  * given beforehand, dloss[T], so that x's gradient and l's are made on the way; there is no record. */
 struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor target,
                              struct tensor dloss, int chunk);
+
+/* The token after each row of logits[T,V] into chosen[S] I32, and tokens of which some are chosen ones: kern.h choose,
+ * tokens_get. Never on a tape. */
+void op_choose(struct op_ctx *o, struct tensor chosen, struct tensor logits, struct tensor how);
+struct tensor op_tokens(struct op_ctx *o, struct tensor chosen, struct tensor idx);
 
 /* Runs fn(o, arg, x) keeping only x and the result; on the way back runs it again with a tape of its own. Same bits as
  * without. tape_back writes over the result. The `bytes` (at most 64) of arg are copied; what it points to must live

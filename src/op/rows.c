@@ -89,3 +89,16 @@ struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch)
     }
     return y;
 }
+
+void op_choose(struct op_ctx *o, struct tensor chosen, struct tensor logits, struct tensor how)
+{
+    OP_CHECK(tensor_rows(logits) == tensor_rows(how) && logits.type == DT_F32, logits, how);
+    OP_RUN(o, choose, chosen, logits, how);
+}
+
+struct tensor op_tokens(struct op_ctx *o, struct tensor chosen, struct tensor idx)
+{
+    struct tensor y = op_new_1d(o, DT_I32, tensor_count(idx));
+    OP_RUN(o, tokens_get, y, chosen, idx);
+    return y;
+}

@@ -292,10 +292,22 @@ int llava_session_generate(struct llava_session *s, const struct llava_sampling 
 
 /* ---- forward */
 
-static int forward_pictures(struct llava_forward *f, struct engine *g, struct image *const *images, int n,
+/* The picture through the tower, and its features on the host. */
+static int forward_features(float *out, struct gallery *y, const struct image *im, struct err *err)
+{
+    gallery_begin(y);
+    while (!gallery_find(y, im, SIGHT_MODEL).p) {
+        int rc = gallery_add_tile(y, im, SIGHT_MODEL, err);
+        if (rc < 0) return rc;
+    }
+    engine_values(y->g, out, gallery_find(y, im, SIGHT_MODEL));
+    return 0;
+}
+
+static int forward_pictures(struct llava_forward *f, struct gallery *y, struct image *const *images, int n,
                             struct err *err)
 {
-    f->width = g->model.cfg.llama.C;
+    f->width = y->g->model.cfg.llama.C;
     for (int i = 0; i < n; i++) {
         f->n_tiles += images[i]->pixels.n;
         f->n_features += images[i]->n_rows;
@@ -308,7 +320,8 @@ static int forward_pictures(struct llava_forward *f, struct engine *g, struct im
     for (int i = 0; i < n; i++) {
         const struct image *im = images[i];
         memcpy(f->pixels + tiles * tile, im->pixels.data, (size_t)im->pixels.n * tile * sizeof(float));
-        memcpy(f->features + rows * width, image_features(im, SIGHT_MODEL), (size_t)im->n_rows * width * sizeof(float));
+        int rc = forward_features(f->features + rows * width, y, im, err);
+        if (rc < 0) return rc;
         tiles += (size_t)im->pixels.n;
         rows += (size_t)im->n_rows;
     }
@@ -327,15 +340,14 @@ int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *p
     TRY(api_images(&inner, x->g, images, n, &err));
     TRY(adapter_sees(x->g, -1, n, &err));
     TRY(prompt_make(&p, x->g, prompt, inner, n, &err));
-    for (int i = 0; i < n; i++) TRY(image_encode(inner[i], x->g, SIGHT_MODEL, NULL, &err));
-    TRY(forward_pictures(f, x->g, inner, n, &err));
+    TRY(session_open(&s, x->g, &err));
+    TRY(forward_pictures(f, &s->sched.gallery, inner, n, &err));
     f->n_ids = (int)p.ids.n;
     f->n_positions = p.n;
     f->ids = api_object(p.ids.n * sizeof *f->ids, &err);
     f->logits = api_object((size_t)p.n * (size_t)f->vocab * sizeof *f->logits, &err);
     if (!f->ids || !f->logits) TRY(ERR_NOMEM);
     memcpy(f->ids, p.ids.p, p.ids.n * sizeof *f->ids);
-    TRY(session_open(&s, x->g, &err));
     TRY(session_read(s, &p, inner, f->logits, &err));
 out:
     session_close(s);

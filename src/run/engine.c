@@ -100,9 +100,10 @@ static void values_from(const struct engine *g, float *out, struct tensor t, int
 
 void engine_values(const struct engine *g, float *out, struct tensor t)
 {
-    double raw[512];
-    for (int64_t at = 0, n = tensor_count(t); at < n; at += 512)
-        values_from(g, out + at, t, at, n - at < 512 ? n - at : 512, raw);
+    enum { PIECE = 8192 };
+    double raw[PIECE];
+    for (int64_t at = 0, n = tensor_count(t); at < n; at += PIECE)
+        values_from(g, out + at, t, at, n - at < PIECE ? n - at : PIECE, raw);
 }
 
 static int find_nan(void *ctx, const struct bind_row *r, struct err *e)
@@ -285,7 +286,7 @@ static int engine_finish(struct engine *g, struct err *e)
     TRY(dev_arena(&g->act, g->dev, act, e));
     TRY(llava_model_context(&g->model, g->context, e));
     TRY(steps_open(g, e));
-    size_t logits = sizeof(float) * (size_t)g->chunk * (size_t)g->model.cfg.llama.V;
+    size_t logits = sizeof(float) * ENGINE_SEQS * (size_t)g->model.cfg.llama.V;
     if (g->dev) TRY(dev_pinned((void **)&g->logits, g->dev, logits, e));
 out:
     return rc;

@@ -4,6 +4,7 @@
  */
 #pragma once
 #include "image/preprocess.h"
+#include "kern/choose.h"
 #include "model/llava.h"
 #include "text/tokenizer.h"
 
@@ -15,8 +16,8 @@ struct engine {
     struct kern kern;
     struct kctx kc;
     struct arena act, scratch;    /* activations of one step; kernels' own; both on the device */
-    float *logits;                /* [chunk,V] of a step on the host, where it is not the device */
-    struct steps *steps;          /* step.c's, on a device: fixed inputs and recorded steps */
+    float *logits;                /* [ENGINE_SEQS,V] of a step on the host, where it is not the device */
+    struct steps *steps;          /* step.c's: what was chosen; on a device fixed inputs and recorded steps */
     bool eager;                   /* a device's steps are launched kernel by kernel, not replayed: the same bits */
     enum dtype dtype, kv_type;
     bool kv_auto;                 /* kv_type follows from the model */
@@ -64,8 +65,9 @@ void cache_fini(struct cache *c);
 struct step {
     int n;
     const int32_t *token;   /* id, or -1: a row of features */
-    const int32_t *feature; /* row of `features` where token is -1, else -1; not read without features */
-    struct tensor features; /* [M,C] F32, M <= n, on the host; or p NULL */
+    const int32_t *feature; /* where token is -1 which row of `features`, else -1; not read without features */
+    const struct tensor *features; /* [n_features] rows [.,C] on the device, of the activations' type, to be seen as */
+    int n_features;         /* one behind the other: at most n in all */
     const int32_t *pos;     /* position */
     const int32_t *range;   /* [n,2] cache rows seen; with pages [n,3], see kern.h attn_fwd */
     const int32_t *pages;   /* [n_seqs,n_pages] pages of each sequence in the cache, or NULL */
@@ -74,22 +76,39 @@ struct step {
     const struct op_span *spans; /* [n_spans] rows that have adapters */
     int n_spans;
     const int32_t *out;     /* [n_out] rows whose logits are wanted; NULL: all */
-    int n_out;
+    int n_out;              /* at most ENGINE_SEQS; also of all */
+    const struct choice *choose; /* [n_out] how the token after each of those rows is chosen; NULL: it is not */
+    bool logits;            /* with choose: those rows' logits are wanted as well */
     bool decode;            /* see kctx.decode */
 };
-enum { ENGINE_SEQS = 256 };
+enum { ENGINE_SEQS = 256 }; /* sequences of a step; rows whose logits are wanted */
 /* Logits [n_out,V] on the host, of the rows that step.out names, in its order; NULL when it names none. Valid until the
- * next step. */
+ * next step. For steps without choose. */
 const float *engine_step(struct engine *g, struct cache *c, const struct step *s);
+
+/* Begins a step, and on a device does not wait for it: the arrays may be used again, and the next step may begin, with
+ * tokens that are not known yet: in a step with choose -2 - k stands for the token that was chosen last for slot k.
+ * Returns the step's number, with which it can be asked for until two more have begun. */
+unsigned engine_begin(struct engine *g, struct cache *c, const struct step *s);
+/* Waits for the step. By slot, the tokens that were chosen last. */
+const int32_t *engine_tokens(struct engine *g, unsigned number);
+/* Logits of the step that began last, if they were wanted. */
+const float *engine_logits(const struct engine *g);
+double engine_spent_s(struct engine *g, unsigned number); /* seconds that the step took; waits for it */
 /* Rows from[0..n) of all layers to rows to[0..n), n < KV_PAGE. */
 void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n);
 
 /* Whose projector is used: the model's, or the number of an adapter that has its own. */
 enum { SIGHT_MODEL = -1, SIGHTS = OP_ADAPTERS + 1 };
-/* pixels [n,3,S,S] F32 -> out [n * rows of a tile, C] F32, one tile at a time. */
-void engine_encode(struct engine *g, int sight, const float *pixels, int n, float *out);
+enum dtype engine_act(const struct engine *g); /* type of activations */
+/* A tile, pixels [3,S,S] F32 on the host -> out [rows of a tile, C] on the device, through the projector of `sight`
+ * (adapter.h). Does not wait. */
+void engine_encode(struct engine *g, int sight, const float *pixels, struct tensor out);
+/* out[i] = rows[at[i]], after the last of `rows` has become the projector's image_newline, if it has one. On the
+ * device. */
+void engine_arrange(struct engine *g, int sight, struct tensor out, struct tensor rows, const int32_t *at);
 
-/* The values of a (small) parameter as f32. */
+/* The values of a tensor on the device as f32. */
 void engine_values(const struct engine *g, float *out, struct tensor t);
 
 /* NaN or infinity in logits: looks through the weights and names the tensor that holds one. Always < 0. */

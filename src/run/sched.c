@@ -14,6 +14,8 @@ struct build {
     struct step step;
     int32_t *token, *feature, *pos, *range, *row, *out, *pages;
     struct seq *of[ENGINE_SEQS]; /* whose the outputs are */
+    struct choice choose[ENGINE_SEQS];
+    bool logits;                 /* they are wanted on the host */
     struct op_span span[ENGINE_SEQS];
     int n_features;
     bool whole;                  /* the logits of all rows are wanted */
@@ -26,13 +28,16 @@ static int page_width(const struct engine *g) { return store_pages(g->context); 
 int sched_init(struct sched *s, struct engine *g, int sequences, int64_t positions, struct err *e)
 {
     *s = (struct sched){ .g = g, .n_most = sequences };
+    s->now = s->under_way;
     if (s->n_most > ENGINE_SEQS) s->n_most = ENGINE_SEQS;
     if (s->n_most > g->chunk) s->n_most = g->chunk;
     int rc = store_init(&s->store, g, positions, e);
     if (rc < 0) return rc;
+    gallery_init(&s->gallery, g);
     size_t n = (size_t)g->chunk * 8 + (size_t)s->n_most * (size_t)page_width(g);
     s->rows = malloc(n * sizeof *s->rows);
-    return s->rows ? 0 : err_set(e, ERR_NOMEM, "no memory for steps");
+    s->features = malloc((size_t)g->chunk * sizeof *s->features);
+    return s->rows && s->features ? 0 : err_set(e, ERR_NOMEM, "no memory for steps");
 }
 
 void sched_fini(struct sched *s)
@@ -60,6 +65,9 @@ void sched_add(struct sched *s, struct seq *q)
     while (*at) at = &(*at)->next;
     *at = q;
     q->next = NULL;
+    q->slot = 0;
+    while (s->taken[q->slot]) q->slot++;
+    s->taken[q->slot] = true;
     s->n++;
     s->promised += pages_to_come(q);
 }
@@ -79,14 +87,26 @@ static void publish(struct sched *s, struct seq *q, int n)
     else if (n % KV_PAGE == 0) q->node = page;
 }
 
+/* The store is told of rows whose tokens are known. */
+static void settle(struct sched *s, struct seq *q)
+{
+    while (q->n_known < q->n && q->n_known < q->n_at)
+        if (++q->n_known % KV_PAGE == 0) publish(s, q, q->n_known);
+}
+
 void sched_remove(struct sched *s, struct seq *q)
 {
+    for (struct under_way *w = s->under_way; w < s->under_way + 2; w++)
+        for (int i = 0; i < w->n; i++)
+            if (w->of[i] == q) w->of[i] = NULL;
+    s->taken[q->slot] = false;
+    settle(s, q);
     struct seq **at = &s->first;
     while (*at != q) at = &(*at)->next;
     *at = q->next;
     s->n--;
     s->promised -= pages_to_come(q);
-    if (q->n % KV_PAGE) publish(s, q, q->n);
+    if (q->n_known % KV_PAGE) publish(s, q, q->n_known);
     while (q->n_pages) store_drop(&s->store, q->page[--q->n_pages]);
 }
 
@@ -113,7 +133,7 @@ static void reuse(struct sched *s, struct seq *q)
         if (page < 0) break;
         add_page(s, q, page);
         q->node = page;
-        q->n += KV_PAGE;
+        q->n_known = q->n += KV_PAGE;
         q->r.n_cached += KV_PAGE;
     }
 }
@@ -136,7 +156,7 @@ static void copy_beginning(struct sched *s, struct seq *q)
             to[i] = q->page[q->n_pages - 1] * KV_PAGE + i;
         }
         engine_copy(s->g, &s->store.cache, from, to, n);
-        q->n += n;
+        q->n_known = q->n += n;
         q->r.n_cached += n;
     }
     store_drop(&s->store, page);
@@ -144,27 +164,29 @@ static void copy_beginning(struct sched *s, struct seq *q)
 
 /* ---- pictures */
 
-/* The first picture whose rows are needed from position `from` on and which has not been through the tower; or NULL. */
-static struct image *picture_missing(const struct seq *q)
+/* The first picture that q's next `rows` rows need and that has not been through the tower; or NULL. */
+static const struct image *picture_missing(struct sched *s, struct seq *q, int rows)
 {
-    for (int i = q->n; i < q->n_prompt; i++)
-        if (q->at[i].token < 0 && !image_features(q->images[q->at[i].image], q->sight))
-            return q->images[q->at[i].image];
-    return NULL;
+    const struct image *missing = NULL;
+    int last = -1;
+    for (int i = q->n; i < q->n_prompt && i < q->n + rows; i++) {
+        if (q->at[i].token >= 0 || q->at[i].image == last) continue;
+        const struct image *im = q->images[last = q->at[i].image];
+        const bool there = gallery_find(&s->gallery, im, q->sight).p != NULL; /* and all are asked for, so they stay */
+        if (!there && !missing) missing = im;
+        if (last < q->n_seen || (!there && missing != im)) continue;
+        q->n_seen = last + 1;
+        s->stats.pictures++;
+        s->stats.cached_pictures += there;
+    }
+    return missing;
 }
 
-/* A tile, or nothing when the picture was seen before. */
-static void see(struct sched *s, struct seq *q, struct image *im)
+static void see(struct sched *s, struct seq *q, const struct image *im)
 {
-    if (!image_begun(im, q->sight)) {
-        s->stats.pictures++;
-        if (gallery_find(&s->gallery, im, q->sight)) {
-            s->stats.cached_pictures++;
-            return;
-        }
-    }
-    if (image_encode_tile(im, s->g, q->sight, &q->r.image_s, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
-    else if (image_features(im, q->sight)) gallery_keep(&s->gallery, im, q->sight, s->g);
+    const double start = plat_now_s();
+    if (gallery_add_tile(&s->gallery, im, q->sight, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
+    q->r.image_s += plat_now_s() - start;
 }
 
 /* ---- building steps */
@@ -197,8 +219,8 @@ static void build_row(struct build *b, struct seq *q, int p, int number)
     struct sched *s = b->s;
     const int i = b->step.n++, window = s->g->model.cfg.llama.window;
     if (p / KV_PAGE == q->n_pages) add_page(s, q, store_take(&s->store));
-    b->token[i] = q->at[p].token;
-    b->feature[i] = q->at[p].token < 0 ? b->n_features++ : -1;
+    b->token[i] = p < q->n_at ? q->at[p].token : -2 - q->slot;
+    b->feature[i] = b->token[i] == -1 ? b->n_features++ : -1;
     b->pos[i] = p;
     b->row[i] = q->page[p / KV_PAGE] * KV_PAGE + p % KV_PAGE;
     b->range[3 * i] = window > 0 && p >= window ? p - window + 1 : 0;
@@ -207,9 +229,14 @@ static void build_row(struct build *b, struct seq *q, int p, int number)
     build_span(b, i, q->adapter);
 }
 
-/* The logits of the row just built are wanted, for q. */
+/* The row just built has q's next token, or its logits. A token that follows a grammar is chosen on the host. */
 static void build_output(struct build *b, struct seq *q)
 {
+    struct choice how = { .slot = -1 };
+    if (q->most) how = seq_draw(q);
+    if (q->match) how.slot = -1;
+    b->logits |= seq_waits(q);
+    b->choose[b->step.n_out] = how;
     b->out[b->step.n_out] = b->step.n - 1;
     b->of[b->step.n_out++] = q;
 }
@@ -227,26 +254,24 @@ static void build_pages(struct build *b, struct seq *const *q, int n)
     }
 }
 
-/* Copies the feature rows of positions [from, to) side by side for the step's gather. */
-static int build_features(struct build *b, const struct seq *q, int from, int to, size_t at, struct err *e)
+/* The feature rows of positions [from, to), in runs of neighbours. */
+static void build_features(struct build *b, const struct seq *q, int from, int to)
 {
     struct sched *s = b->s;
-    const size_t width = (size_t)s->g->model.cfg.llama.C, want = (size_t)b->n_features * width;
-    if (want > s->features_cap) {
-        float *p = realloc(s->features, want * sizeof *p);
-        if (!p) return err_set(e, ERR_NOMEM, "no memory for a step");
-        s->features = p;
-        s->features_cap = want;
+    const struct image *last = NULL;
+    int next = -1;
+    for (int i = from; i < to; i++) {
+        if (q->at[i].token >= 0) continue;
+        const struct image *im = q->images[q->at[i].image];
+        if (im != last || q->at[i].row != next)
+            s->features[b->step.n_features++] = tensor_slice(gallery_find(&s->gallery, im, q->sight), q->at[i].row, 0);
+        s->features[b->step.n_features - 1].n[0]++;
+        last = im;
+        next = q->at[i].row + 1;
     }
-    for (int i = from; i < to; i++)
-        if (q->at[i].token < 0)
-            memcpy(s->features + at++ * width,
-                   image_features(q->images[q->at[i].image], q->sight) + (size_t)q->at[i].row * width,
-                   width * sizeof *s->features);
-    return 0;
 }
 
-static const float *build_run(struct build *b)
+static void build_step(struct build *b)
 {
     struct step *p = &b->step;
     p->token = b->token;
@@ -257,8 +282,19 @@ static const float *build_run(struct build *b)
     p->pages = b->pages;
     p->spans = b->span;
     p->out = b->whole ? NULL : b->out;
-    if (b->n_features) p->features = tensor_2d(b->s->features, DT_F32, b->n_features, b->s->g->model.cfg.llama.C);
-    return engine_step(b->s->g, &b->s->store.cache, p);
+    p->choose = p->n_out ? b->choose : NULL;
+    p->logits = b->logits;
+    p->features = b->s->features;
+}
+
+static void begin(struct build *b)
+{
+    struct sched *s = b->s;
+    const struct step *p = &b->step;
+    struct under_way *w = s->now;
+    *w = (struct under_way){ .there = true, .logits = b->logits, .n = p->n_out, .n_rows = p->decode ? 0 : p->n };
+    memcpy(w->of, b->of, (size_t)p->n_out * sizeof *w->of);
+    w->number = engine_begin(s->g, &s->store.cache, p);
 }
 
 /* ---- tokens */
@@ -289,19 +325,43 @@ static void take_token(struct sched *s, struct seq *q, int32_t token, const floa
     else histogram_add(&s->stats.token_s, q->token_s - before);
 }
 
-/* The step's outputs: all choose side by side, then take their tokens in turn, for callbacks come one by one. */
-static void choose(struct build *b, const float *logits)
+/* The prompt of q is read: its answer begins, or waits to be asked for. */
+static void prompt_read(struct seq *q)
 {
-    const size_t V = (size_t)b->s->g->model.cfg.llama.V;
-    const int n = b->step.n_out;
+    q->start_s = plat_now_s();
+    q->r.prompt_s = q->start_s - q->begun_s - q->r.image_s;
+}
+
+/* Tokens that follow grammars are chosen side by side. */
+static void choose(const struct under_way *w, int32_t *token, size_t V, int threads)
+{
+    const float *logits = w->n ? engine_logits(w->of[0]->g) : NULL;
+#pragma omp parallel for num_threads(threads) if (w->n > 1) schedule(dynamic)
+    for (int i = 0; i < w->n; i++)
+        if (w->of[i]->match && w->of[i]->state == SEQ_WRITING) token[i] = seq_choose(w->of[i], logits + (size_t)i * V);
+}
+
+/* Waits for a step that has begun; its tokens are taken in turn, for callbacks come one by one. */
+static void finish(struct sched *s, struct under_way *w)
+{
+    const size_t V = (size_t)s->g->model.cfg.llama.V;
     int32_t token[ENGINE_SEQS];
-#pragma omp parallel for num_threads(b->s->g->kc.n_threads) if (n > 1) schedule(dynamic)
-    for (int i = 0; i < n; i++)
-        if (b->of[i]->state == SEQ_WRITING) token[i] = seq_choose(b->of[i], logits + (size_t)i * V);
-    for (int i = 0; i < n; i++) {
-        struct seq *q = b->of[i];
-        if (q->state == SEQ_WRITING) take_token(b->s, q, token[i], logits + (size_t)i * V);
-        else if (q->logits) memcpy(q->logits, logits + (size_t)i * V, V * sizeof *logits);
+    if (!w->there) return;
+    w->there = false;
+    const int32_t *by_slot = engine_tokens(s->g, w->number);
+    const double row_s = w->n_rows ? engine_spent_s(s->g, w->number) / w->n_rows : 0;
+    if (w->n_rows >= CHUNK_LEAST) s->row_s = s->row_s > 0 ? (s->row_s + row_s) / 2 : row_s;
+    for (int i = 0; i < w->n; i++)
+        if (w->of[i]) token[i] = by_slot[w->of[i]->slot];
+    if (w->logits) choose(w, token, V, s->g->kc.n_threads);
+    for (int i = 0; i < w->n; i++) {
+        struct seq *q = w->of[i];
+        const float *logits = w->logits ? engine_logits(s->g) + (size_t)i * V : NULL;
+        if (!q || q->state == SEQ_DONE) continue;
+        if (q->r.n_new == 0) prompt_read(q);
+        if (q->state == SEQ_WRITING) take_token(s, q, token[i], logits);
+        else if (q->logits) memcpy(q->logits, logits, V * sizeof *logits);
+        settle(s, q);
     }
 }
 
@@ -311,18 +371,20 @@ static bool write_tokens(struct sched *s)
     build_begin(&b, s);
     for (int adapter = -1; adapter < s->g->model.n_adapters; adapter++) /* each adapter's rows side by side */
         for (struct seq *q = s->first; q; q = q->next)
-            if (q->state == SEQ_WRITING && q->adapter == adapter) {
+            if (seq_goes_on(q) && q->adapter == adapter) {
                 build_row(&b, q, q->n, b.step.n);
                 build_output(&b, q);
             }
     if (!b.step.n) return false;
     build_pages(&b, b.of, b.step.n);
     b.step.decode = true;
-    const float *logits = build_run(&b);
-    for (int i = 0; i < b.step.n; i++)
-        if (++b.of[i]->n % KV_PAGE == 0) publish(s, b.of[i], b.of[i]->n);
+    build_step(&b);
+    begin(&b);
+    for (int i = 0; i < b.step.n; i++) {
+        b.of[i]->n++;
+        settle(s, b.of[i]);
+    }
     s->stats.decode_steps++;
-    choose(&b, logits);
     return true;
 }
 
@@ -343,14 +405,15 @@ struct reading {
     int to;
 };
 
-static int add_part(struct build *b, struct reading *p, struct seq *q, int rows, int number)
+static void add_part(struct build *b, struct reading *p, struct seq *q, int rows, int number)
 {
-    const int from = q->n, left = rows - b->step.n, feature = b->n_features;
+    const int most = q->all && rows > ENGINE_SEQS ? ENGINE_SEQS : rows; /* logits of all rows */
+    const int from = q->n, left = most - b->step.n;
     *p = (struct reading){ q, q->n_prompt - from < left ? q->n_prompt : from + left };
     for (int i = from; i < p->to; i++) build_row(b, q, i, number);
     b->whole = q->all != NULL; /* then it is alone in the step */
     if (p->to == q->n_prompt && !q->all) build_output(b, q);
-    return build_features(b, q, from, p->to, (size_t)feature, &q->err);
+    build_features(b, q, from, p->to);
 }
 
 /* Which sequences' prompts go into the step; returns how many, or -1 when a picture comes first. */
@@ -365,37 +428,36 @@ static int gather_parts(struct build *b, struct reading *part, int rows)
             if (q->submitted_s > 0) histogram_add(&s->stats.queue_s, q->r.queue_s = q->begun_s - q->submitted_s);
         }
         if (!q->all) reuse(s, q);
-        struct image *im = picture_missing(q);
+        if (!n) gallery_begin(&s->gallery);
+        const struct image *im = picture_missing(s, q, rows - b->step.n);
         if (im && n) continue;
         if (im) return see(s, q, im), -1;
         if (!q->all) copy_beginning(s, q);
-        if (add_part(b, &part[n], q, rows, n) < 0) return seq_finish(q, LLAVA_FINISH_END), -1;
+        add_part(b, &part[n], q, rows, n);
         n++;
         if (q->all) break;
     }
     return n;
 }
 
-/* The prompt of q is read: its answer begins, or waits to be asked for. */
-static void prompt_read(struct sched *s, struct seq *q)
+/* The prompt of q is being read to its end: its answer begins, or waits to be asked for. */
+static void prompt_begun(struct sched *s, struct seq *q)
 {
-    q->start_s = plat_now_s();
-    q->r.prompt_s = q->start_s - q->begun_s - q->r.image_s;
+    prompt_read(q);
     q->state = q->most ? SEQ_WRITING : SEQ_READY;
     s->stats.prompt_positions += (uint64_t)q->n_prompt;
     s->stats.cached_positions += (uint64_t)q->r.n_cached;
 }
 
-static void parts_done(struct sched *s, const struct reading *part, int n, const float *logits)
+static void parts_done(struct sched *s, const struct reading *part, int n, const float *whole)
 {
     const size_t V = (size_t)s->g->model.cfg.llama.V;
     for (int i = 0; i < n; i++) {
         struct seq *q = part[i].q;
-        const int from = q->n, to = part[i].to;
-        if (q->all) memcpy(q->all + (size_t)from * V, logits, (size_t)(to - from) * V * sizeof *logits);
-        while (q->n < to)
-            if (++q->n % KV_PAGE == 0) publish(s, q, q->n);
-        if (q->n == q->n_prompt) prompt_read(s, q);
+        if (q->all) memcpy(q->all + (size_t)q->n * V, whole, (size_t)(part[i].to - q->n) * V * sizeof *whole);
+        q->n = part[i].to;
+        settle(s, q);
+        if (q->n == q->n_prompt) prompt_begun(s, q);
     }
 }
 
@@ -404,27 +466,33 @@ static bool read_prompts(struct sched *s, bool some_write)
     struct build b;
     struct reading part[ENGINE_SEQS];
     struct seq *of[ENGINE_SEQS];
+    const float *whole = NULL;
     build_begin(&b, s);
     int n = gather_parts(&b, part, chunk_rows(s, some_write));
     if (n <= 0) return n < 0;
     for (int i = 0; i < n; i++) of[i] = part[i].q;
     build_pages(&b, of, n);
-    const double start = plat_now_s();
-    const float *logits = build_run(&b);
-    const double row_s = (plat_now_s() - start) / b.step.n;
-    if (b.step.n >= CHUNK_LEAST) s->row_s = s->row_s > 0 ? (s->row_s + row_s) / 2 : row_s;
+    build_step(&b);
+    if (b.whole) whole = engine_step(s->g, &s->store.cache, &b.step);
+    else begin(&b);
     s->stats.prompt_steps++;
-    parts_done(s, part, n, logits);
-    choose(&b, logits);
+    parts_done(s, part, n, whole);
     return true;
 }
 
-bool sched_step(struct sched *s)
+static bool sched_waits(const struct sched *s)
+{
+    bool waits = !s->g->dev;
+    for (const struct seq *q = s->first; q; q = q->next) waits |= seq_waits(q);
+    return waits;
+}
+
+static bool begin_step(struct sched *s)
 {
     bool some_read = false, some_write = false;
     for (const struct seq *q = s->first; q; q = q->next) {
         some_read |= q->state == SEQ_READING;
-        some_write |= q->state == SEQ_WRITING;
+        some_write |= seq_goes_on(q);
     }
     if (some_write && (s->read_last || !some_read)) {
         s->read_last = false;
@@ -432,4 +500,16 @@ bool sched_step(struct sched *s)
     }
     s->read_last = true;
     return some_read && read_prompts(s, some_write);
+}
+
+bool sched_step(struct sched *s)
+{
+    struct under_way *before = s->now;
+    const bool waits = sched_waits(s);
+    if (waits) finish(s, before);
+    s->now = s->under_way + (s->now == s->under_way);
+    const bool did = begin_step(s), was = before->there;
+    finish(s, before);
+    if (waits) finish(s, s->now);
+    return did || was;
 }

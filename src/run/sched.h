@@ -5,12 +5,25 @@
  * tokens, one step each in turn, and chunks are cut to what takes about SCHED_STALL_S. What is computed for a sequence
  * does not depend on the others (kern.h: rows are alone), so neither does its answer.
  *
+ * On a device a step is not waited for: while it runs, the next one is put together, with tokens that are not known
+ * yet, and the last one's tokens become text. A sequence that ends may so have one row computed for nothing. Where
+ * somebody needs logits on the host (grammars, candidates, forward), steps are waited for.
+ *
  * A sequence is only taken when the pages it may come to need are there: none is ever thrown out again.
  */
 #pragma once
+#include "run/gallery.h"
 #include "run/seq.h"
 
 #define SCHED_STALL_S 0.25
+
+/* A step that has begun: of[i] (NULL: it has left) gets a token, or logits. */
+struct under_way {
+    bool there, logits;
+    unsigned number;
+    int n, n_rows;          /* rows of prompts */
+    struct seq *of[ENGINE_SEQS];
+};
 
 struct sched {
     struct engine *g;
@@ -18,12 +31,13 @@ struct sched {
     struct gallery gallery;
     struct seq *first;      /* in order of arrival */
     int n, n_most;          /* sequences */
+    bool taken[ENGINE_SEQS]; /* slots for tokens */
+    struct under_way under_way[2], *now; /* now: where the step that is put together goes */
     int promised;           /* pages that they may still take */
     bool read_last;         /* the last step was no token step */
     double row_s;           /* seconds that a row of a chunk takes, of late */
     int32_t *rows;          /* memory of the arrays of a step */
-    float *features;        /* rows of pictures in a chunk, side by side */
-    size_t features_cap;
+    struct tensor *features; /* rows of pictures in a chunk: runs of neighbours */
     struct llava_batch_stats stats; /* but queue, and what submit counts */
 };
 int sched_init(struct sched *s, struct engine *g, int sequences, int64_t positions, struct err *e);

@@ -36,8 +36,7 @@ int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct i
     stopper_init(&q->stopper);
     q->at = malloc((size_t)q->n_max * sizeof *q->at);
     q->page = malloc((size_t)store_pages(q->n_max) * sizeof *q->page);
-    rc = sampler_init(&q->sampler, g->model.cfg.llama.V, e);
-    if (rc < 0 || !q->at || !q->page) {
+    if (!q->at || !q->page) {
         seq_free(q);
         return err_set(e, ERR_NOMEM, "no memory for a sequence");
     }
@@ -54,7 +53,6 @@ void seq_free(struct seq *q)
 {
     if (!q) return;
     ASSERT(q->n_pages == 0);
-    sampler_fini(&q->sampler);
     stream_fini(&q->stream);
     stopper_fini(&q->stopper);
     buf_free(&q->piece);
@@ -80,10 +78,10 @@ int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 {
     int rc = sampling_check(o, e);
     if (rc < 0) return rc;
-    q->sampler.temperature = o->temperature;
-    q->sampler.top_k = o->top_k;
-    q->sampler.top_p = o->top_p;
-    rng_seed(&q->sampler.rng, o->seed);
+    q->temperature = o->temperature;
+    q->top_k = o->top_k;
+    q->top_p = o->top_p;
+    rng_seed(&q->rng, o->seed);
     q->most = o->max_new_tokens;
     stream_init(&q->stream, q->g->tok);
     for (int i = 0; i < o->n_stop; i++)
@@ -128,10 +126,31 @@ static bool mask(struct seq *q, const float *logits)
     return any;
 }
 
+bool seq_goes_on(const struct seq *q)
+{
+    return q->state == SEQ_WRITING && q->n_drawn < q->most && q->n < q->n_max;
+}
+
+bool seq_waits(const struct seq *q) { return q->match || q->on_token || q->all || (q->logits && !q->most); }
+
+struct choice seq_draw(struct seq *q)
+{
+    q->n_drawn++;
+    return q->choice = choice_make(q->temperature, q->top_k, q->top_p, rng_u64(&q->rng), q->slot);
+}
+
 int32_t seq_choose(struct seq *q, const float *logits)
 {
-    if (!q->match) return sampler_next(&q->sampler, logits);
-    return mask(q, logits) ? sampler_next(&q->sampler, q->masked) : SEQ_STUCK;
+    const int V = q->g->model.cfg.llama.V;
+    struct kctx kc = { .n_threads = 1 };
+    struct choice how = q->choice;
+    int32_t token;
+    how.slot = 0;
+    if (q->match && !mask(q, logits)) return SEQ_STUCK;
+    void *p = (void *)(uintptr_t)(q->match ? q->masked : logits); /* only read */
+    kern_ref.choose(&kc, tensor_1d(&token, DT_I32, 1), tensor_2d(p, DT_F32, 1, V),
+                    tensor_2d(&how, DT_U8, 1, sizeof how));
+    return token;
 }
 
 /* Puts candidate id into top[0..*n), which falls and has at most `most`. */
@@ -218,7 +237,7 @@ void seq_finish(struct seq *q, enum llava_finish finish)
         stopper_flush(&q->stopper, &q->shown);
         if (!hand_out(q)) q->r.finish = LLAVA_FINISH_CANCELLED;
     }
-    int steps = q->n > q->n_prompt ? q->n - q->n_prompt : 0;
+    int steps = q->n_known > q->n_prompt ? q->n_known - q->n_prompt : 0;
     double bytes = steps * ((double)engine_weight_bytes(q->g) +
                             (double)engine_cache_bytes(q->g) * (q->n_prompt + steps / 2.0));
     if (q->r.generate_s > 0) q->r.bytes_per_s = bytes / q->r.generate_s;

@@ -6,7 +6,7 @@
  */
 #pragma once
 #include "llava_batch.h"
-#include "run/sample.h"
+#include "base/rng.h"
 #include "run/store.h"
 #include "text/grammar.h"
 #include "text/stream.h"
@@ -19,8 +19,10 @@ struct seq {
     enum seq_state state;
     struct position *at;          /* [n_max] prompt, then chosen tokens */
     int n_prompt, n_at, n_max;    /* positions of the prompt; known; ever */
-    int n;                        /* rows computed: those of at[0..n) */
+    int n;                        /* rows computed, or begun: those of at[0..n), and maybe of a token not known yet */
+    int n_known;                  /* of them, those of at[0..n_known) whose pages the store was told of */
     struct image *const *images;  /* borrowed */
+    int n_seen;                   /* of them, those that were asked of the gallery */
     float *all;                   /* NULL, or [n_prompt,V] that gets all logits (then nothing is reused); borrowed */
 
     int *page;                    /* [store_pages(n_max)] */
@@ -28,7 +30,12 @@ struct seq {
     bool off_tree, copied;        /* what follows is known from another; the beginning of a page was copied */
 
     float *logits;                /* [V] room for those of the prompt's last position, or NULL; owned */
-    struct sampler sampler;
+    float temperature, top_p;     /* how tokens are chosen: llava_sampling */
+    int top_k;
+    struct rng rng;
+    struct choice choice;         /* how the next one is */
+    int slot;                     /* where the engine puts it; a sched's */
+    int n_drawn;                  /* tokens chosen, or being chosen; the last of them may not be known yet */
     struct match *match;          /* what the answer must follow, or NULL; owned */
     float *masked;                /* [V] logits with the others at -infinity, with match; owned */
     struct stream stream;
@@ -61,9 +68,17 @@ int sampling_check(const struct llava_sampling *o, struct err *e);
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e);
 /* The answer follows a grammar. Borrows both until seq_free. */
 int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, struct err *e);
-/* Chooses a token by logits[V]; changes nothing that others see: many sequences may do so side by side. */
+/* May its next token be computed, whatever those are that are being chosen? */
+bool seq_goes_on(const struct seq *q);
+/* Does it need each token, or its logits, before the next can be computed? */
+bool seq_waits(const struct seq *q);
+/* How the next token is chosen, which counts as drawn from here on. */
+struct choice seq_draw(struct seq *q);
+/* Chooses as the last draw says, by logits[V] on the host, one that the grammar lets follow; changes nothing that
+ * others see: many sequences may do so side by side. */
 int32_t seq_choose(struct seq *q, const float *logits);
-/* Takes the chosen token (-1: the logits were no numbers, SEQ_STUCK: none may follow): text, callbacks, the end. */
+/* Takes the chosen token (-1: the logits were no numbers, SEQ_STUCK: none may follow): text, callbacks, the end.
+ * logits: for on_token. */
 enum { SEQ_STUCK = -2 };
 void seq_push(struct seq *q, int32_t token, const float *logits);
 /* Ends it. Text that is held back is given unless it was cancelled. */

@@ -61,6 +61,7 @@ int session_generate(struct session *s, const struct llava_sampling *o, llava_te
     q->on_text = on_text;
     q->ctx = ctx;
     q->state = SEQ_WRITING;
+    seq_draw(q);
     seq_push(q, seq_choose(q, q->logits), q->logits);
     while (q->state == SEQ_WRITING) sched_step(&s->sched);
     *r = q->r;

@@ -5,22 +5,34 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/plat.h"
 #include "run/adapter.h"
 
-enum { RECORDED = 24, ROWS = ENGINE_SEQS };
+enum { RECORDED = 24, ROWS = ENGINE_SEQS, BEGUN = 4, CHOICE = sizeof(struct choice) / sizeof(int32_t) };
 
 /* A step or the tower as the device repeats it. */
 struct recorded {
     struct dev_graph *graph;
     const void *cache; /* whose rows it reads and fills */
     int rows;
-    bool paged;
+    bool paged, chooses;
     struct tensor y;   /* logits [rows,V], features */
     unsigned used;     /* when, to drop the one not used for longest */
 };
 
+/* A step that has begun. */
+struct begun {
+    int32_t *token;       /* [ENGINE_SEQS] as they were chosen when it was over; on the host */
+    struct dev_event *from, *to;
+    double s;             /* the host's */
+};
+
 struct steps {
     struct arena mem;     /* of the fixed inputs, on the device */
+    struct tensor chosen; /* I32 [ENGINE_SEQS] by slot, the token chosen last */
+    struct begun begun[BEGUN];
+    unsigned n_begun;
+    const float *logits;  /* of the step that began last, on the host */
     int32_t *in, *host;   /* indices of a step: on the device, and where they are put together */
     int n_pages;          /* of the context */
     struct clip_seq seq;
@@ -32,13 +44,12 @@ struct steps {
 
 /* What a step reads, on the device. */
 struct inputs {
-    struct tensor token, pos, row, range, pages, out, feature, features; /* see struct step; p NULL: absent */
+    struct tensor token, pos, row, range, pages, out, how, feature, features; /* see struct step; p NULL: absent */
 };
 
 static struct op_ctx context_of(struct engine *g)
 {
-    enum dtype type = g->dev ? g->dtype : DT_F32;
-    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = type };
+    return (struct op_ctx){ .k = &g->kern, .kc = &g->kc, .act = &g->act, .type = engine_act(g) };
 }
 
 /* cols 0: a vector. */
@@ -48,10 +59,14 @@ static struct tensor index_of(struct op_ctx *o, const int32_t *host, int rows, i
     return op_input(o, cols ? tensor_2d(p, DT_I32, rows, cols) : tensor_1d(p, DT_I32, rows));
 }
 
+/* What is known of the slots' tokens, where kernels read it; nothing while a plan is made. */
+static struct tensor chosen(const struct engine *g) { return g->steps ? g->steps->chosen : (struct tensor){ 0 }; }
+
 /* Token embeddings with feature rows put where the token is -1. */
 static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const struct inputs *in)
 {
-    struct tensor x = op_embed(o, &g->model.llama.embed, in->token);
+    struct tensor token = in->how.p ? op_tokens(o, chosen(g), in->token) : in->token;
+    struct tensor x = op_embed(o, &g->model.llama.embed, token);
     if (!in->features.p) return x;
     return op_add(o, x, op_gather(o, in->features, in->feature)); /* one of the two is zero in every row */
 }
@@ -65,19 +80,40 @@ static struct tensor step_body(struct op_ctx *o, struct engine *g, struct cache 
     if (all) return llama_logits(o, &g->model.llama, h);
     if (!in->out.p) return none;
     g->kc.decode = true; /* few rows, in prefill too; never as many as all */
-    return llama_logits(o, &g->model.llama, op_gather(o, h, in->out));
+    struct tensor logits = llama_logits(o, &g->model.llama, op_gather(o, h, in->out));
+    if (in->how.p) op_choose(o, chosen(g), logits, in->how);
+    return logits;
+}
+
+static struct tensor choices_of(const struct choice *p, int n)
+{
+    return tensor_2d((void *)(uintptr_t)p, DT_U8, n, sizeof *p);
 }
 
 /* Lists of pages as wide as the context's on a device: how a kernel cuts its work may follow from their width. */
 static struct tensor pages_of(struct op_ctx *o, const struct engine *g, const struct step *s)
 {
     const struct steps *t = g->steps;
-    if (!t || o->dry) return index_of(o, s->pages, s->n_seqs, s->n_pages);
+    if (!g->dev || o->dry) return index_of(o, s->pages, s->n_seqs, s->n_pages);
     memset(t->host, 0, (size_t)s->n_seqs * (size_t)t->n_pages * sizeof *t->host);
     for (int i = 0; i < s->n_seqs; i++)
         memcpy(t->host + (size_t)i * (size_t)t->n_pages, s->pages + (size_t)i * (size_t)s->n_pages,
                (size_t)s->n_pages * sizeof *t->host);
     return index_of(o, t->host, s->n_seqs, t->n_pages);
+}
+
+/* All rows of features, side by side. */
+static struct tensor features_of(struct op_ctx *o, const struct step *s)
+{
+    struct tensor all = s->features[0];
+    for (int i = 1; i < s->n_features; i++) all.n[0] += s->features[i].n[0];
+    if (s->n_features == 1 && !o->dry) return all;
+    char *p = all.p = arena_take(o->act, tensor_bytes(all));
+    for (int i = 0; i < s->n_features && !o->dry; i++) {
+        dev_copy(o->kc->dev, p, s->features[i].p, tensor_bytes(s->features[i]));
+        p += tensor_bytes(s->features[i]);
+    }
+    return all;
 }
 
 static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
@@ -87,8 +123,9 @@ static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *
                          .range = index_of(o, s->range, s->n, s->n_seqs ? 3 : 2) };
     if (s->n_seqs) in.pages = pages_of(o, g, s);
     if (s->out && s->n_out) in.out = index_of(o, s->out, s->n_out, 0);
-    if (s->features.p) {
-        in.features = op_input(o, s->features);
+    if (in.out.p && s->choose) in.how = op_input(o, choices_of(s->choose, s->n_out));
+    if (s->n_features) {
+        in.features = features_of(o, s);
         in.feature = index_of(o, s->feature, s->n, 0);
     }
     o->span = s->spans;
@@ -106,12 +143,16 @@ static int rows_for(const struct engine *g, int n)
     return rows <= ROWS && rows <= g->chunk ? rows : n;
 }
 
+static size_t block_count(int rows, int n_pages) { return (size_t)rows * (size_t)(CHOICE + 7 + n_pages); }
+
 /* The inputs' places in a block of indices for so many rows. */
 static struct inputs places(int32_t *p, int rows, int n_pages, bool paged)
 {
+    const struct tensor how = choices_of((struct choice *)(void *)p, rows);
+    p += rows * CHOICE;
     struct inputs in = { .token = tensor_1d(p, DT_I32, rows), .pos = tensor_1d(p + rows, DT_I32, rows),
                          .row = tensor_1d(p + 2 * rows, DT_I32, rows), .out = tensor_1d(p + 3 * rows, DT_I32, rows),
-                         .range = tensor_2d(p + 4 * rows, DT_I32, rows, paged ? 3 : 2) };
+                         .range = tensor_2d(p + 4 * rows, DT_I32, rows, paged ? 3 : 2), .how = how };
     if (paged) in.pages = tensor_2d(p + 7 * rows, DT_I32, rows, n_pages);
     return in;
 }
@@ -121,9 +162,11 @@ static void fill(const struct inputs *in, const struct step *s, int rows, int n_
 {
     int32_t *token = in->token.p, *pos = in->pos.p, *row = in->row.p, *out = in->out.p, *range = in->range.p,
             *pages = in->pages.p;
+    struct choice *how = in->how.p;
     const int width = s->n_seqs ? 3 : 2;
     for (int i = 0; i < rows; i++) {
         const bool own = i < s->n;
+        how[i] = s->choose && i < s->n_out ? s->choose[i] : (struct choice){ .slot = -1 };
         token[i] = own ? s->token[i] : 0;
         pos[i] = own ? s->pos[i] : 0;
         row[i] = own ? s->row[i] : -1;
@@ -138,16 +181,19 @@ static void fill(const struct inputs *in, const struct step *s, int rows, int n_
 }
 
 /* The recorded step for this cache and so many rows, or the place for it. */
-static struct recorded *find(struct steps *t, const struct cache *c, int rows, bool paged)
+static struct recorded *find(struct engine *g, const struct cache *c, int rows, bool paged, bool chooses)
 {
+    struct steps *t = g->steps;
     struct recorded *oldest = &t->at[0];
     t->turn++;
     for (struct recorded *r = t->at; r < t->at + RECORDED; r++) {
-        if (r->graph && r->cache == c->layer[0].k.p && r->rows == rows && r->paged == paged) return r;
+        if (r->graph && r->cache == c->layer[0].k.p && r->rows == rows && r->paged == paged && r->chooses == chooses)
+            return r;
         if (r->used < oldest->used) oldest = r;
     }
+    if (oldest->graph) dev_sync(g->dev); /* it may be running */
     dev_graph_free(oldest->graph);
-    *oldest = (struct recorded){ .cache = c->layer[0].k.p, .rows = rows, .paged = paged };
+    *oldest = (struct recorded){ .cache = c->layer[0].k.p, .rows = rows, .paged = paged, .chooses = chooses };
     return oldest;
 }
 
@@ -176,8 +222,10 @@ static struct tensor step_replay(struct engine *g, struct cache *c, const struct
     struct steps *t = g->steps;
     const int rows = rows_for(g, s->n), n_pages = t->n_pages;
     const bool paged = s->n_seqs > 0;
-    const struct inputs in = places(t->in, rows, n_pages, paged), host = places(t->host, rows, n_pages, paged);
-    struct recorded *r = find(t, c, rows, paged);
+    struct inputs in = places(t->in, rows, n_pages, paged);
+    const struct inputs host = places(t->host, rows, n_pages, paged);
+    struct recorded *r = find(g, c, rows, paged, s->choose != NULL);
+    if (!s->choose) in.how.p = NULL;
     r->used = t->turn;
     if (!r->graph) {
         struct op_ctx o = context_of(g);
@@ -186,7 +234,7 @@ static struct tensor step_replay(struct engine *g, struct cache *c, const struct
         if (!recorded_end(g, r)) return (struct tensor){ 0 };
     }
     fill(&host, s, rows, n_pages);
-    dev_put(g->dev, t->in, t->host, (size_t)rows * (size_t)(7 + (paged ? n_pages : 0)) * sizeof *t->host);
+    dev_put(g->dev, t->in, t->host, block_count(rows, paged ? n_pages : 0) * sizeof *t->host);
     dev_graph_run(g->dev, r->graph);
     t->last = r;
     return r->y;
@@ -194,13 +242,14 @@ static struct tensor step_replay(struct engine *g, struct cache *c, const struct
 
 static bool replays(const struct engine *g, const struct step *s)
 {
-    return g->steps && !g->eager && !g->steps->refused && s->decode && !s->features.p && !s->n_spans &&
+    return g->dev && !g->eager && !g->steps->refused && s->decode && !s->n_features && !s->n_spans &&
            s->n <= ROWS && s->n_seqs <= s->n && (!s->out || s->n_out);
 }
 
-const float *engine_step(struct engine *g, struct cache *c, const struct step *s)
+/* Logits on the device. */
+static struct tensor begin(struct engine *g, struct cache *c, const struct step *s)
 {
-    ASSERT(s->n > 0 && s->n <= g->chunk);
+    ASSERT(s->n > 0 && s->n <= g->chunk && (s->out ? s->n_out : s->n) <= ENGINE_SEQS);
     dev_use(g->dev);
     arena_rewind(&g->act, 0);
     struct op_ctx o = context_of(g);
@@ -209,10 +258,52 @@ const float *engine_step(struct engine *g, struct cache *c, const struct step *s
     if (replays(g, s)) logits = step_replay(g, c, s);
     if (!logits.p) logits = step_run(&o, g, c, s);
     g->kc.decode = false;
+    return logits;
+}
+
+/* Waits for them, where the device is not the host. */
+static const float *logits_read(struct engine *g, const struct step *s, struct tensor logits)
+{
     if (!g->dev || !logits.p) return logits.p;
     const size_t rows = (size_t)(s->out ? s->n_out : s->n); /* a recorded step may have more */
     dev_get(g->dev, g->logits, logits.p, rows * (size_t)logits.n[1] * sizeof *g->logits);
     return g->logits;
+}
+
+const float *engine_step(struct engine *g, struct cache *c, const struct step *s)
+{
+    return logits_read(g, s, begin(g, c, s));
+}
+
+unsigned engine_begin(struct engine *g, struct cache *c, const struct step *s)
+{
+    struct steps *t = g->steps;
+    struct begun *b = &t->begun[++t->n_begun % BEGUN];
+    const double start = plat_now_s();
+    dev_event_record(g->dev, b->from);
+    struct tensor logits = begin(g, c, s);
+    if (s->choose) dev_fetch(g->dev, b->token, t->chosen.p, tensor_bytes(t->chosen));
+    dev_event_record(g->dev, b->to);
+    t->logits = s->logits ? logits_read(g, s, logits) : NULL;
+    b->s = plat_now_s() - start;
+    return t->n_begun;
+}
+
+static struct begun *begun_find(struct engine *g, unsigned number)
+{
+    struct steps *t = g->steps;
+    ASSERT(t->n_begun - number < BEGUN - 1);
+    dev_event_wait(t->begun[number % BEGUN].to);
+    return &t->begun[number % BEGUN];
+}
+
+const int32_t *engine_tokens(struct engine *g, unsigned number) { return begun_find(g, number)->token; }
+const float *engine_logits(const struct engine *g) { return g->steps->logits; }
+
+double engine_spent_s(struct engine *g, unsigned number)
+{
+    const struct begun *b = begun_find(g, number);
+    return g->dev ? dev_event_s(b->from, b->to) : b->s;
 }
 
 void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n)
@@ -242,24 +333,18 @@ static struct tensor encode_run(struct op_ctx *o, const struct engine *g, int si
     return llava_encode(o, &g->model, sight_projector(g, sight), &seq, op_input(o, tile(g, pixels)));
 }
 
-static struct tensor in_type(struct op_ctx *o, struct tensor x, enum dtype type)
-{
-    struct tensor y = x;
-    y.type = (int8_t)type;
-    y.p = arena_take(o->act, tensor_bytes(y));
-    OP_RUN(o, cast, y, x);
-    return y;
-}
-
-/* A tile by replay, from pixels in their place to features in F32. y.p NULL: not possible. */
+/* A tile by replay, from pixels in their place. y.p NULL: not possible. */
 static struct tensor encode_replay(struct op_ctx *o, struct engine *g, int sight, const float *pixels)
 {
     struct steps *t = g->steps;
     struct recorded *r = &t->tower[sight - SIGHT_MODEL];
     if (!r->graph) {
         if (!recorded_begin(g)) return (struct tensor){ 0 };
-        struct tensor x = in_type(o, t->pixels, o->type);
-        r->y = in_type(o, llava_encode(o, &g->model, sight_projector(g, sight), &t->seq, x), DT_F32);
+        struct tensor x = t->pixels;
+        x.type = (int8_t)o->type;
+        x.p = arena_take(o->act, tensor_bytes(x));
+        OP_RUN(o, cast, x, t->pixels);
+        r->y = llava_encode(o, &g->model, sight_projector(g, sight), &t->seq, x);
         if (!recorded_end(g, r)) return (struct tensor){ 0 };
     }
     dev_put(g->dev, t->pixels.p, pixels, tensor_bytes(t->pixels));
@@ -267,21 +352,27 @@ static struct tensor encode_replay(struct op_ctx *o, struct engine *g, int sight
     return r->y;
 }
 
-void engine_encode(struct engine *g, int sight, const float *pixels, int n, float *out)
+enum dtype engine_act(const struct engine *g) { return g->dev ? g->dtype : DT_F32; }
+
+void engine_encode(struct engine *g, int sight, const float *pixels, struct tensor out)
 {
-    const int side = g->model.cfg.clip.image;
-    const bool replay = g->steps && !g->eager && !g->steps->refused;
+    struct op_ctx o = context_of(g);
+    struct tensor y = { 0 };
     dev_use(g->dev);
-    for (int i = 0; i < n; i++) {
-        arena_rewind(&g->act, 0);
-        struct op_ctx o = context_of(g);
-        struct tensor y = { 0 };
-        const float *from = pixels + (size_t)i * 3 * (size_t)(side * side);
-        float *to = out + (size_t)i * (size_t)llava_tile_rows(&g->model) * (size_t)g->model.cfg.llama.C;
-        if (replay) y = encode_replay(&o, g, sight, from);
-        if (y.p) dev_get(g->dev, to, y.p, tensor_bytes(y));
-        else op_output(&o, to, encode_run(&o, g, sight, from));
-    }
+    arena_rewind(&g->act, 0);
+    if (g->dev && !g->eager && !g->steps->refused) y = encode_replay(&o, g, sight, pixels);
+    if (!y.p) y = encode_run(&o, g, sight, pixels);
+    dev_copy(g->dev, out.p, y.p, tensor_bytes(out));
+}
+
+void engine_arrange(struct engine *g, int sight, struct tensor out, struct tensor rows, const int32_t *at)
+{
+    const struct tensor newline = sight_projector(g, sight)->newline.w, last = tensor_slice(rows, rows.n[0] - 1, 1);
+    struct op_ctx o = context_of(g);
+    dev_use(g->dev);
+    arena_rewind(&g->act, 0);
+    if (newline.p) OP_RUN(&o, cast, last, newline);
+    OP_RUN(&o, rows_get, out, rows, index_of(&o, at, (int)out.n[0], 0));
 }
 
 /* ---- memory */
@@ -301,8 +392,11 @@ int steps_plan(struct engine *g, size_t *ret, struct err *e)
     for (int i = 0; i < l->L; i++) layers[i] = (struct llama_cache){ kv, kv };
     g->model.llama.rope = tensor_2d(&count, DT_F32, g->context, l->D);
     struct cache c = { .layer = layers };
-    struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = g->chunk,
-                      .features = tensor_2d(&count, DT_F32, g->chunk, l->C) };
+    const struct choice how = { 0 };
+    const struct tensor features = tensor_2d(NULL, engine_act(g), g->chunk, l->C);
+    struct step s = { .n = g->chunk, .n_seqs = ENGINE_SEQS, .n_pages = pages, .out = &pages, .n_out = ENGINE_SEQS,
+                      .choose = &how,
+                      .features = &features, .n_features = 1 };
     struct op_span spans[OP_ADAPTERS]; /* every adapter over all rows: more than any step has */
     for (int i = 0; i < g->model.n_adapters; i++) spans[i] = (struct op_span){ 0, g->chunk, i };
     s.spans = spans;
@@ -313,19 +407,30 @@ int steps_plan(struct engine *g, size_t *ret, struct err *e)
     for (int sight = SIGHT_MODEL; sight < g->n_adapters; sight++) {
         if (!sight_there(g, sight)) continue;
         arena_rewind(&count, 0);
-        op_output(&o, NULL, encode_run(&o, g, sight, NULL));
+        encode_run(&o, g, sight, NULL);
     }
     *ret = count.high;
     return 0;
 }
 
-int steps_open(struct engine *g, struct err *e)
+static int begun_open(struct engine *g, struct err *e)
 {
-    if (!g->dev) return 0;
-    struct steps *t = g->steps = calloc(1, sizeof *t);
-    if (!t) return err_set(e, ERR_NOMEM, "no memory for steps");
+    struct steps *t = g->steps;
+    for (struct begun *b = t->begun; b < t->begun + BEGUN; b++) {
+        int rc = dev_pinned((void **)&b->token, g->dev, tensor_bytes(t->chosen), e);
+        if (rc < 0) return rc;
+        b->from = dev_event_new(g->dev);
+        b->to = dev_event_new(g->dev);
+    }
+    return 0;
+}
+
+/* Fixed inputs of recorded steps. */
+static int inputs_open(struct engine *g, struct err *e)
+{
+    struct steps *t = g->steps;
     t->n_pages = (g->context + KV_PAGE - 1) / KV_PAGE;
-    const size_t indices = (size_t)ROWS * (size_t)(7 + t->n_pages) * sizeof *t->in;
+    const size_t indices = block_count(ROWS, t->n_pages) * sizeof *t->in;
     struct op_ctx o = context_of(g);
     struct tensor pixels = tile(g, NULL);
     size_t tower = 0;
@@ -344,12 +449,29 @@ int steps_open(struct engine *g, struct err *e)
     return 0;
 }
 
+int steps_open(struct engine *g, struct err *e)
+{
+    struct steps *t = g->steps = calloc(1, sizeof *t);
+    if (!t) return err_set(e, ERR_NOMEM, "no memory for steps");
+    t->chosen = tensor_1d(NULL, DT_I32, ENGINE_SEQS);
+    int rc = dev_alloc(&t->chosen.p, g->dev, tensor_bytes(t->chosen), e);
+    if (rc >= 0) dev_fill(g->dev, t->chosen.p, 0, tensor_bytes(t->chosen));
+    if (rc >= 0) rc = begun_open(g, e);
+    return rc < 0 || !g->dev ? rc : inputs_open(g, e);
+}
+
 void steps_close(struct engine *g)
 {
     struct steps *t = g->steps;
     if (!t) return;
     for (int i = 0; i < RECORDED; i++) dev_graph_free(t->at[i].graph);
     for (int i = 0; i < SIGHTS; i++) dev_graph_free(t->tower[i].graph);
+    for (int i = 0; i < BEGUN; i++) {
+        dev_event_free(t->begun[i].from);
+        dev_event_free(t->begun[i].to);
+        dev_pinned_free(g->dev, t->begun[i].token);
+    }
+    dev_free(g->dev, t->chosen.p, tensor_bytes(t->chosen));
     arena_fini(&t->mem);
     free(t->host);
     free(t);

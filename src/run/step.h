@@ -6,7 +6,7 @@
 
 /* Bytes of activations of the largest step and of a tile in the tower. Needs shapes only. */
 int steps_plan(struct engine *g, size_t *ret, struct err *e);
-/* What a device's steps need besides activations; nothing for the host. */
+/* What steps need besides activations. */
 int steps_open(struct engine *g, struct err *e);
 void steps_close(struct engine *g);
 /* Launches in the recorded step that was used last; 0: none. */

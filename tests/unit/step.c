@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/rng.h"
+#include "run/session.h"
 #include "run/step.h"
 
 enum { PROMPT = 14, DEPTH = 18, SEQS = 3, LIST = 2 /* pages of a sequence */ };
@@ -130,6 +131,59 @@ static void as_the_host(void **state)
     engine_close(card);
 }
 
+/* What a session answers, greedily or by chance; the same on the host, kernel by kernel, and with steps that begin
+ * before the last one's tokens are known. */
+static void answer(struct engine *g, float temperature, int32_t *ids, int *n_ids)
+{
+    struct err e = { 0 };
+    struct session *s;
+    struct prompt p = { 0 };
+    struct llava_sampling how = { .temperature = temperature, .top_p = 0.95f, .top_k = 60, .max_new_tokens = 20,
+                                  .seed = 3 };
+    struct llava_result r;
+    if (prompt_make(&p, g, "What is in the picture?", NULL, 0, &e) < 0 || session_open(&s, g, &e) < 0 ||
+        session_read(s, &p, NULL, NULL, &e) < 0 || session_generate(s, &how, NULL, NULL, &r, &e) < 0)
+        fail_msg("%s", e.msg);
+    *n_ids = 0;
+    for (int i = s->q->n_prompt; i < s->q->n_at; i++) ids[(*n_ids)++] = s->q->at[i].token;
+    session_close(s);
+    prompt_fini(&p);
+}
+
+static void answers_are_equal(void **state)
+{
+    (void)state;
+    for (int t = 0; t < 2; t++) {
+        const float temperature = t ? 1.5f : 0;
+        int32_t want[32], got[32];
+        int n, m;
+        struct engine *g = open_engine("cpu", "f32");
+        answer(g, temperature, want, &n);
+        engine_close(g);
+        g = open_engine(kind, "f32");
+        for (int eager = 0; eager < 2; eager++) {
+            g->eager = eager;
+            answer(g, temperature, got, &m);
+            assert_int_equal(m, n);
+            assert_memory_equal(got, want, (size_t)n * sizeof *got);
+        }
+        engine_close(g);
+    }
+}
+
+/* Two tiles, one after another into the same memory: the host does not wait. */
+static void encode(struct engine *g, const float *pixels, size_t n, float *out, size_t m)
+{
+    struct tensor y = tensor_2d(NULL, engine_act(g), llava_tile_rows(&g->model), g->model.cfg.llama.C);
+    struct err e;
+    assert_int_equal(dev_alloc(&y.p, g->dev, tensor_bytes(y), &e), 0);
+    for (int i = 0; i < 2; i++) {
+        engine_encode(g, SIGHT_MODEL, pixels + (size_t)i * n, y);
+        engine_values(g, out + (size_t)i * m, y);
+    }
+    dev_free(g->dev, y.p, tensor_bytes(y));
+}
+
 static void tower(void **state)
 {
     (void)state;
@@ -141,10 +195,10 @@ static void tower(void **state)
     struct rng r;
     rng_seed(&r, 3);
     for (size_t i = 0; i < 2 * n; i++) pixels[i] = (float)rng_normal(&r);
-    engine_encode(host, SIGHT_MODEL, pixels, 2, y);
-    engine_encode(card, SIGHT_MODEL, pixels, 2, y + 2 * m);
+    encode(host, pixels, n, y, m);
+    encode(card, pixels, n, y + 2 * m, m);
     card->eager = true;
-    engine_encode(card, SIGHT_MODEL, pixels, 2, y + 4 * m);
+    encode(card, pixels, n, y + 4 * m, m);
     assert_memory_equal(y + 2 * m, y + 4 * m, 2 * m * sizeof *y);
     assert_true(distance(y + 2 * m, y, 2 * m) < 1e-5);
     free(pixels), free(y);
@@ -185,6 +239,7 @@ int main(void)
     log_set_level(LOG_QUIET);
     static const struct CMUnitTest tests[] = { cmocka_unit_test(replay_is_eager),
                                                cmocka_unit_test(as_the_host), cmocka_unit_test(tower),
+                                               cmocka_unit_test(answers_are_equal),
                                                cmocka_unit_test(too_little_memory) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -110,8 +110,8 @@ __device__ inline bool reach(const chooser &c, bool weights, uint64_t target)
     return true;
 }
 
-/* The first id in [from, to), of those kept, at which the running sum of weights, `seen` before, passes `want`; skip: so
- * many of those at c.at are left out first. */
+/* The first id in [from, to), of those kept, at which the running sum of weights, `seen` before, passes `want`; skip:
+ * so many of those at c.at are left out first. */
 __device__ inline int walk(const chooser &c, int from, int to, uint64_t skip, uint64_t seen, uint64_t want)
 {
     for (int i = from; i < to; i++) {
