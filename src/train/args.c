@@ -242,6 +242,11 @@ static int check(const struct train_args *a, struct err *e)
     TRY(must_be(a->warmup_ratio <= 1, "warmup_ratio", "at most 1", e));
     TRY(must_be(a->max_steps > 0 || a->num_train_epochs > 0, "num_train_epochs", "above 0", e));
     TRY(must_be(!(a->bf16 && a->fp16), "bf16", "given without --fp16", e));
+    if (!a->master_weights && (!a->bf16 || !strstr(a->optim, "8bit")))
+        TRY(err_set(e, ERR_USAGE, "--master_weights False wants --bf16 True and --optim adamw_8bit: only 8-bit steps "
+                    "round at random"));
+    if (!strcmp(a->optim, "muon") && strcmp(a->offload, "auto") != 0 && strcmp(a->offload, "none") != 0)
+        TRY(err_set(e, ERR_USAGE, "--offload %s: Muon keeps everything on the device", a->offload));
     TRY(must_be(a->data_path, "data_path", "given", e));
     TRY(must_be(a->output_dir || a->dry_run, "output_dir", "given", e));
     TRY(must_be(a->model_name_or_path, "model_name_or_path", "given", e));

@@ -28,6 +28,7 @@ struct train_args {
     bool packing, image_augment;
     /* what is trained, and how precisely */
     const char *optim, *lora_bias;
+    bool master_weights;
     bool freeze_mm_mlp_adapter, lora_enable, bf16, fp16, tf32, gradient_checkpointing, group_by_modality_length;
     int64_t model_max_length, bits, lora_r, lora_alpha;
     double lora_dropout, mm_projector_lr, mm_vision_tower_lr; /* rates: NAN for the common one */
@@ -47,9 +48,9 @@ struct train_args {
     int64_t save_total_limit;                     /* 0: all are kept */
     bool logging_first_step, overwrite_output_dir, disable_tqdm;
     /* this program's */
-    const char *device, *memory_limit;
+    const char *device, *memory_limit, *host_memory_limit, *offload;
     int64_t threads;
-    bool dry_run, quiet, use_cpu, no_cuda;
+    bool dry_run, quiet, pageable, use_cpu, no_cuda;
     /* by row of the table: was it given */
     bool given[TRAIN_ARGS_MAX];
 };

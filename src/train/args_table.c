@@ -76,8 +76,13 @@ const struct arg_row train_arg_rows[] = {
     REAL(warmup_ratio, "0.0", "Share of the steps in which the rate rises from 0"),
     INT(warmup_steps, "0", "Steps of that; above 0 it replaces warmup_ratio"),
     REAL(weight_decay, "0.0", "Of all but norms and biases"),
-    WORD(optim, "adamw_torch", "adamw_torch|adamw_hf|adamw_torch_fused|adamw_apex_fused|muon",
-         "The same AdamW all, but muon: Muon for the matrices of layers and projector"),
+    WORD(optim, "adamw_torch",
+         "adamw_torch|adamw_hf|adamw_torch_fused|adamw_apex_fused|paged_adamw_32bit|adamw_8bit|adamw_bnb_8bit|"
+         "paged_adamw_8bit|muon",
+         "The same AdamW all, but 8bit: moments of matrices that are no embeddings take 8 bits each; muon: Muon for "
+         "the matrices of layers and projector"),
+    BOOL(master_weights, "True",
+         "f32 masters of rounded weights; False, with --bf16 and 8 bits: none, the weights are rounded at random"),
     REAL(adam_beta1, "0.9", "Decay of the first moment"),
     REAL(adam_beta2, "0.999", "Decay of the second moment"),
     REAL(adam_epsilon, "1e-08", "Added to the root of the second moment"),
@@ -85,7 +90,8 @@ const struct arg_row train_arg_rows[] = {
     BOOL(bf16, "False", PRECISE),
     BOOL(fp16, "False", "Weights are f16 with f32 masters; gradients are f32, so losses need no scaling"),
     BOOL(tf32, "False", "Coarser f32 products where the device has them"),
-    BOOL(gradient_checkpointing, "False", "Keep layers' inputs only, compute the rest again: less memory, same bits"),
+    BOOL(gradient_checkpointing, "False",
+         "Layers may run again on the way back, as many as memory demands: the same bits"),
     STR(deepspeed, NULL,
         "JSON file of DeepSpeed: clipping and precision are taken from it; without gradient_clipping in it "
         "(zero2.json, zero3.json) nothing is clipped, unless --max_grad_norm is given"),
@@ -114,6 +120,10 @@ const struct arg_row train_arg_rows[] = {
     BOOL(no_cuda, "False", "--device cpu"),
     INT(threads, "0", "Threads, 0: as many as the machine gives"),
     STR(memory_limit, NULL, "Most memory to take, such as 48G; refused at the start if it does not suffice"),
+    STR(host_memory_limit, NULL, "With a device: most of the host's memory to take"),
+    WORD(offload, "auto", "auto|none|gradients|moments|both",
+         "What the host keeps for the device. auto: what is fastest within the limits; the same bits all"),
+    BOOL(pageable, "False", "The host's share is not page-locked, for systems that refuse that: much slower"),
     BOOL(quiet, "False", "Errors and warnings only"),
 
     /* No effect here. */

@@ -202,7 +202,12 @@ static json_t *figures(struct bench *b, double ceiling)
     };
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
         json_object_set_new(r, real[i].name, json_real(real[i].value));
-    json_object_set_new(r, "planned_bytes", json_integer((json_int_t)b->plan.sum));
+    const struct plan_choice *c = &b->plan.choice[b->plan.chosen];
+    json_object_set_new(r, "layers_again", json_integer(c->recompute));
+    json_object_set_new(r, "gradients_away", json_boolean(c->how.grads_away));
+    json_object_set_new(r, "moments_away", json_boolean(c->how.moments_away));
+    json_object_set_new(r, "planned_bytes", json_integer((json_int_t)b->plan.sum[PLAN_DEVICE]));
+    json_object_set_new(r, "host_planned_bytes", json_integer((json_int_t)b->plan.sum[PLAN_HOST]));
     json_object_set_new(r, "peak_bytes", json_integer((json_int_t)card.peak));
     json_object_set_new(r, "host_peak_bytes", json_integer((json_int_t)plat_memory_peak()));
     return r;
@@ -237,11 +242,11 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     TRY(trainee_random(&b.t, a, b.dev, e));
     TRY(make_batches(&b, &most, e));
     const struct step_options so = { .dev = b.dev, .dtype = b.t.dtype, .tower_trains = b.t.tower_trains,
-                                     .checkpoint = a->gradient_checkpointing, .threads = threads, .most = most };
+                                     .states = &b.t.states, .threads = threads, .most = most };
     TRY(step_open(&b.step, &b.t.model, &so, e));
-    TRY(plan_make(&b.plan, &b.t, &b.step, 0, a->memory_limit, e));
-    TRY(plan_check(&b.plan, e));
     const double ceiling = step_ceiling(&b.step, b.t.dtype);
+    TRY(plan_make(&b.plan, &b.t, &b.step, a, ceiling, e));
+    TRY(plan_check(&b.plan, &b.t, &b.step, a, e));
     TRY(trainee_fill(&b.t, a, &b.step.kern, &b.step.kc, e));
     TRY(step_fill(&b.step, e));
     TRY(optim_open(&b.optim, &b.t, a, 1000, e));

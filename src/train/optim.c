@@ -3,11 +3,14 @@
 
 #include <math.h>
 
-int optim_open(struct optim *o, const struct trainee *t, const struct train_args *a, int64_t total_steps,
+#include "base/rng.h"
+
+int optim_open(struct optim *o, struct trainee *t, const struct train_args *a, int64_t total_steps,
                struct err *e)
 {
-    *o = (struct optim){ .dev = t->dev, .p = t->p, .n = t->n, .beta1 = a->adam_beta1, .beta2 = a->adam_beta2,
-                         .eps = a->adam_epsilon, .decay = a->weight_decay, .clip = a->max_grad_norm };
+    *o = (struct optim){ .dev = t->dev, .p = t->p, .n = t->n, .states = &t->states, .seed = (uint64_t)a->seed,
+                         .beta1 = a->adam_beta1, .beta2 = a->adam_beta2, .eps = a->adam_epsilon,
+                         .decay = a->weight_decay, .clip = a->max_grad_norm };
     o->rate[RATE_COMMON] = a->learning_rate;
     o->rate[RATE_PROJECTOR] = a->mm_projector_lr;
     o->rate[RATE_TOWER] = a->mm_vision_tower_lr;
@@ -16,18 +19,13 @@ int optim_open(struct optim *o, const struct trainee *t, const struct train_args
     o->schedule = (struct schedule){ (enum schedule_kind)kind,
                                      schedule_warmup(a->warmup_steps, a->warmup_ratio, total_steps), total_steps,
                                      a->learning_rate };
-    o->squares = tensor_1d(NULL, DT_F32, t->n);
-    int rc = dev_pinned((void **)&o->host, o->dev, tensor_bytes(o->squares), e);
-    if (rc >= 0) rc = dev_arena(&o->mem, o->dev, tensor_bytes(o->squares) + ARENA_ALIGN, e);
-    if (rc < 0) return rc;
-    o->squares.p = arena_take(&o->mem, tensor_bytes(o->squares));
     o->orthogonal = t->muon;
-    return t->muon ? muon_open(&o->muon, t->model.dev, t->p, t->n, e) : 0;
+    const int rc = dev_pinned((void **)&o->host, o->dev, (size_t)t->n * sizeof *o->host, e);
+    return rc >= 0 && t->muon ? muon_open(&o->muon, t->model.dev, t->p, t->n, e) : rc;
 }
 
 void optim_close(struct optim *o)
 {
-    arena_fini(&o->mem);
     muon_close(&o->muon);
     dev_pinned_free(o->dev, o->host);
     *o = (struct optim){ 0 };
@@ -35,9 +33,11 @@ void optim_close(struct optim *o)
 
 double optim_norm(struct optim *o, struct step *s)
 {
+    const struct tensor squares = o->states->squares;
     double sum = 0;
-    for (int i = 0; i < o->n; i++) s->kern.sumsq(&s->kc, tensor_slice(o->squares, i, 1), o->p[i].param->g);
-    dev_get(s->kc.dev, o->host, o->squares.p, tensor_bytes(o->squares));
+    for (int i = 0; i < o->n && !o->states->how.grads_away; i++) /* else it was done on the way back */
+        s->kern.sumsq(&s->kc, tensor_slice(squares, i, 1), o->p[i].param->g);
+    dev_get(s->kc.dev, o->host, squares.p, tensor_bytes(squares));
     for (int i = 0; i < o->n; i++) sum += (double)o->host[i];
     return sqrt(sum);
 }
@@ -45,15 +45,37 @@ double optim_norm(struct optim *o, struct step *s)
 /* Muon's step of the matrices that take it. */
 static void step_matrices(struct optim *o, struct step *s, double factor, float scale)
 {
+    const struct tensor squares = o->states->squares;
     for (int i = 0; i < o->n; i++) {
         if (!muon_takes(&o->p[i])) continue;
         muon_gather(s, &o->p[i], scale);
-        s->kern.sumsq(&s->kc, tensor_slice(o->squares, i, 1), o->p[i].param->g);
+        s->kern.sumsq(&s->kc, tensor_slice(squares, i, 1), o->p[i].param->g);
     }
-    dev_get(s->kc.dev, o->host, o->squares.p, tensor_bytes(o->squares));
+    dev_get(s->kc.dev, o->host, squares.p, tensor_bytes(squares));
     for (int i = 0; i < o->n; i++)
         if (muon_takes(&o->p[i]))
             muon_step(&o->muon, s, &o->p[i], sqrt((double)o->host[i]), o->rate[o->p[i].rate] * factor, o->decay);
+}
+
+/* A key for the random bits of tensor i in step k. */
+static uint64_t rounding_key(const struct optim *o, int64_t k, int i)
+{
+    struct rng r;
+    rng_seed(&r, o->seed);
+    rng_seed(&r, rng_u64(&r) ^ (uint64_t)k);
+    rng_seed(&r, rng_u64(&r) ^ (uint64_t)i);
+    return rng_u64(&r);
+}
+
+static void step_one(struct step *s, const struct trained *p, const struct adamw *a)
+{
+    const struct tensor none = { 0 }, w = p->param->w, x = p->master.p ? p->master : w;
+    if (!p->eight) {
+        s->kern.adamw(&s->kc, p->master, p->m, p->v, p->has_master ? w : none, p->param->g, a);
+        return;
+    }
+    s->kern.adamw8(&s->kc, x, p->m, p->ms, p->v, p->vs, p->param->g, a);
+    if (p->has_master) s->kern.cast(&s->kc, w, p->master);
 }
 
 void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
@@ -63,13 +85,18 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
                        .fix1 = (float)(1 - pow(o->beta1, (double)k)), .fix2 = (float)(1 - pow(o->beta2, (double)k)) };
     /* torch.nn.utils.clip_grad_norm_ */
     if (o->clip > 0) a.scale = (float)fmin(1, o->clip / (norm + 1e-6));
-    for (int i = 0; i < o->n; i++) {
-        const struct trained *p = &o->p[i];
-        if (o->orthogonal && muon_takes(p)) continue;
-        const bool apart = p->master.p != p->param->w.p;
-        a.lr = (float)(o->rate[p->rate] * factor);
-        a.decay = p->decays ? (float)o->decay : 0;
-        s->kern.adamw(&s->kc, p->master, p->m, p->v, apart ? p->param->w : (struct tensor){ 0 }, p->param->g, &a);
+    states_update_begin(o->states);
+    for (int b = 0; b < o->states->blocks; b++) {
+        states_update_next(o->states, b);
+        for (int i = 0; i < o->n; i++) {
+            const struct trained *p = &o->p[i];
+            if (p->block != b || (o->orthogonal && muon_takes(p))) continue;
+            a.lr = (float)(o->rate[p->rate] * factor);
+            a.decay = p->decays ? (float)o->decay : 0;
+            a.key = rounding_key(o, k, i);
+            step_one(s, p, &a);
+        }
+        states_update_done(o->states);
     }
     if (o->orthogonal) step_matrices(o, s, factor, a.scale);
     optim_clear(o, s);
@@ -77,8 +104,9 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
 
 int optim_broken(struct optim *o, struct step *s)
 {
-    for (int i = 0; i < o->n; i++) s->kern.sumsq(&s->kc, tensor_slice(o->squares, i, 1), o->p[i].param->w);
-    dev_get(s->kc.dev, o->host, o->squares.p, tensor_bytes(o->squares));
+    const struct tensor squares = o->states->squares;
+    for (int i = 0; i < o->n; i++) s->kern.sumsq(&s->kc, tensor_slice(squares, i, 1), o->p[i].param->w);
+    dev_get(s->kc.dev, o->host, squares.p, tensor_bytes(squares));
     for (int i = 0; i < o->n; i++)
         if (!isfinite(o->host[i])) return i;
     return -1;
@@ -86,7 +114,8 @@ int optim_broken(struct optim *o, struct step *s)
 
 void optim_clear(struct optim *o, struct step *s)
 {
-    for (int i = 0; i < o->n; i++) s->kern.zero(&s->kc, o->p[i].param->g);
+    o->states->fresh = true;
+    for (int i = 0; i < o->n && !o->states->how.grads_away; i++) s->kern.zero(&s->kc, o->p[i].param->g);
 }
 
 double optim_rate(const struct optim *o, int64_t k)

@@ -14,14 +14,14 @@ struct optim {
     double rate[3];         /* by enum rate */
     double beta1, beta2, eps, decay, clip; /* clip 0: none */
     struct schedule schedule;
-    struct tensor squares;  /* [n] F32: of each gradient */
-    struct arena mem;
+    struct states *states;  /* borrowed */
+    uint64_t seed;          /* of random rounding */
     bool orthogonal;        /* --optim muon */
     struct muon muon;       /* valid if orthogonal */
     float *host;            /* [n] */
 };
 
-int optim_open(struct optim *o, const struct trainee *t, const struct train_args *a, int64_t total_steps,
+int optim_open(struct optim *o, struct trainee *t, const struct train_args *a, int64_t total_steps,
                struct err *e);
 void optim_close(struct optim *o); /* accepts a zeroed one */
 /* Length of all gradients together, before clipping. Waits for the device. */

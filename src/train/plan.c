@@ -16,17 +16,19 @@ void plan_bytes(char out[16], double bytes)
     snprintf(out, 16, u && bytes < 99.95 ? "%.1f %s" : "%.0f %s", bytes, units[u]);
 }
 
-static void add(struct plan *p, const char *name, size_t bytes)
+static void add(struct plan *p, enum plan_place place, const char *name, size_t bytes)
 {
+    if (!p->card) place = PLAN_DEVICE;
     if (!bytes) return;
     ASSERT(p->n < PLAN_ROWS);
     p->row[p->n].name = name;
+    p->row[p->n].place = place;
     p->row[p->n++].bytes = bytes;
-    p->sum += bytes;
+    p->sum[place] += bytes;
 }
 
 /* "48G": powers of 1000, as the memory of cards is sold; "48Gi" of 1024. */
-static int read_limit(size_t *bytes, const char *s, struct err *e)
+static int read_limit(size_t *bytes, const char *name, const char *s, struct err *e)
 {
     static const char units[] = "KMGT";
     char *end;
@@ -39,56 +41,278 @@ static int read_limit(size_t *bytes, const char *s, struct err *e)
     }
     if (*end == 'B') end++;
     if (end == s || *end || !(v > 0 && v < 1e15))
-        return err_set(e, ERR_USAGE, "--memory_limit wants a size such as 48G, not '%s'", s);
+        return err_set(e, ERR_USAGE, "--%s wants a size such as 48G, not '%s'", name, s);
     *bytes = (size_t)v;
     return 0;
 }
 
-int plan_make(struct plan *p, struct trainee *t, struct step *s, int threads, const char *limit, struct err *e)
+/* ---- the rows */
+
+/* Of the process itself: the program, and with a device its driver. */
+static size_t program_bytes(const struct plan *p) { return (size_t)(p->card ? 600 : 0) << 20; }
+
+static void add_rows(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a)
 {
     const struct trainee_bytes b = trainee_count(t);
+    const struct states_bytes k = states_count(&t->states);
     const size_t side = t->recipe.vision ? (size_t)t->recipe.side : 0;
-    *p = (struct plan){ .dev = t->dev, .limit = t->dev ? dev_memory_now(t->dev).free : plat_memory_total(),
-                        .limited = limit != NULL };
-    add(p, "frozen weights", b.frozen);
-    add(p, "vision tower", b.tower);
-    add(p, "trained weights", b.weights);
-    add(p, "f32 masters", b.masters);
-    add(p, "moments of AdamW", b.moments);
-    add(p, "gradients", b.gradients);
-    if (t->muon) add(p, "work space of Muon", muon_bytes(t->p, t->n));
-    add(p, "activations", step_plan(s));
-    add(p, "kernels' scratch", step_scratch(s));
-    if (!t->dev)
-        add(p, "batches read ahead",
-            (size_t)(s->most.n_images * (3 + threads)) * 3 * side * side * sizeof(float) + (size_t)s->most.T * 32);
-    return limit ? read_limit(&p->limit, limit, e) : 0;
+    const size_t ahead = (size_t)(s->most.n_images * (3 + (int)a->dataloader_num_workers));
+    p->n = 0;
+    p->sum[PLAN_DEVICE] = p->sum[PLAN_HOST] = 0;
+    add(p, PLAN_DEVICE, "frozen weights", b.frozen);
+    add(p, PLAN_DEVICE, "vision tower", b.tower);
+    add(p, PLAN_DEVICE, "trained weights", b.weights);
+    add(p, PLAN_DEVICE, "f32 masters", k.masters);
+    add(p, PLAN_DEVICE, "moments", k.moments);
+    add(p, PLAN_DEVICE, "gradients", k.gradients);
+    if (t->muon) add(p, PLAN_DEVICE, "work space of Muon", muon_bytes(t->p, t->n));
+    add(p, PLAN_DEVICE, "activations", step_plan(s));
+    add(p, PLAN_DEVICE, "kernels' scratch", step_scratch(s));
+    add(p, PLAN_HOST, "f32 masters, away", k.masters_away);
+    add(p, PLAN_HOST, "moments, away", k.moments_away);
+    add(p, PLAN_HOST, "gradients, away", k.gradients_away);
+    add(p, PLAN_HOST, "batches read ahead", ahead * 3 * side * side * sizeof(float) + (size_t)s->most.T * 32);
+    add(p, PLAN_HOST, "program and driver", program_bytes(p));
 }
 
-int plan_check(const struct plan *p, struct err *e)
+static bool within(const struct plan *p)
 {
-    char sum[16], limit[16], most[16];
-    int top = 0;
-    if (p->sum <= p->limit) return 0;
-    for (int i = 1; i < p->n; i++)
-        if (p->row[i].bytes > p->row[top].bytes) top = i;
-    plan_bytes(sum, (double)p->sum);
-    plan_bytes(limit, (double)p->limit);
+    return p->sum[PLAN_DEVICE] <= p->limit[PLAN_DEVICE] && p->sum[PLAN_HOST] <= p->limit[PLAN_HOST];
+}
+
+/* ---- the choice */
+
+/* Bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what is left of it pageable);
+ * the share of a matrix product's speed that a step has, and of its time that the way back takes. */
+static const double link_s = 50e9, pageable_s = 8e9, step_share = 0.7, back_share = 0.6;
+
+static void estimate(struct plan_choice *c, const struct trainee *t, const struct step *s, const struct train_args *a,
+                     double flops_s)
+{
+    const struct states_bytes k = states_count(&t->states);
+    const double speed = step_share * (flops_s > 0 ? flops_s : 4e14), link = c->how.pageable ? pageable_s : link_s;
+    const double n = (double)a->gradient_accumulation_steps, pass = step_flops(s, &s->most) / speed;
+    const double grads = (double)k.gradients_away / link, rest = (double)(k.moments_away + k.masters_away) / link;
+    c->again_s = n * step_flops_again(s, &s->most) / speed;
+    const double over = grads - back_share * (pass + c->again_s / n);
+    c->link_s = n * (over > 0 ? over : 0) + grads + rest; /* the optimiser's pass hides little */
+    c->s = n * pass + c->again_s + c->link_s;
+}
+
+/* Tries a number of layers that run again. */
+static bool try_layers(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, int layers)
+{
+    s->recompute = layers;
+    add_rows(p, t, s, a);
+    return within(p);
+}
+
+/* The fewest layers that must run again; all, where that does not help. */
+static int fewest_layers(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, bool may)
+{
+    int low = 0, high = p->layers;
+    if (!may || try_layers(p, t, s, a, 0)) return 0;
+    while (low + 1 < high) {
+        const int middle = (low + high) / 2;
+        if (try_layers(p, t, s, a, middle)) high = middle;
+        else low = middle;
+    }
+    return high;
+}
+
+static int try_choice(struct plan *p, struct plan_choice *c, struct trainee *t, struct step *s,
+                      const struct train_args *a, bool recompute, double flops_s, struct err *e)
+{
+    const int rc = trainee_keep(t, &c->how, e);
+    if (rc < 0) return rc;
+    c->recompute = fewest_layers(p, t, s, a, recompute);
+    c->fits = try_layers(p, t, s, a, c->recompute);
+    c->sum[PLAN_DEVICE] = p->sum[PLAN_DEVICE];
+    c->sum[PLAN_HOST] = p->sum[PLAN_HOST];
+    estimate(c, t, s, a, flops_s);
+    return 0;
+}
+
+/* What --offload and the run allow to be away; bit 0: gradients, 1: moments. */
+static unsigned allowed(const struct plan *p, const struct trainee *t, const char *offload)
+{
+    static const char *const words[] = { "none", "gradients", "moments", "both" };
+    for (unsigned i = 0; i < 4; i++)
+        if (!strcmp(offload, words[i])) return 1u << i;
+    return p->card && !t->model.llama.cfg.tied && !t->muon ? 15 : 1; /* auto */
+}
+
+/* Which of the choices is the fastest that fits, the first of equals. */
+static int choose(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
+                  const struct states_how *how, const char *offload, bool recompute, double flops_s, struct err *e)
+{
+    const unsigned may = allowed(p, t, offload);
+    p->n_choices = 0;
+    p->chosen = -1;
+    for (unsigned i = 0; i < 4; i++) {
+        if (!(may >> i & 1)) continue;
+        struct plan_choice *c = &p->choice[p->n_choices++];
+        *c = (struct plan_choice){ .how = *how };
+        c->how.grads_away = i & 1;
+        c->how.moments_away = i >> 1;
+        const int rc = try_choice(p, c, t, s, a, recompute, flops_s, e);
+        if (rc < 0) return rc;
+        if (c->fits && (p->chosen < 0 || c->s < p->choice[p->chosen].s)) p->chosen = p->n_choices - 1;
+    }
+    return 0;
+}
+
+static struct states_how how_of(const struct train_args *a)
+{
+    return (struct states_how){ .eight = strstr(a->optim, "8bit") != NULL, .masters = a->master_weights,
+                                .pageable = a->pageable };
+}
+
+static int read_limits(struct plan *p, const struct trainee *t, const struct train_args *a, struct err *e)
+{
+    int rc = 0;
+    p->limited[PLAN_DEVICE] = a->memory_limit != NULL;
+    p->limited[PLAN_HOST] = a->host_memory_limit != NULL;
+    p->limit[PLAN_DEVICE] = t->dev ? dev_memory_now(t->dev).free / 50 * 49 : plat_memory_total();
+    p->limit[PLAN_HOST] = plat_memory_total();
+    if (t->dev && t->model.dev) p->limit[PLAN_DEVICE] += dev_memory_now(t->dev).used; /* the model is there already */
+    if (a->memory_limit) TRY(read_limit(&p->limit[PLAN_DEVICE], "memory_limit", a->memory_limit, e));
+    if (a->host_memory_limit) TRY(read_limit(&p->limit[PLAN_HOST], "host_memory_limit", a->host_memory_limit, e));
+out:
+    return rc;
+}
+
+int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, double flops_s,
+              struct err *e)
+{
+    const struct states_how how = how_of(a);
+    int rc;
+    *p = (struct plan){ .card = s->card, .layers = t->model.cfg.llama.L };
+    TRY(read_limits(p, t, a, e));
+    if (t->model.llama.cfg.tied && (!strcmp(a->offload, "gradients") || !strcmp(a->offload, "both")))
+        TRY(err_set(e, ERR_USAGE, "--offload %s: the model's lm_head is its embeddings, whose gradient is needed all "
+                    "the way", a->offload));
+    TRY(choose(p, t, s, a, &how, a->offload, a->gradient_checkpointing, flops_s, e));
+    const struct plan_choice *c = &p->choice[p->chosen < 0 ? p->n_choices - 1 : p->chosen];
+    TRY(trainee_keep(t, &c->how, e));
+    try_layers(p, t, s, a, c->recompute);
+out:
+    return rc;
+}
+
+/* ---- what would fit */
+
+/* In the order in which they change less. */
+static const struct wish { bool recompute, offload, eight, bare; } wishes[] = {
+    { true, false, false, false }, { true, true, false, false }, { true, false, true, false },
+    { true, true, true, false },   { true, false, true, true },  { true, true, true, true },
+};
+
+/* Arguments that a wish has and the run has not; false: there is none, or it cannot be had. */
+static bool name_wish(char *out, size_t size, const struct plan *p, const struct trainee *t,
+                      const struct train_args *a, const struct wish *w)
+{
+    const struct states_how is = how_of(a);
+    const bool recompute = w->recompute && !a->gradient_checkpointing, eight = w->eight && !is.eight;
+    const bool offload = w->offload && p->card && !t->model.llama.cfg.tied && !strcmp(a->offload, "none");
+    const bool bare = w->bare && is.masters && t->dtype == DT_BF16;
+    if (w->bare && t->dtype != DT_BF16) return false;
+    snprintf(out, size, "%s%s%s%s", recompute ? " --gradient_checkpointing True" : "", offload ? " --offload auto" : "",
+             eight ? " --optim adamw_8bit" : "", bare ? " --master_weights False" : "");
+    return *out != 0;
+}
+
+/* " with X it takes Y": the first that fits, or nothing. */
+static void find_wish(char *out, size_t size, const struct plan *p, struct trainee *t, struct step *s,
+                      const struct train_args *a)
+{
+    struct plan try = *p;
+    char flags[160], device[16], host[16];
+    *out = 0;
+    for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++) {
+        const struct wish *w = &wishes[i];
+        struct states_how how = how_of(a);
+        how.eight |= w->eight;
+        how.masters &= !w->bare;
+        if (!name_wish(flags, sizeof flags, p, t, a, w)) continue;
+        if (choose(&try, t, s, a, &how, w->offload ? "auto" : a->offload, true, 0, NULL) < 0) continue;
+        if (try.chosen < 0) continue;
+        plan_bytes(device, (double)try.choice[try.chosen].sum[PLAN_DEVICE]);
+        plan_bytes(host, (double)try.choice[try.chosen].sum[PLAN_HOST]);
+        snprintf(out, size, "; with%s it takes %s%s%s", flags, device, p->card ? " and of the host " : "",
+                 p->card ? host : "");
+        return;
+    }
+}
+
+static const char *limit_name(const struct plan *p, enum plan_place place)
+{
+    if (p->limited[place]) return place == PLAN_HOST ? "--host_memory_limit is" : "--memory_limit is";
+    return place == PLAN_HOST || !p->card ? "the machine has" : "the device has";
+}
+
+int plan_check(const struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, struct err *e)
+{
+    char sum[16], limit[16], most[16], wish[240];
+    const enum plan_place place = p->sum[PLAN_DEVICE] > p->limit[PLAN_DEVICE] ? PLAN_DEVICE : PLAN_HOST;
+    int top = -1;
+    if (within(p)) return 0;
+    for (int i = 0; i < p->n; i++)
+        if (p->row[i].place == place && (top < 0 || p->row[i].bytes > p->row[top].bytes)) top = i;
+    plan_bytes(sum, (double)p->sum[place]);
+    plan_bytes(limit, (double)p->limit[place]);
     plan_bytes(most, (double)p->row[top].bytes);
-    return err_set(e, ERR_NOMEM, "this run needs %s and %s %s; most of it are %s (%s): --dry_run True lists all", sum,
-                   p->limited ? "--memory_limit is" : p->dev ? "the device has" : "the machine has", limit,
-                   p->row[top].name, most);
+    find_wish(wish, sizeof wish, p, t, s, a);
+    return err_set(e, ERR_NOMEM, "this run needs %s%s and %s %s; most of it are %s (%s)%s: --dry_run True lists all",
+                   sum, place == PLAN_HOST ? " of the host's memory" : "", limit_name(p, place), limit,
+                   p->row[top].name, most, wish);
+}
+
+/* ---- printing */
+
+static void print_place(const struct plan *p, enum plan_place place, FILE *f)
+{
+    char text[16];
+    if (!p->sum[place]) return;
+    if (p->card) fprintf(f, "  on the %s\n", place == PLAN_HOST ? "host" : "device");
+    for (int i = 0; i < p->n; i++) {
+        if (p->row[i].place != place) continue;
+        plan_bytes(text, (double)p->row[i].bytes);
+        fprintf(f, "  %-22s %10s\n", p->row[i].name, text);
+    }
+    plan_bytes(text, (double)p->sum[place]);
+    fprintf(f, "  %-22s %10s\n", "together", text);
+    plan_bytes(text, (double)p->limit[place]);
+    fprintf(f, "  %-22s %10s\n", p->limited[place] ? place == PLAN_HOST ? "--host_memory_limit" : "--memory_limit"
+            : place == PLAN_HOST || !p->card ? "the machine has" : "the device has", text);
+}
+
+static void print_choices(const struct plan *p, FILE *f)
+{
+    static const char *const away[] = { "nothing", "gradients", "moments", "gradients, moments" };
+    if (p->n_choices > 1)
+        fprintf(f, "choices:\n  %-20s %9s %9s %13s %12s\n", "on the host", "device", "host", "layers again",
+                "a step");
+    for (int i = 0; i < p->n_choices && p->n_choices > 1; i++) {
+        const struct plan_choice *c = &p->choice[i];
+        char device[16], host[16], time[24];
+        plan_bytes(device, (double)c->sum[PLAN_DEVICE]);
+        plan_bytes(host, (double)c->sum[PLAN_HOST]);
+        snprintf(time, sizeof time, c->fits ? "~%.3g s" : "too large", c->s);
+        fprintf(f, "%s %-20s %9s %9s %6d of %3d %12s\n", i == p->chosen ? ">" : " ",
+                away[c->how.grads_away + 2 * c->how.moments_away], device, host, c->recompute, p->layers, time);
+    }
+    if (p->chosen < 0) return;
+    const struct plan_choice *c = &p->choice[p->chosen];
+    if (p->n_choices > 1)
+        fprintf(f, "chosen: the fastest that fits; of a step about %.2g s are layers that run again, %.2g s waiting "
+                "for copies\n", c->again_s, c->link_s);
+    else fprintf(f, "layers that run again on the way back: %d of %d\n", c->recompute, p->layers);
 }
 
 void plan_print(const struct plan *p, FILE *f)
 {
-    char text[16];
-    for (int i = 0; i < p->n; i++) {
-        plan_bytes(text, (double)p->row[i].bytes);
-        fprintf(f, "  %-22s %10s\n", p->row[i].name, text);
-    }
-    plan_bytes(text, (double)p->sum);
-    fprintf(f, "  %-22s %10s\n", "together", text);
-    plan_bytes(text, (double)p->limit);
-    fprintf(f, "  %-22s %10s\n", p->limited ? "--memory_limit" : p->dev ? "the device has" : "the machine has", text);
+    print_place(p, PLAN_DEVICE, f);
+    print_place(p, PLAN_HOST, f);
+    print_choices(p, f);
 }

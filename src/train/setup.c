@@ -384,6 +384,7 @@ out:
 
 void trainee_close(struct trainee *t)
 {
+    states_fini(&t->states);
     llava_model_close(&t->model);
     tokenizer_close(t->tokenizer);
     arena_fini(&t->state);
@@ -428,9 +429,6 @@ struct trainee_bytes trainee_count(struct trainee *t)
         const size_t n = (size_t)tensor_count(t->p[i].param->w);
         b.n_trained += (int64_t)n;
         b.weights += n * dtype_bytes(t->dtype);
-        b.masters += t->dtype == DT_F32 ? 0 : n * sizeof(float);
-        b.moments += 2 * n * sizeof(float);
-        b.gradients += n * sizeof(float);
     }
     if (t->n_lora)
         for (int i = 0; i < t->n_lora; i++) b.n_all += tensor_count(t->lora[i].a.w) + tensor_count(t->lora[i].b.w);
@@ -457,39 +455,31 @@ static void fill_adapter(struct trainee *t, const struct trained *p, struct tens
     dev_put(t->dev, w.p, rounded, tensor_bytes(w));
 }
 
-static void fill_one(struct trainee *t, struct trained *p, float *host, struct rng *r, const struct kern *k,
-                     struct kctx *kc)
+static void fill_weight(struct trainee *t, struct trained *p, float *host, struct rng *r, const struct kern *k,
+                        struct kctx *kc)
 {
-    struct tensor old = p->param->w, w = old, f32 = old;
+    struct tensor old = p->param->w, w = old;
     w.type = (int8_t)t->dtype;
-    f32.type = DT_F32;
     if (weight_is_new(t, p)) w.p = arena_take(&t->state, tensor_bytes(w));
     if (is_adapter(p)) fill_adapter(t, p, w, host, r);
     else if (w.p != old.p) k->cast(kc, w, old);
-    p->master = p->m = p->v = p->param->g = f32;
-    p->master.p = t->dtype == DT_F32 ? w.p : arena_take(&t->state, tensor_bytes(f32));
-    p->m.p = arena_take(&t->state, tensor_bytes(f32));
-    p->v.p = arena_take(&t->state, tensor_bytes(f32));
-    p->param->g.p = arena_take(&t->state, tensor_bytes(f32));
-    if (p->master.p != w.p) k->cast(kc, p->master, w);
-    if (t->dev) { /* the host's pages are zeros */
-        k->zero(kc, p->m);
-        k->zero(kc, p->v);
-        k->zero(kc, p->param->g);
-    }
     p->param->w = w;
+}
+
+int trainee_keep(struct trainee *t, const struct states_how *how, struct err *e)
+{
+    return states_plan(&t->states, t->p, t->n, t->model.cfg.llama.L, t->dtype, how, e);
 }
 
 /* Bytes of trainee.state, and numbers of the largest adapter. */
 static size_t state_bytes(const struct trainee *t, int64_t *largest)
 {
-    size_t bytes = 0;
+    size_t bytes = states_here_bytes(&t->states);
     *largest = 0;
     for (int i = 0; i < t->n; i++) {
         const struct trained *p = &t->p[i];
         const int64_t n = tensor_count(p->param->w);
-        bytes += (size_t)n * (t->dtype == DT_F32 ? 3 : 4) * sizeof(float) + 5 * ARENA_ALIGN;
-        if (weight_is_new(t, p)) bytes += (size_t)n * dtype_bytes(t->dtype);
+        if (weight_is_new(t, p)) bytes += (size_t)n * dtype_bytes(t->dtype) + ARENA_ALIGN;
         if (is_adapter(p) && n > *largest) *largest = n;
     }
     return bytes;
@@ -512,7 +502,8 @@ int trainee_fill(struct trainee *t, const struct train_args *a, const struct ker
     host = malloc((size_t)largest * 2 * sizeof *host + 1);
     if (!host) TRY(err_set(e, ERR_NOMEM, "no memory for adapters"));
     rng_seed(&r, scatter((uint64_t)a->seed));
-    for (int i = 0; i < t->n; i++) fill_one(t, &t->p[i], host, &r, k, kc);
+    for (int i = 0; i < t->n; i++) fill_weight(t, &t->p[i], host, &r, k, kc);
+    rc = states_fill(&t->states, &t->state, t->dev, k, kc, e);
     if (t->model.llama.cfg.tied) t->model.llama.head.w = t->model.llama.embed;
 out:
     free(host);

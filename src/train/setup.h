@@ -9,6 +9,7 @@
 #include "train/args.h"
 #include "train/checkpoint.h"
 #include "train/sample.h"
+#include "train/states.h"
 
 enum rate { RATE_COMMON, RATE_PROJECTOR, RATE_TOWER }; /* which of the learning rates */
 
@@ -16,8 +17,11 @@ enum rate { RATE_COMMON, RATE_PROJECTOR, RATE_TOWER }; /* which of the learning 
 struct trained {
     char name[NAME_MAX_BYTES]; /* canonical; adapters: "model.layers.0.self_attn.q_proj.lora_A.weight" */
     struct param *param;       /* w: what is computed with, in trainee.dtype; g F32 */
-    struct tensor master;      /* F32; w itself where that is F32 */
-    struct tensor m, v;        /* F32: AdamW's moments */
+    struct tensor master;      /* F32; w itself where that is F32; p NULL: there is none */
+    struct tensor m, v;        /* AdamW's moments: F32, or U8 with */
+    struct tensor ms, vs;      /* F32 scales, one for KERN_BLOCK8 */
+    bool eight, has_master, paged; /* moments of 8 bits; a master of its own; states.h keeps it on the host */
+    int block;                 /* of states.h */
     enum rate rate;
     bool decays;               /* takes weight decay: neither norm nor bias */
 };
@@ -39,12 +43,13 @@ struct trainee {
     struct lora *lora;       /* [n_lora] */
     int n_lora;
     struct arena grown;      /* on the host: embeddings with rows for new tokens */
-    struct arena state;      /* weights, masters, moments, gradients of what is trained */
+    struct arena state;      /* weights and states of what is trained, where they are not the model's and not away */
+    struct states states;
 };
 
 /* Bytes of what trainee_fill takes, and of what stays in the files. */
 struct trainee_bytes {
-    size_t frozen, tower, weights, masters, moments, gradients;
+    size_t frozen, tower, weights;
     int64_t n_all, n_trained; /* numbers in parameters */
 };
 
@@ -53,6 +58,8 @@ int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev,
  * tokenizer. */
 int trainee_random(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e);
 struct trainee_bytes trainee_count(struct trainee *t);
+/* How states are kept: before trainee_fill. */
+int trainee_keep(struct trainee *t, const struct states_how *how, struct err *e);
 /* Places, copies, rounds and clears. Masters of rounded weights are the rounded values, as DeepSpeed makes them. k, kc:
  * of dev. A model that is on dev already stays where it is. */
 int trainee_fill(struct trainee *t, const struct train_args *a, const struct kern *k, struct kctx *kc, struct err *e);

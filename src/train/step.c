@@ -83,11 +83,18 @@ static void send(struct step *s, const struct batch *b)
 
 /* ---- forward */
 
+/* The way back of all from layer i on has ended. */
+static void passed(void *ctx, int i)
+{
+    struct step *s = ctx;
+    states_back_done(s->states, &s->kern, &s->kc, s->m->cfg.llama.L - i);
+}
+
 static struct op_ctx context_of(struct step *s, bool back, uint64_t drop_key)
 {
     return (struct op_ctx){ .k = &s->kern, .kc = &s->kc, .act = &s->act, .tape = back ? s->tape : NULL,
-                            .type = s->act_type, .recompute = s->checkpoint ? s->m->cfg.llama.L : 0,
-                            .drop_key = drop_key };
+                            .type = s->act_type, .recompute = s->recompute, .drop_key = drop_key,
+                            .passed = back && s->states && s->states->how.grads_away ? passed : NULL, .passed_ctx = s };
 }
 
 /* Of the tower's sequences the first n pictures. */
@@ -168,7 +175,9 @@ void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_
     struct op_ctx o = context_of(s, back, drop_key);
     send(s, b);
     tape_reset(s->tape);
+    if (back && s->states) states_back_begin(s->states);
     const struct tensor loss = forward(&o, s);
+    if (back && s->states) states_back_done(s->states, &s->kern, &s->kc, s->m->cfg.llama.L + 1);
     dev_fetch(s->kc.dev, h->loss, loss.p, tensor_bytes(loss));
     dev_event_record(s->kc.dev, h->done);
 }
@@ -233,8 +242,9 @@ static int most_pictures(const struct step *s)
 int step_open(struct step *s, const struct llava_model *m, const struct step_options *o, struct err *e)
 {
     const bool low = o->dtype == DT_BF16;
-    *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains, .checkpoint = o->checkpoint,
-                        .act_type = o->dev && low ? DT_BF16 : DT_F32, .most = o->most, .eval = o->eval };
+    *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains, .card = o->dev || o->card,
+                        .states = o->states, .act_type = (o->dev || o->card) && low ? DT_BF16 : DT_F32,
+                        .most = o->most, .eval = o->eval };
     s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
                            .dev = o->dev };
     const int group = o->dev ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
@@ -316,8 +326,7 @@ double step_flops_again(const struct step *s, const struct batch_limits *b)
 {
     const struct llama *l = &s->m->llama;
     double token = 0;
-    if (!s->checkpoint) return 0;
-    for (int i = 0; i < l->cfg.L; i++) {
+    for (int i = 0; i < s->recompute; i++) {
         const struct linear *all[] = { &l->layer[i].q, &l->layer[i].k, &l->layer[i].v, &l->layer[i].o,
                                        &l->layer[i].gate, &l->layer[i].up, &l->layer[i].down };
         for (int k = 0; k < 7; k++) {

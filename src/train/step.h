@@ -7,6 +7,7 @@
 #pragma once
 #include "model/llava.h"
 #include "train/loader.h"
+#include "train/states.h"
 
 /* What a pass reads of its batch, on the device. */
 struct step_in {
@@ -39,7 +40,10 @@ struct step {
     struct step_host host;
     size_t losses;           /* bytes of the losses in it */
     struct tape *tape;
-    bool tower_trains, checkpoint;
+    bool tower_trains;
+    int recompute;           /* layers that run again on the way back: may be changed until step_fill */
+    bool card;               /* kc.dev is a device, or the plan is for one that is not here */
+    struct states *states;   /* borrowed, or NULL: gradients are where they are */
     enum dtype act_type;     /* of activations */
     struct batch_limits most, eval; /* what act is made for: batches with a way back, and without */
 };
@@ -47,7 +51,9 @@ struct step {
 struct step_options {
     struct dev *dev;      /* where m will be when passes run; NULL: the host */
     enum dtype dtype;     /* of m's weights */
-    bool tower_trains, checkpoint;
+    bool tower_trains;
+    bool card;            /* plan as for a device, though dev is NULL: nothing can run then */
+    struct states *states;
     int threads;          /* of the host's kernels */
     struct batch_limits most, eval; /* of all batches that will come */
 };

@@ -125,30 +125,33 @@ static int open_feeds(struct trainer *r, struct err *e)
     return rc;
 }
 
-static int open_step(struct trainer *r, struct err *e)
+/* peak: what a matrix product reaches. */
+static int open_step(struct trainer *r, double *peak, struct err *e)
 {
     const struct train_args *a = r->a;
     const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
     omp_set_num_threads(threads);
     const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
-                                    .checkpoint = a->gradient_checkpointing, .threads = threads,
+                                    .states = &r->t.states, .threads = threads,
                                     .most = r->train.most, .eval = r->eval.most };
-    int rc = step_open(&r->step, &r->t.model, &o, e);
+    const int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
-    rc = plan_make(&r->plan, &r->t, &r->step, (int)a->dataloader_num_workers, a->memory_limit, e);
-    return rc < 0 ? rc : plan_check(&r->plan, e);
+    *peak = step_ceiling(&r->step, r->t.dtype);
+    return plan_make(&r->plan, &r->t, &r->step, a, *peak, e);
 }
 
 /* ---- checkpoints */
 
-static void name_tensor(struct trainer *r, const char *prefix, const struct trained *p, struct tensor t)
+static void name_tensor(struct trainer *r, const char *prefix, int i, struct tensor t)
 {
+    const struct trained *p = &r->t.p[i];
+    if (!t.p) return;
     struct weight *w = &r->tensors[r->ck.n_state++];
     const size_t size = strlen(prefix) + strlen(p->name) + 1;
     char *name = malloc(size);
     if (!name) BUG("no memory for a name");
     snprintf(name, size, "%s%s", prefix, p->name);
-    *w = (struct weight){ .name = name, .t = t };
+    *w = (struct weight){ .name = name, .t = states_rest(&r->t.states, i, t) };
 }
 
 /* What two runs must have in common for one to go on from the other's checkpoint. */
@@ -157,14 +160,16 @@ static json_t *in_common(const struct trainer *r)
     const struct train_args *a = r->a;
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sb, sf, ss, ss, ss, sI, sI}", "data", data, "world size", 1,
+    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sb, sf, ss, ss, ss, sb, sb, sI, sI}", "data", data,
+                     "world size", 1,
                      "per_device_train_batch_size", (json_int_t)a->per_device_train_batch_size,
                      "gradient_accumulation_steps", (json_int_t)a->gradient_accumulation_steps, "seed",
                      (json_int_t)a->seed, "data_seed", (json_int_t)a->data_seed, "model_max_length",
                      (json_int_t)a->model_max_length, "packing", a->packing, "group_by_modality_length",
                      a->group_by_modality_length, "image_augment", a->image_augment, "learning_rate", a->learning_rate,
                      "lr_scheduler_type", a->lr_scheduler_type, "optim", r->t.muon ? "muon" : "adamw", "precision",
-                     dtype_name(r->t.dtype), "bits", (json_int_t)a->bits,
+                     dtype_name(r->t.dtype), "optim of 8 bits", r->t.states.how.eight,
+                     "master_weights", a->master_weights, "bits", (json_int_t)a->bits,
                      "lora_alpha", (json_int_t)(a->lora_enable ? a->lora_alpha : 0));
 }
 
@@ -183,6 +188,11 @@ static json_t *added_tokens(const struct trainer *r)
 static int state_fetch(const void **ret, void *ctx, const struct weight *w, struct err *e)
 {
     struct trainer *r = ctx;
+    if (states_on_host(&r->t.states, w->t.p)) {
+        states_wait(&r->t.states);
+        *ret = w->t.p;
+        return 0;
+    }
     return fetched_get(ret, &r->fetched, w->t, e);
 }
 
@@ -190,7 +200,8 @@ static int state_put(void *ctx, const struct weight *w, const void *bytes, struc
 {
     struct trainer *r = ctx;
     (void)e;
-    dev_put(r->dev, w->t.p, bytes, tensor_bytes(w->t));
+    if (states_on_host(&r->t.states, w->t.p)) memcpy(w->t.p, bytes, tensor_bytes(w->t));
+    else dev_put(r->dev, w->t.p, bytes, tensor_bytes(w->t));
     return 0;
 }
 
@@ -201,7 +212,7 @@ static int describe_run(struct trainer *r, struct err *e)
     r->config = trainee_config(&r->t, a);
     r->same = in_common(r);
     r->tokens = added_tokens(r);
-    r->tensors = calloc((size_t)r->t.n * 4, sizeof *r->tensors);
+    r->tensors = calloc((size_t)r->t.n * 5, sizeof *r->tensors);
     if (!r->args || !r->config || !r->same || !r->tensors) return err_set(e, ERR_NOMEM, "no memory for a run");
     r->lora = (struct save_lora){ a->model_name_or_path, (int)a->lora_r, (double)a->lora_alpha, a->lora_dropout,
                                   a->lora_bias };
@@ -217,20 +228,13 @@ static int describe_run(struct trainer *r, struct err *e)
     };
     for (int i = 0; i < r->t.n; i++) {
         const struct trained *p = &r->t.p[i];
-        name_tensor(r, "master/", p, p->master);
-        name_tensor(r, "moment1/", p, p->m);
-        name_tensor(r, "moment2/", p, p->v);
+        name_tensor(r, "master/", i, p->master.p ? p->master : p->param->w);
+        name_tensor(r, "moment1/", i, p->m);
+        name_tensor(r, "moment2/", i, p->v);
+        name_tensor(r, "scale1/", i, p->ms);
+        name_tensor(r, "scale2/", i, p->vs);
     }
     return 0;
-}
-
-/* Weights that are rounded masters are made from them. */
-static void round_masters(struct trainer *r)
-{
-    for (int i = 0; i < r->t.n; i++) {
-        const struct trained *p = &r->t.p[i];
-        if (p->master.p != p->param->w.p) r->step.kern.cast(&r->step.kc, p->param->w, p->master);
-    }
 }
 
 /* The result's files have the base's names: a base that is trained into its own folder would be neither any more. */
@@ -257,7 +261,7 @@ static int resume(struct trainer *r, struct err *e)
         snprintf(e->msg + n, sizeof e->msg - n, " (--resume_from_checkpoint takes another one, or False)");
         goto out;
     }
-    round_masters(r);
+    states_round(&r->t.states, &r->step.kern, &r->step.kc);
     const int broken = optim_broken(&r->optim, &r->step);
     if (broken >= 0)
         TRY(err_set(e, ERR_FORMAT, "cannot resume from '%s': '%s' is infinite or not a number", dir,
@@ -640,10 +644,11 @@ int train_run(struct train_args *a, struct err *e)
     TRY(open_device(&r, e));
     TRY(trainee_open(&r.t, a, r.dev, e));
     TRY(open_feeds(&r, e));
-    TRY(open_step(&r, e));
-    const double peak = step_ceiling(&r.step, r.t.dtype);
+    double peak;
+    TRY(open_step(&r, &peak, e));
     if (a->dry_run) print_plan(&r, peak);
-    else TRY(train(&r, peak, e));
+    TRY(plan_check(&r.plan, &r.t, &r.step, a, e));
+    if (!a->dry_run) TRY(train(&r, peak, e));
 out:
     trainer_fini(&r);
     return rc;

@@ -6,6 +6,7 @@
 #include "train/deepspeed.h"
 #include "train/feed.h"
 #include "train/optim.h"
+#include "train/plan.h"
 #include "train/setup.h"
 #include "train/step.h"
 
@@ -310,9 +311,11 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
     if (feed_open(&r->feed, &r->t.recipe, &o, &e) < 0) fail_msg("%s", e.msg);
     loader_limits(&r->feed.most, &r->feed.opts);
     const struct step_options so = { .dtype = r->t.dtype, .tower_trains = r->t.tower_trains, .threads = 1,
-                                     .checkpoint = r->a.gradient_checkpointing, .most = r->feed.most,
-                                     .eval = r->feed.most };
+                                     .states = &r->t.states, .most = r->feed.most, .eval = r->feed.most };
+    struct plan plan;
     if (step_open(&r->step, &r->t.model, &so, &e) < 0) fail_msg("%s", e.msg);
+    if (plan_make(&plan, &r->t, &r->step, &r->a, 1e11, &e) < 0) fail_msg("%s", e.msg);
+    if (r->a.gradient_checkpointing) r->step.recompute = r->t.model.cfg.llama.L; /* memory does not ask for it here */
     if (trainee_fill(&r->t, &r->a, &r->step.kern, &r->step.kc, &e) < 0 || step_fill(&r->step, &e) < 0)
         fail_msg("%s", e.msg);
     if (optim_open(&r->optim, &r->t, &r->a, 10, &e) < 0) fail_msg("%s", e.msg);

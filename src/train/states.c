@@ -1,0 +1,262 @@
+/* See states.h. */
+#include "train/states.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kern/code8.h"
+#include "train/setup.h"
+
+enum { SMALL = 4096 }; /* numbers: tensors with fewer keep moments of 32 bits, as bitsandbytes has it */
+
+/* ---- shapes */
+
+static int block_of(const char *name, int L)
+{
+    int layer;
+    if (sscanf(name, "model.layers.%d.", &layer) == 1) return L - layer;
+    return !strcmp(name, "lm_head.weight") || !strcmp(name, "model.norm.weight") ? 0 : L + 1;
+}
+
+static bool has_eight(const struct states_how *how, const struct trained *p)
+{
+    return how->eight && p->param->w.nd == 2 && tensor_count(p->param->w) >= SMALL && !strstr(p->name, "embed");
+}
+
+/* Tensors that have a shape and whose memory is not taken. */
+static void shape(struct trained *p, const struct states_how *how, enum dtype dtype)
+{
+    struct tensor f32 = p->param->w;
+    const int64_t n = tensor_count(f32), blocks = (n + KERN_BLOCK8 - 1) / KERN_BLOCK8;
+    f32.type = DT_F32;
+    f32.p = NULL;
+    p->eight = has_eight(how, p);
+    p->paged = how->moments_away && p->eight == how->eight;
+    p->has_master = dtype != DT_F32 && (how->masters || !p->eight);
+    p->master = f32;
+    p->m = p->v = p->eight ? tensor_1d(NULL, DT_U8, n) : f32;
+    p->ms = p->vs = p->eight ? tensor_1d(NULL, DT_F32, blocks) : (struct tensor){ 0 };
+}
+
+static size_t aligned(size_t bytes) { return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1); }
+
+static size_t master_bytes(const struct trained *p) { return p->has_master ? aligned(tensor_bytes(p->master)) : 0; }
+
+static size_t moment_bytes(const struct trained *p)
+{
+    return 2 * aligned(tensor_bytes(p->m)) + (p->eight ? 2 * aligned(tensor_bytes(p->ms)) : 0);
+}
+
+static size_t grad_bytes(const struct trained *p) { return aligned((size_t)tensor_count(p->param->w) * sizeof(float)); }
+
+int states_plan(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
+                struct err *e)
+{
+    ASSERT(!s->grads.n && !s->moments.n);
+    free(s->grad_bytes);
+    *s = (struct states){ .how = *how, .p = p, .n = n, .blocks = L + 2, .fresh = true };
+    s->grad_bytes = calloc(2 * (size_t)s->blocks, sizeof *s->grad_bytes);
+    if (!s->grad_bytes) return err_set(e, ERR_NOMEM, "no memory for a plan");
+    s->moment_bytes = s->grad_bytes + s->blocks;
+    for (int i = 0; i < n; i++) {
+        shape(&p[i], how, dtype);
+        p[i].block = block_of(p[i].name, L);
+        if (how->grads_away) s->grad_bytes[p[i].block] += grad_bytes(&p[i]);
+        if (p[i].paged) s->moment_bytes[p[i].block] += master_bytes(&p[i]) + moment_bytes(&p[i]);
+    }
+    return 0;
+}
+
+struct states_bytes states_count(const struct states *s)
+{
+    struct states_bytes b = { 0 };
+    for (int i = 0; i < s->n; i++) {
+        const struct trained *p = &s->p[i];
+        *(p->paged ? &b.masters_away : &b.masters) += master_bytes(p);
+        *(p->paged ? &b.moments_away : &b.moments) += moment_bytes(p);
+        *(s->how.grads_away ? &b.gradients_away : &b.gradients) += grad_bytes(p);
+    }
+    if (s->how.grads_away) b.gradients = pager_device_bytes(s->grad_bytes, s->blocks);
+    if (s->how.moments_away) b.moments += pager_device_bytes(s->moment_bytes, s->blocks);
+    return b;
+}
+
+size_t states_here_bytes(const struct states *s)
+{
+    size_t bytes = aligned((size_t)s->n * sizeof(float));
+    for (int i = 0; i < s->n; i++) {
+        if (!s->p[i].paged) bytes += master_bytes(&s->p[i]) + moment_bytes(&s->p[i]);
+        if (!s->how.grads_away) bytes += grad_bytes(&s->p[i]);
+    }
+    return bytes;
+}
+
+/* ---- memory */
+
+/* Lays out what is kept of a tensor from base + at on; returns where it ends. */
+static size_t lay_out(struct trained *p, char *base, size_t at)
+{
+    struct tensor *const all[] = { p->has_master ? &p->master : NULL, &p->m, &p->v, p->eight ? &p->ms : NULL,
+                                   p->eight ? &p->vs : NULL };
+    for (int i = 0; i < 5; i++) {
+        if (!all[i]) continue;
+        all[i]->p = base + at;
+        at += aligned(tensor_bytes(*all[i]));
+    }
+    return at;
+}
+
+static void lay_out_block(struct states *s, int block, char *base)
+{
+    size_t at = 0;
+    for (int i = 0; i < s->n; i++)
+        if (s->p[i].paged && s->p[i].block == block) at = lay_out(&s->p[i], base, at);
+}
+
+static void lay_out_grads(struct states *s, int block, char *base)
+{
+    for (int i = 0; i < s->n; i++) {
+        struct trained *p = &s->p[i];
+        if (p->block != block) continue;
+        p->param->g.p = base;
+        base += grad_bytes(p);
+    }
+}
+
+/* What stays on the device. */
+static void take_here(struct states *s, struct arena *here, struct dev *dev)
+{
+    s->squares = tensor_1d(arena_take(here, (size_t)s->n * sizeof(float)), DT_F32, s->n);
+    for (int i = 0; i < s->n; i++) {
+        struct trained *p = &s->p[i];
+        p->param->g = p->param->w;
+        p->param->g.type = DT_F32;
+        p->param->g.p = NULL;
+        if (p->param->w.type == DT_F32) p->master = p->param->w;
+        if (!s->how.grads_away) {
+            p->param->g.p = arena_take(here, grad_bytes(p));
+            dev_fill(dev, p->param->g.p, 0, grad_bytes(p));
+        }
+        if (p->paged) continue;
+        const size_t bytes = master_bytes(p) + moment_bytes(p);
+        char *base = arena_take(here, bytes);
+        dev_fill(dev, base, 0, bytes);
+        lay_out(p, base, 0);
+    }
+}
+
+/* Masters from weights, or weights from masters. */
+static void copy_masters(struct states *s, bool from_weights, const struct kern *k, struct kctx *kc)
+{
+    for (int b = 0; b < s->blocks; b++) {
+        if (s->moments.n) lay_out_block(s, b, pager_next(&s->moments));
+        for (int i = 0; i < s->n; i++) {
+            struct trained *p = &s->p[i];
+            if (!p->has_master || p->block != b) continue;
+            if (from_weights) k->cast(kc, p->master, p->param->w);
+            else k->cast(kc, p->param->w, p->master);
+        }
+        if (s->moments.n) pager_done(&s->moments, from_weights);
+    }
+}
+
+int states_fill(struct states *s, struct arena *here, struct dev *dev, const struct kern *k, struct kctx *kc,
+                struct err *e)
+{
+    int rc = 0;
+    take_here(s, here, dev);
+    if (s->how.grads_away) TRY(pager_open(&s->grads, dev, s->grad_bytes, s->blocks, s->how.pageable, e));
+    if (s->how.moments_away) TRY(pager_open(&s->moments, dev, s->moment_bytes, s->blocks, s->how.pageable, e));
+    if (s->moments.n) pager_begin(&s->moments, true);
+    copy_masters(s, true, k, kc);
+out:
+    return rc;
+}
+
+void states_fini(struct states *s)
+{
+    pager_close(&s->grads);
+    pager_close(&s->moments);
+    free(s->grad_bytes);
+    *s = (struct states){ 0 };
+}
+
+/* ---- the way back */
+
+void states_back_begin(struct states *s)
+{
+    if (!s->how.grads_away) return;
+    pager_begin(&s->grads, s->fresh);
+    s->fresh = false;
+    lay_out_grads(s, 0, pager_next(&s->grads));
+}
+
+void states_back_done(struct states *s, const struct kern *k, struct kctx *kc, int block)
+{
+    while (s->how.grads_away && s->grads.now <= block) {
+        const int now = s->grads.now;
+        for (int i = 0; i < s->n; i++)
+            if (s->p[i].block == now) k->sumsq(kc, tensor_slice(s->squares, i, 1), s->p[i].param->g);
+        pager_done(&s->grads, true);
+        if (now + 1 == s->blocks) break;
+        lay_out_grads(s, now + 1, pager_next(&s->grads));
+    }
+}
+
+/* ---- the optimiser */
+
+void states_update_begin(struct states *s)
+{
+    if (s->how.grads_away) pager_begin(&s->grads, false);
+    if (s->how.moments_away) pager_begin(&s->moments, false);
+}
+
+void states_update_next(struct states *s, int block)
+{
+    if (s->how.grads_away) lay_out_grads(s, block, pager_next(&s->grads));
+    if (s->how.moments_away) lay_out_block(s, block, pager_next(&s->moments));
+}
+
+void states_update_done(struct states *s)
+{
+    if (s->how.grads_away) pager_done(&s->grads, false);
+    if (s->how.moments_away) pager_done(&s->moments, true);
+    s->fresh = true;
+}
+
+/* ---- checkpoints */
+
+void states_round(struct states *s, const struct kern *k, struct kctx *kc)
+{
+    if (s->moments.n) pager_begin(&s->moments, false);
+    copy_masters(s, false, k, kc);
+}
+
+struct tensor states_rest(struct states *s, int i, struct tensor t)
+{
+    const struct trained *p = &s->p[i];
+    if (!p->paged) return t;
+    struct trained at_rest[1] = { *p };
+    size_t at = 0;
+    char *base = pager_host(&s->moments, p->block);
+    for (int k = 0; k < i; k++)
+        if (s->p[k].paged && s->p[k].block == p->block) at += master_bytes(&s->p[k]) + moment_bytes(&s->p[k]);
+    lay_out(at_rest, base, at);
+    const struct tensor *const was[] = { &p->master, &p->m, &p->v, &p->ms, &p->vs };
+    const struct tensor *const is[] = { &at_rest->master, &at_rest->m, &at_rest->v, &at_rest->ms, &at_rest->vs };
+    for (int k = 0; k < 5; k++)
+        if (was[k]->p == t.p) return *is[k];
+    return t;
+}
+
+void states_wait(struct states *s)
+{
+    if (s->moments.n) pager_host(&s->moments, 0);
+}
+
+bool states_on_host(const struct states *s, const void *p)
+{
+    const char *at = p;
+    return s->moments.n && at >= s->moments.host && at < s->moments.host + s->moments.at[s->moments.n];
+}

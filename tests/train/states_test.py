@@ -1,0 +1,137 @@
+#!/usr/bin/python3
+"""What the optimiser keeps, in 32 and in 8 bits, with masters and without, and where: the same bytes wherever it is, and
+after a stop; a run in 8 bits learns what one in 32 bits learns; limits that nothing fits in are refused with what would.
+
+LLAVA_TEST_DEVICE=cuda: on a device that the build has."""
+import json
+import os
+import random
+import re
+import shutil
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from help.cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+
+COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"),
+          "--vision_tower", model("clip-tiny"), "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
+          "--mm_use_im_patch_token", "False", "--model_max_length", "512", "--per_device_train_batch_size", "2",
+          "--gradient_accumulation_steps", "2",
+          "--device", os.environ.get("LLAVA_TEST_DEVICE", "cpu"), "--logging_steps", "1", "--version", "v1",
+          "--report_to", "none",
+          "--data_path", os.path.join(GOLDEN, "training/full.json")]
+EIGHT = ["--optim", "adamw_8bit"]
+KINDS = {"32 bits": [], "8 bits": EIGHT, "8 bits without masters": [*EIGHT, "--master_weights", "False"]}
+
+
+def train(out, *more):
+    return llava(*COMMON, "--output_dir", out, *more)
+
+
+def read(*path):
+    with open(os.path.join(*path), "rb") as f:
+        return f.read()
+
+
+def losses(out):
+    with open(os.path.join(out, "trainer_state.json"), encoding="utf-8") as f:
+        return [line["loss"] for line in json.load(f)["log_history"] if "loss" in line]
+
+
+def one_line(ran, *parts):
+    last = (ran.err.strip().splitlines() or [""])[-1]
+    return last.startswith("llava") and all(p in last for p in parts)
+
+
+def same_bytes(tmp, name, more):
+    """wherever states are, and after a stop with the other place of them"""
+    more = [*more, "--bf16", "True", "--learning_rate", "1e-2", "--max_steps", "4"]
+    keep = os.path.join(tmp.path, "keep")
+    ran = train(keep, *more, "--save_steps", "2", "--offload", "none")
+    want = read(keep, "checkpoint-4", "resume.safetensors") if ran.code == 0 else b""
+    ok(len(want) > 1000, f"{name}: four steps", ran.text)
+    for offload in ("gradients", "moments", "both"):
+        out = os.path.join(tmp.path, offload)
+        ran = train(out, *more, "--save_steps", "4", "--offload", offload)
+        ok(ran.code == 0 and read(out, "checkpoint-4", "resume.safetensors") == want and
+           read(out, "model.safetensors") == read(keep, "model.safetensors"), f"{name}: {offload} away, the same bytes",
+           ran.text)
+    for offload in ("none", "both"):
+        out = os.path.join(tmp.path, "again-" + offload)
+        os.mkdir(out)
+        shutil.copytree(os.path.join(keep, "checkpoint-2"), os.path.join(out, "checkpoint-2"))
+        ran = train(out, *more, "--save_steps", "4", "--offload", offload)
+        ok("step 2 of 4" in ran.err and read(out, "checkpoint-4", "resume.safetensors") == want,
+           f"{name}: goes on with {offload} away, the same bytes", ran.text)
+    kept = read_safetensors(os.path.join(keep, "checkpoint-4/resume.safetensors"))
+    types = {n.split("/")[0]: t.dtype.name for n, t in kept.items() if n.endswith("layers.0.mlp.up_proj.weight")}
+    ok(types["moment1"] == ("float32" if name == "32 bits" else "uint8") and ("scale1" in types) == (name != "32 bits"),
+       f"{name}: what is kept", types)
+    return keep
+
+
+def stays_the_same_kind(tmp, keep):
+    for name, more, says in (("32 bits", [], "optim of 8 bits"), ("with masters", EIGHT, "master_weights")):
+        ran = train(keep, *more, "--bf16", "True", "--learning_rate", "1e-2", "--max_steps", "6")
+        ok(ran.code == 1 and one_line(ran, says), f"8 bits do not go on with {name}", ran.text)
+    ran = train(os.path.join(tmp.path, "no"), "--optim", "adamw_8bit", "--master_weights", "False")
+    ok(ran.code == 2 and "--bf16 True" in ran.err, "no masters of f32 weights", ran.text)
+
+
+def write_records(path):
+    """Answers that cannot be known, from words that are not equally likely: the loss ends at what is not to be learned."""
+    rng = random.Random(5)
+    words = ["red", "blue", "green", "grey", "brown", "white", "black"]
+    records = [{"id": str(i), "conversations": [
+        {"from": "human", "value": f"What is the colour of {rng.choice(words)} {rng.randrange(1000)}?"},
+        {"from": "gpt", "value": "It is " + " and ".join(words[min(int(rng.expovariate(0.5)), 6)] for _ in range(4)) + "."}]}
+        for i in range(1200)]
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(records, f)
+
+
+def learns(tmp):
+    """300 steps, each over records that were not seen before; the last 40 are compared"""
+    data = os.path.join(tmp.path, "records.json")
+    write_records(data)
+    last = {}
+    for name, more in KINDS.items():
+        out = os.path.join(tmp.path, "learn " + name)
+        ran = train(out, *more, "--data_path", data, "--bf16", "True", "--learning_rate", "1e-3", "--lr_scheduler_type",
+                    "cosine", "--warmup_ratio", "0.03", "--max_steps", "300", "--save_strategy", "no", "--disable_tqdm",
+                    "True")
+        curve = losses(out) if ran.code == 0 else [0] * 300
+        last[name] = sum(curve[-40:]) / 40
+        ok(len(curve) == 300 and 0.1 < last[name] < 0.3 * curve[0], f"{name}: 300 steps learn",
+           [curve[0], last[name], ran.text[-300:]])
+    print("# the last 40 losses:", {k: round(v, 4) for k, v in last.items()})
+    for name in ("8 bits", "8 bits without masters"):
+        ok(abs(last[name] - last["32 bits"]) < 0.01 * last["32 bits"], f"{name} end where 32 bits end", last)
+
+
+def limits(tmp):
+    out = os.path.join(tmp.path, "limit")
+    ran = train(out, "--bf16", "True", "--memory_limit", "1M")
+    ok(ran.code == 1 and one_line(ran, "--memory_limit is 1.0 MB", "this run needs"), "a limit that nothing fits in", ran.text)
+    ok(not os.path.exists(out), "is refused before anything is written", "")
+    dry = train(out, "--bf16", "True", "--dry_run", "True").out
+    need = dict(re.findall(r"^  (\w[\w ,'\-]*?)  +([\d.]+ [kMG]?B)$", dry, re.M)).get("together", "0 MB")
+    number = float(need.split()[0])
+    tight = train(out, "--bf16", "True", "--memory_limit", f"{number * 0.98:.4g}M")
+    ok(tight.code == 1 and one_line(tight, "with --gradient_checkpointing True it takes") or
+       one_line(tight, "with --optim adamw_8bit"), "the refusal says what would fit", [need, tight.text])
+    for more in (["--offload", "all"], ["--optim", "adamw_4bit"], ["--host_memory_limit", "much"]):
+        ran = train(out, *more)
+        ok(ran.code in (1, 2) and more[0] in ran.err, "refused: " + " ".join(more), ran.text)
+
+
+with Temp() as tmp:
+    for name, more in KINDS.items():
+        keep = same_bytes(tmp, name, more)
+        if name != "8 bits without masters":
+            for d in os.listdir(tmp.path):
+                shutil.rmtree(os.path.join(tmp.path, d))
+    stays_the_same_kind(tmp, keep)
+    limits(tmp)
+    learns(tmp)
+finish()
