@@ -6,6 +6,10 @@
  * never an architecture macro: the host pass does not see those, and the host computes grids with it. Every kernel
  * states __launch_bounds__: more than 256 threads without it is undefined on some cards. Warp primitives want all lanes
  * of the warp.
+ *
+ * GPU_HAS_MMA: there are NVIDIA's matrix units. GPU_HAS_WGMMA: sm_90a is among what is built (a build flag).
+ * GPU_COPIES: copies into shared memory may be under way while a thread goes on (the emulator makes believe); else it
+ * is not worth having room for many.
  */
 #pragma once
 #ifndef GPU_WARP
@@ -26,6 +30,8 @@ extern "C" {
 #define gpu(name) emu##name
 #define GPU_KIND "emu"
 #define GPU_HAS_MMA 0
+#define GPU_HAS_WGMMA 0
+#define GPU_COPIES 1
 typedef emuDeviceProp gpu_properties;
 static inline emuError_t gpu_host_alloc(void **p, size_t n)
 {
@@ -37,6 +43,8 @@ static inline emuError_t gpu_host_free(void *p) { return free(p), emuSuccess; }
 #define gpu(name) hip##name
 #define GPU_KIND "hip"
 #define GPU_HAS_MMA 0
+#define GPU_HAS_WGMMA 0
+#define GPU_COPIES 0
 typedef hipDeviceProp_t gpu_properties;
 #define hipErrorMemoryAllocation hipErrorOutOfMemory
 static inline hipError_t gpu_host_alloc(void **p, size_t n) { return hipHostMalloc(p, n, hipHostMallocDefault); }
@@ -51,6 +59,10 @@ static inline hipError_t gpu_host_free(void *p) { return hipHostFree(p); }
 #define gpu(name) cuda##name
 #define GPU_KIND "cuda"
 #define GPU_HAS_MMA 1
+#ifndef GPU_HAS_WGMMA
+#define GPU_HAS_WGMMA 0
+#endif
+#define GPU_COPIES 1
 typedef cudaDeviceProp gpu_properties;
 static inline cudaError_t gpu_host_alloc(void **p, size_t n) { return cudaHostAlloc(p, n, cudaHostAllocDefault); }
 static inline cudaError_t gpu_host_free(void *p) { return cudaFreeHost(p); }
@@ -133,6 +145,16 @@ void gpu_check_at(gpu(Error_t) rc, const char *what);
 
 static inline gpu(Stream_t) gpu_stream_of(struct dev *d) { return (gpu(Stream_t))dev_stream(d); }
 
+#if !defined(GPU_EMU)
+/* Lets a block of the kernel have so many bytes. */
+static inline void gpu_share(const void *kernel, size_t shared)
+{
+    enum { FREE = 48 << 10 }; /* what it gets without asking */
+    if (shared > FREE)
+        gpu_check(gpu(FuncSetAttribute)(kernel, gpu(FuncAttributeMaxDynamicSharedMemorySize), (int)shared));
+}
+#endif
+
 /* Runs kernel(args...) on the stream; shared: bytes of GPU_SHARED. A launch that the card refuses is our bug. */
 template <class... P, class... A>
 static inline void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, gpu(Stream_t) stream,
@@ -144,10 +166,7 @@ static inline void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_
     emu_launch(grid, block, shared, [=] { kernel(static_cast<P>(args)...); });
     (void)stream;
 #else
-    enum { FREE = 48 << 10 }; /* what a block gets without asking */
-    if (shared > FREE)
-        gpu_check(gpu(FuncSetAttribute)((const void *)kernel, gpu(FuncAttributeMaxDynamicSharedMemorySize),
-                                        (int)shared));
+    gpu_share((const void *)kernel, shared);
     kernel<<<grid, block, shared, stream>>>(static_cast<P>(args)...);
     gpu_check(gpu(GetLastError)());
 #endif
@@ -173,15 +192,15 @@ template <class... P, class... A>
 static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                                     A... args)
 {
-    enum { FREE = 48 << 10 };
     int device = 0, major = 0;
     gpu_check(cudaGetDevice(&device));
     gpu_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (major < 9 || shared > FREE) {
+    if (major < 9) {
         gpu_launch(kernel, grid, block, shared, stream, args...);
         return;
     }
     if (!grid.x || !grid.y || !grid.z) return;
+    gpu_share((const void *)kernel, shared);
     cudaLaunchAttribute early = {};
     cudaLaunchConfig_t config = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -26,46 +26,6 @@ __device__ inline uint32_t tiles_at(const void *mem)
 
 enum { FWD_T = 128, FWD_S = 64, FWD_THREADS = 128, TILES = 2 /* of 16 queries, of a warp */ };
 
-/* Over the 4 lanes of a row. */
-__device__ inline float quad_max(float v)
-{
-    v = fmaxf(v, gpu_shfl_xor(v, 1));
-    return fmaxf(v, gpu_shfl_xor(v, 2));
-}
-__device__ inline float quad_sum(float v)
-{
-    v += gpu_shfl_xor(v, 1);
-    return v + gpu_shfl_xor(v, 2);
-}
-
-__device__ inline int warp_least(int v)
-{
-#pragma unroll
-    for (int m = 16; m > 0; m /= 2) v = min(v, gpu_shfl_xor(v, m));
-    return v;
-}
-
-/* The queries from t0 on that have one sequence, up to t1; by a warp. */
-__device__ inline reach warp_reach(const attn &a, int t0, int t1)
-{
-    reach r = { t0, min(t1, a.T), 0x7fffffff, 0, 0, 0x7fffffff };
-    const int lane = (int)threadIdx.x % 32;
-    if (a.pages) {
-        int end = r.t1;
-        for (int t = t0 + lane; t < r.t1; t += 32)
-            if (attn_table(a, t) != attn_table(a, t0)) end = min(end, t);
-        r.t1 = warp_least(end);
-    }
-    for (int t = t0 + lane; t < r.t1; t += 32) {
-        const int2 range = attn_range(a, t);
-        r.lo = min(r.lo, range.x), r.in = max(r.in, range.x);
-        r.hi = max(r.hi, range.y), r.out = min(r.out, range.y);
-    }
-    r.lo = warp_least(r.lo), r.hi = -warp_least(-r.hi);
-    r.in = -warp_least(-r.in), r.out = warp_least(r.out);
-    return r;
-}
-
 /* s = q k^T: M row tiles of q from tile_lane on, N pairs of column tiles, which are rows of k from
  * tile_lane_b on. */
 template <class E, int D, int M, int N>

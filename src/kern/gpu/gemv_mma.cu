@@ -1,131 +1,250 @@
-/* See gemv.h: decode on matrix units, for x and w of the same 16-bit type and any number of rows of x. A
- * block has 16 M rows of w, its warps share the columns, 32 at a time: what a lane reads, 16 bytes of each of
- * its rows, are its parts of two fragments, since a product may number its columns as it likes. Weights go
- * from memory to registers to the matrix unit; x, much smaller, comes through the first-level cache. One
- * warp's sums run in the order of its columns, the warps' are added in their order: M, and how many rows of x
- * there are, change no bit. A norm is a kernel of its own before it: done by every block on the way in, it
- * costs more than it saves. Scratch: the normed x. */
+/* See gemv.h: decode on matrix units, for x and w of the same 16-bit type and any number of rows of x. A block has an
+ * equal part of w's rows, in tiles of 8. Its groups of warps divide the columns; each streams its own through a ring in
+ * shared memory, some columns of all rows of a pass at a time, with the same columns of x beside them. So w is read
+ * once, x once a pass, what is under way does not wait for what is computed, and while one group waits the other
+ * works. The rings are filled before the kernel waits for its predecessor.
+ *
+ * A group's warps share the tiles and, 16 at a time, the columns; all sums of one element are added in order.
+ * Neither a pass's shape nor the number of rows changes a bit. A norm is a kernel of its own before it: done by every
+ * block on the way in, it costs more than it saves. Scratch: the normed x. */
 #include "kern/gpu/gemv.h"
 #include "kern/gpu/mma.h"
 
 #if GPU_HAS_MMA
 
-enum { WARPS = BLOCK / 32, COLUMNS = 32 /* of a step of a warp */, TOKENS = 8 /* of a tile */, T_MAX = 64 };
+enum {
+    GROUPS = 2,
+    MEMBERS = 128,                  /* threads of a group */
+    THREADS = GROUPS * MEMBERS,
+    BY_ROW = 2,                     /* warps of a group that share the tiles */
+    BY_COLUMN = MEMBERS / 32 / BY_ROW, /* and the columns */
+    STAGES = 3,
+    RING = 200 << 10,               /* bytes of all rings at most */
+    UNIT = 8,                       /* rows of w in a tile */
+    GROUP = 8,                      /* pieces of 8 columns that are permuted among themselves */
+    T_MAX = 64,
+};
+
+/* How a launch divides its work: tiles of a pass, log2 of the pieces that a stage has of each row, bytes of a stage, of
+ * the sums and of all in front of the ring. */
+struct ring_shape {
+    int tiles, shift, stage, sums, front;
+};
+
+/* What a block has in shared memory: sums of a pass, where each row of w and x starts, the ring. */
+struct ring {
+    float *part;
+    const char **row;
+    uint32_t at;
+    int first, last; /* tiles of the block */
+    int from, to;    /* columns of the group */
+};
+
+/* Where in a block's work a stage's columns are. */
+struct ring_place {
+    int tile, column;
+};
+
+__device__ inline void ring_advance(ring_place &p, const ring &g, const ring_shape &s)
+{
+    p.column += LANES << s.shift;
+    if (p.column >= g.to) p.column = g.from, p.tile += s.tiles;
+}
+
+/* All of a group. The barriers' numbers are constants, so that a block has no more of them than these. */
+__device__ inline void group_sync()
+{
+    static_assert(GROUPS == 2, "a barrier for each");
+    if (threadIdx.x < MEMBERS)
+        asm volatile("bar.sync 1, %0;" ::"n"((int)MEMBERS) : "memory");
+    else
+        asm volatile("bar.sync 2, %0;" ::"n"((int)MEMBERS) : "memory");
+}
+
+/* Columns of `n` rows into a stage from row `to` on, zeros beyond the last column. A piece's place in its row is
+ * permuted by the row's number. */
+__device__ inline void ring_copy(const ring &g, const char *const *row, uint32_t stage, int to, int n, int column,
+                                 int shift)
+{
+    const int t = (int)threadIdx.x % MEMBERS, c = t & ((1 << shift) - 1), k = column + LANES * c;
+    const bool there = k < g.to;
+    stage += (uint32_t)to << (shift + 4);
+#pragma unroll 4
+    for (int r = t >> shift; r < n; r += MEMBERS >> shift)
+        copy_16(stage + (uint32_t)(((r << shift) + (c ^ (r % GROUP))) * 16), row[r] + (there ? 2 * k : 0), there);
+}
+
+__device__ inline void ring_weights(const gemv_args &a, const ring &g, int slot, ring_place p, const ring_shape &s)
+{
+    ring_copy(g, g.row + a.T + UNIT * (p.tile - g.first), g.at + (uint32_t)(slot * s.stage), 0,
+              UNIT * min(s.tiles, g.last - p.tile), p.column, s.shift);
+}
+__device__ inline void ring_inputs(const gemv_args &a, const ring &g, int slot, ring_place p, const ring_shape &s)
+{
+    ring_copy(g, g.row, g.at + (uint32_t)(slot * s.stage), UNIT * s.tiles, a.T, p.column, s.shift);
+}
+
+/* acc[m][n] += x's tile m (16 rows) times w's tile of this warp's n-th, this warp's columns of a stage. */
+template <class E, int M, int N>
+__device__ inline void ring_multiply(const gemv_args &a, float (&acc)[M][N][4], uint32_t stage, int tiles,
+                                     const ring_shape &s)
+{
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x % MEMBERS / 32, mine = warp % BY_ROW;
+    uint32_t x_row[M], w_row[N / 2], x_turn[M];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        const int r = min(16 * m + lane % 16, a.T - 1);
+        x_row[m] = stage + ((uint32_t)(UNIT * s.tiles + r) << (s.shift + 4));
+        x_turn[m] = (uint32_t)(lane / 16 ^ (r % GROUP));
+    }
+#pragma unroll
+    for (int n = 0; n < N / 2; n++) {
+        const int tile = min(mine + BY_ROW * (2 * n + lane / 16), tiles - 1);
+        w_row[n] = stage + ((uint32_t)(UNIT * tile + lane % 8) << (s.shift + 4));
+    }
+    const uint32_t w_turn = (uint32_t)(lane / 8 % 2 ^ (lane % 8));
+#pragma unroll 2
+    for (uint32_t c = 2 * (uint32_t)(warp / BY_ROW); c < 1u << s.shift; c += 2 * BY_COLUMN) {
+        uint32_t x[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++) ldmatrix(x[m], x_row[m] + (c ^ x_turn[m]) * 16);
+#pragma unroll
+        for (int n = 0; n < N / 2; n++) {
+            uint32_t w[4];
+            if (mine + BY_ROW * 2 * n >= tiles) break;
+            ldmatrix(w, w_row[n] + (c ^ w_turn) * 16);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma<E>(acc[m][2 * n], x[m], w[0], w[1]);
+                mma<E>(acc[m][2 * n + 1], x[m], w[2], w[3]);
+            }
+        }
+    }
+}
+
+/* The sums of a pass become results, and 0 again. part[rows][tokens] */
+template <int M, int N>
+__device__ inline void ring_finish(const gemv_args &a, float (&acc)[M][N][4], float *part, int tile, int tiles)
+{
+    enum { WIDTH = 16 * M + 1 /* so that rows start in different banks */ };
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    for (int turn = 0; turn < GROUPS * BY_COLUMN; turn++) {
+        if (warp / BY_ROW == turn)
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const int t = warp % BY_ROW + BY_ROW * n, token = 16 * m + g + i / 2 * 8;
+                        float *to = part + (UNIT * t + 2 * q + i % 2) * WIDTH + token;
+                        if (t < tiles && token < a.T) *to = turn ? *to + acc[m][n][i] : acc[m][n][i];
+                        acc[m][n][i] = 0;
+                    }
+        __syncthreads();
+    }
+    gemv_finish(a, part, NULL, UNIT * tile, min(UNIT * tiles, a.rows - UNIT * tile), WIDTH, 1, 0, 0);
+}
+
+/* Rows of x, then the block's rows of w; behind the last row of all, that one again. */
+template <class E> __device__ inline void ring_rows(const gemv_args &a, const ring &g)
+{
+    for (int i = (int)threadIdx.x; i < a.T + UNIT * (g.last - g.first); i += THREADS) {
+        const int r = UNIT * g.first + i - a.T;
+        g.row[i] = (const char *)(i < a.T ? (const E *)a.x.p + (int64_t)i * a.I : gemv_row<E>(a, min(r, a.rows - 1)));
+    }
+    __syncthreads();
+}
+
+template <class E, int M, int N>
+__global__ __launch_bounds__(THREADS, M == 1 ? 3 : 2) void gemv_mma(gemv_args a, ring_shape s)
+{
+    GPU_SHARED(float, mem);
+    const int units = (a.rows + UNIT - 1) / UNIT, group = (int)threadIdx.x / MEMBERS;
+    const int columns = (a.I + GROUPS * 64 - 1) / (GROUPS * 64) * 64, from = group * columns;
+    const ring g = { mem,
+                     (const char **)((char *)mem + s.sums),
+                     shared_at(mem) + (uint32_t)(s.front + group * STAGES * s.stage),
+                     (int)((int64_t)units * blockIdx.x / gridDim.x),
+                     (int)((int64_t)units * (blockIdx.x + 1) / gridDim.x),
+                     from,
+                     min(a.I, from + columns) };
+    float acc[M][N][4] = {};
+    ring_place put = { g.first, from }, get = put;
+    gpu_let_next();
+    ring_rows<E>(a, g);
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (put.tile < g.last) ring_weights(a, g, i, put, s);
+        ring_advance(put, g, s);
+    }
+    gpu_wait_for_previous();
+    put = get;
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (put.tile < g.last) ring_inputs(a, g, i, put, s);
+        ring_advance(put, g, s);
+    }
+    copy_commit();
+    copy_wait<0>();
+    for (int slot = 0; get.tile < g.last; slot = (slot + 1) % STAGES) {
+        copy_wait<STAGES - 2>();
+        group_sync(); /* the stage is there; the one before it is free */
+        if (put.tile < g.last) {
+            const int free = (slot + STAGES - 1) % STAGES;
+            ring_weights(a, g, free, put, s);
+            ring_inputs(a, g, free, put, s);
+            ring_advance(put, g, s);
+        }
+        copy_commit();
+        const int tile = get.tile, tiles = min(s.tiles, g.last - tile);
+        ring_multiply<E, M, N>(a, acc, g.at + (uint32_t)(slot * s.stage), tiles, s);
+        ring_advance(get, g, s);
+        if (get.tile != tile) ring_finish<M, N>(a, acc, g.part, tile, tiles);
+    }
+}
+
+/* Bytes that a block may have. */
+static int shared_most(void)
+{
+    int device = 0, n = 0;
+    gpu_check(gpu(GetDevice)(&device));
+    gpu_check(gpu(DeviceGetAttribute)(&n, gpu(DevAttrMaxSharedMemoryPerBlockOptin), device));
+    return n;
+}
+
+/* As many blocks as there are multiprocessors, each with a whole number of passes: as many tiles as the warps have room
+ * for, if 64 columns of them and of x fit the ring; of few tiles longer runs are read. */
+template <class E, int M, int N> static void gemv_mma_launch(struct kctx *kc, const struct gemv_args *a)
+{
+    enum { ROW_SUMS = UNIT * (16 * M + 1) * (int)sizeof(float), SHIFT_MOST = 6 };
+    const int64_t units = ceil_div(a->rows, UNIT), blocks = least(units, dev_units(kc->dev)),
+                  each = ceil_div(units, blocks), table = (a->T + UNIT * each) * (int64_t)sizeof(char *);
+    const int64_t room = least(RING, shared_most() - N * BY_ROW * ROW_SUMS - table - 128) / (STAGES * GROUPS * 16);
+    int shift = a->T <= 16 && (room >> 4) - a->T >= 3 * UNIT ? 4 : 3;
+    const int64_t most = least(least(N * BY_ROW, each), ((room >> shift) - a->T) / UNIT);
+    const int tiles = (int)ceil_div(each, ceil_div(each, most)), rows = UNIT * tiles + a->T;
+    while (shift < SHIFT_MOST && rows << (shift + 1) <= room) shift++;
+    struct ring_shape s = { tiles, shift, (rows << shift) * 16, tiles * ROW_SUMS, 0 };
+    s.front = (int)ceil_div(s.sums + table, 128) * 128;
+    gpu_launch_early(gemv_mma<E, M, N>, dim3((unsigned)blocks), THREADS,
+                     (size_t)(s.front + s.stage * STAGES * GROUPS), stream_of(kc), *a, s);
+}
+
+template <class E> static void gemv_mma_tokens(struct kctx *kc, const struct gemv_args *a)
+{
+    if (a->T <= 16)
+        gemv_mma_launch<E, 1, 4>(kc, a);
+    else if (a->T <= 32)
+        gemv_mma_launch<E, 2, 8>(kc, a);
+    else
+        gemv_mma_launch<E, 4, 4>(kc, a);
+}
 
 bool gemv_mma_takes(const struct gemv *g)
 {
     const int type = g->x.type;
-    return (type == DT_BF16 || type == DT_F16) && g->w[0].type == type && g->w[0].n[1] % COLUMNS == 0;
-}
-
-/* Steps whose loads are under way together. */
-template <int M, int N> struct gemv_steps {
-    enum { N_STEPS = M * N >= 16 ? 1 : M * N >= 8 ? 2 : 4 };
-};
-
-/* This lane's weights of the steps from column k on: w has its rows at its first column. */
-template <class E, int M, int U>
-__device__ inline void load_weights(gpu_16bytes (&part)[U][2 * M], const E *const (&w)[2 * M], int k, int I)
-{
-#pragma unroll
-    for (int u = 0; u < U; u++)
-#pragma unroll
-        for (int m = 0; m < 2 * M; m++)
-            if (k + u * WARPS * COLUMNS < I) part[u][m] = bytes_load_once(w[m] + k + u * WARPS * COLUMNS);
-}
-
-/* A warp's sums of its columns. */
-template <class E, int M, int N>
-__device__ inline void gemv_columns(const gemv_args &a, float (&acc)[M][N][4], const E *const (&w)[2 * M],
-                                    int warp)
-{
-    enum { U = gemv_steps<M, N>::N_STEPS, STEP = WARPS * COLUMNS };
-    const int lane = (int)threadIdx.x % 32, g = lane / 4, first = LANES * (lane % 4);
-    const E *x = (const E *)a.x.p + (int64_t)g * a.I + first;
-    gpu_16bytes part[U][2 * M];
-    load_weights<E, M, U>(part, w, warp * COLUMNS, a.I);
-    gpu_wait_for_previous();
-    for (int k0 = warp * COLUMNS; k0 < a.I; k0 += U * STEP) {
-        gpu_16bytes in[U][N];
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            const int k = k0 + u * STEP < a.I ? k0 + u * STEP : k0;
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                in[u][n] = {};
-                if (g + n * TOKENS < a.T)
-                    in[u][n] = *(const gpu_16bytes *)(x + (int64_t)n * TOKENS * a.I + k);
-            }
-        }
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            if (k0 + u * STEP >= a.I) break;
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-#pragma unroll
-                for (int m = 0; m < M; m++) {
-                    const uint32_t *lo = part[u][2 * m].u, *hi = part[u][2 * m + 1].u, *b = in[u][n].u;
-                    const uint32_t a0[4] = { lo[0], hi[0], lo[1], hi[1] },
-                                   a1[4] = { lo[2], hi[2], lo[3], hi[3] };
-                    mma<E>(acc[m][n], a0, b[0], b[1]);
-                    mma<E>(acc[m][n], a1, b[2], b[3]);
-                }
-            }
-        }
-        load_weights<E, M, U>(part, w, k0 + U * STEP, a.I);
-    }
-}
-
-/* part[warp][16 M rows][tokens] */
-template <class E, int M, int N> __global__ __launch_bounds__(BLOCK) void gemv_mma(gemv_args a)
-{
-    GPU_SHARED(float, part);
-    enum {
-        ROWS = 16 * M,
-        WIDTH = N * TOKENS + 1 /* so that rows start in different banks */,
-        TILE = ROWS * WIDTH
-    };
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int first = (int)blockIdx.x * ROWS, rows = min((int)ROWS, a.rows - first);
-    const E *w[2 * M];
-    float acc[M][N][4] = {};
-#pragma unroll
-    for (int m = 0; m < 2 * M; m++) w[m] = gemv_row<E>(a, first + min(8 * m + g, rows - 1)) + LANES * q;
-    gpu_let_next();
-    gemv_columns<E, M, N>(a, acc, w, warp);
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                part[warp * TILE + (16 * m + g + i / 2 * 8) * WIDTH + n * TOKENS + 2 * q + i % 2] =
-                    acc[m][n][i];
-    }
-    __syncthreads();
-    gemv_finish(a, part, NULL, first, rows, WIDTH, WARPS, TILE, 0);
-}
-
-template <class E, int M, int N> static void gemv_mma_launch(struct kctx *kc, const struct gemv_args *a)
-{
-    enum { ROWS = 16 * M, SUMS = ROWS * (N * TOKENS + 1) };
-    gpu_launch_early(gemv_mma<E, M, N>, dim3((unsigned)ceil_div(a->rows, ROWS)), BLOCK,
-                     WARPS * SUMS * sizeof(float), stream_of(kc), *a);
-}
-
-/* More rows of w to a block where there are many tokens, whose x would else be read too often, as long as the
- * device is full. */
-template <class E> static void gemv_mma_tokens(struct kctx *kc, const struct gemv_args *a)
-{
-    const bool many = a->rows >= 64 * dev_units(kc->dev);
-    if (a->T <= TOKENS)
-        gemv_mma_launch<E, 1, 1>(kc, a);
-    else if (a->T <= 2 * TOKENS)
-        gemv_mma_launch<E, 2, 2>(kc, a);
-    else if (a->T <= 4 * TOKENS)
-        (many ? gemv_mma_launch<E, 4, 4> : gemv_mma_launch<E, 2, 4>)(kc, a);
-    else
-        gemv_mma_launch<E, 2, 8>(kc, a);
+    return (type == DT_BF16 || type == DT_F16) && g->w[0].type == type && g->w[0].n[1] % LANES == 0;
 }
 
 void gemv_mma_run(struct kctx *kc, const struct gemv *g)

@@ -1,6 +1,5 @@
 /* The matrix units of NVIDIA's sm_80 and later, a warp at a time: D[16,8] += A[16,16] B[16,8] in bf16 or f16
- * with f32 sums (PTX ISA, "mma.m16n8k16"), loads of fragments from shared memory, and copies into it that do
- * not pass through registers.
+ * with f32 sums (PTX ISA, "mma.m16n8k16"), and loads of fragments from shared memory.
  *
  * Fragments, by lane: g = lane / 4, q = lane % 4.
  *   A  a[0] rows g, a[1] rows g + 8, both columns 2q, 2q + 1; a[2], a[3] the same, columns + 8
@@ -59,21 +58,6 @@ __device__ inline void ldmatrix_t(uint32_t (&r)[4], uint32_t at)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at));
-}
-
-__device__ inline uint32_t shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-
-/* 16 bytes from device to shared memory, or zeros; to be waited for by copy_wait. */
-__device__ inline void copy_16(uint32_t to, const void *from, bool there)
-{
-    const int n = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n) : "memory");
-}
-__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/* Until at most n of this thread's groups are under way. */
-template <int n> __device__ inline void copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
 
 /* ---- tiles [rows][D] in shared memory, aligned to 128 bytes. The 16-byte pieces of a row are permuted by
@@ -143,6 +127,48 @@ __device__ inline float exp2_fast(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+/* ---- rows of attention */
+
+/* Over the 4 lanes of a row. */
+__device__ inline float quad_max(float v)
+{
+    v = fmaxf(v, gpu_shfl_xor(v, 1));
+    return fmaxf(v, gpu_shfl_xor(v, 2));
+}
+__device__ inline float quad_sum(float v)
+{
+    v += gpu_shfl_xor(v, 1);
+    return v + gpu_shfl_xor(v, 2);
+}
+
+__device__ inline int warp_least(int v)
+{
+#pragma unroll
+    for (int m = 16; m > 0; m /= 2) v = min(v, gpu_shfl_xor(v, m));
+    return v;
+}
+
+/* The queries from t0 on that have one sequence, up to t1; by a warp. */
+__device__ inline reach warp_reach(const attn &a, int t0, int t1)
+{
+    reach r = { t0, min(t1, a.T), 0x7fffffff, 0, 0, 0x7fffffff };
+    const int lane = (int)threadIdx.x % 32;
+    if (a.pages) {
+        int end = r.t1;
+        for (int t = t0 + lane; t < r.t1; t += 32)
+            if (attn_table(a, t) != attn_table(a, t0)) end = min(end, t);
+        r.t1 = warp_least(end);
+    }
+    for (int t = t0 + lane; t < r.t1; t += 32) {
+        const int2 range = attn_range(a, t);
+        r.lo = min(r.lo, range.x), r.in = max(r.in, range.x);
+        r.hi = max(r.hi, range.y), r.out = min(r.out, range.y);
+    }
+    r.lo = warp_least(r.lo), r.hi = -warp_least(-r.hi);
+    r.in = -warp_least(-r.in), r.out = warp_least(r.out);
+    return r;
 }
 
 #endif

@@ -106,6 +106,32 @@ __device__ inline void store8(T *p, const float (&v)[LANES], int64_t i, int64_t 
     }
 }
 
+/* ---- copies of 16 bytes from device to shared memory that do not pass through registers, where the card has such:
+ * they are there when copy_wait has been called, and for other threads behind a barrier that follows. Each thread's
+ * copies between two commits are a group. */
+
+#if GPU_HAS_MMA
+__device__ inline uint32_t shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+/* Or zeros. */
+__device__ inline void copy_16(uint32_t to, const void *from, bool there)
+{
+    const int n = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n) : "memory");
+}
+__device__ inline void bytes_copy(gpu_16bytes *to, const void *from) { copy_16(shared_at(to), from, true); }
+__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/* Until at most n of this thread's groups are under way. */
+template <int n> __device__ inline void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+#else
+__device__ inline void bytes_copy(gpu_16bytes *to, const void *from) { *to = *(const gpu_16bytes *)from; }
+__device__ inline void copy_commit() {}
+template <int n> __device__ inline void copy_wait() {}
+#endif
+
 /* ---- numbers of a type that is known at run time. p NULL: absent */
 
 struct view {
