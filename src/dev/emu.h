@@ -44,6 +44,8 @@ static inline uint2 make_uint2(unsigned x, unsigned y) { return { x, y }; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return { x, y, z, w }; }
 static inline int2 make_int2(int x, int y) { return { x, y }; }
 static inline int4 make_int4(int x, int y, int z, int w) { return { x, y, z, w }; }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 

@@ -4,16 +4,22 @@
  * one pass over it (G at a time). The blocks take a query's shares in turn; how many blocks there are changes
  * no bit.
  *
+ * A group of lanes has a key at a time, AT_ONCE of them in a round; what a thread will need of the next ROUNDS
+ * rounds is on its way into places of its own in shared memory, beyond the end of a share too, so that nobody waits
+ * for anybody.
+ *
  * Which shares there are depends on the range in device memory: a captured step stays right as the cache
  * grows. Scratch: the shares' results. */
 #include "kern/gpu/attn.h"
 
 enum {
-    SHARE = 64,    /* keys of a share at least: one round of loads */
+    SHARE = 128,   /* keys of a share at least */
     SHARES = 64,   /* of a query at most, if its store is full */
-    BLOCKS = 1024, /* enough to keep any device reading */
-    AT_ONCE = 4,   /* keys that a group of lanes has under way */
+    THREADS = 128,
+    BLOCKS = 2048, /* enough to keep any device reading */
+    AT_ONCE = 4,   /* keys of a group in a round */
     HEAD_MAX = LANES * 32,
+    ROUNDS = GPU_COPIES ? 4 : 1,
 };
 
 bool attn_split_takes(const struct attn *a) { return a->D <= HEAD_MAX; }
@@ -52,56 +58,93 @@ __device__ inline void partial_add(partial<G> &p, const float (&s)[G][AT_ONCE],
 }
 
 /* A row's 8 numbers from column c on. Without WIDE one by one, and zeros beyond the row. */
-template <bool WIDE, class C> __device__ inline gpu_pack<C> row_load(const C *row, int c, int D)
+template <bool WIDE, class C> __device__ inline void row_copy(gpu_pack<C> *to, const C *row, int c, int D)
 {
     if constexpr (WIDE) {
-        return pack_load(row + (c < D ? c : 0)); /* beyond it q is 0, and what becomes of v is not read */
-    } else {
-        gpu_pack<C> r;
+        row += c < D ? c : 0; /* beyond it q is 0, and what becomes of v is not read */
 #pragma unroll
-        for (int j = 0; j < LANES; j++) r.v[j] = c + j < D ? row[c + j] : gpu_from<C>(0.0f);
-        return r;
+        for (int i = 0; i < (int)(sizeof *to / 16); i++)
+            bytes_copy((gpu_16bytes *)to + i, (const gpu_16bytes *)row + i);
+    } else {
+#pragma unroll
+        for (int j = 0; j < LANES; j++) to->v[j] = c + j < D ? row[c + j] : gpu_from<C>(0.0f);
     }
 }
 
-/* The keys [from, to), every `groups`-th from `first` on. All loads are under way before the first is used.
- */
-template <int G, class C, bool WIDE>
-__device__ inline void read_keys(partial<G> &p, const attn &a, const float (&q)[G][LANES], int kv, int from,
-                                 int to, int first, int groups, int lanes, const int32_t *table)
+/* Where a block is in its keys: the next round's first, the end of its share. */
+struct keys_place {
+    int share, at, to;
+};
+
+__device__ inline keys_place keys_from(int share, int length, int2 range)
+{
+    const int at = range.x + share * length;
+    return { share, at, min(at + length, range.y) };
+}
+
+/* True if that was the last of a share. */
+__device__ inline bool keys_advance(keys_place &p, int step, int length, int2 range)
+{
+    p.at += step;
+    if (p.at < p.to) return false;
+    p = keys_from(p.share + (int)gridDim.x, length, range);
+    return true;
+}
+
+/* A thread's part of a round of keys, [key][k, v], THREADS apart. */
+template <class C, bool WIDE>
+__device__ inline void round_copy(gpu_pack<C> *to, const attn &a, int kv, const keys_place &p, int lanes,
+                                  const int32_t *table)
 {
     const C *k = (const C *)a.k.p + (int64_t)kv * a.D, *v = (const C *)a.v.p + (int64_t)kv * a.D;
-    const int64_t row = (int64_t)a.K * a.D;
-    const int c = (int)threadIdx.x % lanes * LANES;
-    for (int s0 = from; s0 < to; s0 += groups * AT_ONCE) { /* the same turns for all lanes of a warp */
-        gpu_pack<C> kr[AT_ONCE], vr[AT_ONCE];
-        float s[G][AT_ONCE];
+    const int c = (int)threadIdx.x % lanes * LANES, groups = THREADS / lanes;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const int key = s0 + first + i * groups;
-            const int64_t at = attn_row(table, key < to ? key : to - 1) * row;
-            kr[i] = row_load<WIDE>(k + at, c, a.D);
-            vr[i] = row_load<WIDE>(v + at, c, a.D);
+    for (int i = 0; i < AT_ONCE; i++) {
+        const int key = p.at + (int)threadIdx.x / lanes + i * groups;
+        const int64_t at = attn_row(table, min(key, p.to - 1)) * a.K * a.D;
+        row_copy<WIDE>(to + 2 * i * THREADS, k + at, c, a.D);
+        row_copy<WIDE>(to + (2 * i + 1) * THREADS, v + at, c, a.D);
+    }
+}
+
+/* The same when it is there. */
+template <int G, class C>
+__device__ inline void round_add(partial<G> &p, const gpu_pack<C> *from, const float (&q)[G][LANES],
+                                 const keys_place &place, int lanes)
+{
+    float s[G][AT_ONCE];
+    gpu_pack<C> v[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+        const gpu_pack<C> k = pack_load(from[2 * i * THREADS].v);
+        v[i] = pack_load(from[(2 * i + 1) * THREADS].v);
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            s[g][i] = 0;
+#pragma unroll
+            for (int j = 0; j < LANES; j++) s[g][i] += q[g][j] * gpu_float(k.v[j]);
         }
+    }
+    for (int m = lanes / 2; m > 0; m /= 2)
 #pragma unroll
         for (int g = 0; g < G; g++)
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                s[g][i] = 0;
+            for (int i = 0; i < AT_ONCE; i++) s[g][i] += gpu_shfl_xor(s[g][i], m);
 #pragma unroll
-                for (int j = 0; j < LANES; j++) s[g][i] += q[g][j] * gpu_float(kr[i].v[j]);
-            }
-        for (int m = lanes / 2; m > 0; m /= 2)
+    for (int g = 0; g < G; g++)
 #pragma unroll
-            for (int g = 0; g < G; g++)
+        for (int i = 0; i < AT_ONCE; i++)
+            if (place.at + (int)threadIdx.x / lanes + i * (THREADS / lanes) >= place.to) s[g][i] = -INFINITY;
+    partial_add(p, s, v);
+}
+
+template <int G> __device__ inline void partial_clear(partial<G> &p)
+{
 #pragma unroll
-                for (int i = 0; i < AT_ONCE; i++) s[g][i] += gpu_shfl_xor(s[g][i], m);
+    for (int g = 0; g < G; g++) {
+        p.top[g] = -INFINITY, p.sum[g] = 0;
 #pragma unroll
-        for (int g = 0; g < G; g++)
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++)
-                if (s0 + first + i * groups >= to) s[g][i] = -INFINITY;
-        partial_add(p, s, vr);
+        for (int j = 0; j < LANES; j++) p.acc[g][j] = 0;
     }
 }
 
@@ -111,7 +154,7 @@ template <int G>
 __device__ inline void share_store(const attn &a, const shares &out, const partial<G> &p, int g, float *mem,
                                    int lanes, int64_t at)
 {
-    const int groups = BLOCK / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x % lanes;
+    const int groups = THREADS / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x % lanes;
     const int width = lanes * LANES + 1;
     float *mine = mem + groups + group * width, top = -INFINITY;
     __syncthreads();
@@ -123,7 +166,7 @@ __device__ inline void share_store(const attn &a, const shares &out, const parti
 #pragma unroll
     for (int j = 0; j < LANES; j++) mine[1 + lane * LANES + j] = p.acc[g][j] * fade;
     __syncthreads();
-    for (int c = (int)threadIdx.x; c <= a.D; c += BLOCK) { /* column 0 is the sum */
+    for (int c = (int)threadIdx.x; c <= a.D; c += THREADS) { /* column 0 is the sum */
         float total = 0;
         for (int i = 0; i < groups; i++) total += mem[groups + i * width + c];
         if (c == 0)
@@ -136,15 +179,26 @@ __device__ inline void share_store(const attn &a, const shares &out, const parti
 
 /* Block (turn, key/value head and its queries, token). `lanes`: a power of two that covers a head. */
 template <int G, class C, bool WIDE>
-__global__ __launch_bounds__(BLOCK) void split(attn a, shares out, int lanes)
+__global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes)
 {
-    GPU_SHARED(float, mem);
+    GPU_SHARED(gpu_pack<C>, mem);
     const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z;
     gpu_let_next();
     gpu_wait_for_previous();
     const int2 range = attn_range(a, t);
-    float q[G][LANES];
-    if (range.x + (int)blockIdx.x * out.length >= range.y) return;
+    const int32_t *table = attn_table(a, t);
+    const int step = THREADS / lanes * AT_ONCE;
+    keys_place get = keys_from((int)blockIdx.x, out.length, range), put = get;
+    gpu_pack<C> *mine = mem + threadIdx.x;
+    float *sums = (float *)(mem + ROUNDS * AT_ONCE * 2 * THREADS), q[G][LANES];
+    partial<G> p;
+    if (get.at >= range.y) return;
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) {
+        if (put.at < range.y) round_copy<C, WIDE>(mine + i * AT_ONCE * 2 * THREADS, a, kv, put, lanes, table);
+        copy_commit();
+        keys_advance(put, step, out.length, range);
+    }
 #pragma unroll
     for (int g = 0; g < G; g++) {
         const view row = view_at(a.q, ((int64_t)t * a.H + head + g) * a.D);
@@ -152,21 +206,20 @@ __global__ __launch_bounds__(BLOCK) void split(attn a, shares out, int lanes)
 #pragma unroll
         for (int j = 0; j < LANES; j++) q[g][j] *= a.scale * LOG2E;
     }
-    for (int share = (int)blockIdx.x; range.x + share * out.length < range.y; share += (int)gridDim.x) {
-        const int from = range.x + share * out.length,
-                  to = from + out.length < range.y ? from + out.length : range.y;
-        partial<G> p;
-#pragma unroll
-        for (int g = 0; g < G; g++) {
-            p.top[g] = -INFINITY, p.sum[g] = 0;
-#pragma unroll
-            for (int j = 0; j < LANES; j++) p.acc[g][j] = 0;
-        }
-        read_keys<G, C, WIDE>(p, a, q, kv, from, to, (int)threadIdx.x / lanes, BLOCK / lanes, lanes,
-                              attn_table(a, t));
+    partial_clear(p);
+    for (int slot = 0; get.at < range.y; slot = (slot + 1) % ROUNDS) {
+        gpu_pack<C> *at = mine + slot * AT_ONCE * 2 * THREADS;
+        const int share = get.share;
+        copy_wait<ROUNDS - 1>();
+        round_add<G, C>(p, at, q, get, lanes);
+        if (put.at < range.y) round_copy<C, WIDE>(at, a, kv, put, lanes, table);
+        copy_commit();
+        keys_advance(put, step, out.length, range);
+        if (!keys_advance(get, step, out.length, range)) continue;
 #pragma unroll
         for (int g = 0; g < G; g++)
-            share_store(a, out, p, g, mem, lanes, ((int64_t)t * a.H + head + g) * out.n + share);
+            share_store(a, out, p, g, sums, lanes, ((int64_t)t * a.H + head + g) * out.n + share);
+        partial_clear(p);
     }
 }
 
@@ -197,13 +250,14 @@ template <class C>
 static void split_launch(struct kctx *kc, const struct attn *a, int group, int blocks,
                          const struct shares *out, int lanes)
 {
-    const int groups = BLOCK / lanes;
-    const size_t shared = (size_t)(groups * (lanes * LANES + 2)) * sizeof(float);
+    const int groups = THREADS / lanes;
+    const size_t shared = ROUNDS * AT_ONCE * 2 * THREADS * sizeof(gpu_pack<C>) +
+                          (size_t)(groups * (lanes * LANES + 2)) * sizeof(float);
     const dim3 grid((unsigned)blocks, (unsigned)(a->H / group), (unsigned)a->T);
     void (*kernel)(attn, shares, int) = a->wide ? split<1, C, true> : split<1, C, false>;
     if (group == 2) kernel = a->wide ? split<2, C, true> : split<2, C, false>;
     if (group == 4) kernel = a->wide ? split<4, C, true> : split<4, C, false>;
-    gpu_launch_early(kernel, grid, BLOCK, shared, stream_of(kc), *a, *out, lanes);
+    gpu_launch_early(kernel, grid, THREADS, shared, stream_of(kc), *a, *out, lanes);
 }
 
 void attn_split_fwd(struct kctx *kc, const struct attn *a)
