@@ -50,7 +50,7 @@ CUDA    ?= /usr/local/cuda
 ifeq ($(GPU),cuda)
 archs   := $(subst $(comma), ,$(or $(ARCH),80,89,90a))
 GPUFLAGS := -std=c++17 -O3 -g -lineinfo --expt-relaxed-constexpr -DGPU_WARP=32 -ccbin g++ -Werror all-warnings \
-            $(foreach a,$(archs),-gencode arch=compute_$a,code=sm_$a) \
+            $(if $(filter 90a,$(archs)),-DGPU_HAS_WGMMA=1) $(foreach a,$(archs),-gencode arch=compute_$a,code=sm_$a) \
             -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra,-Wshadow,-Wno-unused-function
 GPUCC   := $(CUDA)/bin/nvcc $(GPUFLAGS)
 GPULIBS := -L$(CUDA)/lib64 -lcudart_static -ldl -lrt

@@ -135,6 +135,8 @@ void gpu_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct te
     if (!a.T) return;
     if (kc->decode && attn_split_takes(&a))
         attn_split_fwd(kc, &a);
+    else if (attn_wgmma_takes(kc, &a))
+        attn_wgmma_fwd(kc, &a);
     else if (attn_mma_takes(&a))
         attn_mma_fwd(kc, &a);
     else

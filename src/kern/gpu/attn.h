@@ -1,6 +1,7 @@
-/* Attention on a GPU: three ways to the same result, chosen in attn.cu by type, head size and kctx.decode.
+/* Attention on a GPU: four ways to the same result, chosen in attn.cu by type, head size and kctx.decode.
  *
  *   attn_split.cu  decode: the keys of a query are divided among blocks, whose results are put together
+ *   attn_wgmma.cu  sm_90a, 16-bit types, heads of 64 and 128: larger tiles on its own matrix units
  *   attn_mma.cu    16-bit types, heads of 64 and 128: tiles on the matrix units (only where there are any)
  *   attn_tile.cu   anything: tiles in f32
  *
@@ -37,6 +38,9 @@ void attn_split_fwd(struct kctx *kc, const struct attn *a);
 bool attn_mma_takes(const struct attn *a);
 void attn_mma_fwd(struct kctx *kc, const struct attn *a);
 void attn_mma_bwd(struct kctx *kc, const struct attn_back *b);
+
+bool attn_wgmma_takes(const struct kctx *kc, const struct attn *a);
+void attn_wgmma_fwd(struct kctx *kc, const struct attn *a);
 
 void attn_tile_fwd(struct kctx *kc, const struct attn *a);
 void attn_tile_bwd(struct kctx *kc, const struct attn_back *b);
