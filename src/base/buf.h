@@ -28,3 +28,7 @@ int buf_check(const struct buf *b, const char *what, struct err *e); /* 0, or ER
 
 /* Whole file into memory, at most `max` bytes; the caller frees *ret. A NUL is put after the end. */
 int file_read(char **ret, size_t *n, const char *path, size_t max, struct err *e);
+
+/* One write to the end of a file that is open with O_APPEND, whole or not at all: what a full disk took of it is taken
+ * back, so that the next line does not go on from half a one. */
+bool file_append(int fd, const void *p, size_t n);

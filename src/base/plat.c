@@ -19,6 +19,22 @@ double plat_now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+void plat_cond_init(pthread_cond_t *c)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(c, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+bool plat_cond_wait(pthread_cond_t *c, pthread_mutex_t *m, double until_s)
+{
+    const time_t s = (time_t)until_s;
+    const struct timespec until = { s, (long)((until_s - (double)s) * 1e9) };
+    return pthread_cond_timedwait(c, m, &until) == 0;
+}
+
 const char *env_get(enum env_name name)
 {
     static const char *const names[] = {

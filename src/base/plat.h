@@ -1,10 +1,14 @@
 /* The machine: clock, cores, memory, environment. The only file that reads the environment. */
 #pragma once
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 double plat_now_s(void); /* monotonic, seconds */
+/* A condition that is waited for by that clock: who sets the one on the wall changes nothing. */
+void plat_cond_init(pthread_cond_t *c);
+bool plat_cond_wait(pthread_cond_t *c, pthread_mutex_t *m, double until_s); /* false: it is until_s */
 
 /* Threads that kernels should use: the cores this process may run on, less where a container's CPU quota or
  * the limit on processes (RLIMIT_NPROC, 64 on some clusters) leaves fewer, or where OMP_NUM_THREADS asks for

@@ -214,7 +214,6 @@ static void *sweep(void *arg)
     struct controller *c = arg;
     pthread_mutex_lock(&c->lock);
     while (!c->closing) {
-        struct timespec until;
         double now = plat_now_s();
         for (struct worker **at = &c->workers; *at;) {
             if (!stale(*at, now)) {
@@ -224,9 +223,7 @@ static void *sweep(void *arg)
             journal_info(c->journal, "Remove worker without heartbeat: %s", (*at)->name);
             drop(c, at);
         }
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec++;
-        pthread_cond_timedwait(&c->stop, &c->lock, &until);
+        plat_cond_wait(&c->stop, &c->lock, plat_now_s() + 1);
     }
     pthread_mutex_unlock(&c->lock);
     return NULL;
@@ -519,7 +516,7 @@ int controller_open(struct controller **ret, enum dispatch how, struct client *c
     clock_gettime(CLOCK_REALTIME, &now);
     rng_seed(&c->rng, (uint64_t)now.tv_sec * 1000000007u ^ (uint64_t)now.tv_nsec);
     pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->stop, NULL);
+    plat_cond_init(&c->stop);
     c->swept = pthread_create(&c->sweeper, NULL, sweep, c) == 0;
     if (!c->swept) {
         controller_close(c);

@@ -159,7 +159,7 @@ static void log_access(struct exchange *x)
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
     size_t len = text ? strlen(text) : 0;
     if (text) text[len] = '\n'; /* one write a line: lines of several threads do not mix */
-    if (!text || write(s->log_fd, text, len + 1) != (ssize_t)len + 1) atomic_fetch_add(&s->log_errors, 1);
+    if (!text || !file_append(s->log_fd, text, len + 1)) atomic_fetch_add(&s->log_errors, 1);
     free(text);
     json_decref(line);
 }

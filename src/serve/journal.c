@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/buf.h"
+
 enum { DAY_S = 24 * 3600 };
 
 struct journal {
@@ -81,7 +83,7 @@ static void line(struct journal *j, const char *level, const char *fmt, va_list 
     pthread_mutex_lock(&j->lock);
     turn(j, now);
     /* One write a line. Where the disk is full the line is lost: there is no better place to say so. */
-    if (j->fd >= 0 && write(j->fd, text, len + 1) < 0) (void)0;
+    if (j->fd >= 0) file_append(j->fd, text, len + 1);
     if (write(STDERR_FILENO, text, len + 1) < 0) (void)0;
     pthread_mutex_unlock(&j->lock);
 }

@@ -42,7 +42,7 @@ static bool write_file(const char *path, int flags, const void *p, size_t n)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
     if (fd < 0) return errno == EEXIST;
-    bool ok = write(fd, p, n) == (ssize_t)n;
+    bool ok = flags & O_APPEND ? file_append(fd, p, n) : write(fd, p, n) == (ssize_t)n;
     if (close(fd) != 0) ok = false;
     if (!ok && flags & O_EXCL) unlink(path); /* half a picture is none */
     return ok;

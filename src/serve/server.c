@@ -482,11 +482,7 @@ int server_open(struct server **ret, const struct server_options *o, const struc
     s->salt = (uint64_t)now.tv_sec * 1000000007u ^ (uint64_t)now.tv_nsec << 20 ^ (uint64_t)getpid();
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->job, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->calm, &attr);
-    pthread_condattr_destroy(&attr);
+    plat_cond_init(&s->calm);
     signal(SIGPIPE, SIG_IGN);
     TRY(read_keys(s, e));
     TRY(read_tls(s, e));
@@ -508,12 +504,8 @@ bool server_is_tls(const struct server *s) { return s->cert != NULL; }
 /* Waits until nothing is under way, at most wait_s. Called with s->lock held. */
 static bool calm(struct server *s, double wait_s)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += (time_t)wait_s;
-    until.tv_nsec += (long)((wait_s - (double)(time_t)wait_s) * 1e9);
-    if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
-    while (s->n_active && pthread_cond_timedwait(&s->calm, &s->lock, &until) == 0);
+    const double until_s = plat_now_s() + wait_s;
+    while (s->n_active && plat_cond_wait(&s->calm, &s->lock, until_s));
     return !s->n_active;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/plat.h"
 #include "serve/base64.h"
 #include "serve/fields.h"
 #include "serve/protocol.h"
@@ -249,16 +250,6 @@ static bool beat(struct worker_node *w)
     return known || register_once(w);
 }
 
-static struct timespec in(double s)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    t.tv_sec += (time_t)s;
-    t.tv_nsec += (long)((s - (double)(time_t)s) * 1e9);
-    if (t.tv_nsec >= 1000000000) t.tv_nsec -= 1000000000, t.tv_sec++;
-    return t;
-}
-
 static void *beat_main(void *ctx)
 {
     struct worker_node *w = ctx;
@@ -269,10 +260,10 @@ static void *beat_main(void *ctx)
         pthread_mutex_unlock(&w->lock);
         known = known ? beat(w) : register_once(w);
         pthread_mutex_lock(&w->lock);
-        struct timespec until = in(known ? PROTOCOL_BEAT_S : AGAIN_S);
-        while (!w->closing && !(known && w->changed) && pthread_cond_timedwait(&w->wake, &w->lock, &until) == 0);
-        until = in(0.1); /* a change is told when it has settled, and a hundred in a row once */
-        while (!w->closing && w->changed && pthread_cond_timedwait(&w->wake, &w->lock, &until) == 0);
+        double until_s = plat_now_s() + (known ? PROTOCOL_BEAT_S : AGAIN_S);
+        while (!w->closing && !(known && w->changed) && plat_cond_wait(&w->wake, &w->lock, until_s));
+        until_s = plat_now_s() + 0.1; /* a change is told when it has settled, and a hundred in a row once */
+        while (!w->closing && w->changed && plat_cond_wait(&w->wake, &w->lock, until_s));
     }
     pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -297,7 +288,7 @@ int worker_open(struct worker_node **ret, const struct worker_options *o, struct
     w->g = g;
     w->journal = j;
     pthread_mutex_init(&w->lock, NULL);
-    pthread_cond_init(&w->wake, NULL);
+    plat_cond_init(&w->wake);
     journal_info(j, "Loading the model %s on worker %s ...", gen_info(g)->name, o->id);
     if (o->controller) gen_on_change(g, changed, w);
     *ret = w;

@@ -27,7 +27,8 @@ class Server:
         self.folder = tempfile.TemporaryDirectory(prefix="llava-serve-")
         self.lines = []
         args = list(args) + (["--port", "0"] if "--port" not in args else [])
-        self.p = subprocess.Popen([LLAVA, *args, "--log-dir", self.folder.name], stdin=subprocess.DEVNULL,
+        args += ["--log-dir", self.folder.name] if "--log-dir" not in args else []
+        self.p = subprocess.Popen([LLAVA, *args], stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                   env={**os.environ, **(env or {})})
         threading.Thread(target=self._read, daemon=True).start()
