@@ -151,12 +151,24 @@ out:
     return rc;
 }
 
+/* The place behind the stop token that ends an answer, looked up in the ids from `from` on: 0 where max_length has cut
+ * it off, or where the answer has the stop's text itself, so that the first is not the last. */
+static size_t stop_behind(struct span prompt, const struct conv_span *answer, struct span stop, int32_t stop_id,
+                          const struct ids *ids, size_t from)
+{
+    const struct span said = { prompt.p + answer->begin, answer->end - answer->begin };
+    if (said.n < stop.n || span_find(said, 0, stop) != said.n - stop.n) return 0;
+    while (from < ids->n && ids->p[from] != stop_id) from++;
+    return from < ids->n ? from + 1 : 0;
+}
+
 static int learn_answers(const struct supervise *s, const struct conv *c, const struct conv_span *span,
                          struct span prompt, size_t n_images, const struct ids *ids, struct ids *labels,
                          struct err *e)
 {
     const struct span stop = span_of(conv_stop(c->tpl));
-    const bool special = tokenizer_is_special(s->tokenizer, tokenizer_find(s->tokenizer, stop.p));
+    const int32_t stop_id = tokenizer_find(s->tokenizer, stop.p);
+    const bool special = tokenizer_is_special(s->tokenizer, stop_id);
     struct cursor at = { 0 };
     int cut = 0;
     for (size_t i = 1; i < c->n; i += 2) {
@@ -164,7 +176,8 @@ static int learn_answers(const struct supervise *s, const struct conv *c, const 
         int rc;
         if (c->message[i].n == 0) continue;
         if ((rc = token_at(s, &at, prompt, span[i].begin, n_images, &from, e)) < 0) return rc;
-        if ((rc = token_at(s, &at, prompt, span[i].end, n_images, &to, e)) < 0) return rc;
+        to = special ? stop_behind(prompt, &span[i], stop, stop_id, ids, from) : 0;
+        if (!to && (rc = token_at(s, &at, prompt, span[i].end, n_images, &to, e)) < 0) return rc;
         cut += learn(s, ids, labels, from, to);
         if (special) at = (struct cursor){ span[i].end, to, stop };
     }
