@@ -7,6 +7,7 @@ PyTorch runs the step as transformers and torch.optim.AdamW do: frozen tower wit
 on the CPU; adapters as peft. Ours is `llava train`. All records are one, so that the order does not matter: the losses of all
 steps must agree to 1e-3. Prints both times a step (the median; pictures are decoded ahead in both) and their ratio.
 
+The peer uses what its version has (F.scaled_dot_product_attention since 2.0).
 Debian's PyTorch takes its products from libblas: with libopenblas0 it is ten times as fast as without, so install that.
 """
 import argparse
@@ -75,6 +76,8 @@ class Peer:
     def attend(q, k, v, mask):
         split = lambda x: x.unflatten(-1, (H, -1)).transpose(1, 2)
         q, k, v = split(q), split(k), split(v)
+        if hasattr(F, "scaled_dot_product_attention"):  # since 2.0, and what transformers uses there
+            return F.scaled_dot_product_attention(q, k, v, is_causal=mask is not None).transpose(1, 2).flatten(2)
         s = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         return ((s + mask if mask is not None else s).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
