@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/err.h"
@@ -34,6 +35,12 @@ LOG_FN(log_debug, LOG_DEBUG, "")
 LOG_FN(log_info, LOG_INFO, "")
 LOG_FN(log_warn, LOG_QUIET, "warning: ")
 
+int log_columns(void)
+{
+    struct winsize w;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col : 80;
+}
+
 void progress_begin(struct progress *p, const char *what, const char *unit, int64_t total)
 {
     double now = plat_now_s();
@@ -43,24 +50,30 @@ void progress_begin(struct progress *p, const char *what, const char *unit, int6
 
 static void progress_draw(struct progress *p, double now)
 {
-    enum { NAME = 24, BAR = 16 }; /* with the figures a line of less than 80 columns */
+    enum { NAME = 24, BAR = 16, LINE = 200 }; /* with the figures less than 80 columns; of what is narrower, less */
     bool bytes = !strcmp(p->unit, "B");
     size_t n_what = strlen(p->what);
     const char *what = n_what > NAME ? p->what + n_what - NAME : p->what; /* the end of a file's name tells most */
     double k = bytes ? 1e-6 : 1, rate = (double)(p->done - p->first) * k / (now - p->start_s + 1e-9);
     const char *unit = bytes ? "MB" : p->unit;
-    char bar[BAR + 1] = "", left[40] = "";
+    char bar[BAR + 1] = "", left[40] = "", line[LINE];
+    int len;
     if (p->total > 0) {
         int n = (int)(BAR * p->done / p->total);
         memset(bar, '#', (size_t)n);
         memset(bar + n, '.', (size_t)(BAR - n));
-        if (rate > 0) snprintf(left, sizeof left, ", %.0f s left", (double)(p->total - p->done) * k / rate);
+        const double s = rate > 0 ? (double)(p->total - p->done) * k / rate : 0;
+        if (s >= 100) snprintf(left, sizeof left, ", %.0f min left", s / 60);
+        else if (rate > 0) snprintf(left, sizeof left, ", %.0f s left", s);
     }
-    if (p->tty) fprintf(stderr, "\r\033[K%s [%s] ", what, bar);
-    else fprintf(stderr, "llava: %s ", p->what);
-    if (p->total > 0) fprintf(stderr, "%.0f/%.0f %s", (double)p->done * k, (double)p->total * k, unit);
-    else fprintf(stderr, "%.0f %s", (double)p->done * k, unit);
-    fprintf(stderr, " %.1f %s/s%s%s", rate, unit, p->done == p->total ? "" : left, p->tty ? "" : "\n");
+    if (p->tty) len = snprintf(line, LINE, "%s [%s] ", what, bar);
+    else len = snprintf(line, LINE, "llava: %.100s ", p->what);
+    len += snprintf(line + len, (size_t)(LINE - len), "%.0f", (double)p->done * k);
+    if (p->total > 0) len += snprintf(line + len, (size_t)(LINE - len), "/%.0f", (double)p->total * k);
+    snprintf(line + len, (size_t)(LINE - len), bytes ? " %s %.1f MB/s%s" : " %s, %.0f/s%s", unit, rate,
+             p->done == p->total ? "" : left);
+    if (p->tty) fprintf(stderr, "\r\033[K%.*s", log_columns() - 1, line);
+    else fprintf(stderr, "%s\n", line);
     fflush(stderr);
     p->shown = true;
     p->last_s = now;

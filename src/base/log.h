@@ -14,8 +14,10 @@ void log_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+int log_columns(void); /* of the terminal on stderr; 80 where it is none */
+
 /* A progress bar on a terminal (redrawn at most 10 times a second); on a file, a plain line at most every 10 s and
- * one at the end. unit: "B" prints as MB, anything else as it is. */
+ * one at the end; cut to the terminal's width. unit: "B" prints as MB, anything else as it is. */
 struct progress {
     const char *what, *unit;
     int64_t done, total; /* total 0: unknown */

@@ -5,7 +5,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -63,12 +62,6 @@ void show_clear(struct show *s)
     s->drawn = false;
 }
 
-static int columns(void)
-{
-    struct winsize w;
-    return ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col : 80;
-}
-
 /* One line of the terminal, whatever its width: as many parts as fit beside a short bar, which takes what is left. */
 void show_step(struct show *s, const struct shown *v)
 {
@@ -79,7 +72,7 @@ void show_step(struct show *s, const struct shown *v)
     if (!s->bar || (now - s->last_s < 0.1 && v->step < s->total)) return;
     s->last_s = now;
     describe(s, v, &t);
-    const int room = columns() - 4; /* brackets, a space, and the last column: some wrap there */
+    const int room = log_columns() - 4; /* brackets, a space, and the last column: some wrap there */
     int n = snprintf(text, sizeof text, "%lld/%lld", (long long)v->step, (long long)s->total);
     for (int i = 0; i < t.n && n + 2 + (int)strlen(t.part[i]) + SHORT <= room; i++)
         n += snprintf(text + n, sizeof text - (size_t)n, "  %s", t.part[i]);

@@ -1,5 +1,6 @@
 """What a terminal shows of a run: one line that fits its width and is redrawn, and nothing of the kind where there is none."""
 import fcntl
+import json
 import os
 import re
 import struct
@@ -47,6 +48,17 @@ with Temp() as tmp:
         ok(code == 0 and bars and max(map(len, bars)) < columns and all(re.match(r"\[[#.]{8,}\] \d+/20", b) for b in bars),
            f"{columns} columns", text[-2000:])
         ok(re.fullmatch(WHOLE, last), f"{columns} columns: full at the end, no part is cut", last)
+    # the check of the data: a bar of another kind, which must fit as well
+    with open(os.path.join(GOLDEN, "training/full.json"), encoding="utf-8") as f:
+        records = json.load(f)
+    for r in records:
+        r["conversations"][1]["value"] = "".join(chr(0x4E00 + i % 20000) for i in range(40000))
+    data = tmp.file("long.json", json.dumps(records * 5).encode())
+    for columns in (80, 40):
+        code, text = on_terminal(columns, *ARGS, "--dry_run", "True", "--data_path", data, "--threads", "1")
+        bars = [b for b in re.findall("checking the data[^\r\n]*", text) if "model_max_length" not in b]
+        ok(code == 0 and bars and max(map(len, bars)) < columns and ("left" in bars[0] or columns < 80),
+           f"{columns} columns: the check of the data", text[-2000:])
     ok("MB" in seen[200], "all of it where there is room", seen[200])
     ok("tok/s" in seen[80] and "left" in seen[60] and "MB" not in seen[60], "the weightiest where not", seen)
     code, text = on_terminal(80, *ARGS, "--output_dir", os.path.join(tmp.path, "none"), "--disable_tqdm", "True")
