@@ -175,7 +175,7 @@ $(EXAMPLES): $(B)/%: $(B)/%.o $(B)/libllava.a
 	$(call link)
 
 # What runs on the emulated GPU in check-full.
-EMULATED := unit/choose unit/dev unit/gpu unit/step unit/code8 check/rows
+EMULATED := unit/choose unit/dev unit/gpu unit/pager unit/step unit/code8 check/rows
 .PHONY: emulated
 emulated: $(EMULATED:%=$(B)/tests/%)
 	@for t in $^; do $$t >$$t.log 2>&1 || { cat $$t.log; exit 1; }; done

@@ -67,7 +67,7 @@ static void add_rows(struct plan *p, struct trainee *t, struct step *s, const st
     add(p, PLAN_DEVICE, "gradients", k.gradients);
     if (t->muon) add(p, PLAN_DEVICE, "work space of Muon", muon_bytes(t->p, t->n));
     add(p, PLAN_DEVICE, "activations", step_plan(s));
-    add(p, PLAN_DEVICE, "kernels' scratch", step_scratch(s));
+    add(p, PLAN_DEVICE, "kernels' work space", step_scratch(s));
     add(p, PLAN_HOST, "f32 masters, away", k.masters_away);
     add(p, PLAN_HOST, "moments, away", k.moments_away);
     add(p, PLAN_HOST, "gradients, away", k.gradients_away);

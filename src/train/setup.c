@@ -86,7 +86,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
                : !strcmp(a->mm_patch_merge_type, "spatial") ? MERGE_SPATIAL : MERGE_UNPAD,
     };
     struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .linears_only = true,
-                              .bits = t->bits, .keep_dtype = t->dev != NULL };
+                              .bits = t->bits, .keep_dtype = t->card };
     struct llava_config c;
     if (a->random_start) return open_random(t, a, e);
     if (exists(t->dir, "adapter_config.json"))
@@ -342,9 +342,16 @@ static int choose_all(struct trainee *t, const struct train_args *a, struct err 
 
 static enum dtype precision_of(const struct train_args *a) { return a->bf16 ? DT_BF16 : a->fp16 ? DT_F16 : DT_F32; }
 
+/* Does a dry run ask about a device that was not opened? */
+static bool plans_card(const struct train_args *a)
+{
+    return a->dry_run && strcmp(a->device, "auto") != 0 && strcmp(a->device, "cpu") != 0;
+}
+
 static struct trainee trainee_new(const struct train_args *a, struct dev *dev)
 {
-    return (struct trainee){ .dev = dev, .dtype = precision_of(a), .bits = a->bits == 16 ? 0 : (int)a->bits };
+    return (struct trainee){ .dev = dev, .card = dev || plans_card(a), .dtype = precision_of(a),
+                             .bits = a->bits == 16 ? 0 : (int)a->bits };
 }
 
 int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e)
@@ -423,7 +430,7 @@ static int count_all(void *ctx, const struct bind_row *r, struct err *e)
 struct trainee_bytes trainee_count(struct trainee *t)
 {
     struct trainee_bytes b = { 0 };
-    struct counter c = { &b, placing(t), t->dev && !t->model.dev };
+    struct counter c = { &b, placing(t), t->card && !t->model.dev };
     llava_each(&t->model, count_all, &c, NULL);
     for (int i = 0; i < t->n; i++) {
         const size_t n = (size_t)tensor_count(t->p[i].param->w);

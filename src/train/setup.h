@@ -29,6 +29,7 @@ struct trained {
 struct trainee {
     struct llava_model model; /* until trainee_fill on the host; after it on dev, if there is one */
     struct dev *dev;         /* borrowed; NULL: the host */
+    bool card;               /* dev, or a dry run plans for one that is not here: nothing can run then */
     int bits;                /* of the language model's frozen linears; 0: as the files have them */
     struct tokenizer *tokenizer;
     const struct conv_template *tpl;

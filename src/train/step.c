@@ -14,6 +14,7 @@ enum {
     HEAD_ROWS = 128, DEVICE_HEAD_ROWS = 2048, /* rows of logits at a time */
     SCRATCH_BYTES = 1 << 30, DEVICE_SCRATCH_BYTES = 256 << 20, /* the host's is address space: pages are taken when a
                                                                   kernel touches them */
+    DEVICE_LIBRARY_BYTES = 64 << 20, /* what a library of matrix products takes, where it cannot be seen */
 };
 
 /* ---- from the host */
@@ -159,7 +160,7 @@ static struct tensor forward(struct op_ctx *o, const struct step *s)
     struct tensor kept = op_new_1d(o, DT_F32, in->n_targets); /* the way back gives the memory of layers back */
     struct tensor h = llama_forward(o, l, embed(o, s), &seq, NULL);
     struct tensor loss = op_linear_xent(o, op_gather(o, h, in->at), &l->head, in->target, in->weight,
-                                        s->kc.dev ? DEVICE_HEAD_ROWS : HEAD_ROWS);
+                                        s->card ? DEVICE_HEAD_ROWS : HEAD_ROWS);
     OP_RUN(o, cast, kept, loss);
     if (o->tape) tape_back(o);
     return kept;
@@ -232,7 +233,14 @@ size_t step_plan(struct step *s)
     return train > eval ? train : eval;
 }
 
-size_t step_scratch(const struct step *s) { return s->kc.dev ? DEVICE_SCRATCH_BYTES : 0; }
+size_t step_scratch(const struct step *s)
+{
+    const struct llava_model *m = s->m;
+    if (!s->card) return 0;
+    const size_t positions = m->dev ? 0 : tensor_bytes(m->llama.rope); /* it goes to the device with the model */
+    if (!s->kc.dev) return positions + DEVICE_SCRATCH_BYTES + DEVICE_LIBRARY_BYTES;
+    return positions + dev_memory_now(s->kc.dev).used - (m->dev ? m->own.cap : 0);
+}
 
 static int most_pictures(const struct step *s)
 {
@@ -247,7 +255,7 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
                         .most = o->most, .eval = o->eval };
     s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
                            .dev = o->dev };
-    const int group = o->dev ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
+    const int group = s->card ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
     s->group = s->tower_trains || most < group ? most : group;
     s->losses = aligned((size_t)(o->most.n_targets > o->eval.n_targets ? o->most.n_targets : o->eval.n_targets) *
                         sizeof(float));

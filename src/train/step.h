@@ -60,7 +60,7 @@ struct step_options {
 int step_open(struct step *s, const struct llava_model *m, const struct step_options *o, struct err *e);
 /* Bytes of activations that those batches take, found by running them dry. */
 size_t step_plan(struct step *s);
-/* Bytes of the device, or of the host, that kernels take beside what is planned. */
+/* Bytes of a device that kernels and libraries take beside what is planned; after step_ceiling, which opens them. */
 size_t step_scratch(const struct step *s);
 /* Takes the memory that the plan says. */
 int step_fill(struct step *s, struct err *e);

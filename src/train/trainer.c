@@ -132,11 +132,12 @@ static int open_step(struct trainer *r, double *peak, struct err *e)
     const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
     omp_set_num_threads(threads);
     const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
-                                    .states = &r->t.states, .threads = threads,
+                                    .states = &r->t.states, .card = r->t.card,
+                                    .threads = threads,
                                     .most = r->train.most, .eval = r->eval.most };
     const int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
-    *peak = step_ceiling(&r->step, r->t.dtype);
+    *peak = r->t.card && !r->dev ? 0 : step_ceiling(&r->step, r->t.dtype);
     return plan_make(&r->plan, &r->t, &r->step, a, *peak, e);
 }
 
@@ -493,7 +494,8 @@ static void print_plan(struct trainer *r, double peak)
            (long long)schedule_warmup(r->a->warmup_steps, r->a->warmup_ratio, r->total), passes * (double)c->positions);
     printf("memory:\n");
     plan_print(&r->plan, stdout);
-    show_time(time, passes * (double)c->n_row / 1000 * step_flops(&r->step, &all) / fmax(peak * step_share, 1));
+    if (peak <= 0) return; /* a device that is not here */
+    show_time(time, passes * (double)c->n_row / 1000 * step_flops(&r->step, &all) / (peak * step_share));
     printf("time: about %s, at %.0f%% of the %.0f GFLOP/s that matrix products reach here\n", time, 100 * step_share,
            peak * 1e-9);
 }
@@ -623,8 +625,13 @@ static void trainer_fini(struct trainer *r)
 static int open_device(struct trainer *r, struct err *e)
 {
     const struct train_args *a = r->a;
-    int rc = dev_open(&r->dev, a->device, e);
-    if (rc < 0) return err_prefix(e, "--device"), rc;
+    struct err why = { 0 };
+    const int rc = dev_open(&r->dev, a->device, &why);
+    if (rc < 0 && a->dry_run && a->memory_limit && (!strncmp(a->device, "cuda", 4) || !strncmp(a->device, "hip", 3))) {
+        log_info("%s: the plan is for one with --memory_limit %s", why.msg, a->memory_limit);
+        return 0;
+    }
+    if (rc < 0) return err_set(e, why.code, "--device: %s", why.msg);
     dev_use(r->dev);
     r->fetched.dev = r->dev;
     if (r->dev) log_info("training on %s (%s)", dev_name(r->dev), dev_model(r->dev));

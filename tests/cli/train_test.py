@@ -198,6 +198,8 @@ def test_refused(runs):
         "no tower for a projector": (["--vision_tower", "None", "--tune_mm_mlp_adapter", "True"], ["vision_tower"], 1),
         "an adapter as base": (["--model_name_or_path", model("llava-lora")], ["merge"], 1),
         "a number that is none": (["--model_name_or_path", nan], ["not a number", "'r", "step 1"], 1),
+        "a number that is none, gradients away": (["--model_name_or_path", nan, "--offload", "both"],
+                                                  ["not a number", "'r", "step 1"], 1),
         "a report that is none": (["--report_to", "paper"], ["paper"], 1),
     }
     for name, (more, words, code) in cases.items():

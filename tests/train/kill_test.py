@@ -2,7 +2,7 @@
 
     kill_test.py [KILLS] [SEED]
 
-KILLS (default 10) kills are given out over runs of a tiny model, which saves after every step, so that many fall into a
+KILLS (default 12) kills are given out over runs of a tiny model, which saves after every step, so that many fall into a
 save. Each time the folder must hold whole checkpoints only, and the next start must go on from the newest. For the
 figure of 50: LLAVA_BUILD=build/main tests/train/kill_test.py 50
 """
@@ -18,7 +18,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from help.cli import ENV, GOLDEN, LLAVA, Temp, finish, llava, model, ok  # noqa: E402
 
-KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 12
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 30)
 STEPS = 12
 PROJECTOR = os.path.join(model("llava-projector-mlp"), "mm_projector.bin")
@@ -36,6 +36,8 @@ KINDS = {
              "--group_by_modality_length", "True"],
     "lora": ["--version", "v1", "--data_path", os.path.join(GOLDEN, "training/lora.json"), "--lora_enable", "True",
              "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.1", "--bf16", "True"],
+    "away": ["--version", "v1", "--data_path", os.path.join(GOLDEN, "training/full.json"), "--bf16", "True",
+             "--optim", "adamw_8bit", "--master_weights", "False", "--offload", "both"],
 }
 NOT_MODEL = ("trainer_state.json", "log.jsonl", "loss.svg")  # times are in them, or follow from them
 
@@ -131,7 +133,7 @@ def check(tmp, kind, kills, rng, seen):
 
 with Temp() as tmp:
     rng, seen = random.Random(SEED), Counts()
-    share = [KILLS // 3 + (i < KILLS % 3) for i in range(3)]
+    share = [KILLS // len(KINDS) + (i < KILLS % len(KINDS)) for i in range(len(KINDS))]
     for kind, kills in zip(KINDS, share):
         check(tmp, kind, kills, rng, seen)
     ok(KILLS < 30 or seen.saves > 0, f"{seen.saves} of {seen.kills} kills fell into a save")

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import struct
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -125,6 +126,67 @@ def limits(tmp):
         ok(ran.code in (1, 2) and more[0] in ran.err, "refused: " + " ".join(more), ran.text)
 
 
+def write_13b(path):
+    """a folder of Vicuna-13B's shapes whose numbers are a hole in a file"""
+    C, F, L, V = 5120, 13824, 40, 32000
+    shutil.copytree(model("vicuna-base"), path,
+                    ignore=lambda d, names: [n for n in names if n.endswith((".safetensors", ".bin", "config.json")) and
+                                             n != "tokenizer_config.json"])
+    with open(os.path.join(model("vicuna-base"), "config.json"), encoding="utf-8") as f:
+        config = json.load(f)
+    config.update(hidden_size=C, intermediate_size=F, num_hidden_layers=L, num_attention_heads=40, vocab_size=V,
+                  num_key_value_heads=40, torch_dtype="bfloat16", max_position_embeddings=4096)
+    with open(os.path.join(path, "config.json"), "w", encoding="utf-8") as f:
+        json.dump(config, f)
+    shapes = {"model.embed_tokens.weight": [V, C], "model.norm.weight": [C], "lm_head.weight": [V, C]}
+    for i in range(L):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}self_attn.{n}_proj.weight": [C, C] for n in "qkvo"}
+        shapes |= {f"{layer}mlp.{n}_proj.weight": [C, F] if n == "down" else [F, C] for n in ("gate", "up", "down")}
+        shapes |= {f"{layer}{n}_layernorm.weight": [C] for n in ("input", "post_attention")}
+    at, head = 0, {}
+    for name, shape in shapes.items():
+        size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        head[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with open(os.path.join(path, "model.safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        f.truncate(8 + len(text) + at)
+
+
+def rows_of(plan):
+    """name -> GB of a printed plan"""
+    unit = {"B": 1e-9, "kB": 1e-6, "MB": 1e-3, "GB": 1}
+    return {n: float(v) * unit[u] for n, v, u in re.findall(r"^  (\S[^\n]*?)  +([\d.]+) ([kMG]?B)$", plan, re.M)}
+
+
+def a_card_that_is_not_here(tmp):
+    """13B in 64 GB: what each thing takes follows from the number of parameters"""
+    base = os.path.join(tmp.path, "13b")
+    write_13b(base)
+    dry = ["--model_name_or_path", base, "--dry_run", "True", "--bf16", "True", "--memory_limit", "64GB",
+           "--gradient_checkpointing", "True", "--device", "cuda:9"]
+    ran = train(os.path.join(tmp.path, "no"), *dry, "--host_memory_limit", "100GB", "--optim", "adamw_8bit",
+                "--master_weights", "False")
+    have, G = rows_of(ran.out), 13.0423e-9 * 1e9
+    n8, n32 = G - 0.1638, 0.1638 + 0.0004  # embeddings and norms keep 32 bits
+    want = {"trained weights": 2 * G, "f32 masters": 4 * n32, "gradients, away": 4 * G}
+    ok(ran.code == 0 and all(abs(have.get(k, 0) - v) < 0.006 * v for k, v in want.items()), "13b: what each thing takes",
+       [want, have, ran.text])
+    moments = have.get("moments", 0) + have.get("moments, away", 0)
+    ok(abs(moments - (2 * n8 * (1 + 4 / 256) + 8 * n32)) < 0.7 + 2.2 * ("moments, away" in have), "13b: moments",
+       [moments, have])
+    ok("--memory_limit" in have and re.search(r"^> gradients", ran.out, re.M) and "layers again" in ran.out,
+       "13b: the choice", ran.out)
+    ran = train(os.path.join(tmp.path, "no"), *dry, "--host_memory_limit", "100GB")
+    ok(ran.code == 1 and one_line(ran, "with --optim adamw_8bit --master_weights False it takes") and "choices:" in ran.out,
+       "13b with 32 bits: the refusal says what would fit", ran.text)
+    ran = train(os.path.join(tmp.path, "no"), *dry, "--host_memory_limit", "20GB", "--optim", "adamw_8bit")
+    ok(ran.code == 1 and one_line(ran, "--host_memory_limit is 20.0 GB"), "13b: a host that is too small", ran.text)
+
+
 with Temp() as tmp:
     for name, more in KINDS.items():
         keep = same_bytes(tmp, name, more)
@@ -133,5 +195,6 @@ with Temp() as tmp:
                 shutil.rmtree(os.path.join(tmp.path, d))
     stays_the_same_kind(tmp, keep)
     limits(tmp)
+    a_card_that_is_not_here(tmp)
     learns(tmp)
 finish()
