@@ -81,12 +81,46 @@ static void answer_end(void *ctx, int choice, const struct llava_result *r, cons
     gen_ended(&a->task);
 }
 
-/* The request's pictures into the task. */
-static void read_pictures(struct answer *a, const struct fields *f, const json_t *images)
+static int count_images(const char *prompt)
 {
+    int n = 0;
+    for (; (prompt = strstr(prompt, "<image>")) != NULL; prompt++) n++;
+    return n;
+}
+
+void worker_read(struct worker_ask *a, const json_t *body, struct bad *bad)
+{
+    struct fields f = fields_at(body, bad);
+    json_t *images = NULL;
+    double temperature = 1, top_p = 1;
+    int64_t most = NEW_TOKENS;
+    *a = (struct worker_ask){ .fields = f };
+    if (!fields_str(&f, "prompt", &a->prompt)) fields_need(&f, "prompt");
+    fields_array(&f, "images", &images);
+    fields_real(&f, "temperature", &temperature, 0, 100);
+    fields_real(&f, "top_p", &top_p, 0, 1);
+    fields_int(&f, "max_new_tokens", &most, INT32_MIN, INT32_MAX);
+    fields_str(&f, "stop", &a->stop);
+    fields_str(&f, "model", &a->model);
+    a->images = images;
+    a->temperature = temperature > 0.001 ? (float)temperature : 0;
+    a->top_p = top_p > 1e-6 ? (float)top_p : 1e-6f;
+    a->max_new_tokens = most < NEW_TOKENS_MAX ? (int)most : NEW_TOKENS_MAX;
+    if (bad->status) return;
+    if (json_array_size(images) > GEN_PICTURES_MAX)
+        fields_bad(&f, "images", "has %zu pictures, at most %d are accepted", json_array_size(images),
+                   GEN_PICTURES_MAX);
+    else if ((int)json_array_size(images) != count_images(a->prompt))
+        bad_set(bad, 400, "images", NULL, "Number of images does not match number of <image> tokens in prompt");
+}
+
+/* The request's pictures into the task. */
+static void read_pictures(struct answer *a, const struct worker_ask *q)
+{
+    const struct fields *f = &q->fields;
     size_t i;
     const json_t *v;
-    json_array_foreach(images, i, v) {
+    json_array_foreach(q->images, i, v) {
         char name[32];
         struct buf bytes = buf_make(GEN_PICTURE_BYTES);
         struct llava_error e = { 0 };
@@ -101,46 +135,18 @@ static void read_pictures(struct answer *a, const struct fields *f, const json_t
     }
 }
 
-static int count_images(const char *prompt)
+/* What is asked, as r; q must outlive it. */
+static void prepare(struct answer *a, const struct worker_ask *q, struct llava_request *r)
 {
-    int n = 0;
-    for (; (prompt = strstr(prompt, "<image>")) != NULL; prompt++) n++;
-    return n;
-}
-
-/* Reads the request into r and a; what is wrong is in *bad. */
-static void read_request(struct answer *a, const json_t *body, struct llava_request *r, const char **stop,
-                         struct bad *bad)
-{
-    struct fields f = fields_at(body, bad);
-    const char *prompt = NULL, *model;
-    json_t *images = NULL;
-    double temperature = 1, top_p = 1;
-    int64_t most = NEW_TOKENS;
-    if (!fields_str(&f, "prompt", &prompt)) fields_need(&f, "prompt");
-    fields_array(&f, "images", &images);
-    fields_real(&f, "temperature", &temperature, 0, 100);
-    fields_real(&f, "top_p", &top_p, 0, 1);
-    fields_int(&f, "max_new_tokens", &most, INT32_MIN, INT32_MAX);
-    fields_str(&f, "stop", stop);
-    if (fields_str(&f, "model", &model)) gen_find(a->w->g, model, &r->adapter);
-    if (bad->status) return;
+    if (q->model) gen_find(a->w->g, q->model, &r->adapter);
     exchange_note(a->task.x, r->adapter ? r->adapter : gen_info(a->w->g)->name);
-    buf_str(&a->text, prompt);
-    if (json_array_size(images) > GEN_PICTURES_MAX)
-        fields_bad(&f, "images", "has %zu pictures, at most %d are accepted", json_array_size(images),
-                   GEN_PICTURES_MAX);
-    else if ((int)json_array_size(images) != count_images(prompt))
-        bad_set(bad, 400, "images", NULL, "Number of images does not match number of <image> tokens in prompt");
-    else
-        read_pictures(a, &f, images);
-    r->sampling.temperature = temperature > 0.001 ? (float)temperature : 0;
-    r->sampling.top_p = top_p > 1e-6 ? (float)top_p : 1e-6f;
-    r->sampling.max_new_tokens = most < NEW_TOKENS_MAX ? (int)most : NEW_TOKENS_MAX;
-    if (*stop && **stop) {
-        r->sampling.stop = stop;
-        r->sampling.n_stop = 1;
-    }
+    buf_str(&a->text, q->prompt);
+    read_pictures(a, q);
+    r->sampling.temperature = q->temperature;
+    r->sampling.top_p = q->top_p;
+    r->sampling.max_new_tokens = q->max_new_tokens;
+    r->sampling.stop = &q->stop;
+    r->sampling.n_stop = q->stop && *q->stop;
 }
 
 static void too_long(struct answer *a)
@@ -160,7 +166,7 @@ static void on_generate(void *ctx, struct exchange *x)
 {
     struct worker_node *w = ctx;
     struct bad bad = { 0 };
-    const char *stop = NULL;
+    struct worker_ask q;
     json_t *body = fields_of(x, false, &bad);
     struct answer *a = body ? calloc(1, sizeof *a) : NULL;
     if (!a) {
@@ -176,7 +182,8 @@ static void on_generate(void *ctx, struct exchange *x)
     a->w = w;
     a->text = buf_make(2 * PROTOCOL_BODY_MAX);
     exchange_stream(x, "application/octet-stream", NULL);
-    read_request(a, body, &r, &stop, &bad);
+    worker_read(&q, body, &bad);
+    if (!bad.status) prepare(a, &q, &r);
     gen_prompt(w->g, &prompt, a->text.p ? a->text.p : "");
     r.prompt = prompt.p;
     r.sampling.seed = random_seed();

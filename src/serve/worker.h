@@ -5,9 +5,20 @@
  * itself. */
 #pragma once
 #include "serve/client.h"
+#include "serve/fields.h"
 #include "serve/gen.h"
 #include "serve/journal.h"
 #include "serve/server.h"
+
+/* The body of a question, borrowed from its JSON; complaints go to *bad, which must outlive it. Reads no picture. */
+struct worker_ask {
+    struct fields fields;
+    const char *prompt, *model, *stop; /* the latter two may be NULL */
+    float temperature, top_p;
+    int max_new_tokens;                /* below 1: there is no room for an answer */
+    const json_t *images;              /* as many as the prompt has "<image>", at most GEN_PICTURES_MAX; NULL: none */
+};
+void worker_read(struct worker_ask *a, const json_t *body, struct bad *bad);
 
 struct worker_options {
     const char *address;    /* by which the controller and clients reach this worker: "http://localhost:21002" */

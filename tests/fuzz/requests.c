@@ -1,4 +1,4 @@
-/* Bodies of requests of any bytes: chats, completions, conversations of the page. They are refused with a field and a
+/* Bodies of requests of any bytes: chats, completions, conversations of the page, questions to a worker. They are refused with a field and a
  * line, or become prompts; pictures' text is decoded too. The first byte chooses the kind. */
 #include <stdint.h>
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 #include "serve/base64.h"
 #include "serve/chat.h"
 #include "serve/talk.h"
+#include "serve/worker.h"
 
 static void check_bad(const struct bad *b)
 {
@@ -50,6 +51,21 @@ static void talks(const json_t *body, bool vote)
     talk_free(&t);
 }
 
+static void questions(const json_t *body)
+{
+    struct worker_ask a;
+    struct bad b = { 0 };
+    struct buf bytes = buf_make(1 << 20);
+    size_t i;
+    const json_t *v;
+    worker_read(&a, body, &b);
+    check_bad(&b);
+    if (!b.status && (!a.prompt || a.temperature < 0 || a.top_p <= 0 || a.top_p > 1)) abort();
+    if (!b.status) json_array_foreach(a.images, i, v)
+        if (json_is_string(v)) base64_picture(&bytes, json_string_value(v));
+    buf_free(&bytes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 {
     struct bad b = { 0 };
@@ -57,7 +73,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     json_t *body = fields_body((const char *)p + 1, n - 1, p[0] & 8, &b);
     check_bad(&b);
     if (!body && !b.status) abort();
-    if (body && p[0] % 4 < 2) chats(body, p[0] % 4 == 0, p[0] >> 4 | (p[0] & 4) << 4);
+    if (body && p[0] & 128 && p[0] & 32) questions(body);
+    else if (body && p[0] % 4 < 2) chats(body, p[0] % 4 == 0, p[0] >> 4 | (p[0] & 4) << 4);
     else if (body) talks(body, p[0] % 4 == 3);
     json_decref(body);
     return 0;
