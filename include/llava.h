@@ -137,6 +137,11 @@ LLAVA_API int llava_session_adapter(struct llava_session *s, const char *name, s
 LLAVA_API int llava_session_prompt(struct llava_session *s, const char *prompt,
                                    struct llava_image *const *images, int n, struct llava_error *e);
 
+/* Added to the logit of a token before temperature. */
+struct llava_bias {
+    int32_t token;
+    float bias;
+};
 struct llava_sampling {
     float temperature;       /* 0: always the likeliest token */
     int top_k;               /* 50, as transformers has by default; 0: off */
@@ -145,6 +150,10 @@ struct llava_sampling {
     int max_new_tokens;
     const char *const *stop; /* strings that end the answer and are not part of it */
     int n_stop;
+    const struct llava_bias *bias; /* [n_bias] */
+    int n_bias;
+    /* Taken from the logit of a token that the answer has: once, and for each time. */
+    float presence_penalty, frequency_penalty;
 };
 LLAVA_API struct llava_sampling llava_sampling_default(void); /* temperature 0.2, top_k 50, top_p 1, 512 tokens */
 

@@ -9,7 +9,7 @@
 #include "run/sched.h"
 #include "text/schema.h"
 
-enum { SEQUENCES = 16, QUEUE = 256, STOPS_MAX = 64, IMAGES_MAX = 1024, POSITIONS_MAX = 1 << 24 };
+enum { SEQUENCES = 16, QUEUE = 256, STOPS_MAX = 64, BIAS_MAX = 4096, IMAGES_MAX = 1024, POSITIONS_MAX = 1 << 24 };
 
 struct request;
 struct answer {
@@ -64,6 +64,7 @@ static void request_free(struct request *q)
     if (!q) return;
     for (int i = 0; i < q->r.sampling.n_stop; i++) free((char *)q->r.sampling.stop[i]);
     free((void *)q->r.sampling.stop);
+    free((void *)q->r.sampling.bias);
     grammar_free(q->grammar);
     prompt_fini(&q->prompt);
     free(q->images);
@@ -81,6 +82,14 @@ static int copy_stops(struct request *q, const struct llava_sampling *from, stru
         q->r.sampling.n_stop++;
     }
     return 0;
+}
+
+static int copy_bias(struct request *q, const struct llava_sampling *from, struct err *e)
+{
+    struct llava_bias *to = api_object(((size_t)from->n_bias + 1) * sizeof *to, e);
+    q->r.sampling.bias = to;
+    if (to && from->n_bias) memcpy(to, from->bias, (size_t)from->n_bias * sizeof *to);
+    return to ? 0 : ERR_NOMEM;
 }
 
 static int make_grammar(struct llava_batch *b, struct request *q, const struct llava_request *r, struct err *e)
@@ -112,6 +121,8 @@ static int check_request(const struct llava_request *r, struct err *e)
         return err_set(e, ERR_LIMIT, "%d pictures are more than %d", r->n_images, IMAGES_MAX);
     if (r->sampling.n_stop < 0 || r->sampling.n_stop > STOPS_MAX)
         return err_set(e, ERR_LIMIT, "%d stop strings are more than %d", r->sampling.n_stop, STOPS_MAX);
+    if (r->sampling.n_bias < 0 || r->sampling.n_bias > BIAS_MAX)
+        return err_set(e, ERR_LIMIT, "%d biases are more than %d", r->sampling.n_bias, BIAS_MAX);
     return 0;
 }
 
@@ -124,8 +135,10 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     if (!q) return ERR_NOMEM;
     q->r = *r;
     for (int i = 0; i < r->n; i++) q->answer[i] = (struct answer){ q, i, NULL };
+    q->r.sampling.bias = NULL;
     TRY(copy_stops(q, &r->sampling, e));
-    TRY(sampling_check(&r->sampling, e));
+    TRY(sampling_check(&r->sampling, g->model.cfg.llama.V, e));
+    TRY(copy_bias(q, &r->sampling, e));
     TRY(adapter_find(&q->adapter, g, r->adapter, e));
     TRY(adapter_sees(g, q->adapter, r->n_images, e));
     TRY(api_images(&q->images, g, r->images, r->n_images, e));

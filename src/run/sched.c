@@ -234,7 +234,7 @@ static void build_output(struct build *b, struct seq *q)
 {
     struct choice how = { .slot = -1 };
     if (q->most) how = seq_draw(q);
-    if (q->match) how.slot = -1;
+    if (seq_chooses(q)) how.slot = -1;
     b->logits |= seq_waits(q);
     b->choose[b->step.n_out] = how;
     b->out[b->step.n_out] = b->step.n - 1;
@@ -332,13 +332,14 @@ static void prompt_read(struct seq *q)
     q->r.prompt_s = q->start_s - q->begun_s - q->r.image_s;
 }
 
-/* Tokens that follow grammars are chosen side by side. */
+/* Tokens that are chosen on the host are chosen side by side. */
 static void choose(const struct under_way *w, int32_t *token, size_t V, int threads)
 {
     const float *logits = w->n ? engine_logits(w->of[0]->g) : NULL;
 #pragma omp parallel for num_threads(threads) if (w->n > 1) schedule(dynamic)
     for (int i = 0; i < w->n; i++)
-        if (w->of[i]->match && w->of[i]->state == SEQ_WRITING) token[i] = seq_choose(w->of[i], logits + (size_t)i * V);
+        if (seq_chooses(w->of[i]) && w->of[i]->state == SEQ_WRITING)
+            token[i] = seq_choose(w->of[i], logits + (size_t)i * V);
 }
 
 /* Waits for a step that has begun; its tokens are taken in turn, for callbacks come one by one. */

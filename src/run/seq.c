@@ -59,6 +59,7 @@ void seq_free(struct seq *q)
     buf_free(&q->shown);
     match_free(q->match);
     free(q->masked);
+    free(q->tilt);
     free(q->logits);
     free(q->page);
     free(q->at);
@@ -67,16 +68,40 @@ void seq_free(struct seq *q)
 
 /* ---- asking */
 
-int sampling_check(const struct llava_sampling *o, struct err *e)
+int sampling_check(const struct llava_sampling *o, int V, struct err *e)
 {
+    for (int i = 0; i < o->n_bias; i++)
+        if (o->bias[i].token < 0 || o->bias[i].token >= V || !isfinite(o->bias[i].bias))
+            return err_set(e, ERR_USAGE, "a bias of token %d, which is none of %d, or by no number",
+                           o->bias[i].token, V);
+    if (!isfinite(o->presence_penalty) || !isfinite(o->frequency_penalty))
+        return err_set(e, ERR_USAGE, "a penalty is no number");
     if (o->temperature >= 0 && o->top_p > 0 && o->top_p <= 1 && o->top_k >= 0 && o->max_new_tokens >= 1) return 0;
     return err_set(e, ERR_USAGE,
                    "sampling wants temperature >= 0, 0 < top_p <= 1, top_k >= 0 and at least one new token");
 }
 
+static int make_masked(struct seq *q, struct err *e)
+{
+    if (!q->masked) q->masked = malloc((size_t)q->g->model.cfg.llama.V * sizeof *q->masked);
+    return q->masked ? 0 : err_set(e, ERR_NOMEM, "no memory for a sequence");
+}
+
+static int make_tilt(struct seq *q, const struct llava_sampling *o, struct err *e)
+{
+    q->presence = o->presence_penalty;
+    q->frequency = o->frequency_penalty;
+    if (o->n_bias <= 0 && q->presence == 0 && q->frequency == 0) return 0;
+    q->tilt = calloc((size_t)q->g->model.cfg.llama.V, sizeof *q->tilt);
+    if (!q->tilt) return err_set(e, ERR_NOMEM, "no memory for a sequence");
+    for (int i = 0; i < o->n_bias; i++) q->tilt[o->bias[i].token] += o->bias[i].bias;
+    return make_masked(q, e);
+}
+
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 {
-    int rc = sampling_check(o, e);
+    int rc = sampling_check(o, q->g->model.cfg.llama.V, e);
+    if (rc >= 0) rc = make_tilt(q, o, e);
     if (rc < 0) return rc;
     q->temperature = o->temperature;
     q->top_k = o->top_k;
@@ -102,28 +127,36 @@ static bool is_end(const struct llava_config *c, int32_t token)
 int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, struct err *e)
 {
     int rc = match_new(&q->match, g, v, e);
-    if (rc < 0) return rc;
-    q->masked = malloc((size_t)q->g->model.cfg.llama.V * sizeof *q->masked);
-    return q->masked ? 0 : err_set(e, ERR_NOMEM, "no memory for a sequence");
+    return rc < 0 ? rc : make_masked(q, e);
 }
 
-/* masked: logits of the tokens that the grammar lets follow. False: there are none. */
+static float tilted(const struct seq *q, const float *logits, int i) { return logits[i] + (q->tilt ? q->tilt[i] : 0); }
+
+/* masked: logits, tilted, of the tokens that the grammar lets follow. False: there are none. */
 static bool mask(struct seq *q, const float *logits)
 {
-    const uint64_t *may = match_tokens(q->match);
+    const uint64_t *may = q->match ? match_tokens(q->match) : NULL;
     const struct llava_config *c = &q->g->model.cfg;
     bool any = false;
-    for (int i = 0; i < c->llama.V && may; i++) {
-        const bool yes = may[i / 64] >> (i % 64) & 1;
-        q->masked[i] = yes ? logits[i] : -INFINITY;
+    for (int i = 0; i < c->llama.V && (may || !q->match); i++) {
+        const bool yes = !may || may[i / 64] >> (i % 64) & 1;
+        q->masked[i] = yes ? tilted(q, logits, i) : -INFINITY;
         any |= yes;
     }
     for (int i = 0; i < c->n_eos && may; i++) {
         if (c->eos[i] < 0 || c->eos[i] >= c->llama.V || !match_may_end(q->match)) continue;
-        q->masked[c->eos[i]] = logits[c->eos[i]];
+        q->masked[c->eos[i]] = tilted(q, logits, c->eos[i]);
         any = true;
     }
     return any;
+}
+
+/* The answer has a token more. */
+static void penalise(struct seq *q, int32_t token)
+{
+    bool before = false;
+    for (int i = q->n_prompt; i < q->n_at && !before; i++) before = q->at[i].token == token;
+    q->tilt[token] -= q->frequency + (before ? 0 : q->presence);
 }
 
 bool seq_goes_on(const struct seq *q)
@@ -131,7 +164,9 @@ bool seq_goes_on(const struct seq *q)
     return q->state == SEQ_WRITING && q->n_drawn < q->most && q->n < q->n_max;
 }
 
-bool seq_waits(const struct seq *q) { return q->match || q->on_token || q->all || (q->logits && !q->most); }
+bool seq_chooses(const struct seq *q) { return q->match || q->tilt; }
+
+bool seq_waits(const struct seq *q) { return seq_chooses(q) || q->on_token || q->all || (q->logits && !q->most); }
 
 struct choice seq_draw(struct seq *q)
 {
@@ -146,8 +181,9 @@ int32_t seq_choose(struct seq *q, const float *logits)
     struct choice how = q->choice;
     int32_t token;
     how.slot = 0;
-    if (q->match && !mask(q, logits)) return SEQ_STUCK;
-    void *p = (void *)(uintptr_t)(q->match ? q->masked : logits); /* only read */
+    const bool masked = seq_chooses(q);
+    if (masked && !mask(q, logits)) return SEQ_STUCK;
+    void *p = (void *)(uintptr_t)(masked ? q->masked : logits); /* only read */
     kern_ref.choose(&kc, tensor_1d(&token, DT_I32, 1), tensor_2d(p, DT_F32, 1, V),
                     tensor_2d(&how, DT_U8, 1, sizeof how));
     return token;
@@ -217,6 +253,7 @@ void seq_push(struct seq *q, int32_t token, const float *logits)
         return;
     }
     if (q->match) match_push(q->match, token);
+    if (q->tilt) penalise(q, token);
     stream_push(&q->stream, token, &q->piece);
     bool stopped = stopper_feed(&q->stopper, q->piece.n ? q->piece.p : "", q->piece.n, &q->shown);
     if (!hand_out(q)) seq_finish(q, LLAVA_FINISH_CANCELLED);

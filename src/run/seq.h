@@ -37,7 +37,9 @@ struct seq {
     int slot;                     /* where the engine puts it; a sched's */
     int n_drawn;                  /* tokens chosen, or being chosen; the last of them may not be known yet */
     struct match *match;          /* what the answer must follow, or NULL; owned */
-    float *masked;                /* [V] logits with the others at -infinity, with match; owned */
+    float *tilt;                  /* [V] what is added to logits: bias, less penalties of what was said; owned */
+    float presence, frequency;
+    float *masked;                /* [V] logits with tilt, and those at -infinity that may not follow; owned */
     struct stream stream;
     struct stopper stopper;
     struct buf piece, shown;
@@ -62,8 +64,8 @@ int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct i
 /* Its pages must have been given back: sched_remove. */
 void seq_free(struct seq *q);
 
-/* Are the numbers in range? */
-int sampling_check(const struct llava_sampling *o, struct err *e);
+/* Are the numbers in range, and tokens below V? */
+int sampling_check(const struct llava_sampling *o, int V, struct err *e);
 /* How to answer; before the sequence is ready or then. */
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e);
 /* The answer follows a grammar. Borrows both until seq_free. */
@@ -72,10 +74,12 @@ int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *
 bool seq_goes_on(const struct seq *q);
 /* Does it need each token, or its logits, before the next can be computed? */
 bool seq_waits(const struct seq *q);
+/* Are its tokens chosen on the host, by seq_choose? Where there is a grammar, a bias or a penalty. */
+bool seq_chooses(const struct seq *q);
 /* How the next token is chosen, which counts as drawn from here on. */
 struct choice seq_draw(struct seq *q);
-/* Chooses as the last draw says, by logits[V] on the host, one that the grammar lets follow; changes nothing that
- * others see: many sequences may do so side by side. */
+/* Chooses as the last draw says, by logits[V] on the host, tilted, one that the grammar lets follow; changes nothing
+ * that others see: many sequences may do so side by side. */
 int32_t seq_choose(struct seq *q, const float *logits);
 /* Takes the chosen token (-1: the logits were no numbers, SEQ_STUCK: none may follow): text, callbacks, the end.
  * logits: for on_token. */

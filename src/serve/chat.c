@@ -36,8 +36,45 @@ static void read_stop(struct chat *c, const struct fields *f)
     }
 }
 
+/* {"50256": -100}: what is added to the logits of tokens. */
+static void read_bias(struct chat *c, const struct fields *f)
+{
+    struct fields bias;
+    const char *key;
+    json_t *v;
+    if (!fields_object(f, "logit_bias", &bias)) return;
+    size_t n = json_object_size(bias.o);
+    if (n > CHAT_BIAS_MAX) fields_bad(f, "logit_bias", "has %zu tokens, at most %d are accepted", n, CHAT_BIAS_MAX);
+    if (f->bad->status || !n) return;
+    c->sampling.bias = c->bias = calloc(n, sizeof *c->bias);
+    if (!c->bias) bad_set(f->bad, 503, NULL, "no_memory", "no memory");
+    json_object_foreach((json_t *)(uintptr_t)bias.o, key, v) {
+        double by = 0;
+        if (f->bad->status) return;
+        if (!*key || strspn(key, "0123456789") != strlen(key) || strlen(key) > 9)
+            fields_bad(f, "logit_bias", "has '%.20s', which is no token's number", key);
+        else if (fields_real(&bias, key, &by, -100, 100))
+            c->bias[c->sampling.n_bias++] = (struct llava_bias){ (int32_t)strtol(key, NULL, 10), (float)by };
+    }
+}
+
+/* What other servers know and would change the answer here; `neutral` would not. */
+static void refuse_others(const struct fields *f)
+{
+    static const struct { const char *key; double neutral; } rows[] = {
+        { "repetition_penalty", 1 }, { "repeat_penalty", 1 }, { "min_p", 0 }, { "typical_p", 1 },
+        { "length_penalty", 1 },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const json_t *v = json_object_get(f->o, rows[i].key);
+        if (!v || json_is_null(v) || (json_is_number(v) && json_number_value(v) == rows[i].neutral)) continue;
+        fields_bad(f, rows[i].key, "is not supported; %g, which changes nothing, is accepted", rows[i].neutral);
+    }
+}
+
 static void read_sampling(struct chat *c, const struct fields *f)
 {
+    double presence = 0, frequency = 0;
     double temperature = 1, top_p = 1;
     int64_t n = 1, top_k = 0, seed = 0;
     fields_real(f, "temperature", &temperature, 0, 2);
@@ -52,8 +89,11 @@ static void read_sampling(struct chat *c, const struct fields *f)
         if (!c->stream) fields_bad(f, "stream_options", "goes with 'stream' only");
     }
     read_stop(c, f);
-    static const char *const refused[] = { "logit_bias", "presence_penalty", "frequency_penalty", "echo", "suffix",
-                                           "best_of", "tools", "functions", "audio", "prediction" };
+    read_bias(c, f);
+    refuse_others(f);
+    fields_real(f, "presence_penalty", &presence, -2, 2);
+    fields_real(f, "frequency_penalty", &frequency, -2, 2);
+    static const char *const refused[] = { "suffix", "best_of", "tools", "functions", "audio", "prediction" };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         bool one = !strcmp(refused[i], "best_of") && json_integer_value(json_object_get(f->o, "best_of")) <= n;
         if (!one) fields_refuse(f, refused[i]);
@@ -63,6 +103,8 @@ static void read_sampling(struct chat *c, const struct fields *f)
     c->sampling.top_p = top_p > 1e-6 ? (float)top_p : 1e-6f;
     c->sampling.top_k = top_k > 0 ? (int)top_k : 0;
     c->sampling.seed = (uint64_t)seed;
+    c->sampling.presence_penalty = (float)presence;
+    c->sampling.frequency_penalty = (float)frequency;
 }
 
 static void read_most(struct chat *c, const struct fields *f, int64_t most)
@@ -199,6 +241,7 @@ void chat_read(struct chat *c, const json_t *body, struct bad *b)
     read_sampling(c, &f);
     read_most(c, &f, INT32_MAX);
     fields_bool(&f, "logprobs", &c->logprobs);
+    fields_refuse(&f, "echo");
     if (fields_int(&f, "top_logprobs", &top, 0, LLAVA_TOP_MAX) && top && !c->logprobs)
         fields_bad(&f, "top_logprobs", "goes with 'logprobs' only");
     c->top_logprobs = (int)top;
@@ -229,6 +272,8 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
     read_sampling(c, &f);
     read_most(c, &f, 16);
     c->logprobs = fields_int(&f, "logprobs", &top, 0, LLAVA_TOP_MAX);
+    if (fields_bool(&f, "echo", &c->echo) && c->echo && c->logprobs)
+        fields_bad(&f, "echo", "goes without 'logprobs' only: those of the prompt are not known");
     c->top_logprobs = (int)top;
     read_format(c, &f);
     if (json_is_string(prompt)) {
@@ -256,9 +301,11 @@ void chat_free(struct chat *c)
     for (int i = 0; i < c->n_turns; i++) buf_free(&c->turn[i].text);
     free(c->turn);
     free(c->schema);
+    free(c->bias);
     buf_free(&c->system);
     c->turn = NULL;
     c->schema = NULL;
+    c->bias = NULL;
     c->n_turns = 0;
 }
 

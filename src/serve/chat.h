@@ -9,7 +9,8 @@
 #include "serve/fields.h"
 #include "text/conv.h"
 
-enum { CHAT_TURNS_MAX = 1024, CHAT_PICTURES_MAX = 32, CHAT_STOPS_MAX = 16, CHAT_ANSWERS_MAX = 16 };
+enum { CHAT_TURNS_MAX = 1024, CHAT_PICTURES_MAX = 32, CHAT_STOPS_MAX = 16, CHAT_ANSWERS_MAX = 16,
+       CHAT_BIAS_MAX = 1024 };
 
 /* Text of a turn has "<image>" where its pictures go; they come first unless text stands between them. */
 struct chat_turn {
@@ -34,8 +35,9 @@ struct chat {
     int n_pictures;
     struct llava_sampling sampling; /* .stop points to stop */
     const char *stop[CHAT_STOPS_MAX + 1]; /* room for the template's own */
+    struct llava_bias *bias;      /* [sampling.n_bias], owned */
     int n;                        /* answers */
-    bool seeded, stream, usage, logprobs;
+    bool seeded, stream, usage, logprobs, echo;
     int top_logprobs;
     enum chat_format format;
     char *schema;                 /* JSON text; NULL unless CHAT_SCHEMA */

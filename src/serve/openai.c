@@ -174,6 +174,14 @@ static void send_chunk(struct ask *a, int i, const char *text, size_t n, const c
 
 /* ---- what the batch says */
 
+/* A completion's prompt goes before the first piece of its stream. */
+static void take_echo(const struct ask *a, struct choice *c, struct buf *piece)
+{
+    if (!a->chat.stream || !c->text.n) return;
+    buf_add(piece, c->text.p, c->text.n);
+    buf_reset(&c->text);
+}
+
 static bool on_text(void *ctx, int i, const char *text, size_t n)
 {
     const struct part *p = ctx;
@@ -181,7 +189,7 @@ static bool on_text(void *ctx, int i, const char *text, size_t n)
     struct choice *c = &a->choice[i += p->first];
     struct buf piece = buf_make(1 << 24);
     if (a->is_chat) trim_feed(&c->trim, &piece, text, n);
-    else buf_add(&piece, text, n);
+    else take_echo(a, c, &piece), buf_add(&piece, text, n);
     if (piece.n && a->chat.stream) send_chunk(a, i, piece.p, piece.n, NULL);
     else if (piece.n) buf_add(&c->text, piece.p, piece.n);
     buf_free(&piece);
@@ -204,6 +212,10 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
         a->error = CANCELLED;
         snprintf(a->message, sizeof a->message, "the server is shutting down");
     } else if (!a->error && a->chat.stream) {
+        struct buf echo = buf_make(1 << 24); /* of an answer that is empty */
+        take_echo(a, &a->choice[i], &echo);
+        if (!a->is_chat && echo.n) send_chunk(a, i, echo.p, echo.n, NULL);
+        buf_free(&echo);
         send_chunk(a, i, NULL, 0, finish_word(r->finish));
     }
     gen_ended(&a->task);
@@ -359,7 +371,13 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
     for (int i = 0; i < a->n; i++) {
         a->choice[i].text = buf_make(1 << 24);
         trim_init(&a->choice[i].trim);
+        if (a->chat.echo) buf_str(&a->choice[i].text, a->chat.prompt[i / a->chat.n]);
     }
+    for (int i = 0; i < a->chat.sampling.n_bias; i++)
+        if (a->chat.bias[i].token >= info->vocab)
+            bad_set(b, 400, "logit_bias", "invalid_value", "'logit_bias' has token %d, the model has %d",
+                    a->chat.bias[i].token, info->vocab);
+    if (b->status) return 0;
     for (int i = 0; i < n; i++) {
         a->part[i] = (struct part){ a, i * a->chat.n };
         r[i] = llava_request_default();

@@ -1,5 +1,5 @@
-/* Bodies of requests of any bytes: chats, completions, conversations of the page, questions to a worker. They are refused with a field and a
- * line, or become prompts; pictures' text is decoded too. The first byte chooses the kind. */
+/* Bodies of requests of any bytes: chats, completions, conversations of the page, questions to a worker. They are
+ * refused with a field and a line, or become prompts; pictures' text is decoded too. The first byte says which. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -34,6 +34,25 @@ ok(text === wanted && finish === "stop" && usage.completion_tokens > 0, "a strea
 const final = await client.chat.completions.stream(ask).finalChatCompletion();
 ok(final.choices[0].message.content === wanted, "the stream helper", final);
 
+const developer = await client.chat.completions.create({
+  ...ask, max_completion_tokens: 2, user: "someone", seed: 7, n: 2,
+  messages: [{ role: "developer", content: "Be brief." }, ...messages],
+});
+ok(developer.choices.length === 2 && developer.choices.every((c) => c.message.role === "assistant" && c.finish_reason === "length")
+  && developer.usage.completion_tokens === 4, "a developer's message, two answers, max_completion_tokens", developer);
+
+const weighed = await client.chat.completions.create({ ...ask, logprobs: true, top_logprobs: 3 });
+const token = weighed.choices[0].logprobs.content[0];
+ok(token.top_logprobs.length === 3 && token.top_logprobs[0].token === token.token && token.logprob <= 0
+  && Buffer.from(token.bytes).toString() === token.token, "logprobs", token);
+
+const object = await client.chat.completions.create({ ...ask, max_tokens: 200, response_format: { type: "json_object" } });
+ok(object.choices[0].finish_reason === "length" || typeof JSON.parse(object.choices[0].message.content) === "object",
+  "a JSON object", object);
+
+const tilted = await client.chat.completions.create({ ...ask, max_tokens: 3, logit_bias: { 300: 100 }, presence_penalty: 0 });
+ok(tilted.choices[0].message.content !== wanted, "logit_bias", tilted);
+
 const completion = await client.completions.create({ model: "demo", prompt: "USER: Hi ASSISTANT:", max_tokens: 3 });
 ok(typeof completion.choices[0].text === "string", "a completion", completion);
 
@@ -53,6 +72,8 @@ async function fails(name, f, check) {
 }
 await fails("another model", () => client.chat.completions.create({ ...ask, model: "gpt-4" }),
   (e) => e instanceof OpenAI.NotFoundError && e.code === "model_not_found" && e.param === "model");
+await fails("tools", () => client.chat.completions.create({ ...ask, tools: [{ type: "function", function: { name: "f", parameters: {} } }] }),
+  (e) => e instanceof OpenAI.BadRequestError && e.param === "tools" && /not supported/.test(e.message));
 await fails("a wrong value", () => client.chat.completions.create({ ...ask, temperature: 9 }),
   (e) => e instanceof OpenAI.BadRequestError && e.param === "temperature");
 await fails("a wrong key", () => new OpenAI({ baseURL: base, apiKey: "no", maxRetries: 0 }).models.list(),

@@ -42,6 +42,32 @@ def said(r):
     return r[1]["choices"][0]["message"]["content"]
 
 
+def test_tilt(port):
+    """logit_bias, penalties and echo."""
+    def tokens(**more):
+        r = chat(port, [text(), picture()], logprobs=True, **more)
+        return [t["token"] for t in r[1]["choices"][0]["logprobs"]["content"]] if r[0] == 200 else r
+    first = tokens(max_tokens=1)
+    # Without a tokenizer at hand, the token is found by what forbidding it changes.
+    hit = [i for i in range(0, 1536, 64) if tokens(max_tokens=1, logit_bias={str(k): -100 for k in range(i, i + 64)}) != first]
+    ok(len(hit) == 1, "a bias of -100 forbids a token", (first, hit))
+    forced = tokens(max_tokens=3, logit_bias={"300": 100})
+    ok(len(forced) == 3 and len(set(forced)) == 1, "one of 100 forces it", forced)
+    plain = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 40, "temperature": 0})
+    same = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 40, "temperature": 0, "logit_bias": {},
+                                          "presence_penalty": 0, "frequency_penalty": 0.0, "min_p": 0, "repetition_penalty": 1.0})
+    ok(plain[1]["choices"] == same[1]["choices"], "what changes nothing changes nothing", (plain, same))
+    spoken = chat(port, QUESTION, logit_bias={"300": 30}, max_tokens=40, logprobs=True, frequency_penalty=2)
+    often = [t["token"] for t in spoken[1]["choices"][0]["logprobs"]["content"]]
+    ok(often[0] == forced[0] and len(set(often)) > 1, "a frequency penalty adds up until others win", often)
+    prompt = "USER: Hi ASSISTANT:"
+    echo = post(port, "/v1/completions", {"prompt": prompt, "max_tokens": 5, "temperature": 0, "echo": True})
+    bare = post(port, "/v1/completions", {"prompt": prompt, "max_tokens": 5, "temperature": 0})
+    ok(echo[1]["choices"][0]["text"] == prompt + bare[1]["choices"][0]["text"], "echo", (echo, bare))
+    _, _, parts, done = events(port, "/v1/completions", {"prompt": prompt, "max_tokens": 5, "temperature": 0, "echo": True})
+    ok(done and "".join(p["choices"][0]["text"] for p in parts) == echo[1]["choices"][0]["text"], "echo in a stream", parts)
+
+
 def test_models(port):
     status, _, data = request(port, "GET", "/v1/models")
     models = json.loads(data)
@@ -164,7 +190,14 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("stop", {"stop": 7}, 400, "stop", "array"),
     ("stops", {"stop": ["a", 7]}, 400, "stop[1]", "number"),
     ("tools", {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
-    ("a penalty", {"presence_penalty": 1}, 400, "presence_penalty", "not supported"),
+    ("a penalty past its range", {"presence_penalty": 3}, 400, "presence_penalty", "-2 to 2"),
+    ("a bias for no token", {"logit_bias": {"x": 1}}, 400, "logit_bias", "no token's number"),
+    ("a bias for a token past the last", {"logit_bias": {"1536": 1}}, 400, "logit_bias", "1536"),
+    ("a bias past its range", {"logit_bias": {"5": 101}}, 400, "logit_bias.5", "-100 to 100"),
+    ("a bias that is a list", {"logit_bias": [1]}, 400, "logit_bias", "array"),
+    ("another server's penalty", {"repetition_penalty": 1.1}, 400, "repetition_penalty", "not supported"),
+    ("another server's floor", {"min_p": 0.1}, 400, "min_p", "not supported"),
+    ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
     ("stream", {"stream": "yes"}, 400, "stream", "true or false"),
     ("top_logprobs alone", {"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
     ("too many logprobs", {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "20"),
@@ -301,6 +334,7 @@ def test_metrics(port):
 with Server("serve", "--model-path", DEMO) as server:
     test_models(server.port)
     test_chat(server.port)
+    test_tilt(server.port)
     test_logprobs(server.port)
     test_schema(server.port)
     test_stream(server.port)
