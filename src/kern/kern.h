@@ -185,6 +185,10 @@ struct kern {
     /* y = silu(h gate^T) * (h up^T).  gate,up[F,I] of one type, y[T,F] */
     void (*norm_glu)(struct kctx *, struct tensor y, struct tensor x, struct tensor norm, float eps, struct tensor gate,
                      struct tensor up);
+    /* y[i] = x w[i]^T + b[i], i < n <= 3, all of one shape and type; b[i] all there or all absent. Not in decode: what
+     * one product leaves of the machine the next one takes */
+    void (*matmul_each)(struct kctx *, const struct tensor *y, struct tensor x, const struct tensor *w,
+                        const struct tensor *b, int n);
     /* rope of q and k in place, then rows of k and v into their stores, as rows_put has it: not in decode only. */
     void (*rope_store)(struct kctx *, struct tensor q, struct tensor k, struct tensor v, struct tensor pos,
                        struct tensor table, struct tensor k_store, struct tensor v_store, struct tensor idx);

@@ -13,8 +13,10 @@ static struct tensor clip_layer_forward(struct op_ctx *o, const void *arg, struc
     const struct clip_layer *l = a->l;
     float eps = a->m->cfg.eps;
     struct tensor h = op_layernorm(o, x, &l->ln1, eps);
-    struct tensor q = op_linear(o, h, &l->q), k = op_linear(o, h, &l->k), v = op_linear(o, h, &l->v);
-    x = op_linear_add(o, op_attention(o, q, k, v, a->range, (struct tensor){ 0 }, a->m->cfg.H), &l->o, x);
+    const struct linear *const kvq[3] = { &l->k, &l->v, &l->q }; /* as they lie in files */
+    struct tensor y[3];
+    op_linears(o, y, h, kvq, 3);
+    x = op_linear_add(o, op_attention(o, y[2], y[0], y[1], a->range, (struct tensor){ 0 }, a->m->cfg.H), &l->o, x);
     h = op_linear(o, op_layernorm(o, x, &l->ln2, eps), &l->fc1);
     h = a->m->cfg.quick_gelu ? op_quick_gelu(o, h) : op_gelu(o, h);
     return op_linear_add(o, h, &l->fc2, x);

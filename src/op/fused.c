@@ -12,15 +12,45 @@ static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int 
     return true;
 }
 
+/* May these linears be one kernel? As above, and for prompts: of one shape and type, biases there or not. */
+static bool are_alike(const struct op_ctx *o, const struct linear *const *l, int n)
+{
+    if (o->tape || o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
+    for (int i = 0; i < n; i++)
+        if (l[i]->lora || l[i]->served || l[i]->w.w.type != l[0]->w.w.type || !l[i]->b.w.p != !l[0]->b.w.p ||
+            l[i]->b.w.type != l[0]->b.w.type || !tensor_same_shape(l[i]->w.w, l[0]->w.w))
+            return false;
+    return true;
+}
+
+void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n)
+{
+    struct tensor w[3], b[3];
+    if (!o->k->matmul_each || !are_alike(o, l, n)) {
+        for (int i = 0; i < n; i++) y[i] = op_linear(o, x, l[i]);
+        return;
+    }
+    const int64_t rows = tensor_rows(x);
+    struct tensor all = op_new(o, false, n * rows, l[0]->w.w.n[0]); /* at equal distances */
+    OP_CHECK(l[0]->w.w.nd == 2 && tensor_cols(x) == l[0]->w.w.n[1], x, l[0]->w.w);
+    for (int i = 0; i < n; i++) {
+        y[i] = tensor_slice(all, i * rows, rows);
+        w[i] = l[i]->w.w;
+        b[i] = l[i]->b.w;
+    }
+    OP_RUN(o, matmul_each, y, x, w, b, n);
+}
+
 struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                           const struct linear *q, const struct linear *k, const struct linear *v)
 {
     const struct linear *const l[3] = { q, k, v };
+    struct tensor y[3];
     if (!o->k->norm_matmul || !is_fused(o, l, 3)) {
-        struct tensor h = op_rmsnorm(o, x, norm, eps);
-        return (struct op_qkv){ op_linear(o, h, q), op_linear(o, h, k), op_linear(o, h, v) };
+        op_linears(o, y, op_rmsnorm(o, x, norm, eps), l, 3);
+        return (struct op_qkv){ y[0], y[1], y[2] };
     }
-    struct tensor y[3], w[3], b[3];
+    struct tensor w[3], b[3];
     for (int i = 0; i < 3; i++) {
         OP_CHECK(tensor_cols(x) == l[i]->w.w.n[1], x, l[i]->w.w);
         y[i] = op_new(o, false, tensor_rows(x), l[i]->w.w.n[0]);
@@ -36,8 +66,9 @@ struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct pa
 {
     const struct linear *const l[2] = { gate, up };
     if (!o->k->norm_glu || !is_fused(o, l, 2) || gate->b.w.p || up->b.w.p) {
-        struct tensor h = op_rmsnorm(o, x, norm, eps);
-        return op_linear_add(o, op_swiglu(o, op_linear(o, h, gate), op_linear(o, h, up)), down, x);
+        struct tensor y[2];
+        op_linears(o, y, op_rmsnorm(o, x, norm, eps), l, 2);
+        return op_linear_add(o, op_swiglu(o, y[0], y[1]), down, x);
     }
     OP_CHECK(tensor_cols(x) == gate->w.w.n[1] && tensor_same_shape(gate->w.w, up->w.w), x, gate->w.w);
     struct tensor h = op_new(o, false, tensor_rows(x), gate->w.w.n[0]);

@@ -160,6 +160,8 @@ void op_mark(struct op_ctx *o, struct tensor x, int i);
 
 /* ---- composites: default bodies made of the ops above; a backend may later override one with a single kernel. */
 
+/* x[T,I] through n <= 3 linears side by side: y[i] [T,O_i]. */
+void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n);
 /* Norm, then one projection each. q, k, v out. */
 struct op_qkv { struct tensor q, k, v; };
 struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,

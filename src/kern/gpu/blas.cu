@@ -35,6 +35,28 @@ static struct tensor in_type(struct kctx *kc, struct tensor t, enum dtype want)
     return c;
 }
 
+/* y[T,C] = x[T,I] with zeros behind. */
+template <class A>
+__global__ __launch_bounds__(BLOCK) void widen(A *y, const A *x, int64_t n, int64_t C, int64_t I)
+{
+    const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i < n) y[i] = i % C < I ? x[i / C * I + i % C] : gpu_from<A>(0.0f);
+}
+
+/* Rows that start on 16 bytes: the libraries' quick kernels want that. x itself where they do, or where scratch has no
+ * room. */
+static struct tensor widened(struct kctx *kc, struct tensor x)
+{
+    const int64_t I = tensor_cols(x), T = tensor_rows(x), C = (I + 7) / 8 * 8;
+    struct tensor y = tensor_2d(NULL, (enum dtype)x.type, T, C);
+    const struct arena *s = kc->scratch;
+    if (C == I || dtype_bytes((enum dtype)x.type) != 2 || tensor_bytes(y) + ARENA_ALIGN > s->cap - s->used) return x;
+    y.p = arena_take(kc->scratch, tensor_bytes(y));
+    gpu_launch((widen<gpu_bf16>), dim3((unsigned)ceil_div(T * C, BLOCK)), BLOCK, 0, stream_of(kc), (gpu_bf16 *)y.p,
+               (const gpu_bf16 *)x.p, T * C, C, I); /* 0 has the same bits in both types of 16 */
+    return y;
+}
+
 static bool run(struct kctx *kc, struct blas_product p)
 {
     void *library = dev_attached(kc->dev);
@@ -45,16 +67,46 @@ static bool run(struct kctx *kc, struct blas_product p)
 bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                  struct tensor res)
 {
-    const int64_t T = tensor_rows(x), I = tensor_cols(x), O = w.n[0];
+    const int64_t T = tensor_rows(x), O = w.n[0];
     if (!dev_attached(kc->dev)) return false;
     const size_t mark = arena_mark(kc->scratch);
     w = in_type(kc, w, (enum dtype)x.type);
+    struct tensor wide = x;
+    if (w.p && O > 64) { /* both or neither: a row of x alone has the sums that it has among others */
+        wide = widened(kc, x);
+        if (wide.p != x.p) w = widened(kc, w);
+    }
+    const int64_t I = tensor_cols(wide);
+    if (w.p && tensor_cols(w) != I) return arena_rewind(kc->scratch, mark), false;
+    x = wide;
     struct tensor bias = in_type(kc, b, (enum dtype)y.type);
     const bool right = w.p && (bias.p || !b.p) &&
                        run(kc, { O, T, I, I, I, w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type,
-                                 (enum dtype)y.type, true, false, LIKE_ROWS });
+                                 (enum dtype)y.type, true, false, LIKE_ROWS, 1, 0, 0, 0 });
     arena_rewind(kc->scratch, mark);
     return right;
+}
+
+/* Elements between neighbours, if these are equally far apart; else 0. */
+static int64_t distance(const struct tensor *t, int n)
+{
+    const int64_t each = (int64_t)dtype_bytes((enum dtype)t[0].type);
+    const int64_t bytes = (const char *)t[1].p - (const char *)t[0].p;
+    for (int i = 2; i < n; i++)
+        if ((const char *)t[i].p - (const char *)t[i - 1].p != bytes) return 0;
+    return bytes % each ? 0 : bytes / each;
+}
+
+bool blas_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, const struct tensor *w,
+                      const struct tensor *b, int n)
+{
+    const int64_t T = tensor_rows(x), I = tensor_cols(x), O = w[0].n[0];
+    const int64_t next_w = distance(w, n), next_y = distance(y, n), next_b = b[0].p ? distance(b, n) : 0;
+    if (!dev_attached(kc->dev) || w[0].type != x.type || y[0].type != x.type || next_w < O * I || next_y < O * T ||
+        (b[0].p && (b[0].type != x.type || next_b < O)))
+        return false;
+    return run(kc, { O, T, I, I, I, w[0].p, x.p, NULL, b[0].p, y[0].p, (enum dtype)x.type, (enum dtype)x.type, true,
+                     false, LIKE_ROWS, n, next_w, next_y, next_b });
 }
 
 bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
@@ -64,7 +116,7 @@ bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct 
     const size_t mark = arena_mark(kc->scratch);
     w = in_type(kc, w, (enum dtype)dy.type);
     const bool right = w.p && run(kc, { I, T, O, I, O, w.p, dy.p, dx.p, NULL, dx.p, (enum dtype)dy.type,
-                                        (enum dtype)dx.type, false, false, LIKE_ROWS });
+                                        (enum dtype)dx.type, false, false, LIKE_ROWS, 1, 0, 0, 0 });
     arena_rewind(kc->scratch, mark);
     return right;
 }
@@ -74,7 +126,7 @@ bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct 
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
     if (!dev_attached(kc->dev) || x.type != dy.type) return false;
     return run(kc, { I, O, T, I, O, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type,
-                     false, true, O });
+                     false, true, O, 1, 0, 0, 0 });
 }
 
 #if defined(GPU_EMU)

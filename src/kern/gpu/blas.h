@@ -8,6 +8,9 @@ int blas_open(struct dev *d, struct err *e);
 
 bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                  struct tensor res);
+/* n products of x, w[i] to y[i], if each of w, b and y lie at equal distances in memory. */
+bool blas_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, const struct tensor *w,
+                      const struct tensor *b, int n);
 bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w);
 bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct tensor x);
 
@@ -21,6 +24,8 @@ struct blas_product {
     enum dtype in, out;
     bool ta, tb;    /* transposed */
     int64_t like_n; /* choose the library's kernel as for so many columns: results do not depend on n */
+    int batch;      /* 0 or 1: one product; else so many with one b, and a, d, bias so many elements further each */
+    int64_t next_a, next_d, next_bias;
 };
 /* A library's handle, to be kept with the device; NULL and a reason where there is none. */
 void *blas_library_open(struct dev *d, struct err *why);

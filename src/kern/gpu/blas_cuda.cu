@@ -19,6 +19,7 @@ static const size_t WORKSPACE = 64 << 20;
         XX(MatmulDescDestroy)                                                                                \
         XX(MatmulDescSetAttribute)                                                                           \
         XX(MatrixLayoutCreate)                                                                               \
+        XX(MatrixLayoutSetAttribute)                                                                         \
         XX(MatrixLayoutDestroy)                                                                              \
         XX(MatmulPreferenceCreate)                                                                           \
         XX(MatmulPreferenceDestroy)                                                                          \
@@ -29,7 +30,7 @@ static const size_t WORKSPACE = 64 << 20;
 
 /* What tells one product from another, but for addresses; compared as bytes. */
 struct key {
-    int64_t m, n, k;
+    int64_t m, n, k, next_a, next_d, next_bias, batch;
     int32_t in, out, ta, tb, bias, add,
         align[4]; /* add: c is there; align: of a, b, c, d in bytes, at most 256 */
 };
@@ -128,11 +129,22 @@ static void set(library *l, cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes
     check(l->MatmulDescSetAttribute(d, what, &v, sizeof v));
 }
 
-static cublasLtMatrixLayout_t layout(library *l, enum dtype t, int64_t rows, int64_t cols, int64_t ld)
+static cublasLtMatrixLayout_t layout(library *l, const blas_product *p, enum dtype t, int64_t rows, int64_t cols,
+                                     int64_t ld, int64_t next)
 {
     cublasLtMatrixLayout_t x;
+    const int32_t batch = p->batch;
     check(l->MatrixLayoutCreate(&x, type_of(t), (uint64_t)rows, (uint64_t)cols, ld));
+    if (batch > 1) {
+        check(l->MatrixLayoutSetAttribute(x, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
+        check(l->MatrixLayoutSetAttribute(x, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &next, sizeof next));
+    }
     return x;
+}
+
+static cublasLtMatrixLayout_t layout_b(library *l, const blas_product *p, int64_t n)
+{
+    return p->tb ? layout(l, p, p->in, n, p->k, p->ldb, 0) : layout(l, p, p->in, p->k, n, p->ldb, 0);
 }
 
 /* Neither divides the sum: its order is then the same for every column. */
@@ -154,9 +166,8 @@ static bool choose(library *l, plan *x, const blas_product *p)
     cublasLtMatmulPreference_t pref;
     cublasLtMatmulHeuristicResult_t found[TRIES], own;
     int n = 0;
-    const cublasLtMatrixLayout_t b =
-        p->tb ? layout(l, p->in, p->like_n, p->k, p->ldb) : layout(l, p->in, p->k, p->like_n, p->ldb);
-    const cublasLtMatrixLayout_t d = layout(l, p->out, p->m, p->like_n, p->m);
+    const cublasLtMatrixLayout_t b = layout_b(l, p, p->like_n);
+    const cublasLtMatrixLayout_t d = layout(l, p, p->out, p->m, p->like_n, p->m, p->m * p->like_n);
     static const cublasLtMatmulPreferenceAttributes_t align[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES
@@ -193,9 +204,11 @@ static plan *make(library *l, plan *x, const key *of, const blas_product *p)
     set(l, x->desc, CUBLASLT_MATMUL_DESC_TRANSB, ops[p->tb]);
     if (p->bias) set(l, x->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     if (p->bias) set(l, x->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(p->out));
-    x->a = p->ta ? layout(l, p->in, p->k, p->m, p->lda) : layout(l, p->in, p->m, p->k, p->lda);
-    x->b = p->tb ? layout(l, p->in, p->n, p->k, p->ldb) : layout(l, p->in, p->k, p->n, p->ldb);
-    x->d = layout(l, p->out, p->m, p->n, p->m);
+    if (p->bias && p->batch > 1) set(l, x->desc, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, p->next_bias);
+    const int64_t rows = p->ta ? p->k : p->m, cols = p->ta ? p->m : p->k;
+    x->a = layout(l, p, p->in, rows, cols, p->lda, p->next_a);
+    x->b = layout_b(l, p, p->n);
+    x->d = layout(l, p, p->out, p->m, p->n, p->m, p->next_d);
     x->none = !choose(l, x, p);
     return x;
 }
@@ -205,6 +218,7 @@ static plan *find(library *l, const blas_product *p)
 {
     key of = {};
     of.m = p->m, of.n = p->n, of.k = p->k;
+    of.batch = p->batch, of.next_a = p->next_a, of.next_d = p->next_d, of.next_bias = p->next_bias;
     of.in = p->in, of.out = p->out, of.ta = p->ta, of.tb = p->tb, of.bias = p->bias != NULL,
     of.add = p->c != NULL;
     const void *const at[] = { p->a, p->b, p->c, p->d };

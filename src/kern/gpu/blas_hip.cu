@@ -94,6 +94,7 @@ __global__ __launch_bounds__(BLOCK) void prepare(view d, view c, view bias, int6
 bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product *p)
 {
     library *l = (library *)library_;
+    if (p->batch > 1) return false; /* one by one, then */
     const int64_t count = p->m * p->n;
     const float one = 1, beta = p->c || p->bias ? 1 : 0;
     if (p->bias || (p->c && p->c != p->d)) {

@@ -69,6 +69,13 @@ void gpu_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor
     }
 }
 
+void gpu_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, const struct tensor *w,
+                     const struct tensor *b, int n)
+{
+    if (n > 1 && blas_matmul_each(kc, y, x, w, b, n)) return;
+    for (int i = 0; i < n; i++) gpu_matmul(kc, y[i], x, w[i], b[i], tensor{});
+}
+
 /* A tensor like t in scratch, with `cols` columns. */
 static struct tensor scratch_like(struct kctx *kc, struct tensor t, int64_t cols)
 {

@@ -298,6 +298,7 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(adamw8)         \
     XX(norm_matmul)    \
     XX(norm_glu)       \
+    XX(matmul_each)    \
     XX(rope_store)
 
 #define XX(name) __typeof__(*(((struct kern *)0)->name)) gpu_##name;
