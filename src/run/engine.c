@@ -15,7 +15,7 @@
 #include "tensor/quant.h"
 #include "text/conv.h"
 
-enum { CHUNK = 1024 };            /* tokens of a prefill step: enough to keep matrix products busy */
+enum { CHUNK = 1024, DEVICE_CHUNK = 4096 }; /* tokens of a prefill step: enough to keep matrix products busy */
 
 /* Address space; pages are taken when a kernel touches them. */
 enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 };
@@ -203,7 +203,8 @@ static int sizes(struct engine *g, struct err *e)
         return err_set(e, ERR_USAGE, "a context of %d is more than the %d positions that '%s' knows", g->context, most,
                        g->name);
     if (!g->context) g->context = most;
-    g->chunk = g->context < CHUNK ? g->context : CHUNK;
+    const int chunk = g->dev ? DEVICE_CHUNK : CHUNK;
+    g->chunk = g->context < chunk ? g->context : chunk;
     g->dtype = g->model.dtype;
     g->kv_type = choose_kv_dtype(g);
     return 0;
