@@ -80,6 +80,8 @@ struct emu_state {
     void *fake;          /* the sanitizer's, of the scheduler */
     const void *stack_bottom;
     size_t stack_bytes;
+    /* What tests set: how counting the cards ends, the driver's version; copies until the card is lost, 0: never. */
+    int count_rc = 0, driver = 1000, lost_in = 0;
 };
 inline emu_state emu;
 
@@ -298,14 +300,14 @@ typedef emu_graph *emuGraph_t, *emuGraphExec_t;
 struct emuDeviceProp { char name[256]; int multiProcessorCount; };
 
 enum { emuSuccess, emuErrorInvalidValue, emuErrorMemoryAllocation, emuErrorInvalidConfiguration };
-enum { emuErrorInsufficientDriver = 35 };
+enum { emuErrorInsufficientDriver = 35, emuErrorNoDevice = 100, emuErrorLaunchFailure = 719 };
 enum { emuMemcpyHostToDevice, emuMemcpyDeviceToHost, emuMemcpyDeviceToDevice };
 enum { emuStreamNonBlocking, emuStreamCaptureModeThreadLocal };
 
 static inline const char *emuGetErrorString(emuError_t rc) { return rc ? "an error" : "no error"; }
 static inline emuError_t emuGetLastError() { return emuSuccess; }
-static inline emuError_t emuGetDeviceCount(int *n) { return *n = 1, emuSuccess; }
-static inline emuError_t emuDriverGetVersion(int *v) { return *v = 1000, emuSuccess; }
+static inline emuError_t emuGetDeviceCount(int *n) { return *n = !emu.count_rc, emu.count_rc; }
+static inline emuError_t emuDriverGetVersion(int *v) { return *v = emu.driver, emuSuccess; }
 static inline emuError_t emuRuntimeGetVersion(int *v) { return *v = 1000, emuSuccess; }
 static inline emuError_t emuSetDevice(int) { return emuSuccess; }
 static inline emuError_t emuGetDeviceProperties(emuDeviceProp *p, int)
@@ -352,6 +354,7 @@ static inline emuError_t emuFree(void *p)
 
 static inline emuError_t emuMemcpyAsync(void *dst, const void *src, size_t n, int, emuStream_t)
 {
+    if (emu.lost_in > 0 && emu.lost_in-- == 1) return emuErrorLaunchFailure;
     emu_do([=] { memmove(dst, src, n); });
     return emuSuccess;
 }

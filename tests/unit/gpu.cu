@@ -3,6 +3,14 @@
  * past the end. */
 #include "dev/gpu.h"
 
+/* A function and a struct of one name are the C interface's way. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
+extern "C" {
+#include "llava.h"
+}
+#pragma GCC diagnostic pop
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -197,6 +205,66 @@ static void findings(void)
     dies([] { gpu_launch(odd_barrier, 1, BLOCK, 0, gpu_stream_of(d)); }, "threads that wait for each other are found");
     dies([] { gpu_launch(lost_lane, 1, GPU_WARP, 0, gpu_stream_of(d)); }, "reading a lane that has left is found");
 }
+
+/* ---- what a machine may do to us */
+
+/* Runs it in a process of its own; its exit status, and what it said on stderr. */
+static int ends(void (*what)(void), char *said, size_t size)
+{
+    int pipes[2], status = 0;
+    if (pipe(pipes)) BUG("no pipe");
+    fflush(stdout);
+    const pid_t child = fork();
+    if (!child) {
+        dup2(pipes[1], 2);
+        what();
+        _exit(0);
+    }
+    close(pipes[1]);
+    size_t n = 0;
+    for (ssize_t k; n + 1 < size && (k = read(pipes[0], said + n, size - 1 - n)) > 0;) n += (size_t)k;
+    said[n] = 0;
+    close(pipes[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void lose_card(void)
+{
+    struct llava_options o = llava_options_default();
+    struct llava_engine *engine;
+    struct llava_session *session;
+    struct llava_error e;
+    o.model_path = "tests/golden/models/llava-liuhaotian";
+    o.device = GPU_KIND;
+    o.quiet = true;
+    if (llava_open(&engine, &o, &e) < 0 || llava_session_open(&session, engine, &e) < 0) _exit(1);
+    emu.lost_in = 4; /* copies: in the middle of a prompt */
+    llava_session_prompt(session, "What is this?", NULL, 0, &e);
+}
+
+static bool refuses(int count_rc, int driver, const char *want)
+{
+    struct err e = {};
+    struct dev *other = NULL;
+    emu.count_rc = count_rc, emu.driver = driver;
+    const int rc = dev_open(&other, GPU_KIND, &e);
+    emu.count_rc = 0, emu.driver = 1000;
+    return rc < 0 && !other && strstr(e.msg, want);
+}
+
+static void faults(void)
+{
+    char said[1024];
+    const int status = ends(lose_card, said, sizeof said);
+    const char *line = strstr(said, "llava: the " GPU_KIND " device has failed: ");
+    report(status == 70 && line == said && strchr(said, '\n') == said + strlen(said) - 1,
+           "a card that is lost in mid-step ends the program with 70 and one line");
+    report(refuses(emuErrorNoDevice, 1000, "no " GPU_KIND " device on this machine"), "no card is said");
+    report(refuses(emuErrorInsufficientDriver, 0, "no driver for " GPU_KIND " on this machine"), "no driver is said");
+    report(refuses(emuErrorInsufficientDriver, 900, "is version 0.90, this build needs 1.0"),
+           "a driver that is older than the build is said");
+}
 #endif
 
 int main(void)
@@ -214,6 +282,7 @@ int main(void)
     capture();
 #if defined(GPU_EMU)
     findings();
+    faults();
 #endif
     dev_close(d);
     printf("1..%d\n", n_tests);
