@@ -9,14 +9,15 @@
 #include "base/rng.h"
 #include "cmd/ceiling.h"
 #include "cmd/cmd.h"
+#include "cmd/roofline.h"
 #include "kern/cpu/cpu.h"
 #include "run/step.h"
 
-enum { K_RANDOM = CMD_KEY, K_PROMPT, K_GEN, K_BATCH, K_REPEAT, K_NO_IMAGE, K_PROFILE };
+enum { K_RANDOM = CMD_KEY, K_PROMPT, K_GEN, K_BATCH, K_REPEAT, K_NO_IMAGE, K_PROFILE, K_PLAN };
 
 struct bench {
     struct llava_options model;
-    const char *random;
+    const char *random, *plan;
     int prompt, gen, batch, repeat;
     bool no_image, profile;
 };
@@ -30,6 +31,9 @@ static const struct argp_option options[] = {
     { "batch", K_BATCH, "N", 0, "Sequences that are generated at once (default 1)", 0 },
     { "repeat", K_REPEAT, "N", 0, "Times to measure each part; the median is given (default 3)", 0 },
     { "no-image", K_NO_IMAGE, NULL, 0, "Leave the vision tower out", 0 },
+    { "plan", K_PLAN, "CARD", 0,
+      "Measure nothing: print what the memory and the matrix units of a card allow at most, in 16, 8 and 4 bits "
+      "(hip:k100_ai, hip:mi210, cuda:h100, ...; a name that is not known lists all)", 0 },
     { "profile", K_PROFILE, NULL, 0, "Print where the time goes, by kernel and shape, to standard error", 0 },
     { 0 },
 };
@@ -46,6 +50,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_REPEAT: b->repeat = (int)cmd_int(state, "repeat", arg, 1, 100); break;
     case K_NO_IMAGE: b->no_image = true; break;
     case K_PROFILE: b->profile = true; break;
+    case K_PLAN: b->plan = arg; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!b->model.model_path == !b->random) argp_error(state, "one of --model-path and --random is needed");
@@ -151,21 +156,6 @@ static void decode_begin(const struct engine *g, const struct rows *r, int batch
         r->choose[b] = choice_make(0, 0, 1, 0, b);
         r->token[b] = g->dev ? -2 - b : b + 1; /* of a device: what was chosen before, whatever it is */
     }
-}
-
-/* Multiplications and additions of a prompt: the linears, the head once, causal attention. */
-static double prompt_flop(const struct engine *g, int n)
-{
-    const struct llama_config *l = &g->model.cfg.llama;
-    double lin = (double)l->L * (2.0 * l->C * l->H * l->D + 2.0 * l->C * l->K * l->D + 3.0 * l->C * l->F);
-    return 2 * lin * n + 2.0 * l->C * l->V + 2.0 * l->L * l->H * l->D * (double)n * n;
-}
-
-static double clip_flop(const struct engine *g)
-{
-    const struct clip_config *c = &g->model.cfg.clip;
-    double t = clip_patches(c) + 1, used = clip_layers_used(c, g->model.cfg.select_layer);
-    return used * (2 * t * (4.0 * c->C * c->C + 2.0 * c->C * c->F) + 4.0 * t * t * c->C);
 }
 
 /* What was measured; times are medians. */
@@ -305,7 +295,8 @@ static void print_figures(const struct bench *b, const struct engine *g, const s
     json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:i}", "bench", "infer", "model", g->name,
                           "dtype", dtype_name(g->dtype), "bits", bits, "kernels", g->kern.name,
                           "threads", g->kc.n_threads, "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
-    const double prompts = (double)b->batch * b->prompt, flop_s = b->batch * prompt_flop(g, b->prompt) / f->prompt_s;
+    const double prompts = (double)b->batch * b->prompt,
+                 flop_s = b->batch * prompt_flop(&g->model.cfg.llama, b->prompt) / f->prompt_s;
     const struct ceilings *top = &f->ceiling;
     const struct { const char *name; double value; } real[] = { /* 0: not measured */
         { "prefill_tok_s", prompts / f->prompt_s },
@@ -319,7 +310,7 @@ static void print_figures(const struct bench *b, const struct engine *g, const s
         { "ceiling_gb_s", top->read_gb_s },
         { "share_of_ceiling", top->read_gb_s > 0 ? gb_s / top->read_gb_s : 0 },
         { "clip_ms", 1e3 * f->image_s },
-        { "clip_gflops", f->image_s > 0 ? clip_flop(g) / f->image_s * 1e-9 : 0 },
+        { "clip_gflops", f->image_s > 0 ? picture_flop(&g->model.cfg) / f->image_s * 1e-9 : 0 },
     };
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
         if (real[i].value > 0) json_object_set_new(o, real[i].name, json_real(real[i].value));
@@ -377,6 +368,11 @@ int cmd_bench(int argc, char **argv)
                                 .context = b.model.context, .threads = b.model.threads,
                                 .kv_dtype = b.model.kv_dtype, .load_8bit = b.model.load_8bit,
                                 .load_4bit = b.model.load_4bit };
+    if (b.plan) {
+        const struct roofline_options p = { b.plan, b.random, b.model.model_path, b.prompt, b.batch, b.model.context };
+        rc = roofline_print(&p, &e);
+        return rc < 0 ? cmd_fail(e.msg) : 0;
+    }
     if (b.random) {
         rc = engine_random(&g, b.random, &o, &e);
     } else {
