@@ -227,6 +227,21 @@ __global__ __launch_bounds__(32) void find_reach(reach *r, attn a)
     if (threadIdx.x == 0) r[blockIdx.x] = one;
 }
 
+/* Of each tile of KV_S keys: the first tile of queries that sees one of them, and the one behind the last. */
+__global__ __launch_bounds__(32) void find_bounds(int2 *bounds, const reach *r, int n)
+{
+    const int s0 = (int)blockIdx.x * KV_S;
+    int first = n, last = -1;
+    for (int i = (int)threadIdx.x; i < n; i += 32) {
+        if (r[i].lo >= s0 + KV_S || r[i].hi <= s0) continue;
+        first = first < i ? first : i;
+        last = i;
+    }
+    first = warp_least(first);
+    last = -warp_least(-last);
+    if (threadIdx.x == 0) bounds[blockIdx.x] = make_int2(first, last + 1);
+}
+
 /* A tile of queries in shared memory, and its numbers. */
 struct query_tile {
     uint32_t q, dy;      /* tiles */
@@ -309,7 +324,7 @@ __device__ inline int next_tile(const reach *r, int i, int n, int s0)
 /* Block (key/value head, tile of keys). Two tiles of queries are in memory: one is copied while the other is
  * worked on. */
 template <class E, int D>
-__global__ __launch_bounds__(KV_THREADS, 1) void mma_bwd_kv(attn_back b, const reach *reaches)
+__global__ __launch_bounds__(KV_THREADS, 1) void mma_bwd_kv(attn_back b, const reach *reaches, const int2 *bounds)
 {
     GPU_SHARED(E, mem);
     __shared__ float lse2[2][KV_T], delta[2][KV_T];
@@ -317,7 +332,7 @@ __global__ __launch_bounds__(KV_THREADS, 1) void mma_bwd_kv(attn_back b, const r
     const attn &a = b.a;
     const int kv = (int)blockIdx.x, s0 = (int)blockIdx.y * KV_S, group = a.H / a.K,
               row = (int)threadIdx.x / 32 * 16;
-    const int n_tiles = (a.T + KV_T - 1) / KV_T;
+    const int first = bounds[blockIdx.y].x, n_tiles = bounds[blockIdx.y].y;
     const int64_t stride = (int64_t)a.K * D;
     const uint32_t k = tiles_at(mem), v = k + KV_S * D * 2, tiles = v + KV_S * D * 2;
     const uint32_t k_lane = tile_lane<D>(k, row), v_lane = tile_lane<D>(v, row);
@@ -328,14 +343,14 @@ __global__ __launch_bounds__(KV_THREADS, 1) void mma_bwd_kv(attn_back b, const r
         const uint32_t at = tiles + (uint32_t)which * 2 * KV_T * D * 2;
         return query_tile{ at, at + KV_T * D * 2, lse2[which], delta[which], from[which], to[which] };
     };
-    int head = kv * group, i = next_tile(reaches, 0, n_tiles, s0), which = 0;
+    int head = kv * group, i = first < n_tiles ? first : n_tiles, which = 0;
     if (i < n_tiles) query_copy<E, D, KV_T, KV_THREADS>(b, tile(0), i * KV_T, head);
     while (i < n_tiles) {
         const reach see = reaches[i];
         const bool all = see.in <= s0 && see.out >= s0 + KV_S && (i + 1) * KV_T <= a.T;
         int next = next_tile(reaches, i + 1, n_tiles, s0), next_head = head;
         if (next == n_tiles && head + 1 < (kv + 1) * group)
-            next = next_tile(reaches, 0, n_tiles, s0), next_head++;
+            next = first, next_head++;
         copy_wait<0>();
         __syncthreads();
         if (next < n_tiles) query_copy<E, D, KV_T, KV_THREADS>(b, tile(which ^ 1), next * KV_T, next_head);
@@ -412,10 +427,12 @@ template <class E, int D> static void bwd_launch(struct kctx *kc, const struct a
     const dim3 grid_kv((unsigned)a->K, (unsigned)ceil_div(a->S, KV_S)),
         grid_q((unsigned)a->H, (unsigned)ceil_div(a->T, Q_T));
     reach *reaches = (reach *)arena_take(kc->scratch, n_tiles * sizeof(reach));
+    int2 *bounds = (int2 *)arena_take(kc->scratch, grid_kv.y * sizeof(int2));
     if (b->dk.p || b->dv.p) {
         gpu_launch(find_reach, n_tiles, 32, 0, stream_of(kc), reaches, *a);
+        gpu_launch(find_bounds, grid_kv.y, 32, 0, stream_of(kc), bounds, reaches, (int)n_tiles);
         gpu_launch(mma_bwd_kv<E, D>, grid_kv, KV_THREADS, ALIGN + (2 * KV_S + 4 * KV_T) * D * sizeof(E),
-                   stream_of(kc), *b, reaches);
+                   stream_of(kc), *b, reaches, bounds);
     }
     if (b->dq.p)
         gpu_launch(mma_bwd_q<E, D>, grid_q, Q_THREADS, ALIGN + (2 * Q_T + 4 * Q_S) * D * sizeof(E),

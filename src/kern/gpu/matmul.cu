@@ -138,14 +138,32 @@ void gpu_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct t
     run_tiles(kc, &p);
 }
 
-/* db += column sums of dy: a warp's lanes have neighbouring columns, its block's warps share the rows. */
-__global__ __launch_bounds__(BLOCK) void column_sums(view db, view dy, int64_t rows, int64_t cols)
+/* db += column sums of dy, in two steps: sums over pieces of so many rows, and the sum of those. A warp's lanes have
+ * neighbouring columns, its block's warps share the rows of a piece. */
+enum { SUM_ROWS = 256 };
+
+__global__ __launch_bounds__(BLOCK) void column_pieces(float *piece, view dy, int64_t rows, int64_t cols)
+{
+    __shared__ float part[BLOCK / GPU_WARP][GPU_WARP];
+    const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
+    const int64_t col = (int64_t)blockIdx.x * GPU_WARP + lane, from = (int64_t)blockIdx.y * SUM_ROWS;
+    const int64_t to = from + SUM_ROWS < rows ? from + SUM_ROWS : rows;
+    float sum = 0;
+    for (int64_t t = from + warp; t < to && col < cols; t += BLOCK / GPU_WARP) sum += view_get(dy, t * cols + col);
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp || col >= cols) return;
+    for (int i = 1; i < BLOCK / GPU_WARP; i++) sum += part[i][lane];
+    piece[(int64_t)blockIdx.y * cols + col] = sum;
+}
+
+__global__ __launch_bounds__(BLOCK) void column_sum(view db, const float *piece, int64_t n, int64_t cols)
 {
     __shared__ float part[BLOCK / GPU_WARP][GPU_WARP];
     const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
     const int64_t col = (int64_t)blockIdx.x * GPU_WARP + lane;
     float sum = 0;
-    for (int64_t t = warp; t < rows && col < cols; t += BLOCK / GPU_WARP) sum += view_get(dy, t * cols + col);
+    for (int64_t i = warp; i < n && col < cols; i += BLOCK / GPU_WARP) sum += piece[i * cols + col];
     part[warp][lane] = sum;
     __syncthreads();
     if (warp || col >= cols) return;
@@ -153,12 +171,21 @@ __global__ __launch_bounds__(BLOCK) void column_sums(view db, view dy, int64_t r
     view_put(db, col, view_get(db, col) + sum);
 }
 
+static void column_sums(struct kctx *kc, struct tensor db, struct tensor dy, int64_t rows, int64_t cols)
+{
+    const size_t mark = arena_mark(kc->scratch);
+    const int64_t n = ceil_div(rows, SUM_ROWS);
+    float *piece = (float *)arena_take(kc->scratch, (size_t)(n * cols) * sizeof(float));
+    const unsigned blocks = (unsigned)ceil_div(cols, GPU_WARP);
+    gpu_launch(column_pieces, dim3(blocks, (unsigned)n), BLOCK, 0, stream_of(kc), piece, view_of(dy), rows, cols);
+    gpu_launch(column_sum, dim3(blocks), BLOCK, 0, stream_of(kc), view_of(db), piece, n, cols);
+    arena_rewind(kc->scratch, mark);
+}
+
 void gpu_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor db, struct tensor dy, struct tensor x)
 {
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
-    if (db.p)
-        gpu_launch(column_sums, dim3((unsigned)ceil_div(O, GPU_WARP)), BLOCK, 0, stream_of(kc), view_of(db),
-                   view_of(dy), T, O);
+    if (db.p && T) column_sums(kc, db, dy, T, O);
     if (!dw.p || blas_matmul_dw(kc, dw, dy, x)) return;
     const struct product p = { view_of(dw), view_of(dy), view_of(x), {}, view_of(dw), O, I, T, 1, O, 1, I };
     run_tiles(kc, &p);

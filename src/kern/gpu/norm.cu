@@ -3,7 +3,10 @@
 #include "kern/gpu/num.h"
 
 /* For each i of a row that this thread has, eight at a time. */
-#define FOR_ROW(i, c) for (int64_t i = LANES * (int64_t)threadIdx.x; i < (c); i += LANES * BLOCK)
+#define FOR_ROW(i, c) for (int64_t i = LANES * (int64_t)threadIdx.x; i < (c); i += LANES * blockDim.x)
+
+/* Threads of a row's block: a short row needs few, and more blocks are at work. */
+static unsigned row_threads(int64_t c) { return (unsigned)least(ceil_div(c, LANES * GPU_WARP) * GPU_WARP, BLOCK); }
 
 template <class A>
 __global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, float *rstd, const A *x, view w, int64_t c, float eps,
@@ -39,7 +42,7 @@ void gpu_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struc
     const bool wide = is_wide(C, y, x, w);
     if (T)
         GPU_BY_TYPE(x.type, A,
-                    gpu_launch_early((rmsnorm<A>), dim3((unsigned)T), BLOCK, 0, stream_of(kc), (A *)y.p,
+                    gpu_launch_early((rmsnorm<A>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
                                      (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide));
 }
 
@@ -84,7 +87,7 @@ void gpu_layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, str
     const bool wide = is_wide(C, y, x, w, b);
     if (T)
         GPU_BY_TYPE(x.type, A,
-                    gpu_launch((layernorm<A>), dim3((unsigned)T), BLOCK, 0, stream_of(kc), (A *)y.p,
+                    gpu_launch((layernorm<A>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
                                (float *)mean.p, (float *)rstd.p, (const A *)x.p, view_of(w), view_of(b), C,
                                eps, wide));
 }
@@ -184,12 +187,13 @@ static void norm_bwd(struct kctx *kc, struct tensor dx, struct tensor dw, struct
     if (!T) return;
     if (dx.p)
         GPU_BY_TYPE(x.type, A,
-                    gpu_launch((norm_dx<A>), dim3((unsigned)T), BLOCK, 0, stream, (A *)dx.p, (const A *)dy.p,
+                    gpu_launch((norm_dx<A>), dim3((unsigned)T), row_threads(C), 0, stream, (A *)dx.p, (const A *)dy.p,
                                (const A *)x.p, view_of(w), (const float *)mean.p, (const float *)rstd.p, C,
                                wide));
     if (!dw.p && !db.p) return;
-    const int64_t pieces = least(ceil_div(T, 2 * DW_WARPS), 64), rows = ceil_div(T, pieces);
-    const dim3 grid((unsigned)ceil_div(C, DW_COLS), (unsigned)pieces);
+    const int64_t across = ceil_div(C, DW_COLS), most = least(64 * ceil_div(8, across), 256);
+    const int64_t pieces = least(ceil_div(T, 2 * DW_WARPS), most), rows = ceil_div(T, pieces);
+    const dim3 grid((unsigned)across, (unsigned)pieces);
     const size_t mark = arena_mark(kc->scratch);
     float *piece = (float *)arena_take(kc->scratch, (size_t)(2 * pieces * C) * sizeof(float));
     GPU_BY_TYPE(x.type, A,

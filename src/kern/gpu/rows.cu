@@ -1,4 +1,5 @@
-/* Rows by index, and pictures cut into squares. Scratch: none. */
+/* Rows by index, and pictures cut into squares. Scratch: two numbers a row of
+ * rows_put_add's result. */
 #include "kern/gpu/num.h"
 
 /* Where the row that this block moves comes from and goes to: one of i and idx[i] each. */
@@ -52,17 +53,37 @@ void gpu_rows_get_add(struct kctx *kc, struct tensor y, struct tensor x, struct 
 
 enum { PUT_WARPS = BLOCK / GPU_WARP };
 
-/* y[idx[i]] += the rows with that index, in order. The block of the first of them adds them all; the others
- * find an earlier one and leave. */
-__global__ __launch_bounds__(BLOCK) void put_add(view y, view x, const int32_t *idx, int64_t n, int64_t c,
+/* Of each row of y: how many rows of x go to it, and the first of them. */
+struct sources {
+    int32_t *count, *first;
+};
+
+__global__ __launch_bounds__(BLOCK) void no_sources(sources s, int64_t m)
+{
+    const int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (k < m) s.count[k] = 0, s.first[k] = 0x7fffffff;
+}
+
+__global__ __launch_bounds__(BLOCK) void find_sources(sources s, const int32_t *idx, int64_t n)
+{
+    const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i >= n || idx[i] < 0) return;
+    atomicAdd(&s.count[idx[i]], 1);
+    atomicMin(&s.first[idx[i]], (int)i);
+}
+
+/* y[idx[i]] += the rows with that index, in order. The block of the first of them adds them all. */
+__global__ __launch_bounds__(BLOCK) void put_add(view y, view x, sources all, const int32_t *idx, int64_t n, int64_t c,
                                                  bool wide)
 {
     __shared__ uint64_t found[PUT_WARPS]; /* which of BLOCK indices are ours, a bit each */
     const int64_t i = blockIdx.x, k = idx[i];
     const int64_t at = LANES * ((int64_t)blockIdx.y * BLOCK + threadIdx.x);
     float sum[LANES] = { 0 }, v[LANES];
-    if (k < 0) return;
-    for (int64_t from = 0; from < n; from += BLOCK) {
+    if (k < 0 || all.first[k] != (int)i) return;
+    int left = all.count[k];
+    if (left == 1 && at < c) load8(sum, view_at(x, i * c), at, c, wide);
+    for (int64_t from = i / BLOCK * BLOCK; left > 1 && from < n; from += BLOCK) {
         const int64_t mine = from + threadIdx.x;
         const uint64_t bits = gpu_ballot(mine < n && idx[mine] == k);
         __syncthreads();
@@ -70,10 +91,8 @@ __global__ __launch_bounds__(BLOCK) void put_add(view y, view x, const int32_t *
         __syncthreads();
         for (int w = 0; w < PUT_WARPS; w++) {
             int64_t s = from + w * GPU_WARP;
-            for (uint64_t left = found[w]; left; left >>= 1, s++) {
-                if (!(left & 1)) continue;
-                if (s < i) return; /* the whole block: all threads see the same bits */
-                if (at >= c) continue;
+            for (uint64_t rest = found[w]; rest; rest >>= 1, s++) {
+                if (!(rest & 1) || at >= c) continue;
                 load8(v, view_at(x, s * c), at, c, wide);
 #pragma unroll
                 for (int j = 0; j < LANES; j++) sum[j] += v[j];
@@ -89,10 +108,17 @@ __global__ __launch_bounds__(BLOCK) void put_add(view y, view x, const int32_t *
 
 void gpu_rows_put_add(struct kctx *kc, struct tensor y, struct tensor idx, struct tensor x)
 {
-    const int64_t n = tensor_count(idx), C = tensor_cols(x);
-    if (y.p && n && C)
-        gpu_launch(put_add, row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
-                   (const int32_t *)idx.p, n, C, is_wide(C, y, x));
+    const int64_t n = tensor_count(idx), C = tensor_cols(x), m = tensor_rows(y);
+    if (!y.p || !n || !C) return;
+    const size_t mark = arena_mark(kc->scratch);
+    sources s;
+    s.count = (int32_t *)arena_take(kc->scratch, (size_t)m * sizeof(int32_t));
+    s.first = (int32_t *)arena_take(kc->scratch, (size_t)m * sizeof(int32_t));
+    gpu_launch(no_sources, dim3((unsigned)ceil_div(m, BLOCK)), BLOCK, 0, stream_of(kc), s, m);
+    gpu_launch(find_sources, dim3((unsigned)ceil_div(n, BLOCK)), BLOCK, 0, stream_of(kc), s, (const int32_t *)idx.p, n);
+    gpu_launch(put_add, row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x), s, (const int32_t *)idx.p,
+               n, C, is_wide(C, y, x));
+    arena_rewind(kc->scratch, mark);
 }
 
 /* ---- pictures [N, chans, size, size], patches [N*g*g, chans*p*p] */
