@@ -423,8 +423,17 @@ static int count_all(void *ctx, const struct bind_row *r, struct err *e)
     if (!r->param->w.p) return 0;
     const struct tensor w = c->moves ? llava_placed(&c->placing, r) : r->param->w;
     c->b->n_all += tensor_count(w);
-    if (!(r->param->flags & PARAM_TRAIN)) *(r->part == PART_CLIP ? &c->b->tower : &c->b->frozen) += tensor_bytes(w);
+    if (!(r->param->flags & PARAM_TRAIN))
+        *(r->part == PART_CLIP ? &c->b->tower : &c->b->frozen) += tensor_bytes(w) + ARENA_ALIGN;
     return 0;
+}
+
+static bool is_adapter(const struct trained *p) { return strstr(p->name, ".lora_") != NULL; }
+
+/* Does it need memory for its weight, or is that where it shall be, in the right type? */
+static bool weight_is_new(const struct trainee *t, const struct trained *p)
+{
+    return is_adapter(p) || !t->dev || p->param->w.type != (int8_t)t->dtype;
 }
 
 struct trainee_bytes trainee_count(struct trainee *t)
@@ -435,19 +444,13 @@ struct trainee_bytes trainee_count(struct trainee *t)
     for (int i = 0; i < t->n; i++) {
         const size_t n = (size_t)tensor_count(t->p[i].param->w);
         b.n_trained += (int64_t)n;
-        b.weights += n * dtype_bytes(t->dtype);
+        b.weights += n * dtype_bytes(t->dtype) + ARENA_ALIGN;
+        if (t->model.dev && !is_adapter(&t->p[i]) && weight_is_new(t, &t->p[i])) /* the old one stays */
+            b.frozen += tensor_bytes(t->p[i].param->w) + ARENA_ALIGN;
     }
     if (t->n_lora)
         for (int i = 0; i < t->n_lora; i++) b.n_all += tensor_count(t->lora[i].a.w) + tensor_count(t->lora[i].b.w);
     return b;
-}
-
-static bool is_adapter(const struct trained *p) { return strstr(p->name, ".lora_") != NULL; }
-
-/* Does it need memory for its weight, or is that where it shall be, in the right type? */
-static bool weight_is_new(const struct trainee *t, const struct trained *p)
-{
-    return is_adapter(p) || !t->dev || p->param->w.type != (int8_t)t->dtype;
 }
 
 /* A: uniform in +-1/sqrt(inputs), which is kaiming_uniform(a = sqrt 5); B: zeros. host: memory for twice as many. */

@@ -237,9 +237,10 @@ size_t step_scratch(const struct step *s)
 {
     const struct llava_model *m = s->m;
     if (!s->card) return 0;
-    const size_t positions = m->dev ? 0 : tensor_bytes(m->llama.rope); /* it goes to the device with the model */
-    if (!s->kc.dev) return positions + DEVICE_SCRATCH_BYTES + DEVICE_LIBRARY_BYTES;
-    return positions + dev_memory_now(s->kc.dev).used - (m->dev ? m->own.cap : 0);
+    /* the table of positions goes there with the model; blocks end with a page that is not full */
+    const size_t rest = (m->dev ? 0 : tensor_bytes(m->llama.rope)) + (32 << 10);
+    if (!s->kc.dev) return rest + DEVICE_SCRATCH_BYTES + DEVICE_LIBRARY_BYTES;
+    return rest + dev_memory_now(s->kc.dev).used - (m->dev ? m->own.cap : 0);
 }
 
 static int most_pictures(const struct step *s)
