@@ -11,7 +11,7 @@
 
 enum {
     K_RANDOM = CMD_KEY, K_STAGE, K_BATCH, K_SEQ, K_ACCUM, K_LIMIT, K_STEPS, K_DEVICE, K_DTYPE, K_MIX, K_PADDED,
-    K_THREADS, K_QUIET,
+    K_THREADS, K_PROFILE, K_QUIET,
 };
 enum { WORDS_MAX = 120 };
 
@@ -39,6 +39,7 @@ static const struct argp_option options[] = {
     { "dtype", K_DTYPE, "bf16|f32", 0, "Of the weights (default bf16)", 0 },
     { "memory-limit", K_LIMIT, "SIZE", 0, "As --memory_limit of `llava train`", 0 },
     { "device", K_DEVICE, "auto|cpu|cuda[:N]|hip[:N]", 0, "Where to compute (default auto)", 0 },
+    { "profile", K_PROFILE, NULL, 0, "Print where the time of a pass goes, by kernel and shape, to standard error", 0 },
     { "threads", K_THREADS, "N", 0, "Threads (default: as many as the machine gives)", 0 },
     { "quiet", K_QUIET, NULL, 0, "Errors and warnings only", 0 },
     { 0 },
@@ -84,6 +85,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_LIMIT: add(o, "memory_limit", arg); break;
     case K_DEVICE: add(o, "device", arg); break;
     case K_THREADS: add_int(o, state, "threads", "threads", arg); break;
+    case K_PROFILE: o->bench.profile = true; break;
     case K_QUIET: log_set_level(LOG_QUIET); break;
     case K_DTYPE:
         if (strcmp(arg, "bf16") != 0 && strcmp(arg, "f32") != 0) argp_error(state, "--dtype wants one of bf16, f32");

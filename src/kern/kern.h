@@ -42,6 +42,8 @@ struct kctx {
     bool decode;           /* rows are next tokens of many sequences: few, and the weights' bytes are what counts. Else
                               they are a prompt's, a picture's or a training batch's. Says which kernel to choose where
                               two would add in different orders: T must not */
+    bool training;         /* products may choose their kernel by the number of rows too: a row may have other bits in
+                              other company. Equal calls still give equal bits */
     struct dev *dev;       /* whose memory all tensors and scratch are in; NULL: the host */
     struct prof *prof;     /* times what ops call: prof.h; NULL: nobody */
 };
@@ -159,8 +161,10 @@ struct kern {
 
     /* y = x with each element zeroed with probability p, the others times 1/(1-p). Which: kern_drop of key and
      * the element's index, so that the same call gives the same zeros and nothing is kept.  0 <= p < 1.
-     * dx of it is the same kernel on dy.  JMLR 15 (2014) 1929, inverted */
+     * JMLR 15 (2014) 1929, inverted */
     void (*dropout)(struct kctx *, struct tensor y, struct tensor x, float p, uint64_t key);
+    /* dx += dropout(dy) */
+    void (*dropout_bwd)(struct kctx *, struct tensor dx, struct tensor dy, float p, uint64_t key);
     /* y[1] = sum of x^2. y act or F32; sums in double, their order depends on x's length only. */
     void (*sumsq)(struct kctx *, struct tensor y, struct tensor x);
     /* One step of AdamW on w with the gradient g * a->scale; m, v are its moments; all in place.  w,m,v F32 (F64);

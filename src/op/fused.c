@@ -12,10 +12,11 @@ static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int 
     return true;
 }
 
-/* May these linears be one kernel? As above, and for prompts: of one shape and type, biases there or not. */
+/* May these linears be one kernel? As above, and for prompts: of one shape and type, biases there or not. Not in
+ * training, where layers that run again have a tape then and must have the same bits. */
 static bool are_alike(const struct op_ctx *o, const struct linear *const *l, int n)
 {
-    if (o->tape || o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
+    if (o->tape || o->kc->training || o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
     for (int i = 0; i < n; i++)
         if (l[i]->lora || l[i]->served || l[i]->w.w.type != l[0]->w.w.type || !l[i]->b.w.p != !l[0]->b.w.p ||
             l[i]->b.w.type != l[0]->b.w.type || !tensor_same_shape(l[i]->w.w, l[0]->w.w))
@@ -27,7 +28,9 @@ void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struc
 {
     struct tensor w[3], b[3];
     if (!o->k->matmul_each || !are_alike(o, l, n)) {
+        op_share_dropped(o, true);
         for (int i = 0; i < n; i++) y[i] = op_linear(o, x, l[i]);
+        op_share_dropped(o, false);
         return;
     }
     const int64_t rows = tensor_rows(x);

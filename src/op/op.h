@@ -33,7 +33,7 @@ struct lora {
     struct param a, b;
     float scale; /* alpha / r */
     float drop;  /* probability with which A's inputs are zeroed while op_ctx.drop_key is set */
-    uint64_t id; /* of this adapter, mixed into the key; random looking */
+    uint64_t id; /* mixed into the key; random looking. Adapters with one id drop the same of what they read */
 };
 struct linear {
     struct param w, b; /* w[O,I]; b[O] or absent */
@@ -62,6 +62,7 @@ struct rec {
     char local[64];   /* checkpoint only: a copy of the block's argument */
     float f;
     int i;
+    uint64_t key;
     size_t at;
 };
 
@@ -74,6 +75,11 @@ struct tape {
 struct tape *tape_new(void);
 void tape_free(struct tape *t);
 void tape_reset(struct tape *t);
+
+/* What dropout made last, of what, while `on`: between op_share_dropped's two calls. */
+struct op_dropped { bool on; const void *x; struct tensor y; uint64_t id; };
+/* A matmul that waits: see op_put_off. */
+struct op_late { struct tensor y, x, w, b, res; };
 
 struct op_ctx {
     const struct kern *k;
@@ -89,6 +95,11 @@ struct op_ctx {
     void *passed_ctx;
     bool overwrite;    /* without a tape: what is added to (op_linear_add's res) is not needed any more */
     uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
+    struct op_dropped dropped;
+    bool puts_off;     /* a block runs again: products wait until a kernel is called after them, so that its last one,
+                          whose result nobody reads, is left out */
+    struct op_late late[2];
+    int n_late;
     const struct op_span *span; /* [n_spans] which rows have adapters of their own; no tape */
     int n_spans;
 };
@@ -186,9 +197,15 @@ static inline struct tensor param_grad(const struct param *p)
 {
     return param_trains(p) ? p->g : (struct tensor){ 0 };
 }
+/* Linears in between that read the same x, through adapters of one id, have it dropped once. */
+static inline void op_share_dropped(struct op_ctx *o, bool on) { o->dropped = (struct op_dropped){ .on = on }; }
+/* The product is computed before the next kernel, if there is one while o->puts_off; at most two may wait. */
+void op_put_off(struct op_ctx *o, struct op_late p);
+void op_run_late(struct op_ctx *o);
 #define OP_RUN(o, kernel, ...)                                                              \
     do {                                                                                    \
         if ((o)->dry) break;                                                                \
+        if ((o)->n_late) op_run_late(o);                                                    \
         if ((o)->kc->prof) prof_begin((o)->kc->prof, #kernel, PROF_ARGS(__VA_ARGS__));      \
         (o)->k->kernel((o)->kc, __VA_ARGS__);                                               \
         if ((o)->kc->prof) prof_end((o)->kc->prof);                                         \

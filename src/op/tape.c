@@ -117,6 +117,21 @@ static struct tensor grad_in_place(struct op_ctx *o, struct tensor x, struct ten
     return tape_grad(o, x);
 }
 
+void op_run_late(struct op_ctx *o)
+{
+    const int n = o->n_late;
+    o->n_late = 0;
+    for (int i = 0; i < n; i++) {
+        const struct op_late *p = &o->late[i];
+        OP_RUN(o, matmul, p->y, p->x, p->w, p->b, p->res);
+    }
+}
+
+void op_put_off(struct op_ctx *o, struct op_late p)
+{
+    if (!o->dry) o->late[o->n_late++] = p;
+}
+
 /* Recomputes the block on a tape of its own whose slots for input and output are the outer gradients themselves. */
 static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
 {
@@ -128,7 +143,10 @@ static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
     tape_reset(inner);
     o->tape = inner;
     x.id = dx.p ? slot_new(inner, dx) : 0;
+    o->puts_off = true;
     struct tensor y = r->fn(o, r->local, x);
+    o->puts_off = false;
+    o->n_late = 0; /* the block's result */
     if (y.id) {
         inner->g[y.id] = dy;
         tape_back(o);

@@ -7,6 +7,7 @@
 
 #include "base/plat.h"
 #include "base/rng.h"
+#include "kern/prof.h"
 #include "train/optim.h"
 #include "train/plan.h"
 
@@ -174,6 +175,19 @@ static void run_step(struct bench *b, int64_t k, bool counted)
     if (counted) b->time[k - 1] = plat_now_s() - start;
 }
 
+/* One pass there and back, kernel by kernel. */
+static int profile(struct bench *b, struct err *e)
+{
+    struct prof *p = prof_new(b->dev);
+    if (!p) return err_set(e, ERR_NOMEM, "no memory for a profile");
+    b->step.kc.prof = p;
+    step_run(&b->step, &b->batch[0], true, b->t.n_lora && b->b->a->lora_dropout > 0 ? 1 : 0);
+    b->step.kc.prof = NULL;
+    prof_print(p, stderr, "a pass there and back");
+    prof_free(p);
+    return 0;
+}
+
 static int by_value(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -251,6 +265,7 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     TRY(step_fill(&b.step, e));
     TRY(optim_open(&b.optim, &b.t, a, 1000, e));
     for (int k = 0; k <= o->steps; k++) run_step(&b, k, k > 0);
+    if (o->profile) TRY(profile(&b, e));
     *ret = figures(&b, ceiling);
 out:
     bench_fini(&b);

@@ -16,6 +16,7 @@ struct train_bench {
     enum bench_lengths lengths;
     bool padded;                /* of LENGTHS_MIX: records are padded to the longest of their batch, as the reference
                                    does. Else the same number of positions is filled with records end to end */
+    bool profile;               /* a table of kernels to stderr, of one more pass */
     int steps;                  /* that are measured, after one that is not */
 };
 

@@ -309,6 +309,8 @@ static int adapt(void *ctx, const struct bind_row *r, struct err *e)
     const int64_t R = c->a->lora_r;
     *l = (struct lora){ .scale = (float)c->a->lora_alpha / (float)R, .drop = (float)c->a->lora_dropout,
                         .id = scatter((uint64_t)t->n_lora) };
+    /* rows follow each other so: these read what the row before reads, and drop the same of it */
+    if (strstr(r->name, ".k_proj.") || strstr(r->name, ".v_proj.") || strstr(r->name, ".up_proj.")) l->id = l[-1].id;
     l->a.w = tensor_2d(NULL, DT_F32, R, r->param->w.n[1]);
     l->b.w = tensor_2d(NULL, DT_F32, r->param->w.n[0], R);
     r->linear->lora = l;

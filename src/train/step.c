@@ -255,7 +255,7 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
                         .states = o->states, .act_type = (o->dev || o->card) && low ? DT_BF16 : DT_F32,
                         .most = o->most, .eval = o->eval };
     s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
-                           .dev = o->dev };
+                           .training = true, .dev = o->dev };
     const int group = s->card ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
     s->group = s->tower_trains || most < group ? most : group;
     s->losses = aligned((size_t)(o->most.n_targets > o->eval.n_targets ? o->most.n_targets : o->eval.n_targets) *

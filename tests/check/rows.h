@@ -87,6 +87,7 @@ CALL(patchify_bwd, a[0], a[1], (int)size(d, 'P'))
 CALL(xent_fwd, a[0], a[1], a[2], a[3])
 CALL(xent_bwd, a[0], a[1], a[2], a[3], a[4])
 CALL(dropout, a[0], a[1], 0.3f, 77)
+CALL(dropout_bwd, a[0], a[1], 0.3f, 77)
 CALL(sumsq, a[0], a[1])
 static const struct adamw step = { 0.02f, 0.9f, 0.98f, 1e-6f, 0.1f, 0.5f, 0.2f, 0.05f, 0 };
 CALL(adamw, a[0], a[1], a[2], a[3], a[4], &step)
@@ -332,6 +333,9 @@ static const struct row rows[] = {
       .arg = { { ADD, "?T.V" }, { IN, "T" }, { WIDE, "T.V" }, { STAT, "T" }, { TARGET, "T" } },
       .sum = "", .shapes = XENTS, .bench_dev = "T4096 V32000",
       .bench = "T256 V32000", .flops = "5TV" },
+    { ROW(dropout_bwd), .by_place = true, .arg = { { ADD, "T.F" }, { IN, "T.F" } },
+      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .bench = ELEM_BENCH },
     { ROW(dropout), .by_place = true, .arg = { { OUT, "T.F" }, { IN, "T.F" } },
       .sum = EXACT, .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH },

@@ -296,6 +296,25 @@ static void dropout(struct kctx *kc, struct tensor y, struct tensor x, float p, 
                    below, kept);
 }
 
+static void dropout_bwd(struct kctx *kc, struct tensor dx, struct tensor dy, float p, uint64_t key)
+{
+    enum { CHUNK = 1 << 10 };
+    if (!all_f32(dx, dy, none)) {
+        kern_ref.dropout_bwd(kc, dx, dy, p, key);
+        return;
+    }
+    const int64_t n = tensor_count(dx);
+    const uint32_t below = kern_drop_below(p);
+    const float kept = 1 / (1 - p);
+#pragma omp parallel for num_threads(cpu_threads(kc, 4 * n)) schedule(static)
+    for (int64_t c = 0; c < n; c += CHUNK) {
+        float part[CHUNK], *to = (float *)dx.p + c;
+        const int many = (int)(n - c < CHUNK ? n - c : CHUNK);
+        drop_range(part, (const float *)dy.p + c, many, (uint32_t)c, key, below, kept);
+        for (int i = 0; i < many; i++) to[i] += part[i];
+    }
+}
+
 /* Chunks have a sum of their own; these are added in order. */
 static void sumsq(struct kctx *kc, struct tensor y, struct tensor x)
 {
@@ -370,6 +389,7 @@ static void adamw(struct kctx *kc, struct tensor w, struct tensor m, struct tens
 void ISA(cpu_fill_elem)(struct kern *k)
 {
     k->dropout = dropout;
+    k->dropout_bwd = dropout_bwd;
     k->sumsq = sumsq;
     k->adamw = adamw;
     k->swiglu_fwd = swiglu_fwd;

@@ -5,9 +5,10 @@ extern "C" {
 #include "base/log.h"
 }
 
-/* Forward products choose their kernel as for so many rows, whatever the rows: kern.h wants a row's bits to
- * be its own. */
+/* Products choose their kernel as for so many rows, whatever the rows: kern.h wants a row's bits to be its own, but for
+ * training. */
 enum { LIKE_ROWS = 1024 };
+static int64_t like_rows(const struct kctx *kc, int64_t T) { return kc->training ? T : (int64_t)LIKE_ROWS; }
 
 int blas_open(struct dev *d, struct err *e)
 {
@@ -82,7 +83,7 @@ bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tenso
     struct tensor bias = in_type(kc, b, (enum dtype)y.type);
     const bool right = w.p && (bias.p || !b.p) &&
                        run(kc, { O, T, I, I, I, w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type,
-                                 (enum dtype)y.type, true, false, LIKE_ROWS, 1, 0, 0, 0 });
+                                 (enum dtype)y.type, true, false, like_rows(kc, T), 1, 0, 0, 0, false });
     arena_rewind(kc->scratch, mark);
     return right;
 }
@@ -106,7 +107,7 @@ bool blas_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, 
         (b[0].p && (b[0].type != x.type || next_b < O)))
         return false;
     return run(kc, { O, T, I, I, I, w[0].p, x.p, NULL, b[0].p, y[0].p, (enum dtype)x.type, (enum dtype)x.type, true,
-                     false, LIKE_ROWS, n, next_w, next_y, next_b });
+                     false, LIKE_ROWS, n, next_w, next_y, next_b, false });
 }
 
 bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
@@ -116,7 +117,7 @@ bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct 
     const size_t mark = arena_mark(kc->scratch);
     w = in_type(kc, w, (enum dtype)dy.type);
     const bool right = w.p && run(kc, { I, T, O, I, O, w.p, dy.p, dx.p, NULL, dx.p, (enum dtype)dy.type,
-                                        (enum dtype)dx.type, false, false, LIKE_ROWS, 1, 0, 0, 0 });
+                                        (enum dtype)dx.type, false, false, like_rows(kc, T), 1, 0, 0, 0, false });
     arena_rewind(kc->scratch, mark);
     return right;
 }
@@ -126,7 +127,7 @@ bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct 
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
     if (!dev_attached(kc->dev) || x.type != dy.type) return false;
     return run(kc, { I, O, T, I, O, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type,
-                     false, true, O, 1, 0, 0, 0 });
+                     false, true, O, 1, 0, 0, 0, true });
 }
 
 #if defined(GPU_EMU)

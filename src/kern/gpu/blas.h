@@ -26,6 +26,7 @@ struct blas_product {
     int64_t like_n; /* choose the library's kernel as for so many columns: results do not depend on n */
     int batch;      /* 0 or 1: one product; else so many with one b, and a, d, bias so many elements further each */
     int64_t next_a, next_d, next_bias;
+    bool divides;   /* the sum may be divided into parts, which are added up in a fixed order */
 };
 /* A library's handle, to be kept with the device; NULL and a reason where there is none. */
 void *blas_library_open(struct dev *d, struct err *why);

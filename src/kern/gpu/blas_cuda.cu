@@ -31,7 +31,7 @@ static const size_t WORKSPACE = 64 << 20;
 /* What tells one product from another, but for addresses; compared as bytes. */
 struct key {
     int64_t m, n, k, next_a, next_d, next_bias, batch;
-    int32_t in, out, ta, tb, bias, add,
+    int32_t in, out, ta, tb, bias, add, divides,
         align[4]; /* add: c is there; align: of a, b, c, d in bytes, at most 256 */
 };
 struct plan {
@@ -147,8 +147,9 @@ static cublasLtMatrixLayout_t layout_b(library *l, const blas_product *p, int64_
     return p->tb ? layout(l, p, p->in, n, p->k, p->ldb, 0) : layout(l, p, p->in, p->k, n, p->ldb, 0);
 }
 
-/* Neither divides the sum: its order is then the same for every column. */
-static bool in_order(library *l, const cublasLtMatmulAlgo_t *algo)
+/* Does it not divide the sum, whose order is then the same for every column? Or, where that is allowed, into parts that
+ * lie in the workspace until they are added up, in an order that does not change? */
+static bool in_order(library *l, const cublasLtMatmulAlgo_t *algo, bool divides)
 {
     int32_t split = 1;
     uint32_t reduction = 0;
@@ -156,6 +157,7 @@ static bool in_order(library *l, const cublasLtMatmulAlgo_t *algo)
     check(l->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, &n));
     check(l->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
                                           sizeof reduction, &n));
+    if (divides) return !(reduction & CUBLASLT_REDUCTION_SCHEME_INPLACE);
     return split <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
@@ -182,7 +184,7 @@ static bool choose(library *l, plan *x, const blas_product *p)
         n = 0;
     bool right = false;
     for (int i = 0; i < n && !right; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || !in_order(l, &found[i].algo)) continue;
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || !in_order(l, &found[i].algo, p->divides)) continue;
         right = l->MatmulAlgoCheck(l->handle, x->desc, x->a, x->b, x->d, x->d, &found[i].algo, &own) ==
                     CUBLAS_STATUS_SUCCESS &&
                 own.workspaceSize <= WORKSPACE;
@@ -220,7 +222,7 @@ static plan *find(library *l, const blas_product *p)
     of.m = p->m, of.n = p->n, of.k = p->k;
     of.batch = p->batch, of.next_a = p->next_a, of.next_d = p->next_d, of.next_bias = p->next_bias;
     of.in = p->in, of.out = p->out, of.ta = p->ta, of.tb = p->tb, of.bias = p->bias != NULL,
-    of.add = p->c != NULL;
+    of.add = p->c != NULL, of.divides = p->divides;
     const void *const at[] = { p->a, p->b, p->c, p->d };
     for (int i = 0; i < 4; i++) of.align[i] = alignment(at[i]);
     uint64_t h = 1;

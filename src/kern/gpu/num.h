@@ -293,6 +293,7 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(choose)         \
     XX(tokens_get)     \
     XX(dropout)        \
+    XX(dropout_bwd)    \
     XX(sumsq)          \
     XX(adamw)          \
     XX(adamw8)         \

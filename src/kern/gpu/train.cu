@@ -23,6 +23,29 @@ void gpu_dropout(struct kctx *kc, struct tensor y, struct tensor x, float p, uin
                            is_wide(LANES, y, x), kern_drop_below(p), 1 / (1 - p), key));
 }
 
+template <class A>
+__global__ __launch_bounds__(BLOCK) void drop_back(A *dx, const A *dy, int64_t n, bool wide, uint32_t below,
+                                                   float kept, uint64_t key)
+{
+    const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
+    float d[LANES], v[LANES];
+    if (i >= n) return;
+    load8(d, dx, i, n, wide);
+    load8(v, dy, i, n, wide);
+#pragma unroll
+    for (int j = 0; j < LANES; j++) d[j] += kern_drop(key, i + j, below) ? 0.0f : v[j] * kept;
+    store8(dx, d, i, n, wide);
+}
+
+void gpu_dropout_bwd(struct kctx *kc, struct tensor dx, struct tensor dy, float p, uint64_t key)
+{
+    const int64_t n = tensor_count(dx);
+    if (!dx.p) return;
+    GPU_BY_TYPE(dx.type, A,
+                gpu_launch(drop_back<A>, blocks_for(n), BLOCK, 0, stream_of(kc), (A *)dx.p, (const A *)dy.p, n,
+                           is_wide(LANES, dx, dy), kern_drop_below(p), 1 / (1 - p), key));
+}
+
 enum { PIECES = (int)BLOCK }; /* a thread has one in the end */
 
 __device__ inline double block_sum_double(double v)

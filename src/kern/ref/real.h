@@ -25,7 +25,7 @@ typedef REAL real;
     XX(rows_get) XX(rows_put) XX(rows_get_add) XX(rows_put_add)                                            \
     XX(patchify_fwd) XX(patchify_bwd) XX(xent_fwd) XX(xent_bwd)                                            \
     XX(choose) XX(tokens_get)                                                                              \
-    XX(dropout) XX(sumsq) XX(adamw) XX(adamw8)
+    XX(dropout) XX(dropout_bwd) XX(sumsq) XX(adamw) XX(adamw8)
 
 /* Declares ref_NAME with the signature of its pointer in struct kern. */
 #define XX(name) __typeof__(*(((struct kern *)0)->name)) ref_##name;

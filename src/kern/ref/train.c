@@ -13,6 +13,16 @@ void ref_dropout(struct kctx *kc, struct tensor y, struct tensor x, float p, uin
     for (int64_t i = 0; i < n; i++) put(y, i, kern_drop(key, i, below) ? 0 : at(x, i) * (double)kept);
 }
 
+void ref_dropout_bwd(struct kctx *kc, struct tensor dx, struct tensor dy, float p, uint64_t key)
+{
+    const int64_t n = tensor_count(dx);
+    const uint32_t below = kern_drop_below(p);
+    const float kept = 1 / (1 - p);
+#pragma omp parallel for schedule(static) num_threads(kc->n_threads)
+    for (int64_t i = 0; i < n; i++)
+        if (!kern_drop(key, i, below)) put(dx, i, at(dx, i) + at(dy, i) * (double)kept);
+}
+
 /* In one thread: the order is that of the elements. */
 void ref_sumsq(struct kctx *kc, struct tensor y, struct tensor x)
 {
