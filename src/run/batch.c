@@ -98,10 +98,12 @@ static int make_grammar(struct llava_batch *b, struct request *q, const struct l
     int rc = 0;
     if (r->schema && r->grammar) TRY(err_set(e, ERR_USAGE, "a request with both a schema and a grammar"));
     if (!r->schema && !r->grammar) goto out;
-    if (r->schema) TRY(schema_grammar(&text, r->schema, strlen(r->schema), e));
+    if (r->schema) rc = schema_grammar(&text, r->schema, strlen(r->schema), e);
     else buf_str(&text, r->grammar);
-    TRY(buf_check(&text, "the grammar", e));
-    TRY(grammar_parse(&q->grammar, text.p ? text.p : "", text.n, e));
+    if (rc >= 0) rc = buf_check(&text, "the grammar", e);
+    if (rc >= 0) rc = grammar_parse(&q->grammar, text.p ? text.p : "", text.n, e);
+    if (rc == ERR_LIMIT) rc = e->code = ERR_UNSUPPORTED; /* LIMIT is said of the context */
+    if (rc < 0) goto out;
     pthread_mutex_lock(&b->lock);
     if (!b->vocabulary) rc = vocabulary_new(&b->vocabulary, b->g->tok, b->g->model.cfg.llama.V, e);
     pthread_mutex_unlock(&b->lock);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text/stream.h"
+
 enum { TEXT_MAX = 1 << 24 };
 static const char image_mark[] = "<image>";
 
@@ -21,9 +23,11 @@ static void read_stop(struct chat *c, const struct fields *f)
     const json_t *v = json_object_get(f->o, "stop"), *item;
     size_t i;
     if (!v || json_is_null(v)) return;
-    if (json_is_string(v)) {
+    if (json_is_string(v) && json_string_length(v) <= STOP_MAX) {
         c->stop[0] = json_string_value(v);
         c->sampling.n_stop = *c->stop[0] != 0;
+    } else if (json_is_string(v)) {
+        fields_bad(f, "stop", "is longer than %d bytes", STOP_MAX);
     } else if (!json_is_array(v) || json_array_size(v) > CHAT_STOPS_MAX) {
         fields_bad(f, "stop", "is neither a string nor an array of at most %d", CHAT_STOPS_MAX);
     } else {
@@ -31,6 +35,7 @@ static void read_stop(struct chat *c, const struct fields *f)
             char name[24];
             snprintf(name, sizeof name, "stop[%zu]", i);
             if (!json_is_string(item)) fields_bad(f, name, "is %s, want a string", fields_kind(item));
+            else if (json_string_length(item) > STOP_MAX) fields_bad(f, name, "is longer than %d bytes", STOP_MAX);
             else if (json_string_length(item)) c->stop[c->sampling.n_stop++] = json_string_value(item);
         }
     }

@@ -392,8 +392,8 @@ static void add_headers(struct exchange *x, struct MHD_Response *r)
     for (int i = 0; i < x->n_headers; i++) MHD_add_response_header(r, x->header[i][0], x->header[i][1]);
 }
 
-/* Called with x->lock held, when there is something to send. */
-static enum MHD_Result begin_answer(struct exchange *x)
+/* Called with x->lock held, when there is something to send. NULL: no memory. */
+static struct MHD_Response *make_response(struct exchange *x)
 {
     struct MHD_Response *r;
     if (x->state == X_STREAM) {
@@ -405,25 +405,27 @@ static enum MHD_Result begin_answer(struct exchange *x)
         r = MHD_create_response_from_buffer(n, body, MHD_RESPMEM_MUST_FREE);
         if (!r) free(body);
     }
-    if (!r) return MHD_NO;
-    add_headers(x, r);
-    enum MHD_Result ok = MHD_queue_response(x->mhd, (unsigned)x->status, r);
-    MHD_destroy_response(r);
-    return ok;
+    if (r) add_headers(x, r);
+    return r;
 }
 
 enum MHD_Result exchange_answer(struct exchange *x)
 {
-    enum MHD_Result ok = MHD_YES;
+    struct MHD_Response *r = NULL;
     pthread_mutex_lock(&x->lock);
-    bool ready = x->state == X_WHOLE ? x->finished
-               : x->state == X_STREAM && (x->out.n > x->sent || x->finished || x->cut);
+    const bool ready = x->state == X_WHOLE ? x->finished
+                     : x->state == X_STREAM && (x->out.n > x->sent || x->finished || x->cut);
+    const unsigned status = (unsigned)x->status;
     if (ready) {
-        ok = begin_answer(x);
+        r = make_response(x);
     } else {
         x->suspended = true;
         MHD_suspend_connection(x->mhd);
     }
     pthread_mutex_unlock(&x->lock);
+    if (!ready) return MHD_YES;
+    /* Without x->lock, for the library holds a response's own lock when it comes for more. */
+    const enum MHD_Result ok = r ? MHD_queue_response(x->mhd, status, r) : MHD_NO;
+    if (r) MHD_destroy_response(r);
     return ok;
 }

@@ -15,6 +15,8 @@ void bad_set(struct bad *b, int status, const char *param, const char *code, con
     b->status = status;
     b->code = code;
     snprintf(b->param, sizeof b->param, "%s", param ? param : "");
+    text_tame(b->message); /* it may quote the request */
+    text_tame(b->param);
 }
 
 void bad_reply(const struct bad *b, struct exchange *x)

@@ -20,6 +20,8 @@
 #include "text/ids.h"
 #include "text/tokenizer.h"
 
+enum { STOP_MAX = 1 << 16 }; /* bytes of a stop string */
+
 struct stream {
     const struct tokenizer *t; /* borrowed */
     struct detok detok;

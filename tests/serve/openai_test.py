@@ -189,6 +189,9 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("no tokens", {"max_tokens": 0}, 400, "max_tokens", "want 1"),
     ("stop", {"stop": 7}, 400, "stop", "array"),
     ("stops", {"stop": ["a", 7]}, 400, "stop[1]", "number"),
+    ("a long stop", {"stop": ["a", "b" * 70000]}, 400, "stop[1]", "longer"),
+    ("a schema that is too large", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        "type": "array", "items": {}, "minItems": 10 ** 9}}}}, 400, "response_format", "too large"),
     ("tools", {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
     ("a penalty past its range", {"presence_penalty": 3}, 400, "presence_penalty", "-2 to 2"),
     ("a bias for no token", {"logit_bias": {"x": 1}}, 400, "logit_bias", "no token's number"),
