@@ -128,6 +128,7 @@ __device__ inline void ring_finish(const gemv_args &a, float (&acc)[M][N][4], fl
 {
     enum { WIDTH = 16 * M + 1 /* so that rows start in different banks */ };
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    __syncthreads(); /* the other group has read the pass before this */
     for (int turn = 0; turn < GROUPS * BY_COLUMN; turn++) {
         if (warp / BY_ROW == turn)
 #pragma unroll
