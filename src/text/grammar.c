@@ -281,7 +281,7 @@ static int repeat(struct parser *p, struct seq_buf *s, int32_t from, int least, 
     int rc = 0;
     int32_t rest = -1;
     if (!item) return err_set(p->e, ERR_NOMEM, "no memory for a grammar");
-    memcpy(item, s->p + from, (size_t)n * sizeof *item);
+    if (n) memcpy(item, s->p + from, (size_t)n * sizeof *item);
     s->n = from;
     for (int k = 0; k < least && rc >= 0; k++)
         for (int32_t i = 0; i < n && rc >= 0; i++) rc = seq_add(s, item[i].kind, item[i].arg, p->e);
