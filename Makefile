@@ -205,7 +205,7 @@ MAKE_   = $(MAKE) --no-print-directory
 BUILD_  = env -u MAKEFLAGS $(MAKE_) -j$(shell nproc)
 SHOW    = models/demo/pictures/red-apple.png
 
-.PHONY: help deps demo check check-web check-full lint fuzz cuda hip learn bench format install uninstall clean
+.PHONY: help deps demo check check-web check-full lint fuzz cuda hip learn train-demo bench format install uninstall clean
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | sort | while IFS='	' read -r name text; do \
 	    printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -256,9 +256,14 @@ cuda: ## build/cuda/llava, for NVIDIA's GPUs (ARCH=80,89,90a)
 hip: ## build/hip/llava, for GPUs of AMD and Hygon (ARCH=gfx906,gfx90a; gfx928 is Hygon's K100_AI)
 	@$(MAKE_) GPU=hip all
 
-learn: all ## does training teach? models/demo learns drawings by heart, and a new question (10 minutes, npm and network)
+learn: all ## does training teach? models/demo learns drawings by heart, and a new question (5 minutes, npm and network)
 	@tools/deps learn
 	@tools/learn.py
+
+train-demo: ## a model like models/demo from random weights, examined (20 minutes of a GPU, npm and network)
+	@tools/deps learn
+	@$(MAKE_) all $(if $(GPU),,$(if $(wildcard $(CUDA)/bin/nvcc),GPU=cuda))
+	@tools/train_demo.py --llava $(if $(GPU),$(B),$(if $(wildcard $(CUDA)/bin/nvcc),build/cuda,build))/llava
 
 bench: all ## speed of this machine on 1.26 G random parameters, one JSON object a line
 	@for type in f32 bf16 f16; do build/llava bench --random 1b --prompt 640 --gen 32 --dtype $$type; done

@@ -249,6 +249,24 @@ static void punch(struct look *l)
     }
 }
 
+/* Some squares of a grid are gone: what is left must do. */
+static void sieve(struct look *l)
+{
+    enum { CELLS = 14 };
+    const int n = l->side;
+    const double share = between(l, 0.1, 0.5);
+    float colour[3];
+    corner_colour(l, colour);
+    for (int c = 0; c < CELLS * CELLS; c++) {
+        if (!chance(l, share)) continue;
+        const int y0 = c / CELLS * n / CELLS, x0 = c % CELLS * n / CELLS;
+        const int y1 = (c / CELLS + 1) * n / CELLS, x1 = (c % CELLS + 1) * n / CELLS;
+        for (size_t k = 0; k < 3; k++)
+            for (int i = y0; i < y1; i++)
+                for (int j = x0; j < x1; j++) l->x[k * area(l) + (size_t)(i * n + j)] = colour[k];
+    }
+}
+
 int augment(float *pixels, int side, const struct clip_processor *p, unsigned may, uint64_t key, struct err *e)
 {
     struct look l = { .side = side, .may = may };
@@ -270,6 +288,7 @@ int augment(float *pixels, int side, const struct clip_processor *p, unsigned ma
     redraw(&l);
     resharpen(&l);
     if (chance(&l, 0.35)) punch(&l);
+    if (chance(&l, 0.4)) sieve(&l);
     for (size_t i = 0; i < 3 * n; i++) {
         const double v = (double)clamp(l.x[i], 0, 1) * range;
         pixels[i] = (float)(p->do_normalize ? (v - p->mean[i / n]) / p->std[i / n] : v);

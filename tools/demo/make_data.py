@@ -22,6 +22,21 @@ STYLES = ["noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "f
 SPLIT = {"twemoji": "test", "openmoji": "hard"}
 
 
+def fetch(folder):
+    """the npm packages, unpacked in the folder unless they are there; the folder"""
+    if os.path.exists(os.path.join(folder, "done")):
+        return folder
+    os.makedirs(folder, exist_ok=True)
+    packages = ["unicode-emoji-json@0.9.0", "emojilib@4.0.3"] + ["@iconify-json/" + s for s in STYLES]
+    subprocess.run(["npm", "pack", "--silent", *packages], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for name in [f for f in os.listdir(folder) if f.endswith(".tgz")]:
+        into = os.path.join(folder, name[:-4])
+        os.makedirs(into, exist_ok=True)
+        subprocess.run(["tar", "xzf", os.path.join(folder, name), "-C", into], check=True)
+    open(os.path.join(folder, "done"), "w").close()
+    return folder
+
+
 def package(npm, name):
     stem = name.replace("@", "").replace("/", "-")
     found = sorted(glob.glob(os.path.join(npm, "**", stem + "-[0-9]*", "package"), recursive=True))

@@ -56,9 +56,9 @@ class Asker:
         """A different thing: a neighbour in emoji order, one of the same group, or any (hard: same group)."""
         rng, draw = self.rng, 0.5 if hard else self.rng.random()
         while True:
-            if draw < 0.35:
+            if draw < 0.15:
                 o = c + rng.randint(-8, 8)
-            elif draw < 0.8:
+            elif draw < 0.6:
                 o = rng.choice(self.members[self.things[c]["group"]])
             else:
                 o = rng.randrange(len(self.things))
@@ -94,9 +94,8 @@ class Asker:
         return [self.ask(c, k) for k in kinds]
 
 
-def train_tokenizer(things, prefix, pieces=1472):
-    """Write prefix.model: BPE with byte fallback, set up like Llama's."""
-    import sentencepiece as spm
+def texts(things):
+    """Lines of text that a vocabulary is made from."""
     asker, lines = Asker(things, 1), list(SYSTEMS) * 200
     for c, t in enumerate(things):
         lines += [t["name"]] * 4
@@ -105,8 +104,14 @@ def train_tokenizer(things, prefix, pieces=1472):
             lines += [f"USER: {q} ASSISTANT: {a}"]
     for forms in (NAME, GROUP, YES_NO, CHOICE, DESCRIBE):
         lines += forms * 20
+    return lines
+
+
+def train_tokenizer(things, prefix, pieces=1472):
+    """Write prefix.model: BPE with byte fallback, set up like Llama's."""
+    import sentencepiece as spm
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=prefix, vocab_size=pieces, model_type="bpe", byte_fallback=True,
+        sentence_iterator=iter(texts(things)), model_prefix=prefix, vocab_size=pieces, model_type="bpe", byte_fallback=True,
         normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False,
         character_coverage=1.0, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1,
         minloglevel=1)

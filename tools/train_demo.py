@@ -1,0 +1,301 @@
+#!/usr/bin/python3
+"""models/demo from nothing, by this program alone: pictures, vocabulary, two trainings, an examination, fewer bits.
+
+    tools/train_demo.py [--work DIR] [--device auto|cpu|cuda] [--steps1 N --steps2 N] [--only STEP[,STEP...]]
+
+STEP, in this order:
+  pictures    draws 11,757 emoji of nine styles from SVG (tools/demo/make_data.py; npm, network, librsvg2-bin)
+  words       texts of all questions and answers, a vocabulary by spm_train, and the records of both trainings
+  pretrain    random weights; pictures and their names alone (--version plain); tower, projector, language model
+  tune        on from there: questions of five kinds, in the template v1
+  ask         four kinds of questions about every picture of the two styles that were never trained on
+  quantise    the result in 8 and in 4 bits
+  draw        groups.svg: which groups are taken for which; the curves are pretrain/loss.svg and tune/loss.svg
+
+Everything lies in DIR (build/demo): pictures/, records/, pretrain/, tune/ (the model), tune-8bit/, answers-*.jsonl,
+result.json. A step whose result is there already is left out; a training that was stopped goes on. --tiny makes all of
+it small enough for a test on two cores. Exit status 0 if names on twemoji are as right as --want says.
+"""
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from multiprocessing import Pool
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "tools/demo"))
+import make_data  # noqa: E402
+import words  # noqa: E402
+
+SHAPES = os.path.join(ROOT, "models/demo")
+SIDED = set("left right anticlockwise clockwise counterclockwise".split())
+COLOURS = set("red orange yellow green blue purple brown black white pink grey light dark flag button keycap circle "
+              "square heart apple book".split())
+# how often tuning asks a kind of question; that two texts name the same thing is learned last
+SHARES = {"name": 30, "yes_no": 42, "choice": 12, "group": 8, "describe": 8}
+EXAMS = {"test": "twemoji", "hard": "openmoji"}
+opt = argparse.Namespace()
+
+
+def at(*names):
+    return os.path.join(opt.work, *names)
+
+
+def run(*args, log=None):
+    if not log:
+        return subprocess.run(args, check=True)
+    with open(log, "ab") as f:
+        if subprocess.run(args, stdout=f, stderr=subprocess.STDOUT).returncode:
+            sys.exit(f"train_demo.py: '{os.path.basename(args[0])} {args[1]}' failed, {log} says why")
+
+
+def write_json(facts, *names):
+    with open(at(*names), "w", encoding="utf-8") as f:
+        json.dump(facts, f, ensure_ascii=False)
+
+
+# ---- pictures and words
+
+
+def pictures():
+    if os.path.exists(at("pictures/facts.jsonl")):
+        return
+    folder = opt.npm or make_data.fetch(at("npm"))
+    run(sys.executable, os.path.join(ROOT, "tools/demo/make_data.py"), folder, at("pictures"), "--limit",
+        "900" if opt.tiny else "0")
+
+
+def load_facts():
+    with open(at("pictures/facts.jsonl"), encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def may(thing):
+    """what may be done to a picture without making an answer wrong"""
+    said = set(thing["name"].lower().replace("-", " ").split())
+    out = []
+    if thing["group"] in ("Animals & Nature", "Food & Drink", "People & Body", "Activities") and not said & SIDED:
+        out.append("mirror")
+    if thing["group"] != "Flags" and not said & COLOURS:
+        out.append("recolour")
+    return out
+
+
+def record(n, fact, thing, rounds):
+    turns = []
+    for k, (question, answer) in enumerate(rounds):
+        turns += [{"from": "human", "value": question if k else "<image>\n" + question}, {"from": "gpt", "value": answer}]
+    return {"id": n, "image": fact["image"], "augment": may(thing), "conversations": turns}
+
+
+def records_of(job):
+    """of one thing: (pretraining's, tuning's), as text"""
+    things, c, facts, seed = job
+    asker, rng, plain, talk = words.Asker(things, seed), random.Random(seed + 1), [], []
+    for fact in facts:
+        plain.append(record(f"p{fact['n']}", fact, things[c], [("", things[c]["name"])]))
+        for k in range(opt.variants):
+            kinds = rng.choices(list(SHARES), list(SHARES.values()), k=1 if rng.random() < 0.8 else 2)
+            rounds = [asker.ask(c, kind) for kind in kinds]
+            talk.append(record(f"t{fact['n']}-{k}", fact, things[c], rounds))
+    return [[json.dumps(r, ensure_ascii=False) for r in part] for part in (plain, talk)]
+
+
+def records(facts, things, labels):
+    by_thing = {}
+    for n, (fact, c) in enumerate(zip(facts, labels)):
+        if fact["split"] == "train":
+            by_thing.setdefault(c, []).append({"n": n, "image": fact["image"]})
+    with Pool() as pool:
+        made = pool.map(records_of, [(things, c, some, 1000 + 2 * c) for c, some in by_thing.items()], chunksize=32)
+    for name, k in (("pretrain", 0), ("tune", 1)):
+        with open(at("records", name + ".json"), "w", encoding="utf-8") as f:
+            f.writelines(line + "\n" for part in made for line in part[k])
+
+
+def questions(facts, things, labels):
+    """of every kind about every picture of a style, the same every time"""
+    for split, style in EXAMS.items():
+        asker, n = words.Asker(things, 99), 0
+        with open(at("records", style + ".jsonl"), "w", encoding="utf-8") as f:
+            for kind in words.KINDS:
+                for fact, c in zip(facts, labels):
+                    if fact["split"] == split:
+                        q, a = asker.ask(c, kind, plain=True)
+                        f.write(json.dumps({"question_id": n, "image": fact["image"], "text": q, "kind": kind, "answer": a,
+                                            "group": things[c]["group"]}, ensure_ascii=False) + "\n")
+                        n += 1
+
+
+def vocabulary(things):
+    with open(at("records/words.txt"), "w", encoding="utf-8") as f:
+        f.writelines(line + "\n" for line in words.texts(things))
+    run("spm_train", "--input=" + at("records/words.txt"), "--model_prefix=" + at("shapes/tokenizer"), "--vocab_size=1472",
+        "--model_type=bpe", "--byte_fallback=true", "--normalization_rule_name=identity", "--add_dummy_prefix=true",
+        "--remove_extra_whitespaces=false", "--character_coverage=1.0", "--split_digits=true", "--unk_id=0", "--bos_id=1",
+        "--eos_id=2", "--pad_id=-1", "--num_threads=1", "--minloglevel=1", "--hard_vocab_limit=false")
+    os.remove(at("shapes/tokenizer.vocab"))
+    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        shutil.copy(os.path.join(SHAPES, name), at("shapes"))
+
+
+def texts():
+    if os.path.exists(at("records/done")):
+        return
+    for name in ("records", "shapes"):
+        os.makedirs(at(name), exist_ok=True)
+    facts = load_facts()
+    things, labels = words.load_things(facts)
+    if not os.path.exists(at("shapes/tokenizer.model")):
+        vocabulary(things)
+    records(facts, things, labels)
+    questions(facts, things, labels)
+    open(at("records/done"), "w").close()
+
+
+# ---- training
+
+
+def train(name, base, steps, *more):
+    if os.path.exists(at(name, "model.safetensors")):
+        return
+    start = time.time()
+    run(opt.llava, "train", "--model_name_or_path", base, "--data_path", at("records", name + ".json"), "--image_folder",
+        at("pictures"), "--output_dir", at(name), "--device", opt.device, "--optim", "muon", "--unfreeze_mm_vision_tower",
+        "True", "--image_augment", "True", "--mm_use_im_patch_token", "False", "--mm_projector_type", "mlp2x_gelu",
+        "--mm_vision_select_layer", "-2", "--model_max_length", "512", "--per_device_train_batch_size", str(opt.batch),
+        "--max_steps", str(steps), "--warmup_steps", str(max(1, min(150, steps // 10))), "--weight_decay", "0.1",
+        "--adam_beta2", "0.97", "--logging_steps", "10", "--save_steps", str(opt.save), "--save_total_limit", "1",
+        "--dataloader_num_workers", str(opt.workers), "--report_to", "jsonl", *more, *opt.more, log=at(name + ".log"))
+    shutil.rmtree(at(name, f"checkpoint-{steps}"), ignore_errors=True)
+    print(f"{name}: {steps} steps of {opt.batch} records in {time.time() - start:.0f} s", flush=True)
+
+
+def pretrain():
+    train("pretrain", at("shapes"), opt.steps1, "--random_start", "True", "--version", "plain", "--learning_rate",
+          str(opt.rate), "--lr_scheduler_type", "constant_with_warmup")
+
+
+def tune():
+    train("tune", at("pretrain"), opt.steps2, "--version", "v1", "--learning_rate", str(opt.rate), "--lr_scheduler_type",
+          "cosine")
+
+
+# ---- what came of it
+
+
+def examine(style, model, output):
+    run(opt.llava, "run", "--model-path", model, "--device", opt.device, "--image-folder", at("pictures"), "--question-file",
+        at("records", style + ".jsonl"), "--output", output, "--temperature", "0", "--max-new-tokens", "32", "--conv-mode",
+        "vicuna_v1", "--parallel", "64", "--quiet")
+    with open(at("records", style + ".jsonl"), encoding="utf-8") as f:
+        asked = [json.loads(line) for line in f]
+    with open(output, encoding="utf-8") as f:
+        said = {r["question_id"]: r.get("text") for r in map(json.loads, f)}
+    right, groups = {}, {}
+    for q in asked:
+        hit = said[q["question_id"]] == q["answer"]
+        right.setdefault(q["kind"], []).append(hit)
+        if q["kind"] == "name":
+            groups.setdefault(q["group"], []).append(hit)
+        if q["kind"] == "group":
+            groups.setdefault("said", {}).setdefault(q["group"], {}).setdefault(said[q["question_id"]], 0)
+            groups["said"][q["group"]][said[q["question_id"]]] += 1
+    mean = lambda hits: round(sum(hits) / len(hits), 4)
+    told = groups.pop("said")
+    return {**{k: mean(v) for k, v in right.items()}, "names by group": {g: mean(v) for g, v in groups.items()},
+            "groups told": told}
+
+
+def ask():
+    result = {}
+    for style in EXAMS.values():
+        output = at(f"answers-{style}.jsonl")
+        if os.path.exists(output):
+            os.remove(output)
+        result[style] = examine(style, at("tune"), output)
+        print(style, *(f"{k} {100 * result[style][k]:.1f}%" for k in words.KINDS), flush=True)
+    write_json(result, "result.json")
+    return result["twemoji"]["name"]
+
+
+def quantise():
+    for bits in (8, 4):
+        folder = at(f"tune-{bits}bit")
+        shutil.rmtree(folder, ignore_errors=True)
+        run(opt.llava, "quantize", "--model-path", at("tune"), "--bits", str(bits), "--output", folder,
+            log=at("quantise.log"))
+
+
+def cell(x, y, w, h, colour):
+    return f'<rect x="{x}" y="{y}" width="{w}" height="{h}" fill="{colour}"/>'
+
+
+def label(x, y, text, more=""):
+    return f'<text x="{x}" y="{y}" {more}>{text.replace("&", "&amp;")}</text>'
+
+
+def draw():
+    """groups.svg: which group a picture is in (rows) and which the model says it is in (columns), twemoji"""
+    with open(at("result.json"), encoding="utf-8") as f:
+        told = json.load(f)["twemoji"]["groups told"]
+    names, size, left, top = list(told), 46, 150, 110
+    w, h = left + size * (len(names) + 1), top + size * len(names) + 30
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}" font-family="sans-serif" '
+           'font-size="12">', cell(0, 0, w, h, "white"),
+           label(left, top + size * len(names) + 20, "rows: the picture's group; columns: what the model says; percent")]
+    for i, name in enumerate(names):
+        total = sum(told[name].values())
+        y, x = top + size * i, left + size * i
+        out += [label(left - 8, y + size / 2 + 4, name, 'text-anchor="end"'),
+                label(0, 0, name, f'transform="translate({x + size / 2 + 4} {top - 8}) rotate(-40)"')]
+        for k, other in enumerate(names):
+            share = told[name].get(other, 0) / total
+            shade = round(255 - 200 * share ** 0.6)
+            colour = f"rgb({shade},{shade},255)" if i == k else f"rgb(255,{shade},{shade})"
+            out.append(cell(left + size * k, y, size - 1, size - 1, colour if share else "rgb(246,246,246)"))
+            if share >= 0.005:
+                out.append(label(left + size * k + size / 2, y + size / 2 + 4, f"{100 * share:.0f}", 'text-anchor="middle"'))
+    with open(at("groups.svg"), "w", encoding="utf-8") as f:
+        f.write("\n".join(out + ["</svg>\n"]))
+
+
+STEPS = {"pictures": pictures, "words": texts, "pretrain": pretrain, "tune": tune, "ask": ask, "quantise": quantise,
+         "draw": draw}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default=os.path.join(ROOT, "build/demo"))
+    parser.add_argument("--npm", help="a folder with the npm packages unpacked")
+    parser.add_argument("--llava", default=os.path.join(ROOT, "build/llava"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps1", type=int, default=2500)
+    parser.add_argument("--steps2", type=int, default=2500)
+    parser.add_argument("--batch", type=int, default=384)
+    parser.add_argument("--rate", type=float, default=1.8e-3)
+    parser.add_argument("--variants", type=int, default=40, help="records of tuning for each picture")
+    parser.add_argument("--save", type=int, default=1000, help="steps between checkpoints")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2))
+    parser.add_argument("--only")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--want", type=float, default=0.767)
+    parser.add_argument("more", nargs="*", help="further arguments of llava train, after --")
+    parser.parse_args(namespace=opt)
+    if opt.tiny:
+        opt.steps1, opt.steps2, opt.batch, opt.variants, opt.want = 2, 2, 4, 2, 0
+    os.makedirs(opt.work, exist_ok=True)
+    names = 1.0
+    for step in opt.only.split(",") if opt.only else STEPS:
+        start, got = time.time(), STEPS[step]()
+        names = got if step == "ask" else names
+        print(f"{step}: {time.time() - start:.0f} s", flush=True)
+    sys.exit(names < opt.want)
+
+
+if __name__ == "__main__":
+    main()
