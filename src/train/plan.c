@@ -174,7 +174,7 @@ static int read_limits(struct plan *p, const struct trainee *t, const struct tra
     p->limited[PLAN_DEVICE] = a->memory_limit != NULL;
     p->limited[PLAN_HOST] = a->host_memory_limit != NULL;
     p->limit[PLAN_DEVICE] = t->dev ? dev_memory_now(t->dev).free / 50 * 49 : plat_memory_total();
-    p->limit[PLAN_HOST] = plat_memory_total();
+    p->limit[PLAN_HOST] = plat_memory_total() / 8 * 7; /* page-locked memory is taken from everybody else */
     if (t->dev && t->model.dev) p->limit[PLAN_DEVICE] += dev_memory_now(t->dev).used; /* the model is there already */
     if (a->memory_limit) TRY(read_limit(&p->limit[PLAN_DEVICE], "memory_limit", a->memory_limit, e));
     if (a->host_memory_limit) TRY(read_limit(&p->limit[PLAN_HOST], "host_memory_limit", a->host_memory_limit, e));
@@ -248,7 +248,7 @@ static void find_wish(char *out, size_t size, const struct plan *p, struct train
 static const char *limit_name(const struct plan *p, enum plan_place place)
 {
     if (p->limited[place]) return place == PLAN_HOST ? "--host_memory_limit is" : "--memory_limit is";
-    return place == PLAN_HOST || !p->card ? "the machine has" : "the device has";
+    return place == PLAN_HOST ? "the host can spare" : !p->card ? "the machine has" : "the device has";
 }
 
 int plan_check(const struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, struct err *e)
@@ -284,7 +284,7 @@ static void print_place(const struct plan *p, enum plan_place place, FILE *f)
     fprintf(f, "  %-22s %10s\n", "together", text);
     plan_bytes(text, (double)p->limit[place]);
     fprintf(f, "  %-22s %10s\n", p->limited[place] ? place == PLAN_HOST ? "--host_memory_limit" : "--memory_limit"
-            : place == PLAN_HOST || !p->card ? "the machine has" : "the device has", text);
+            : place == PLAN_HOST ? "the host can spare" : !p->card ? "the machine has" : "the device has", text);
 }
 
 static void print_choices(const struct plan *p, FILE *f)
