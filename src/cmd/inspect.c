@@ -309,7 +309,9 @@ static void measure(struct inspect *s)
         size_t act = 0;
         to->dtype = types[i];
         llava_each(&s->m, tally_one, &t, NULL);
-        to->position = 2 * (int64_t)l->L * l->K * l->D * (int64_t)dtype_bytes(types[i]);
+        /* as the engine chooses it: f32 asked for is exact */
+        const enum dtype kv = s->m.cfg.bits && types[i] != DT_F32 && l->D % 16 == 0 ? DT_Q8 : types[i];
+        to->position = 2 * (int64_t)l->L * (int64_t)dtype_row_bytes(kv, (int64_t)l->K * l->D);
         to->cache = to->position * l->max_pos;
         if (engine_plan(&act, &s->m, types[i], l->max_pos, &e) < 0) {
             note(s, e.code, e.msg);

@@ -125,6 +125,64 @@ template <> __device__ inline gpu_bf16 gpu_from<gpu_bf16>(float x)
 template <> __device__ inline gpu_f16 gpu_from<gpu_f16>(float x) { return { __half_as_ushort(__float2half_rn(x)) }; }
 #endif
 
+/* ---- four bytes in a word, the lowest first, and sums that another processor must give too
+ *
+ * gpu_lookup4   byte k is byte i_k of the 16 in t, i_k being the k-th 4 bits of `at`, of which the low 16 bits
+ *               count; all of t's are below 128
+ * gpu_dot4      c + a . b, signed
+ * gpu_mul, gpu_add: rounded one by one, never joined */
+
+#if defined(GPU_EMU)
+static inline uint32_t gpu_lookup4(const uint32_t (&t)[4], uint32_t at)
+{
+    uint32_t r = 0;
+    for (int k = 0; k < 4; k++) r |= (t[at >> (4 * k + 2) & 3] >> 8 * (at >> 4 * k & 3) & 0xff) << 8 * k;
+    return r;
+}
+static inline int gpu_dot4(uint32_t a, uint32_t b, int c)
+{
+    for (int k = 0; k < 32; k += 8) c += (int)(int8_t)(a >> k) * (int8_t)(b >> k);
+    return c;
+}
+static inline float gpu_mul(float a, float b) { return a * b; }
+static inline float gpu_add(float a, float b) { return a + b; }
+#elif defined(__HIPCC__)
+__device__ inline uint32_t gpu_lookup4(const uint32_t (&t)[4], uint32_t at)
+{
+    const uint32_t pairs = (at | at << 8) & 0x00ff00ffu, i = (pairs | pairs << 4) & 0x0f0f0f0fu, low = i & 0x07070707u;
+    const uint32_t upper = (i >> 3 & 0x01010101u) * 0xffu;
+    return (__builtin_amdgcn_perm(t[1], t[0], low) & ~upper) | (__builtin_amdgcn_perm(t[3], t[2], low) & upper);
+}
+__device__ inline int gpu_dot4(uint32_t a, uint32_t b, int c)
+{
+#pragma unroll
+    for (int k = 0; k < 32; k += 8) c += (int)(int8_t)(a >> k) * (int8_t)(b >> k);
+    return c;
+}
+__device__ inline float gpu_mul(float a, float b)
+{
+#pragma clang fp contract(off)
+    return a * b;
+}
+__device__ inline float gpu_add(float a, float b)
+{
+#pragma clang fp contract(off)
+    return a + b;
+}
+#else
+/* Where the upper of its 4 bits is set a selector gives the sign of a byte, here 0. */
+__device__ inline uint32_t gpu_lookup4(const uint32_t (&t)[4], uint32_t at)
+{
+    uint32_t lower, upper;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(lower) : "r"(t[0]), "r"(t[1]), "r"(at));
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(t[2]), "r"(t[3]), "r"(at ^ 0x88888888u));
+    return lower | upper;
+}
+__device__ inline int gpu_dot4(uint32_t a, uint32_t b, int c) { return __dp4a((int)a, (int)b, c); }
+__device__ inline float gpu_mul(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float gpu_add(float a, float b) { return __fadd_rn(a, b); }
+#endif
+
 /* ---- shared memory whose size the launch gives: GPU_SHARED(float, part) declares part[], 16-byte aligned */
 
 #if defined(GPU_EMU)

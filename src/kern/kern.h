@@ -38,7 +38,7 @@ struct kctx {
     enum dtype product;    /* F32: matrix products are exact to f32. BF16: with bf16 weights, the other input may be
                               rounded to bf16 too (sums stay f32), as a GPU or PyTorch in bf16 does. Q8: also, with
                               quantised weights it may be rounded to 8 bits in groups of 64 along the sum: x to
-                              s rint(x/s), s = max|x| / 127 */
+                              s rint(x/s), s = max|x| / 127, or w be rounded to an act of 16 bits */
     bool decode;           /* rows are next tokens of many sequences: few, and the weights' bytes are what counts. Else
                               they are a prompt's, a picture's or a training batch's. Says which kernel to choose where
                               two would add in different orders: T must not */
@@ -114,7 +114,7 @@ struct kern {
     void (*add)(struct kctx *, struct tensor y, struct tensor a, struct tensor b);
     /* y += a * x */
     void (*axpy)(struct kctx *, struct tensor y, struct tensor x, float a);
-    /* y = x in y's type; both float types. Same type: a copy. */
+    /* y = x in y's type; a float type or quantised, not both of them quantised. Same type: a copy. */
     void (*cast)(struct kctx *, struct tensor y, struct tensor x);
     void (*zero)(struct kctx *, struct tensor y);
 
@@ -182,8 +182,8 @@ struct kern {
     /* ---- composites. NULL: there is none, and op/fused.c uses the kernels above. In decode only; h = rmsnorm(x, norm)
      * may be rounded to act, before or after it is divided by the root. */
 
-    /* y[i] = h w[i]^T + b[i], i < n <= 3.  x[T,I], norm[I], w[i][O_i,I] of one type, y[i][T,O_i] act; b[i] may be
-     * absent */
+    /* y[i] = h w[i]^T + b[i], i < n <= 3.  x[T,I], norm[I], w[i][O_i,I] of one type of matmul's, y[i][T,O_i] act; b[i]
+     * may be absent */
     void (*norm_matmul)(struct kctx *, const struct tensor *y, struct tensor x, struct tensor norm, float eps,
                         const struct tensor *w, const struct tensor *b, int n);
     /* y = silu(h gate^T) * (h up^T).  gate,up[F,I] of one type, y[T,F] */

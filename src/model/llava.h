@@ -104,6 +104,8 @@ struct llava_source {
     const char *sees_as; /* a folder by whose config.json a language model without a tower gets one, but no projector
                             (llava_model.no_projector): adapters that are served beside it bring theirs; NULL: none */
     struct dev *dev; /* where parameters go; NULL: the host, where they view the mapped files if they can */
+    const struct kern *kern; /* dev's, with kc: what is quantised while loading is quantised there */
+    struct kctx *kc;
     /* Asked before memory is taken for `bytes` of parameters: the model's are then shapes whose data must not be read.
      * < 0 ends the opening. NULL: nobody. */
     int (*admit)(void *ctx, size_t bytes, struct err *e);
@@ -111,8 +113,8 @@ struct llava_source {
 };
 /* Opens, binds, checks shapes, merges adapters. Parameters view the mapped files wherever their type allows. */
 int llava_model_open(struct llava_model *m, const struct llava_source *s, struct err *e);
-/* Random parameters of the given shapes, in memory; reproducible. Of s only dtype, bits, linears_only, dev and
- * admit matter. */
+/* Random parameters of the given shapes, in memory; reproducible. Of s only dtype, bits, linears_only, dev, kern, kc
+ * and admit matter. */
 int llava_model_random(struct llava_model *m, const struct llava_config *cfg, const struct llava_source *s,
                        uint64_t seed, struct err *e);
 void llava_model_close(struct llava_model *m); /* accepts a zeroed one */
@@ -122,8 +124,10 @@ void llava_model_close(struct llava_model *m); /* accepts a zeroed one */
 struct llava_placing {
     struct dev *dev;
     enum dtype dtype;
-    int bits;          /* these two as in llava_source */
+    int bits;          /* these as in llava_source */
     bool linears_only;
+    const struct kern *kern;
+    struct kctx *kc;
 };
 int llava_model_place(struct llava_model *m, const struct llava_placing *p, struct err *e);
 /* The shape and type that a row will have there; its p is that of now. */

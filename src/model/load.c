@@ -177,6 +177,10 @@ static int param_quantise(struct binder *b, struct tensor out, struct tensor w, 
         if (!sum.p) TRY(err_set(e, ERR_NOMEM, "no memory for %zu bytes", tensor_bytes(sum)));
         TRY(lora_merge(pair, sum, w, e));
     }
+    if (b->m->dev && b->placer.kern) {
+        rc = place_quantised(&b->placer, out, pair ? sum : w, !pair, e);
+        goto out;
+    }
     if (b->m->dev) TRY(place_whole(&made.p, &b->placer, tensor_bytes(out), e));
     tensor_convert(made, pair ? sum : w);
     if (b->m->dev) place(&b->placer, out, made, false);
@@ -229,7 +233,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     struct tensor t;
     int rc = bind_read(&t, r, w, e);
     if (rc < 0) return rc;
-    const struct llava_placing how = { b->m->dev, b->m->dtype, b->m->bits, b->s->linears_only };
+    const struct llava_placing how = { b->m->dev, b->m->dtype, b->m->bits, b->s->linears_only, NULL, NULL };
     enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : kept_type(&how, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
@@ -270,7 +274,7 @@ static int bind_all(struct llava_model *m, const struct llava_source *s, const s
     if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
     if (s->admit) TRY(s->admit(s->ctx, b.bytes, e));
     TRY(dev_arena(&m->own, m->dev, b.bytes, e));
-    TRY(place_begin(&b.placer, m->dev, (int64_t)b.bytes, e));
+    TRY(place_begin(&b.placer, m->dev, s->kern, s->kc, (int64_t)b.bytes, e));
     b.count = false;
     TRY(llava_each(m, bind_one, &b, e));
     if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
@@ -317,7 +321,7 @@ int llava_model_place(struct llava_model *m, const struct llava_placing *p, stru
     m->dev = p->dev;
     m->bits = p->bits;
     TRY(dev_arena(&m->own, m->dev, v.b.bytes, e));
-    TRY(place_begin(&v.b.placer, m->dev, (int64_t)v.b.bytes, e));
+    TRY(place_begin(&v.b.placer, m->dev, p->kern, p->kc, (int64_t)v.b.bytes, e));
     v.b.count = false;
     TRY(llava_each(m, move_one, &v, e));
     if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
@@ -658,7 +662,7 @@ int projector_open(struct own_projector *p, const struct llava_model *m, const c
                                         "adapter says how it might"));
     TRY(llava_each(&view, bind_projector, &b, e));
     TRY(dev_arena(&view.own, m->dev, b.bytes, e));
-    TRY(place_begin(&b.placer, m->dev, (int64_t)b.bytes, e));
+    TRY(place_begin(&b.placer, m->dev, NULL, NULL, (int64_t)b.bytes, e));
     b.count = false;
     TRY(llava_each(&view, bind_projector, &b, e));
     p->projector = view.projector;
@@ -719,7 +723,7 @@ int llava_model_context(struct llava_model *m, int n, struct err *e)
 
 /* ---- random models */
 
-enum { NOISE = 1048573 }; /* a prime: rows of a matrix never start at the same place of the block */
+enum { NOISE = 1048573 /* a prime: rows of a matrix never start at the same place of the block */, ROWS = 64 << 20 };
 
 struct randomiser {
     struct llava_model *m;
@@ -728,7 +732,9 @@ struct randomiser {
     void *block; /* the noise in dtype, on the device */
     int bits;    /* as llava_source.bits, linears_only */
     bool linears_only;
-    void *group[2]; /* of Q8, Q4: the noise as one quantised row; made when needed */
+    void *group[2]; /* of Q8, Q4: the noise as one quantised row; made when needed, on the host */
+    const struct llava_source *s;
+    void *rows;     /* ROWS bytes on the device: what is quantised there */
     bool count;
     size_t bytes;
 };
@@ -753,11 +759,26 @@ static void fill_groups(const struct randomiser *z, struct tensor t)
     }
 }
 
+static void fill_noise(const struct randomiser *z, struct tensor t);
+
+/* On the device: rows of noise, some at a time, quantised there. */
+static void fill_quantised(const struct randomiser *z, struct tensor t)
+{
+    const int64_t row = (int64_t)dtype_row_bytes(z->dtype, t.n[1]);
+    ASSERT(z->s->kern && row <= ROWS);
+    for (int64_t at = 0, n; at < t.n[0]; at += n) {
+        n = t.n[0] - at < ROWS / row ? t.n[0] - at : ROWS / row;
+        const struct tensor some = tensor_2d(z->rows, z->dtype, n, t.n[1]);
+        fill_noise(z, some);
+        z->s->kern->cast(z->s->kc, tensor_slice(t, at, n), some);
+    }
+}
+
 /* Tiles of one block of noise, made at the memory's speed. */
 static void fill_noise(const struct randomiser *z, struct tensor t)
 {
     if (dtype_is_quant((enum dtype)t.type)) {
-        fill_groups(z, t);
+        (z->m->dev ? fill_quantised : fill_groups)(z, t);
         return;
     }
     const size_t size = dtype_bytes((enum dtype)t.type);
@@ -802,6 +823,7 @@ static int random_one(void *ctx, const struct bind_row *r, struct err *e)
 /* The noise quantised. */
 static int groups_make(struct randomiser *z, struct err *e)
 {
+    if (z->m->dev) return z->bits ? dev_alloc(&z->rows, z->m->dev, ROWS, e) : 0;
     for (int i = 0; i < 2 && z->bits; i++) {
         const enum dtype type = i ? DT_Q4 : DT_Q8;
         const int64_t n = NOISE / QUANT_GROUP * QUANT_GROUP;
@@ -836,22 +858,23 @@ int llava_model_random(struct llava_model *m, const struct llava_config *cfg, co
     rng_seed(&rng, seed);
     for (int i = 0; i < NOISE; i++) noise[i] = (float)(0.02 * rng_normal(&rng));
     struct randomiser z = { .m = m, .dtype = s->dtype, .noise = noise, .bits = s->bits,
-                            .linears_only = s->linears_only, .count = true };
+                            .linears_only = s->linears_only, .s = s, .count = true };
     int rc;
     if (cfg->has_clip) TRY(check_vision(m, "config.json", e));
-    TRY(groups_make(&z, e));
     TRY(model_make_layers(m, e));
     TRY(llava_each(m, random_one, &z, e));
     if (cfg->llama.tied) m->llama.head.w = m->llama.embed;
     if (s->admit) TRY(s->admit(s->ctx, z.bytes, e));
     TRY(dev_arena(&m->own, m->dev, z.bytes, e));
     if (m->dev) TRY(noise_put(&z, e));
+    TRY(groups_make(&z, e));
     z.count = false;
     TRY(llava_each(m, random_one, &z, e));
     if (cfg->llama.tied) m->llama.head.w = m->llama.embed;
     dev_sync(m->dev);
 out:
     if (m->dev) dev_free(m->dev, z.block, NOISE * dtype_bytes(s->dtype));
+    if (m->dev) dev_free(m->dev, z.rows, ROWS);
     free(z.group[0]);
     free(z.group[1]);
     free(noise);

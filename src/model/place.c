@@ -7,9 +7,10 @@
 
 enum { BUFFER = 64 << 20, SLICE = 1 << 20 }; /* bytes sent at once; elements that a thread converts at once */
 
-int place_begin(struct placer *p, struct dev *dev, int64_t total, struct err *e)
+int place_begin(struct placer *p, struct dev *dev, const struct kern *kern, struct kctx *kc, int64_t total,
+                struct err *e)
 {
-    *p = (struct placer){ .dev = dev };
+    *p = (struct placer){ .dev = dev, .kern = kern, .kc = kc };
     if (!dev) return 0;
     int rc = 0;
     for (int i = 0; i < PLACE_BUFFERS && rc >= 0; i++) {
@@ -29,6 +30,7 @@ void place_end(struct placer *p)
         dev_pinned_free(p->dev, p->buffer[i]);
         dev_event_free(p->sent[i]);
     }
+    dev_free(p->dev, p->rows, BUFFER);
     free(p->whole);
     *p = (struct placer){ 0 };
 }
@@ -44,7 +46,8 @@ static void convert(void *dst, enum dtype to, const char *src, enum dtype from, 
     }
 }
 
-void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped)
+/* *done counts the bytes sent. */
+static void send(struct placer *p, struct tensor dst, struct tensor src, bool mapped, int64_t *done)
 {
     if (dst.type == src.type) { /* bytes, whatever they mean */
         dst = tensor_1d(dst.p, DT_U8, (int64_t)tensor_bytes(dst));
@@ -62,8 +65,33 @@ void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped)
         dev_send(p->dev, (char *)dst.p + (size_t)at * dtype_bytes(to), buffer, bytes);
         dev_event_record(p->dev, p->sent[p->turn]);
         p->turn = (p->turn + 1) % PLACE_BUFFERS;
-        progress_step(&p->progress, p->progress.done + (int64_t)bytes);
+        if (done) progress_step(&p->progress, *done += (int64_t)bytes);
     }
+}
+
+void place(struct placer *p, struct tensor dst, struct tensor src, bool mapped)
+{
+    int64_t done = p->progress.done;
+    send(p, dst, src, mapped, &done);
+}
+
+int place_quantised(struct placer *p, struct tensor dst, struct tensor src, bool mapped, struct err *e)
+{
+    const enum dtype type = src.type == DT_F64 ? DT_F32 : (enum dtype)src.type;
+    const int64_t rows = tensor_rows(dst), cols = tensor_cols(dst), row = (int64_t)dtype_row_bytes(type, cols);
+    int rc = p->rows ? 0 : dev_alloc(&p->rows, p->dev, BUFFER, e);
+    ASSERT(p->kern && row <= BUFFER);
+    dev_use(p->dev);
+    for (int64_t at = 0, n; at < rows && rc >= 0; at += n) {
+        n = rows - at < BUFFER / row ? rows - at : BUFFER / row;
+        const struct tensor there = tensor_2d(p->rows, type, n, cols);
+        struct tensor from = tensor_2d(tensor_row(src, at), (enum dtype)src.type, n, cols), to = there;
+        send(p, to, from, mapped, NULL);
+        to = tensor_2d(tensor_row(dst, at), (enum dtype)dst.type, n, cols);
+        p->kern->cast(p->kc, to, there);
+        progress_step(&p->progress, p->progress.done + (int64_t)tensor_bytes(to));
+    }
+    return rc;
 }
 
 int place_whole(void **ret, struct placer *p, size_t bytes, struct err *e)

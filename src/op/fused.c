@@ -6,7 +6,7 @@
  * adapters never is, whether this step asks for one or not: its rows would not have the same bits in other company. */
 static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int n)
 {
-    if (o->tape || !o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
+    if (o->tape || !o->kc->decode) return false;
     for (int i = 0; i < n; i++)
         if (l[i]->lora || l[i]->served || l[i]->w.w.type != l[0]->w.w.type || l[i]->w.w.nd != 2) return false;
     return true;
@@ -82,7 +82,7 @@ struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct pa
 void op_rope_store(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct tensor table, struct tensor k_store,
                    struct tensor v_store, struct tensor idx)
 {
-    if (o->k->rope_store && !o->tape && dtype_is_float((enum dtype)k_store.type)) {
+    if (o->k->rope_store && !o->tape) {
         OP_CHECK(tensor_count(pos) == tensor_rows(h->q) && tensor_count(idx) == tensor_rows(h->k), h->q, pos);
         OP_CHECK(tensor_cols(h->k) == tensor_cols(k_store), h->k, k_store);
         OP_RUN(o, rope_store, h->q, h->k, h->v, pos, table, k_store, v_store, idx);

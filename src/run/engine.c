@@ -219,19 +219,27 @@ static int add_linear(void *ctx, const struct bind_row *r, struct err *e)
     return 0;
 }
 
+/* Bits of a quantised weight, with its share of a group's scale. */
+static double bits_of(int bits) { return bits + 16.0 / QUANT_GROUP; }
+
 /* Too little: how much is missing, and what would do. */
 static int refuse(struct engine *g, double need, double have, struct err *e)
 {
     int64_t bytes = 0;
+    char use[96] = "";
+    const int now = g->model.bits;
     llava_each(&g->model, add_linear, &bytes, NULL);
-    double all = 1e-9 * (double)bytes, bits = 8.0 * (double)dtype_bytes(g->dtype);
-    double in8 = need - all * (1 - 8.25 / bits), in4 = need - all * (1 - 4.25 / bits); /* a scale for each group, too */
-    int use = in8 <= have ? 8 : 4;
+    const double all = 1e-9 * (double)bytes, wide = now ? bits_of(now) : 8.0 * (double)dtype_bytes(g->dtype);
+    for (int bits = 8; bits >= 4 && !*use; bits -= 4) {
+        const double then = need - all * (1 - bits_of(bits) / wide);
+        if ((!now || bits < now) && (then <= have || bits == 4))
+            snprintf(use, sizeof use, "; in %d bits it would be %.1f GB%s", bits, then,
+                     then > have ? ", too much as well" : "");
+    }
     return err_set(e, ERR_NOMEM,
-                   "'%s' in %s with a context of %d needs %.1f GB and '%s' has %.1f GB free: %.1f GB are missing; "
-                   "in %d bits it would be %.1f GB%s",
-                   g->name, dtype_name(g->dtype), g->context, need, dev_name(g->dev), have, need - have, use,
-                   use == 8 ? in8 : in4, use == 4 && in4 > have ? ", too much as well" : "");
+                   "'%s' in %s with a context of %d needs %.1f GB and '%s' has %.1f GB free: %.1f GB are missing%s",
+                   g->name, now == 8 ? "8 bits" : now == 4 ? "4 bits" : dtype_name(g->dtype), g->context, need,
+                   dev_name(g->dev), have, need - have, use);
 }
 
 /* Is there room for `weights` bytes of parameters and all that a conversation needs? Asked before memory is taken. */
@@ -241,8 +249,6 @@ static int admit(void *ctx, size_t weights, struct err *e)
     size_t act;
     int rc = sizes(g, e);
     if (rc < 0 || !g->dev) return rc;
-    if (g->model.bits || g->kv_type == DT_Q8)
-        return err_set(e, ERR_UNSUPPORTED, "8 and 4 bits are computed on the processor: --device cpu");
     if ((rc = steps_plan(g, &act, e)) < 0) return rc;
     size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
     size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
@@ -377,7 +383,7 @@ int engine_open(struct engine **ret, const struct engine_options *o, struct err 
     g->name = o->name ? strdup(o->name) : name_of(o->path);
     if (!g->name) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));
     struct llava_source s = { .path = g->dir, .base = base, .clip_path = o->tower, .locate = locate_tower,
-                              .dev = g->dev, .admit = admit, .ctx = g };
+                              .dev = g->dev, .kern = &g->kern, .kc = &g->kc, .admit = admit, .ctx = g };
     TRY(read_precision(g, &s, o, e));
     TRY(adapters_find(g, o->lora, o->n_lora, e));
     s.sees_as = adapters_sight(g);
@@ -401,7 +407,7 @@ int engine_random(struct engine **ret, const char *preset, const struct engine_o
     int rc;
     *ret = NULL;
     TRY(engine_new(&g, o, e));
-    struct llava_source s = { .dev = g->dev, .admit = admit, .ctx = g };
+    struct llava_source s = { .dev = g->dev, .kern = &g->kern, .kc = &g->kc, .admit = admit, .ctx = g };
     TRY(llava_config_preset(&cfg, preset, e));
     TRY(read_precision(g, &s, o, e));
     if (!(g->name = strdup(preset))) TRY(err_set(e, ERR_NOMEM, "no memory for a name"));

@@ -306,16 +306,23 @@ double engine_spent_s(struct engine *g, unsigned number)
     return g->dev ? dev_event_s(b->from, b->to) : b->s;
 }
 
+/* Bytes, whatever they are: a quantised row that is read and stored again is another one. */
+static void copy_rows(struct dev *d, struct tensor t, const int32_t *from, const int32_t *to, int n)
+{
+    const size_t bytes = dtype_row_bytes((enum dtype)t.type, tensor_cols(t));
+    for (int i = 0, k; i < n; i += k) {
+        for (k = 1; i + k < n && from[i + k] == from[i] + k && to[i + k] == to[i] + k;) k++;
+        dev_copy(d, tensor_row(t, to[i]), tensor_row(t, from[i]), (size_t)k * bytes);
+    }
+}
+
 void engine_copy(struct engine *g, struct cache *c, const int32_t *from, const int32_t *to, int n)
 {
     ASSERT(n > 0 && n < KV_PAGE);
     dev_use(g->dev);
     for (int i = 0; i < g->model.cfg.llama.L; i++) {
-        arena_rewind(&g->act, 0);
-        struct op_ctx o = context_of(g);
-        struct tensor at = index_of(&o, from, n, 0), put = index_of(&o, to, n, 0);
-        op_store(&o, c->layer[i].k, put, op_gather(&o, c->layer[i].k, at));
-        op_store(&o, c->layer[i].v, put, op_gather(&o, c->layer[i].v, at));
+        copy_rows(g->dev, c->layer[i].k, from, to, n);
+        copy_rows(g->dev, c->layer[i].v, from, to, n);
     }
 }
 

@@ -378,9 +378,13 @@ out:
 int trainee_random(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e)
 {
     struct llava_config c;
+    struct kern k;
+    struct kctx kc = { .n_threads = 1, .dev = dev };
     int rc;
     *t = trainee_new(a, dev);
-    const struct llava_source s = { .dtype = t->dtype, .linears_only = true, .bits = t->bits, .dev = dev };
+    const struct llava_source s = { .dtype = t->dtype, .linears_only = true, .bits = t->bits, .dev = dev, .kern = &k,
+                                    .kc = &kc };
+    TRY(kern_init(&k, dev, NULL, e));
     TRY(llava_config_preset(&c, a->model_name_or_path, e));
     TRY(llava_model_random(&t->model, &c, &s, (uint64_t)a->seed, e));
     t->recipe = (struct recipe){ .pad = -1, .vision = true, .side = c.clip.image, .rows = llava_tile_rows(&t->model) };
@@ -409,7 +413,7 @@ void trainee_close(struct trainee *t)
 /* How parameters are kept on the device. */
 static struct llava_placing placing(const struct trainee *t)
 {
-    return (struct llava_placing){ t->dev, t->dtype, t->bits, true };
+    return (struct llava_placing){ .dev = t->dev, .dtype = t->dtype, .bits = t->bits, .linears_only = true };
 }
 
 struct counter {
@@ -499,11 +503,13 @@ static size_t state_bytes(const struct trainee *t, int64_t *largest)
 
 int trainee_fill(struct trainee *t, const struct train_args *a, const struct kern *k, struct kctx *kc, struct err *e)
 {
-    const struct llava_placing how = placing(t);
+    struct llava_placing how = placing(t);
     int64_t largest;
     struct rng r;
     float *host = NULL;
     int rc;
+    how.kern = k;
+    how.kc = kc;
     if (t->dev && !t->model.dev) {
         TRY(llava_model_place(&t->model, &how, e));
         TRY(llava_model_context(&t->model, (int)a->model_max_length, e));

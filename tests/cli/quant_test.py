@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """8 and 4 bits: llava quantize and --load-8bit, --load-4bit give the same numbers; how far these are from 16 bits, beside
 NF4 with double quantisation (arXiv:2305.14314) as bitsandbytes has it; answers of the demo model; and what fails."""
+import json
 import os
 import re
 import shutil
@@ -168,6 +169,15 @@ def main():
     folders = {bits: quantised(bits) for bits in (8, 4)}
     rc, out, _ = run("inspect", folders[4])
     ok(rc == 0 and "Q8 Q4" in out, "inspect says the types", out)
+    c = config(folders[4])
+    c = c.get("text_config", c)
+    heads = c.get("num_key_value_heads", c["num_attention_heads"])
+    row = heads * (c["hidden_size"] // c["num_attention_heads"])
+    want = 2 * c["num_hidden_layers"] * -(-(row + 2 * -(-row // 64)) // 32) * 32
+    rc, out, _ = run("inspect", folders[4], "--json")
+    kinds = {k: m["cache_per_position"] for k, m in json.loads(out)["memory"].items()} if rc == 0 else {}
+    ok(kinds.get("BF16") == want and kinds.get("F32") == 2 * c["num_hidden_layers"] * row * 4,
+       "inspect counts the cache in 8 bits, but in f32 where that is asked for", f"{kinds} {want}")
     test_numbers(folders)
     test_quality(folders)
     test_faults(folders)

@@ -19,12 +19,14 @@ enum { PROMPT = 14, DEPTH = 18, SEQS = 3, LIST = 2 /* pages of a sequence */ };
 
 static const char *kind;
 
-static struct engine *open_engine(const char *device, const char *dtype)
+/* bits: 16, or those that the weights are quantised to. */
+static struct engine *open_engine(const char *device, const char *dtype, int bits)
 {
     struct engine *g;
     struct err e = { 0 };
     const struct engine_options o = {
-        .path = "tests/golden/models/llava-liuhaotian", .device = device, .dtype = dtype, .context = 4 * DEPTH
+        .path = "tests/golden/models/llava-liuhaotian", .device = device, .dtype = dtype, .context = 4 * DEPTH,
+        .load_8bit = bits == 8, .load_4bit = bits == 4
     };
     if (engine_open(&g, &o, &e) < 0) fail_msg("%s", e.msg);
     return g;
@@ -91,9 +93,12 @@ static float *decode(struct engine *g, bool paged, int rows)
 static void replay_is_eager(void **state)
 {
     (void)state;
-    static const char *const types[] = { "bf16", "f32" };
-    for (int t = 0; t < 2; t++) {
-        struct engine *g = open_engine(kind, types[t]);
+    static const struct {
+        const char *dtype;
+        int bits;
+    } types[] = { { "bf16", 16 }, { "f32", 16 }, { "bf16", 8 }, { "f16", 4 } };
+    for (int t = 0; t < 4; t++) {
+        struct engine *g = open_engine(kind, types[t].dtype, types[t].bits);
         const size_t bytes = (size_t)SEQS * (size_t)g->model.cfg.llama.V * sizeof(float);
         for (int paged = 0; paged < 2; paged++) {
             g->eager = true;
@@ -103,7 +108,7 @@ static void replay_is_eager(void **state)
                  rows += 2) { /* alone, and all in a step that is recorded for more rows */
                 float *got = decode(g, paged, rows);
                 if (memcmp(got, want, bytes))
-                    fail_msg("%s, %s, %d rows", types[t], paged ? "pages" : "rows", rows);
+                    fail_msg("%s, %d bits, %s, %d rows", types[t].dtype, types[t].bits, paged ? "pages" : "rows", rows);
                 assert_true(steps_launches(g) > 0);
                 free(got);
             }
@@ -123,12 +128,29 @@ static double distance(const float *a, const float *b, size_t n)
 static void as_the_host(void **state)
 {
     (void)state;
-    struct engine *host = open_engine("cpu", "f32"), *card = open_engine(kind, "f32");
-    float *want = decode(host, true, 1), *got = decode(card, true, SEQS);
-    assert_true(distance(got, want, (size_t)SEQS * (size_t)host->model.cfg.llama.V) < 1e-5);
-    free(want), free(got);
-    engine_close(host);
-    engine_close(card);
+    for (int bits = 4; bits <= 16; bits *= 2) { /* in f32 nothing is rounded, quantised or not */
+        struct engine *host = open_engine("cpu", "f32", bits), *card = open_engine(kind, "f32", bits);
+        float *want = decode(host, true, 1), *got = decode(card, true, SEQS);
+        assert_true(distance(got, want, (size_t)SEQS * (size_t)host->model.cfg.llama.V) < 1e-5);
+        free(want), free(got);
+        engine_close(host);
+        engine_close(card);
+    }
+}
+
+/* Rounding x to 8 bits, and 16 bits elsewhere, moves logits by a few hundredths of what they are. */
+static void quantised_as_the_host(void **state)
+{
+    (void)state;
+    for (int bits = 4; bits <= 8; bits *= 2) {
+        struct engine *host = open_engine("cpu", "f32", bits), *card = open_engine(kind, "bf16", bits);
+        float *want = decode(host, true, 1), *got = decode(card, true, SEQS);
+        assert_int_equal(card->kv_type, DT_Q8);
+        assert_true(distance(got, want, (size_t)SEQS * (size_t)host->model.cfg.llama.V) < 0.05);
+        free(want), free(got);
+        engine_close(host);
+        engine_close(card);
+    }
 }
 
 /* What a session answers, greedily or by chance; the same on the host, kernel by kernel, and with steps that begin
@@ -157,10 +179,10 @@ static void answers_are_equal(void **state)
         const float temperature = t ? 1.5f : 0;
         int32_t want[32], got[32];
         int n, m;
-        struct engine *g = open_engine("cpu", "f32");
+        struct engine *g = open_engine("cpu", "f32", 16);
         answer(g, temperature, want, &n);
         engine_close(g);
-        g = open_engine(kind, "f32");
+        g = open_engine(kind, "f32", 16);
         for (int eager = 0; eager < 2; eager++) {
             g->eager = eager;
             answer(g, temperature, got, &m);
@@ -187,7 +209,7 @@ static void encode(struct engine *g, const float *pixels, size_t n, float *out, 
 static void tower(void **state)
 {
     (void)state;
-    struct engine *host = open_engine("cpu", "f32"), *card = open_engine(kind, "f32");
+    struct engine *host = open_engine("cpu", "f32", 16), *card = open_engine(kind, "f32", 16);
     const struct llava_config *c = &host->model.cfg;
     const size_t n = 3 * (size_t)c->clip.image * (size_t)c->clip.image,
                  m = (size_t)llava_tile_rows(&host->model) * (size_t)c->llama.C;
@@ -238,8 +260,8 @@ int main(void)
     dev_close(d);
     log_set_level(LOG_QUIET);
     static const struct CMUnitTest tests[] = { cmocka_unit_test(replay_is_eager),
-                                               cmocka_unit_test(as_the_host), cmocka_unit_test(tower),
-                                               cmocka_unit_test(answers_are_equal),
+                                               cmocka_unit_test(as_the_host), cmocka_unit_test(quantised_as_the_host),
+                                               cmocka_unit_test(tower), cmocka_unit_test(answers_are_equal),
                                                cmocka_unit_test(too_little_memory) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -92,11 +92,77 @@ __global__ __launch_bounds__(BLOCK) void rotate_store(A *q, A *k, const A *v, st
     store8(view_at(row, pairs), rb, i, pairs, wide);
 }
 
+/* rotate_store for stores of 8 bits and heads of 64 or 128: the 4 or 8 threads of a head have one or two groups, a
+ * thread 8 numbers of its lower half and 8 of its upper. */
+template <class A>
+__global__ __launch_bounds__(BLOCK) void rotate_store_q8(A *q, A *k, const A *v, quant_view k_store, quant_view v_store,
+                                                         const int32_t *idx, const int32_t *pos, const float *table,
+                                                         int H, int K, int pairs)
+{
+    gpu_let_next();
+    gpu_wait_for_previous();
+    const int per_head = pairs / LANES, job = (int)(blockIdx.x * BLOCK + threadIdx.x), n = (H + 2 * K) * per_head;
+    const int head = (job < n ? job : n - 1) / per_head, i = job % per_head * LANES, D = 2 * pairs;
+    const int kv = head < H ? 0 : (head - H) % K;
+    const int64_t t = blockIdx.y, to = idx[t];
+    const bool is_v = head >= H + K, two = D / QUANT_GROUP == 2, mine = job < n;
+    float a[LANES], b[LANES], c[LANES], s[LANES];
+    A *at = head < H ? q + (t * H + head) * D : is_v ? (A *)v + (t * K + kv) * D : k + (t * K + kv) * D;
+    load_pairs(a, b, c, s, at, table + (int64_t)pos[t] * D, i, pairs, true);
+#pragma unroll
+    for (int j = 0; j < LANES && !is_v; j++) {
+        const float x = a[j], y = b[j];
+        a[j] = gpu_float(gpu_from<A>(x * c[j] - y * s[j]));
+        b[j] = gpu_float(gpu_from<A>(y * c[j] + x * s[j]));
+    }
+    const uint32_t low = most_of(a), high = most_of(b);
+    uint32_t qa[2], qb[2];
+    const gpu_f16 sa = group_to_8(qa, a, two ? low : low > high ? low : high, per_head),
+                  sb = group_to_8(qb, b, two ? high : low > high ? low : high, per_head);
+    __syncthreads(); /* all have read */
+    if (!mine) return;
+    if (!is_v) {
+        store8(at, a, i, pairs, true);
+        store8(at + pairs, b, i, pairs, true);
+    }
+    if (head < H || to < 0) return;
+    const quant_view &store = is_v ? v_store : k_store;
+    char *row = store.p + to * store.pitch;
+    gpu_f16 *scales = (gpu_f16 *)(row + store.scales_at) + kv * D / QUANT_GROUP;
+    *(uint2 *)(row + kv * D + i) = make_uint2(qa[0], qa[1]);
+    *(uint2 *)(row + kv * D + pairs + i) = make_uint2(qb[0], qb[1]);
+    if (i == 0) scales[0] = sa;
+    if (i == 0 && two) scales[1] = sb;
+}
+
+static void rope_store_q8(struct kctx *kc, struct tensor q, struct tensor k, struct tensor v, struct tensor pos,
+                          struct tensor table, struct tensor k_store, struct tensor v_store, struct tensor idx)
+{
+    const int64_t T = tensor_rows(q), D = tensor_cols(table), H = tensor_cols(q) / D, K = tensor_cols(k) / D;
+    const int64_t jobs = (H + 2 * K) * (D / 2 / LANES);
+    if ((D != 64 && D != 128) || !is_wide(D / 2, q, k, v, table)) {
+        gpu_rope(kc, q, pos, table, 1);
+        gpu_rope(kc, k, pos, table, 1);
+        quant_rows_put(kc, k_store, idx, k);
+        quant_rows_put(kc, v_store, idx, v);
+        return;
+    }
+    GPU_BY_TYPE(q.type, A,
+                gpu_launch_early(rotate_store_q8<A>, dim3((unsigned)ceil_div(jobs, BLOCK), (unsigned)T), BLOCK, 0,
+                                 stream_of(kc), (A *)q.p, (A *)k.p, (const A *)v.p, quant_view_of(k_store),
+                                 quant_view_of(v_store), (const int32_t *)idx.p, (const int32_t *)pos.p,
+                                 (const float *)table.p, (int)H, (int)K, (int)(D / 2)));
+}
+
 void gpu_rope_store(struct kctx *kc, struct tensor q, struct tensor k, struct tensor v, struct tensor pos,
                     struct tensor table, struct tensor k_store, struct tensor v_store, struct tensor idx)
 {
     const int64_t T = tensor_rows(q), D = tensor_cols(table), H = tensor_cols(q) / D, K = tensor_cols(k) / D;
     const int64_t jobs = (H + 2 * K) * ceil_div(D / 2, LANES);
+    if (k_store.type == DT_Q8) {
+        rope_store_q8(kc, q, k, v, pos, table, k_store, v_store, idx);
+        return;
+    }
     const store s = { view_of(k_store), view_of(v_store), (const int32_t *)idx.p };
     const bool wide = is_wide(D / 2, q, k, v, table, k_store, v_store);
     GPU_BY_TYPE(q.type, A,
@@ -124,7 +190,10 @@ static struct attn attn_of(struct tensor y, struct tensor lse, struct tensor q, 
                       (int)tensor_cols(k) / D,
                       D,
                       scale,
-                      is_wide(D, q, k, v, y) };
+                      is_wide(D, q, k, v, y),
+                      {},
+                      {} };
+    if (k.type == DT_Q8) a.kq = quant_view_of(k), a.vq = quant_view_of(v);
     return a;
 }
 

@@ -8,7 +8,7 @@
  * A query's result has the same bits whatever the other queries are: pieces of keys start at fixed places,
  * and what a query does not see changes nothing (a factor 1, a sum with 0). */
 #pragma once
-#include "kern/gpu/num.h"
+#include "kern/gpu/quant.h"
 
 #define LOG2E 1.44269504f
 #define LN2 0.69314718f
@@ -23,6 +23,7 @@ struct attn {
     int T, S, H, K, D; /* S: keys of a sequence at most */
     float scale;
     bool wide;
+    quant_view kq, vq; /* k and v where their rows are quantised */
 };
 
 /* The gradients, and what they are made from. */

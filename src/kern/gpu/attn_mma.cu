@@ -12,7 +12,7 @@
 bool attn_mma_takes(const struct attn *a)
 {
     const int type = a->q.type;
-    return (type == DT_BF16 || type == DT_F16) && a->k.type == type && a->v.type == type && a->wide &&
+    return (type == DT_BF16 || type == DT_F16) && (a->k.type == type || a->k.type == DT_Q8) && a->wide &&
            (a->D == 64 || a->D == 128);
 }
 
@@ -151,16 +151,25 @@ __device__ inline void fwd_store(const attn &a, fwd_rows &r, float (&acc)[TILES]
     }
 }
 
+/* A tile of keys or values; Q8: they are stored so. */
+template <class E, int D, bool Q8>
+__device__ inline void tile_keys(uint32_t tile, const attn &a, view x, const quant_view &q, int kv, int s0,
+                                 const reach &see, const int32_t *table)
+{
+    if (Q8)
+        tile_copy_q8<E, D, FWD_S, FWD_THREADS>(tile, q, kv * D, s0, see.lo, see.hi, table);
+    else
+        tile_copy<E, D, FWD_S, FWD_THREADS>(tile, (const E *)x.p + kv * D, (int64_t)a.K * D, s0, see.lo, see.hi, table);
+}
+
 /* Block (head, tile of queries): those with the most keys, if attention is causal, come first. */
-template <class E, int D> __global__ __launch_bounds__(FWD_THREADS, 2) void mma_fwd(attn a)
+template <class E, int D, bool Q8> __global__ __launch_bounds__(FWD_THREADS, 2) void mma_fwd(attn a)
 {
     GPU_SHARED(E, mem);
     const int head = (int)blockIdx.x, kv = head / (a.H / a.K), t0 = (int)(gridDim.y - 1 - blockIdx.y) * FWD_T;
     const int row = (int)threadIdx.x / 32 * 16 * TILES;
     const uint32_t q = tiles_at(mem), k = q + FWD_T * D * 2, v = k + FWD_S * D * 2;
     const uint32_t q_lane = tile_lane<D>(q, row), k_lane = tile_lane_b<D>(k), v_lane = tile_lane<D>(v, 0);
-    const E *k_head = (const E *)a.k.p + kv * D, *v_head = (const E *)a.v.p + kv * D;
-    const int64_t stride = (int64_t)a.K * D;
     fwd_rows r;
     float acc[TILES][D / 8][4] = {};
     tile_copy<E, D, FWD_T, FWD_THREADS>(q, (const E *)a.q.p + head * D, (int64_t)a.H * D, t0, 0, a.T);
@@ -171,21 +180,20 @@ template <class E, int D> __global__ __launch_bounds__(FWD_THREADS, 2) void mma_
         const reach see = warp_reach(a, first, t0 + FWD_T);
         const int32_t *table = attn_table(a, first);
         const bool whole = see.t0 == t0 && see.t1 == min(t0 + FWD_T, a.T);
-        tile_copy<E, D, FWD_S, FWD_THREADS>(k, k_head, stride, see.lo / FWD_S * FWD_S, see.lo, see.hi, table);
+        tile_keys<E, D, Q8>(k, a, a.k, a.kq, kv, see.lo / FWD_S * FWD_S, see, table);
         copy_commit();
         for (int s0 = see.lo / FWD_S * FWD_S; s0 < see.hi; s0 += FWD_S) {
             float s[TILES][FWD_S / 8][4];
             copy_wait<0>();
             __syncthreads(); /* k is there, v is free */
-            tile_copy<E, D, FWD_S, FWD_THREADS>(v, v_head, stride, s0, see.lo, see.hi, table);
+            tile_keys<E, D, Q8>(v, a, a.v, a.vq, kv, s0, see, table);
             copy_commit();
             scores<E, D, TILES, FWD_S / 16>(s, q_lane, k_lane);
             if (!whole || s0 < see.in || s0 + FWD_S > see.out) mask(a, see, s, t0 + row, s0);
             softmax_step<D>(r, s, acc, a.scale * LOG2E);
             copy_wait<0>();
             __syncthreads(); /* v is there, k is free */
-            if (s0 + FWD_S < see.hi)
-                tile_copy<E, D, FWD_S, FWD_THREADS>(k, k_head, stride, s0 + FWD_S, see.lo, see.hi, table);
+            if (s0 + FWD_S < see.hi) tile_keys<E, D, Q8>(k, a, a.k, a.kq, kv, s0 + FWD_S, see, table);
             copy_commit();
             weigh<E, D, TILES, FWD_S / 16>(acc, s, v_lane);
         }
@@ -197,8 +205,8 @@ template <class E, int D> __global__ __launch_bounds__(FWD_THREADS, 2) void mma_
 template <class E, int D> static void fwd_launch(struct kctx *kc, const struct attn *a)
 {
     const dim3 grid((unsigned)a->H, (unsigned)ceil_div(a->T, FWD_T));
-    gpu_launch(mma_fwd<E, D>, grid, FWD_THREADS, ALIGN + (FWD_T + 2 * FWD_S) * D * sizeof(E), stream_of(kc),
-               *a);
+    gpu_launch(a->k.type == DT_Q8 ? mma_fwd<E, D, true> : mma_fwd<E, D, false>, grid, FWD_THREADS,
+               ALIGN + (FWD_T + 2 * FWD_S) * D * sizeof(E), stream_of(kc), *a);
 }
 
 void attn_mma_fwd(struct kctx *kc, const struct attn *a)

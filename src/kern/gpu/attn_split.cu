@@ -22,7 +22,8 @@ enum {
     ROUNDS = GPU_COPIES ? 4 : 1,
 };
 
-bool attn_split_takes(const struct attn *a) { return a->D <= HEAD_MAX; }
+/* Of quantised rows 8 columns must have one scale. */
+bool attn_split_takes(const struct attn *a) { return a->D <= HEAD_MAX && (a->k.type != DT_Q8 || a->wide); }
 
 struct shares {
     float *top, *sum, *acc; /* [T,H,n], [T,H,n], [T,H,n,D] */
@@ -34,10 +35,35 @@ template <int G> struct partial {
     float top[G], sum[G], acc[G][LANES];
 };
 
+/* A row's 8 numbers as they are stored; quantised ones with the word that their scale is in. */
+template <class C> struct piece {
+    gpu_pack<C> p;
+    __device__ float scale(int) const { return 1; }
+    __device__ float get(int j) const { return gpu_float(p.v[j]); }
+};
+struct q8 {};
+template <> struct alignas(16) piece<q8> {
+    uint32_t q[2], scales;
+    __device__ float scale(int group) const { return gpu_float(gpu_f16{ (uint16_t)(scales >> 16 * (group % 2)) }); }
+    __device__ float get(int j) const { return byte_float(q[j / 4], j % 4); }
+};
+
+/* In 16-byte pieces. */
+template <class C> __device__ inline piece<C> piece_load(const piece<C> &from)
+{
+    union {
+        piece<C> p;
+        gpu_16bytes b[sizeof(piece<C>) / 16];
+    } u;
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof u / 16); i++) u.b[i] = ((const gpu_16bytes *)&from)[i];
+    return u.p;
+}
+
 /* AT_ONCE keys more: s are their scores, -infinity where there is no key. */
 template <int G, class C>
 __device__ inline void partial_add(partial<G> &p, const float (&s)[G][AT_ONCE],
-                                   const gpu_pack<C> (&v)[AT_ONCE])
+                                   const piece<C> (&v)[AT_ONCE], int group)
 {
 #pragma unroll
     for (int g = 0; g < G; g++) {
@@ -47,28 +73,42 @@ __device__ inline void partial_add(partial<G> &p, const float (&s)[G][AT_ONCE],
         const float base = top > -INFINITY ? top : 0.0f, fade = exp2f(p.top[g] - base);
         p.top[g] = top, p.sum[g] *= fade;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) p.sum[g] += e[i] = exp2f(s[g][i] - base);
+        for (int i = 0; i < AT_ONCE; i++) {
+            p.sum[g] += e[i] = exp2f(s[g][i] - base);
+            e[i] *= v[i].scale(group);
+        }
 #pragma unroll
         for (int j = 0; j < LANES; j++) {
             p.acc[g][j] *= fade;
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) p.acc[g][j] += e[i] * gpu_float(v[i].v[j]);
+            for (int i = 0; i < AT_ONCE; i++) p.acc[g][j] += e[i] * v[i].get(j);
         }
     }
 }
 
-/* A row's 8 numbers from column c on. Without WIDE one by one, and zeros beyond the row. */
-template <bool WIDE, class C> __device__ inline void row_copy(gpu_pack<C> *to, const C *row, int c, int D)
+/* Row `at` of a store, from column c of a head on. Without WIDE one by one, and zeros beyond the head; with it what is
+ * beyond is something: q is 0 there, and what becomes of v is not read. */
+template <bool WIDE, class C>
+__device__ inline void row_copy(piece<C> *to, const attn &a, view t, const quant_view &, int64_t at, int kv, int c)
 {
+    const C *row = (const C *)t.p + (at * a.K + kv) * a.D;
     if constexpr (WIDE) {
-        row += c < D ? c : 0; /* beyond it q is 0, and what becomes of v is not read */
+        row += c < a.D ? c : 0;
 #pragma unroll
         for (int i = 0; i < (int)(sizeof *to / 16); i++)
             bytes_copy((gpu_16bytes *)to + i, (const gpu_16bytes *)row + i);
     } else {
 #pragma unroll
-        for (int j = 0; j < LANES; j++) to->v[j] = c + j < D ? row[c + j] : gpu_from<C>(0.0f);
+        for (int j = 0; j < LANES; j++) to->p.v[j] = c + j < a.D ? row[c + j] : gpu_from<C>(0.0f);
     }
+}
+template <bool WIDE>
+__device__ inline void row_copy(piece<q8> *to, const attn &a, view, const quant_view &t, int64_t at, int kv, int c)
+{
+    const int col = kv * a.D + (c < a.D ? c : 0);
+    const char *row = t.p + at * t.pitch;
+    words_copy<2>(to->q, row + col);
+    words_copy<1>(&to->scales, row + t.scales_at + col / QUANT_GROUP / 2 * 4);
 }
 
 /* Where a block is in its keys: the next round's first, the end of its share. */
@@ -93,36 +133,36 @@ __device__ inline bool keys_advance(keys_place &p, int step, int length, int2 ra
 
 /* A thread's part of a round of keys, [key][k, v], THREADS apart. */
 template <class C, bool WIDE>
-__device__ inline void round_copy(gpu_pack<C> *to, const attn &a, int kv, const keys_place &p, int lanes,
+__device__ inline void round_copy(piece<C> *to, const attn &a, int kv, const keys_place &p, int lanes,
                                   const int32_t *table)
 {
-    const C *k = (const C *)a.k.p + (int64_t)kv * a.D, *v = (const C *)a.v.p + (int64_t)kv * a.D;
     const int c = (int)threadIdx.x % lanes * LANES, groups = THREADS / lanes;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
         const int key = p.at + (int)threadIdx.x / lanes + i * groups;
-        const int64_t at = attn_row(table, min(key, p.to - 1)) * a.K * a.D;
-        row_copy<WIDE>(to + 2 * i * THREADS, k + at, c, a.D);
-        row_copy<WIDE>(to + (2 * i + 1) * THREADS, v + at, c, a.D);
+        const int64_t at = attn_row(table, min(key, p.to - 1));
+        row_copy<WIDE>(to + 2 * i * THREADS, a, a.k, a.kq, at, kv, c);
+        row_copy<WIDE>(to + (2 * i + 1) * THREADS, a, a.v, a.vq, at, kv, c);
     }
 }
 
 /* The same when it is there. */
 template <int G, class C>
-__device__ inline void round_add(partial<G> &p, const gpu_pack<C> *from, const float (&q)[G][LANES],
-                                 const keys_place &place, int lanes)
+__device__ inline void round_add(partial<G> &p, const piece<C> *from, const float (&q)[G][LANES],
+                                 const keys_place &place, int lanes, int group)
 {
     float s[G][AT_ONCE];
-    gpu_pack<C> v[AT_ONCE];
+    piece<C> v[AT_ONCE];
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
-        const gpu_pack<C> k = pack_load(from[2 * i * THREADS].v);
-        v[i] = pack_load(from[(2 * i + 1) * THREADS].v);
+        const piece<C> k = piece_load(from[2 * i * THREADS]);
+        v[i] = piece_load(from[(2 * i + 1) * THREADS]);
 #pragma unroll
         for (int g = 0; g < G; g++) {
             s[g][i] = 0;
 #pragma unroll
-            for (int j = 0; j < LANES; j++) s[g][i] += q[g][j] * gpu_float(k.v[j]);
+            for (int j = 0; j < LANES; j++) s[g][i] += q[g][j] * k.get(j);
+            s[g][i] *= k.scale(group);
         }
     }
     for (int m = lanes / 2; m > 0; m /= 2)
@@ -135,7 +175,7 @@ __device__ inline void round_add(partial<G> &p, const gpu_pack<C> *from, const f
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
             if (place.at + (int)threadIdx.x / lanes + i * (THREADS / lanes) >= place.to) s[g][i] = -INFINITY;
-    partial_add(p, s, v);
+    partial_add(p, s, v, group);
 }
 
 template <int G> __device__ inline void partial_clear(partial<G> &p)
@@ -181,15 +221,15 @@ __device__ inline void share_store(const attn &a, const shares &out, const parti
 template <int G, class C, bool WIDE>
 __global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes)
 {
-    GPU_SHARED(gpu_pack<C>, mem);
+    GPU_SHARED(piece<C>, mem);
     const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z;
     gpu_let_next();
     gpu_wait_for_previous();
     const int2 range = attn_range(a, t);
     const int32_t *table = attn_table(a, t);
-    const int step = THREADS / lanes * AT_ONCE;
+    const int step = THREADS / lanes * AT_ONCE, group = (kv * a.D + (int)threadIdx.x % lanes * LANES) / QUANT_GROUP;
     keys_place get = keys_from((int)blockIdx.x, out.length, range), put = get;
-    gpu_pack<C> *mine = mem + threadIdx.x;
+    piece<C> *mine = mem + threadIdx.x;
     float *sums = (float *)(mem + ROUNDS * AT_ONCE * 2 * THREADS), q[G][LANES];
     partial<G> p;
     if (get.at >= range.y) return;
@@ -208,10 +248,10 @@ __global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes)
     }
     partial_clear(p);
     for (int slot = 0; get.at < range.y; slot = (slot + 1) % ROUNDS) {
-        gpu_pack<C> *at = mine + slot * AT_ONCE * 2 * THREADS;
+        piece<C> *at = mine + slot * AT_ONCE * 2 * THREADS;
         const int share = get.share;
         copy_wait<ROUNDS - 1>();
-        round_add<G, C>(p, at, q, get, lanes);
+        round_add<G, C>(p, at, q, get, lanes, group);
         if (put.at < range.y) round_copy<C, WIDE>(at, a, kv, put, lanes, table);
         copy_commit();
         keys_advance(put, step, out.length, range);
@@ -251,7 +291,7 @@ static void split_launch(struct kctx *kc, const struct attn *a, int group, int b
                          const struct shares *out, int lanes)
 {
     const int groups = THREADS / lanes;
-    const size_t shared = ROUNDS * AT_ONCE * 2 * THREADS * sizeof(gpu_pack<C>) +
+    const size_t shared = ROUNDS * AT_ONCE * 2 * THREADS * sizeof(piece<C>) +
                           (size_t)(groups * (lanes * LANES + 2)) * sizeof(float);
     const dim3 grid((unsigned)blocks, (unsigned)(a->H / group), (unsigned)a->T);
     void (*kernel)(attn, shares, int) = a->wide ? split<1, C, true> : split<1, C, false>;
@@ -274,7 +314,10 @@ void attn_split_fwd(struct kctx *kc, const struct attn *a)
     s.sum = (float *)arena_take(kc->scratch, (size_t)(n_heads * s.n) * sizeof(float));
     s.acc = (float *)arena_take(kc->scratch, (size_t)(n_heads * s.n * a->D) * sizeof(float));
     const int blocks = (int)least(s.n, ceil_div(BLOCKS * group, n_heads));
-    GPU_BY_TYPE(a->k.type, C, split_launch<C>(kc, a, group, blocks, &s, lanes));
+    if (a->k.type == DT_Q8)
+        split_launch<q8>(kc, a, group, blocks, &s, lanes);
+    else
+        GPU_BY_TYPE(a->k.type, C, split_launch<C>(kc, a, group, blocks, &s, lanes));
     gpu_launch_early(join, dim3((unsigned)a->H, (unsigned)a->T), BLOCK / 2, 0, stream_of(kc), *a, s);
     arena_rewind(kc->scratch, mark);
 }

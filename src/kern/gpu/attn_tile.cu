@@ -18,6 +18,27 @@ __device__ inline void tile_load(float *rows, view t, int at, int from, int to, 
     }
 }
 
+/* The same of quantised rows. */
+__device__ inline void tile_load_q8(float *rows, const quant_view &t, int at, int from, int to, int head, int D,
+                                    const int32_t *table)
+{
+    for (int i = (int)threadIdx.x; i < TILE * D; i += BLOCK) {
+        const int r = at + i / D, c = head * D + i % D;
+        const char *row = t.p + (r >= from && r < to ? attn_row(table, r) : 0) * t.pitch;
+        const float v = quant_scale(t, row, c / QUANT_GROUP) * (float)((const int8_t *)row)[c];
+        rows[i / D * (D + 1) + i % D] = r >= from && r < to ? v : 0.0f;
+    }
+}
+
+__device__ inline void tile_load_kv(float *rows, view t, const quant_view &q, int at, int from, int to, int width,
+                                    int head, int D, const int32_t *table)
+{
+    if (t.type == DT_Q8)
+        tile_load_q8(rows, q, at, from, to, head, D, table);
+    else
+        tile_load(rows, t, at, from, to, width, head, D, table);
+}
+
 /* The queries from t0 on that have one sequence, up to t1. */
 __device__ inline reach tile_reach(const attn &a, int t0, int t1)
 {
@@ -36,9 +57,13 @@ __device__ inline int tile_floor(int s) { return s / TILE * TILE; }
 
 __device__ inline float tile_dot(const float *a, const float *b, int D)
 {
-    float s = 0;
-    for (int i = 0; i < D; i++) s += a[i] * b[i];
-    return s;
+    float s[4] = { 0 }; /* several: shorter, so more exact */
+    int i = 0;
+    for (; i + 4 <= D; i += 4)
+#pragma unroll
+        for (int j = 0; j < 4; j++) s[j] += a[i + j] * b[i + j];
+    for (; i < D; i++) s[0] += a[i] * b[i];
+    return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
 /* Over the 16 threads of one row. */
@@ -68,7 +93,7 @@ __global__ __launch_bounds__(BLOCK) void tile_fwd(attn a)
     for (int s0 = tile_floor(see.lo); s0 < see.hi; s0 += TILE) {
         const int32_t *table = attn_table(a, see.t0);
         __syncthreads();
-        tile_load(rows, a.k, s0, see.lo, see.hi, a.K * D, kv, D, table);
+        tile_load_kv(rows, a.k, a.kq, s0, see.lo, see.hi, a.K * D, kv, D, table);
         __syncthreads();
         const bool seen = t >= see.t0 && t < see.t1 && s0 + c >= range.x && s0 + c < range.y;
         const float s = seen ? a.scale * tile_dot(q + r * (D + 1), rows + c * (D + 1), D) : -INFINITY;
@@ -78,14 +103,15 @@ __global__ __launch_bounds__(BLOCK) void tile_fwd(attn a)
         top = higher;
         prob[r][c] = p;
         __syncthreads();
-        tile_load(rows, a.v, s0, see.lo, see.hi, a.K * D, kv, D, table);
+        tile_load_kv(rows, a.v, a.vq, s0, see.lo, see.hi, a.K * D, kv, D, table);
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < COLS; j++) {
             const int col = c + TILE * j;
             if (col >= D) break;
-            acc[j] *= fade;
-            for (int i = 0; i < TILE; i++) acc[j] += prob[r][i] * rows[i * (D + 1) + col];
+            float some = 0;
+            for (int i = 0; i < TILE; i++) some += prob[r][i] * rows[i * (D + 1) + col];
+            acc[j] = acc[j] * fade + some;
         }
         if (s0 + TILE >= see.hi && see.t1 < t0 + TILE && see.t1 < a.T) { /* on with the next sequence */
             see = tile_reach(a, see.t1, t0 + TILE);

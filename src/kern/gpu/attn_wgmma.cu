@@ -10,7 +10,7 @@ enum { GROUPS = 2, THREADS = GROUPS * 128, FWD_T = GROUPS * 64, FWD_S = 128, ALI
 bool attn_wgmma_takes(const struct kctx *kc, const struct attn *a)
 {
     int device = 0, major = 0;
-    if (!attn_mma_takes(a)) return false;
+    if (!attn_mma_takes(a) || a->k.type != a->q.type) return false; /* quantised rows pass through registers */
     gpu_check(gpu(GetDevice)(&device));
     gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
     (void)kc;

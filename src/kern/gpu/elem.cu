@@ -1,6 +1,6 @@
 /* Element by element: activations, sums, conversions. Bound by memory; a thread moves 8 elements. Scratch:
  * none. */
-#include "kern/gpu/num.h"
+#include "kern/gpu/quant.h"
 
 /* y = op(inputs): as many inputs as the op's call has. y may be one of them. */
 template <class A, class Op>
@@ -220,6 +220,8 @@ void gpu_cast(struct kctx *kc, struct tensor y, struct tensor x)
     const bool wide = is_wide(LANES, y, x);
     if (y.type == x.type)
         copy(kc, y, x);
+    else if (dtype_is_quant((enum dtype)y.type) || dtype_is_quant((enum dtype)x.type))
+        quant_cast(kc, y, x);
     else if (n)
         gpu_launch(convert, blocks_for(n), BLOCK, 0, stream_of(kc), view_of(y), view_of(x), n, wide);
 }

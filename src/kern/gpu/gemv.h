@@ -19,6 +19,10 @@ struct gemv {
 bool gemv_takes(struct tensor x, struct tensor w);
 void gemv_run(struct kctx *kc, const struct gemv *g);
 
+/* Quantised weights, if x may be rounded to 8 bits: gemv_quant.cu. */
+bool gemv_quant_takes(const struct kctx *kc, struct tensor x, struct tensor w);
+void gemv_quant_run(struct kctx *kc, const struct gemv *g);
+
 /* On matrix units: gemv_mma.cu. */
 bool gemv_mma_takes(const struct gemv *g);
 void gemv_mma_run(struct kctx *kc, const struct gemv *g);

@@ -1,13 +1,14 @@
-/* Matrix products: which body, and the plain one. Decode is bound by reading w (gemv.cu); prompts and
+/* Matrix products: which body, and the plain one. Decode is bound by reading w (gemv.cu, gemv_quant.cu); prompts and
  * training go to the vendor's library (blas.h); without one, tiles in f32 do everything. The choice never
- * depends on the number of rows. Scratch: none. */
+ * depends on the number of rows. Scratch: of quantised weights some rows at a time as numbers. */
 #include "kern/gpu/blas.h"
 #include "kern/gpu/gemv.h"
+#include "kern/gpu/quant.h"
 
 /* out[m,n] = sum over k of a(m,k) b(n,k) (+ bias[n] + res[m,n]), a(m,k) = a[m*am + k*ak], b likewise. */
 struct product {
     view out, a, b, bias, res;
-    int64_t M, N, K, am, ak, bn, bk;
+    int64_t M, N, K, am, ak, bn, bk, width; /* width: of out's and res's rows */
 };
 
 enum { PIECE = 32, DEPTH = 16, EACH = PIECE * PIECE / BLOCK };
@@ -44,8 +45,8 @@ __global__ __launch_bounds__(BLOCK) void tile_product(product p)
         const int64_t m = m0 + row + j, n = n0 + col;
         if (m >= p.M || n >= p.N) continue;
         if (p.bias.p) sum[j] += view_get(p.bias, n);
-        if (p.res.p) sum[j] += view_get(p.res, m * p.N + n);
-        view_put(p.out, m * p.N + n, sum[j]);
+        if (p.res.p) sum[j] += view_get(p.res, m * p.width + n);
+        view_put(p.out, m * p.width + n, sum[j]);
     }
 }
 
@@ -55,24 +56,74 @@ static void run_tiles(struct kctx *kc, const struct product *p)
     if (p->M && p->N) gpu_launch(tile_product, grid, BLOCK, 0, stream_of(kc), *p);
 }
 
+/* A view of the elements from i on; absent stays absent. */
+static struct tensor from(struct tensor t, int64_t i)
+{
+    if (t.p) t.p = (char *)t.p + (size_t)i * dtype_bytes((enum dtype)t.type);
+    return t;
+}
+
+/* Columns [at, at + w's rows) of y. */
+static void matmul_columns(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+                           struct tensor res, int64_t at)
+{
+    const int64_t I = tensor_cols(x), O = tensor_cols(y);
+    b = from(b, at);
+    if (w.n[0] == O && blas_matmul(kc, y, x, w, b, res)) return;
+    const struct product p = { view_of(from(y, at)), view_of(x), view_of(w), view_of(b), view_of(from(res, at)),
+                               tensor_rows(x), w.n[0], I, I, 1, I, 1, O };
+    run_tiles(kc, &p);
+}
+
+/* dx += dy's columns [at, at + w's rows) w */
+static void matmul_dx_columns(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w, int64_t at)
+{
+    const int64_t O = tensor_cols(dy), I = w.n[1];
+    if (w.n[0] == O && blas_matmul_dx(kc, dx, dy, w)) return;
+    const struct product p = { view_of(dx), view_of(from(dy, at)), view_of(w), {}, view_of(dx), tensor_rows(dy), I,
+                               w.n[0], O, 1, 1, I, I };
+    run_tiles(kc, &p);
+}
+
+/* The next rows of w from `at` on as numbers in scratch: in act where products need not be exact to f32. As many as
+ * there is room for. */
+static struct tensor rows_as_numbers(struct kctx *kc, struct tensor w, int64_t at, enum dtype act)
+{
+    enum { MANY = 128 /* whole tiles of the library's kernels */ };
+    const enum dtype type = kc->product == DT_F32 ? DT_F32 : act;
+    const struct arena *s = kc->scratch;
+    const int64_t left = w.n[0] - at, room = (int64_t)(s->cap - s->used) - (1 << 20),
+                  fit = room / (w.n[1] * (int64_t)dtype_bytes(type)), n = fit > MANY ? fit / MANY * MANY : fit;
+    struct tensor r = tensor_2d(NULL, type, least(left, n), w.n[1]);
+    ASSERT(r.n[0] > 0);
+    r.p = arena_take(kc->scratch, tensor_bytes(r));
+    gpu_cast(kc, r, tensor_slice(w, at, r.n[0]));
+    return r;
+}
+
 void gpu_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                 struct tensor res)
 {
-    const int64_t T = tensor_rows(x), I = tensor_cols(x), O = w.n[0];
-    if (kc->decode && gemv_takes(x, w)) {
+    const bool quant = dtype_is_quant((enum dtype)w.type), few = kc->decode && gemv_quant_takes(kc, x, w);
+    if (few || (kc->decode && !quant && gemv_takes(x, w))) {
         const struct gemv g = { x, {}, 0, { w }, { b }, { y }, { res }, 1, false };
-        gemv_run(kc, &g);
-    } else if (!blas_matmul(kc, y, x, w, b, res)) {
-        const struct product p = { view_of(y), view_of(x), view_of(w), view_of(b), view_of(res), T, O, I,
-                                   I,          1,          I,          1 };
-        run_tiles(kc, &p);
+        (few ? gemv_quant_run : gemv_run)(kc, &g);
+    } else if (!quant) {
+        matmul_columns(kc, y, x, w, b, res, 0);
+    } else {
+        const size_t mark = arena_mark(kc->scratch);
+        for (int64_t at = 0; at < w.n[0]; arena_rewind(kc->scratch, mark)) {
+            const struct tensor r = rows_as_numbers(kc, w, at, (enum dtype)x.type);
+            matmul_columns(kc, y, x, r, b, res, at);
+            at += r.n[0];
+        }
     }
 }
 
 void gpu_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, const struct tensor *w,
                      const struct tensor *b, int n)
 {
-    if (n > 1 && blas_matmul_each(kc, y, x, w, b, n)) return;
+    if (n > 1 && !dtype_is_quant((enum dtype)w[0].type) && blas_matmul_each(kc, y, x, w, b, n)) return;
     for (int i = 0; i < n; i++) gpu_matmul(kc, y[i], x, w[i], b[i], tensor{});
 }
 
@@ -94,11 +145,14 @@ static void norm_then(struct kctx *kc, const struct gemv *g, const struct tensor
     arena_rewind(kc->scratch, mark);
 }
 
-static bool all_taken(const struct gemv *g)
+/* What does all of g in one go, or NULL. */
+typedef void gemv_fn(struct kctx *, const struct gemv *);
+static gemv_fn *taken(const struct kctx *kc, const struct gemv *g)
 {
     bool all = true;
+    if (dtype_is_quant((enum dtype)g->w[0].type)) return gemv_quant_takes(kc, g->x, g->w[0]) ? gemv_quant_run : NULL;
     for (int i = 0; i < g->n; i++) all = all && gemv_takes(g->x, g->w[i]);
-    return all;
+    return all ? gemv_run : NULL;
 }
 
 void gpu_norm_matmul(struct kctx *kc, const struct tensor *y, struct tensor x, struct tensor norm, float eps,
@@ -107,8 +161,9 @@ void gpu_norm_matmul(struct kctx *kc, const struct tensor *y, struct tensor x, s
     struct gemv g = {};
     g.x = x, g.norm = norm, g.eps = eps, g.n = n;
     for (int i = 0; i < n; i++) g.y[i] = y[i], g.w[i] = w[i], g.b[i] = b[i];
-    if (all_taken(&g))
-        gemv_run(kc, &g);
+    gemv_fn *fn = taken(kc, &g);
+    if (fn)
+        fn(kc, &g);
     else
         norm_then(kc, &g, y);
 }
@@ -120,8 +175,9 @@ void gpu_norm_glu(struct kctx *kc, struct tensor y, struct tensor x, struct tens
     struct gemv g = {};
     g.x = x, g.norm = norm, g.eps = eps, g.n = 2, g.glu = true;
     g.y[0] = y, g.w[0] = gate, g.w[1] = up;
-    if (all_taken(&g)) {
-        gemv_run(kc, &g);
+    gemv_fn *fn = taken(kc, &g);
+    if (fn) {
+        fn(kc, &g);
         return;
     }
     const struct tensor both[2] = { y, scratch_like(kc, y, tensor_cols(y)) };
@@ -132,10 +188,17 @@ void gpu_norm_glu(struct kctx *kc, struct tensor y, struct tensor x, struct tens
 
 void gpu_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
 {
-    const int64_t T = tensor_rows(dy), O = w.n[0], I = w.n[1];
-    if (!dx.p || blas_matmul_dx(kc, dx, dy, w)) return;
-    const struct product p = { view_of(dx), view_of(dy), view_of(w), {}, view_of(dx), T, I, O, O, 1, 1, I };
-    run_tiles(kc, &p);
+    const size_t mark = arena_mark(kc->scratch);
+    if (!dx.p) return;
+    if (!dtype_is_quant((enum dtype)w.type)) {
+        matmul_dx_columns(kc, dx, dy, w, 0);
+        return;
+    }
+    for (int64_t at = 0; at < w.n[0]; arena_rewind(kc->scratch, mark)) {
+        const struct tensor r = rows_as_numbers(kc, w, at, (enum dtype)dy.type);
+        matmul_dx_columns(kc, dx, dy, r, at);
+        at += r.n[0];
+    }
 }
 
 /* db += column sums of dy, in two steps: sums over pieces of so many rows, and the sum of those. A warp's lanes have
@@ -187,6 +250,6 @@ void gpu_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor db, struct t
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
     if (db.p && T) column_sums(kc, db, dy, T, O);
     if (!dw.p || blas_matmul_dw(kc, dw, dy, x)) return;
-    const struct product p = { view_of(dw), view_of(dy), view_of(x), {}, view_of(dw), O, I, T, 1, O, 1, I };
+    const struct product p = { view_of(dw), view_of(dy), view_of(x), {}, view_of(dw), O, I, T, 1, O, 1, I, I };
     run_tiles(kc, &p);
 }

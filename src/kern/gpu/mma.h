@@ -35,6 +35,23 @@ template <class E> __device__ inline void mma(float (&d)[4], const uint32_t (&a)
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* D[16,8] += A[16,32] B[32,8] in integers: A of 8 bits, unsigned or not, B signed. As above with four neighbours for
+ * two: a[0] has columns 4q to 4q + 3, a[2] those + 16. (PTX ISA, "mma.m16n8k32") */
+template <bool UNSIGNED>
+__device__ inline void mma_8(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    if (UNSIGNED)
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 /* Two floats as two neighbours of 16 bits, lo in the lower half. */
 template <class E> __device__ inline uint32_t mma_pair(float lo, float hi)
 {
@@ -85,6 +102,39 @@ __device__ inline void tile_copy(uint32_t tile, const E *x, int64_t stride, int 
         const int row = at + r + i;
         const bool there = row >= from && row < to;
         copy_16(first + i * D * 2, x + (there ? attn_row(table, row) : 0) * stride, there);
+    }
+}
+
+/* The same from rows of 8 bits, whose columns from `col` on are the head. These pass through registers. */
+template <class E, int D, int ROWS, int THREADS>
+__device__ inline void tile_copy_q8(uint32_t tile, const quant_view &x, int col, int at, int from, int to,
+                                    const int32_t *table)
+{
+    enum { PIECES = D / 8, STEP = THREADS / PIECES, N = ROWS / STEP };
+    const int r = (int)threadIdx.x / PIECES, c = (int)threadIdx.x % PIECES;
+    const uint32_t first = tile_at<D>(tile, r, c);
+    uint2 q[N];
+    float s[N];
+    col += c * 8;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int row = at + r + i * STEP;
+        const bool there = row >= from && row < to;
+        const char *p = x.p + (there ? attn_row(table, row) : 0) * x.pitch;
+        q[i] = there ? *(const uint2 *)(p + col) : make_uint2(0, 0);
+        s[i] = there ? quant_scale(x, p, col / QUANT_GROUP) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        uint32_t w[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint32_t b = j < 2 ? q[i].x : q[i].y;
+            w[j] = mma_pair<E>(s[i] * byte_float(b, 2 * j % 4), s[i] * byte_float(b, 2 * j % 4 + 1));
+        }
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(first + (uint32_t)(i * STEP * D * 2)), "r"(w[0]),
+                     "r"(w[1]), "r"(w[2]), "r"(w[3])
+                     : "memory");
     }
 }
 

@@ -120,6 +120,11 @@ __device__ inline void copy_16(uint32_t to, const void *from, bool there)
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n) : "memory");
 }
 __device__ inline void bytes_copy(gpu_16bytes *to, const void *from) { copy_16(shared_at(to), from, true); }
+/* 1, 2 or 4 words. */
+template <int n> __device__ inline void words_copy(uint32_t *to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_at(to)), "l"(from), "n"(4 * n) : "memory");
+}
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Until at most n of this thread's groups are under way. */
 template <int n> __device__ inline void copy_wait()
@@ -128,6 +133,10 @@ template <int n> __device__ inline void copy_wait()
 }
 #else
 __device__ inline void bytes_copy(gpu_16bytes *to, const void *from) { *to = *(const gpu_16bytes *)from; }
+template <int n> __device__ inline void words_copy(uint32_t *to, const void *from)
+{
+    for (int i = 0; i < n; i++) to[i] = ((const uint32_t *)from)[i];
+}
 __device__ inline void copy_commit() {}
 template <int n> __device__ inline void copy_wait() {}
 #endif

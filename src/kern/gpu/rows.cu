@@ -1,6 +1,6 @@
 /* Rows by index, and pictures cut into squares. Scratch: two numbers a row of
  * rows_put_add's result. */
-#include "kern/gpu/num.h"
+#include "kern/gpu/quant.h"
 
 /* Where the row that this block moves comes from and goes to: one of i and idx[i] each. */
 enum way { GET, PUT };
@@ -30,7 +30,9 @@ static dim3 row_grid(int64_t n, int64_t c) { return dim3((unsigned)n, (unsigned)
 void gpu_rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct tensor idx)
 {
     const int64_t n = tensor_count(idx), C = tensor_cols(y);
-    if (n && C)
+    if (dtype_is_quant((enum dtype)x.type))
+        quant_rows_get(kc, y, x, idx);
+    else if (n && C)
         gpu_launch((move_rows<GET, false>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
                    (const int32_t *)idx.p, C, is_wide(C, y, x));
 }
@@ -38,7 +40,9 @@ void gpu_rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct tens
 void gpu_rows_put(struct kctx *kc, struct tensor y, struct tensor idx, struct tensor x)
 {
     const int64_t n = tensor_count(idx), C = tensor_cols(y);
-    if (n && C)
+    if (dtype_is_quant((enum dtype)y.type))
+        quant_rows_put(kc, y, idx, x);
+    else if (n && C)
         gpu_launch((move_rows<PUT, false>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
                    (const int32_t *)idx.p, C, is_wide(C, y, x));
 }
