@@ -338,10 +338,10 @@ double step_flops_again(const struct step *s, const struct batch_limits *b)
     for (int i = 0; i < s->recompute; i++) {
         const struct linear *all[] = { &l->layer[i].q, &l->layer[i].k, &l->layer[i].v, &l->layer[i].o,
                                        &l->layer[i].gate, &l->layer[i].up, &l->layer[i].down };
-        for (int k = 0; k < 7; k++) {
-            token += 2.0 * (double)tensor_count(all[k]->w.w);
-            if (all[k]->lora)
-                token += 2.0 * (double)(tensor_count(all[k]->lora->a.w) + tensor_count(all[k]->lora->b.w));
+        for (int k = 0; k < 7; k++) { /* the last one's result is not needed again, but for what its B reads */
+            const struct lora *a = all[k]->lora;
+            if (k < 6) token += 2.0 * (double)tensor_count(all[k]->w.w);
+            if (a) token += 2.0 * (double)(tensor_count(a->a.w) + (k < 6 ? tensor_count(a->b.w) : 0));
         }
         token += 2.0 * l->cfg.H * l->cfg.D * b->T / (b->n ? b->n : 1);
     }
