@@ -77,13 +77,29 @@ FLAGS   := $(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(GPUCC) $(LDFLAGS) $(
 SERVE_PKGS := libmicrohttpd
 SERVE_LIBS := $(shell pkg-config --libs $(SERVE_PKGS) 2>/dev/null)
 
+.DEFAULT_GOAL := all
 SRC     := $(wildcard src/*/*.c src/kern/*/*.c)
 OBJ     := $(SRC:src/%.c=$(B)/obj/%.o) $(patsubst src/%.cc,$(B)/obj/%.o,$(wildcard src/*/*.cc))
 ifdef GPU
 OBJ     += $(patsubst src/%.cu,$(B)/obj/%.o,$(wildcard src/*/*.cu src/*/*/*.cu))
 endif
-CMDOBJ  := $(filter $(B)/obj/cmd/%,$(OBJ))
-SERVEOBJ := $(filter $(B)/obj/serve/%,$(OBJ)) $(B)/assets.o
+# The emulator's build has all objects of the plain one but two, and compiles only those and the kernels.
+ifeq ($(GPU)$(SAN),emu)
+H       := build/$(or $(clang),main)
+OWN     := $(B)/obj/dev/dev.o $(B)/obj/kern/init.o $(patsubst src/%.cu,$(B)/obj/%.o,$(wildcard src/*/*.cu src/*/*/*.cu))
+PLAIN   := $(patsubst $(B)/%,$(H)/%,$(filter-out $(OWN),$(OBJ)))
+OBJ     := $(OWN) $(PLAIN)
+$(PLAIN): plain_objects
+	@:
+.PHONY: plain_objects
+plain_objects:
+	@$(MAKE) --no-print-directory GPU= objects
+endif
+.PHONY: objects
+objects: $(OBJ)
+in_room  = $(foreach o,$(OBJ),$(if $(findstring /obj/$1/,$o),$o))
+CMDOBJ  := $(call in_room,cmd)
+SERVEOBJ := $(call in_room,serve) $(B)/assets.o
 LIBOBJ  := $(filter-out $(CMDOBJ) $(SERVEOBJ),$(OBJ))
 
 .PHONY: all
@@ -218,9 +234,10 @@ demo: ## installs what is missing, builds, and answers a question about a pictur
 	@$(MAKE_) all
 	build/llava run --model-path models/demo --image-file $(SHOW) --query "What is this?"
 
-check: ## installs what is missing, builds, lints and runs every CPU test
+check: ## installs what is missing, builds, lints and runs every CPU test, and the engine on an emulated GPU
 	@tools/deps build test
-	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' $(B)
+	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' \
+	    --step 'emulated GPU: $(BUILD_) GPU=emu build/emu32/llava' $(B)
 
 check-web: all ## the page in a browser, and the openai package for JavaScript (from npm) against our server
 	@tools/deps build test

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs `llava forward` on every golden model and compares with what PyTorch computed.
 
-    forward_test.py [--llava build/llava] [--only NAME]
+    forward_test.py [--llava build/llava] [--only NAME] [--dtype f32|bf16] [--device emu]
 
 The program's file holds input_ids, pixel_values, image_features and logits.  Demanded:
   ids and pixel values   equal
@@ -60,13 +60,13 @@ def errors(a, b):
                                    1e-30), np.abs(d).max(initial=0.0) / max(scale, 1e-30)
 
 
-def forward(llava, variant, case, dtype, out):
+def forward(llava, device, variant, case, dtype, out):
     command = [llava, "forward", "--model-path", os.path.join(HERE, variant["model"])]
     if variant["base"]:
         command += ["--model-base", os.path.join(HERE, variant["base"])]
     if case["pictures"]:
         command += ["--image-file", ",".join(os.path.join(HERE, "pictures", p) for p in case["pictures"])]
-    command += ["--prompt", case["prompt"], "--dtype", dtype, "--out", out]
+    command += ["--prompt", case["prompt"], "--dtype", dtype, "--out", out, "--device", device]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
     return done.returncode, done.stderr.decode(errors="replace").strip().splitlines()[-3:]
 
@@ -111,13 +111,13 @@ def compare_pool(label, pool):
         report(mine <= BF16_FACTOR * torch, f"{label}: {name} norm {mine:.2e}, PyTorch's {torch:.2e}")
 
 
-def run_case(llava, variant, case, expected, dtype, folder, pool):
+def run_case(llava, device, variant, case, expected, dtype, folder, pool):
     label = f"{variant['name']} {case['key']} {dtype}"
     out = os.path.join(folder, "out.safetensors")
     if os.path.exists(out):
         os.remove(out)
     try:
-        code, message = forward(llava, variant, case, dtype, out)
+        code, message = forward(llava, device, variant, case, dtype, out)
         if code:
             report(False, f"{label}: exit {code}: {' / '.join(message)}")
             return
@@ -132,6 +132,8 @@ def main():
     built = os.environ.get("LLAVA_BUILD", "build")
     parser.add_argument("--llava", default=os.path.join(HERE, "..", "..", built, "llava"))
     parser.add_argument("--only", help="one variant's name")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], help="one of the types")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     with open(os.path.join(HERE, "manifest.json"), encoding="utf-8") as f:
         variants = json.load(f)["variants"]
@@ -140,10 +142,10 @@ def main():
             if args.only and variant["name"] != args.only:
                 continue
             expected = read_safetensors(os.path.join(HERE, variant["expected"]))
-            for dtype in ("f32", "bf16"):
+            for dtype in [args.dtype] if args.dtype else ["f32", "bf16"]:
                 pool = {}
                 for case in variant["cases"]:
-                    run_case(args.llava, variant, case, expected, dtype, folder, pool)
+                    run_case(args.llava, args.device, variant, case, expected, dtype, folder, pool)
                 compare_pool(f"{variant['name']} {dtype}", pool)
     print(f"1..{count}")
     return 1 if failed or not count else 0
