@@ -346,7 +346,7 @@ static struct tensor encode_replay(struct op_ctx *o, struct engine *g, int sight
     struct steps *t = g->steps;
     struct recorded *r = &t->tower[sight - SIGHT_MODEL];
     if (!r->graph) {
-        if (!recorded_begin(g)) return (struct tensor){ 0 };
+        if (!r->used++ || !recorded_begin(g)) return (struct tensor){ 0 }; /* libraries choose their kernels at first */
         struct tensor x = t->pixels;
         x.type = (int8_t)o->type;
         x.p = arena_take(o->act, tensor_bytes(x));

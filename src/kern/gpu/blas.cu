@@ -73,7 +73,7 @@ bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tenso
     const size_t mark = arena_mark(kc->scratch);
     w = in_type(kc, w, (enum dtype)x.type);
     struct tensor wide = x;
-    if (w.p && O > 64) { /* both or neither: a row of x alone has the sums that it has among others */
+    if (w.p && O > 64 && O % 8 == 0) { /* both or neither: a row of x alone has the sums that it has among others */
         wide = widened(kc, x);
         if (wide.p != x.p) w = widened(kc, w);
     }
