@@ -306,7 +306,8 @@ static bool is_right(library *l, const plan *x, const cublasLtMatmulHeuristicRes
            own.workspaceSize <= WORKSPACE;
 }
 
-/* The quickest of the plan's own kernel and what the library would rather take for n columns, where the bits are equal. */
+/* The quickest of the plan's own kernel and what the library would rather take for n columns, where the bits are
+ * equal. */
 static cublasLtMatmulAlgo_t quickest(library *l, const plan *x, struct kctx *kc, const blas_product *p)
 {
     cublasLtMatmulHeuristicResult_t found[TRIES];
