@@ -170,7 +170,8 @@ def train(name, base, steps, *more):
         "--mm_vision_select_layer", "-2", "--model_max_length", "512", "--per_device_train_batch_size", str(opt.batch),
         "--max_steps", str(steps), "--warmup_steps", str(max(1, min(150, steps // 10))), "--weight_decay", "0.1",
         "--adam_beta2", "0.97", "--logging_steps", "10", "--save_steps", str(opt.save), "--save_total_limit", "1",
-        "--dataloader_num_workers", str(opt.workers), "--report_to", "jsonl", *more, *opt.more, log=at(name + ".log"))
+        "--dataloader_num_workers", str(opt.workers), "--report_to", "jsonl", "--bf16",
+        str(opt.device != "cpu"), *more, *opt.more, log=at(name + ".log"))
     shutil.rmtree(at(name, f"checkpoint-{steps}"), ignore_errors=True)
     print(f"{name}: {steps} steps of {opt.batch} records in {time.time() - start:.0f} s", flush=True)
 
@@ -274,8 +275,8 @@ def main():
     parser.add_argument("--npm", help="a folder with the npm packages unpacked")
     parser.add_argument("--llava", default=os.path.join(ROOT, "build/llava"))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps1", type=int, default=2500)
-    parser.add_argument("--steps2", type=int, default=2500)
+    parser.add_argument("--steps1", type=int, default=4500)
+    parser.add_argument("--steps2", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--rate", type=float, default=1.8e-3)
     parser.add_argument("--variants", type=int, default=40, help="records of tuning for each picture")
