@@ -27,7 +27,8 @@ extern "C" {
 struct llava_batch_options {
     int sequences;           /* answers computed side by side; 0: 16 */
     int64_t cache_positions; /* that all of them and what is kept for reuse may hold; 0: sequences times the context,
-                                or as many as a quarter of the memory holds where that is less */
+                                or as many as a quarter of the memory (of a device, three quarters of what is
+                                free) holds where that is less */
     int queue;               /* requests that may wait; 0: 256 */
 };
 LLAVA_API struct llava_batch_options llava_batch_options_default(void);

@@ -395,11 +395,12 @@ static void *run(void *ctx)
 
 struct llava_batch_options llava_batch_options_default(void) { return (struct llava_batch_options){ 0 }; }
 
-/* What `want` asks for, or as much as a quarter of the memory holds; never less than one context, nor more than pages
- * can number. */
+/* What `want` asks for, or as much as a quarter of the memory holds, of a device three quarters of what is free; never
+ * less than one context, nor more than pages can number. */
 static int64_t cache_size(const struct engine *g, int64_t want, int sequences)
 {
-    int64_t fits = (int64_t)(plat_memory_total() / 4) / engine_cache_bytes(g);
+    const size_t most = g->dev ? dev_memory_now(g->dev).free / 4 * 3 : plat_memory_total() / 4;
+    int64_t fits = (int64_t)most / engine_cache_bytes(g);
     if (!want) want = (int64_t)sequences * g->context < fits ? (int64_t)sequences * g->context : fits;
     if (want < g->context) want = g->context;
     return want < POSITIONS_MAX ? want : POSITIONS_MAX;
