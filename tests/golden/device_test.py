@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""The engine on an emulated GPU: `forward` against PyTorch's fixtures, and what `run` answers against the processor: greedily
-and by chance, with a picture, for a folder, and with an adapter.
+"""The program on an emulated GPU: `forward` against PyTorch's fixtures, and what `run` answers against the processor: greedily
+and by chance, with a picture, for a folder, and with an adapter; and a few steps of training against PyTorch's.
 
 Needs a build of its own (`make GPU=emu build/emu32/llava`) and skips without one. LLAVA_TEST_DEVICE says another device, which
 then is of the build under test: cuda, hip."""
@@ -54,6 +54,15 @@ def folder():
         ok(said[0][:2] == said[1][:2] and said[0][1], "a folder of pictures", said[0][2] + said[1][2])
 
 
+def training():
+    """train_test.py judges; the projector, in both precisions."""
+    env = {**os.environ, "LLAVA_TEST_DEVICE": DEVICE, "LLAVA_BUILD": os.path.relpath(os.path.dirname(PROGRAM), ROOT)}
+    p = subprocess.run([sys.executable, os.path.join(HERE, "train_test.py"), "projector"], stdout=subprocess.PIPE, text=True,
+                       check=False, env=env)
+    bad = [line for line in p.stdout.splitlines() if not line.startswith("ok")]
+    ok(p.returncode == 0 and "ok 8" in p.stdout, "training the projector is PyTorch's", "\n".join(bad))
+
+
 def main():
     if not os.path.exists(PROGRAM):
         skip("the engine on an emulated GPU", "no build/emu32/llava")
@@ -65,6 +74,7 @@ def main():
     same("an answer by chance", *picture, "--temperature", "1.5", "--top-p", "0.9", "--seed", "5")
     same("an adapter's answer", *picture, "--temperature", "0", "--model-base", model("vicuna-base"), path=model("llava-lora"))
     folder()
+    training()
     finish()
 
 
