@@ -20,6 +20,11 @@ ERROR_TEXT = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH 
 PATIENCE = 60  # seconds; sanitizers are slow
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
+
+
 class Server:
     """`llava COMMAND ... --port 0`, from when it listens; .stop() returns its exit status."""
 

@@ -6,7 +6,6 @@ is set, a log's disk that is full. What was asked ends, with an answer or an err
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from http.client import HTTPException
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import ROOT, finish, ok, skip  # noqa: E402
-from serving import (DEMO, PATIENCE, Server, chunks, generate, metric, post, python_controller, request,  # noqa: E402
+from serving import (DEMO, PATIENCE, Server, chunks, free_port, generate, metric, post, python_controller, request,  # noqa: E402
                      wait_for)
 
 LONG = "--long" in sys.argv
@@ -35,11 +34,6 @@ def environment():
 def set_clock(seconds):
     with open(CLOCK, "w", encoding="ascii") as f:
         f.write(str(seconds))
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return s.getsockname()[1]
 
 
 def child(s):

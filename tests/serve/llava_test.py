@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import finish, llava, ok  # noqa: E402
-from serving import (APPLE, DEMO, ERROR_TEXT, Server, generate, post, python_controller, python_worker,  # noqa: E402
+from serving import (APPLE, DEMO, ERROR_TEXT, Server, free_port, generate, post, python_controller, python_worker,  # noqa: E402
                      request, wait_for)
 
 PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
@@ -136,7 +136,7 @@ def test_worker():
 
 def test_both():
     with Server("controller") as c:
-        port = int(time.time() * 1000) % 20000 + 20000
+        port = free_port()
         with Server("worker", "--controller", c.url, "--worker-address", f"http://localhost:{port}", "--port", str(port),
                     "--model-path", DEMO) as w:
             ok(wait_for(lambda: post(c.port, "/list_models")[1]["models"] == ["demo"]), "our worker with our controller")
