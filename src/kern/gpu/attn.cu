@@ -110,10 +110,10 @@ __global__ __launch_bounds__(BLOCK) void rotate_store_q8(A *q, A *k, const A *v,
     A *at = head < H ? q + (t * H + head) * D : is_v ? (A *)v + (t * K + kv) * D : k + (t * K + kv) * D;
     load_pairs(a, b, c, s, at, table + (int64_t)pos[t] * D, i, pairs, true);
 #pragma unroll
-    for (int j = 0; j < LANES && !is_v; j++) {
+    for (int j = 0; j < LANES; j++) {
         const float x = a[j], y = b[j];
-        a[j] = gpu_float(gpu_from<A>(x * c[j] - y * s[j]));
-        b[j] = gpu_float(gpu_from<A>(y * c[j] + x * s[j]));
+        a[j] = is_v ? x : gpu_float(gpu_from<A>(x * c[j] - y * s[j]));
+        b[j] = is_v ? y : gpu_float(gpu_from<A>(y * c[j] + x * s[j]));
     }
     const uint32_t low = most_of(a), high = most_of(b);
     uint32_t qa[2], qb[2];
