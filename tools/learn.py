@@ -166,7 +166,7 @@ def main():
     parser.add_argument("--npm")
     parser.add_argument("--llava", default=os.path.join(ROOT, "build/llava"))
     parser.add_argument("--only", choices=("memorise", "adapter"))
-    parser.add_argument("--epochs", type=int, default=9, help="of memorise")
+    parser.add_argument("--epochs", type=int, default=11, help="of memorise")
     parser.parse_args(namespace=opt)
     os.makedirs(opt.work, exist_ok=True)
     jobs, clock = make_data.jobs(opt.npm or make_data.fetch(os.path.join(opt.work, "npm"))), Clock()
