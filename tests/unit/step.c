@@ -158,7 +158,7 @@ static void quantised_as_the_host(void **state)
 static void answer(struct engine *g, float temperature, int32_t *ids, int *n_ids)
 {
     struct err e = { 0 };
-    struct session *s;
+    struct session *s = NULL;
     struct prompt p = { 0 };
     struct llava_sampling how = { .temperature = temperature, .top_p = 0.95f, .top_k = 60, .max_new_tokens = 20,
                                   .seed = 3 };
