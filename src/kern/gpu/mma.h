@@ -86,8 +86,23 @@ template <int D> __device__ inline uint32_t tile_at(uint32_t tile, int row, int 
     return tile + (uint32_t)(row * D + ((piece ^ (row & 7)) << 3)) * 2;
 }
 
-/* Rows [at, at+ROWS) of one head, by `table` if there is one, zeros outside [from, to); by the THREADS of a
- * block. */
+/* Rows [at, at+ROWS) of one head, by `table` if there is one, zeros outside [from, to), each PITCH bytes behind the one
+ * before; by all threads of a block. This thread has piece c of row r, whose place is `first`, and of every STEP-th row
+ * after it. */
+template <class E, int ROWS, int STEP, int PITCH>
+__device__ inline void copy_rows(uint32_t first, int r, int c, const E *x, int64_t stride, int at, int from, int to,
+                                 const int32_t *table)
+{
+    x += c * 8;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP) {
+        const int row = at + r + i;
+        const bool there = row >= from && row < to;
+        copy_16(first + i * PITCH, x + (there ? attn_row(table, row) : 0) * stride, there);
+    }
+}
+
+/* As copy_rows, into a tile. */
 template <class E, int D, int ROWS, int THREADS>
 __device__ inline void tile_copy(uint32_t tile, const E *x, int64_t stride, int at, int from, int to,
                                  const int32_t *table = NULL)
@@ -96,13 +111,7 @@ __device__ inline void tile_copy(uint32_t tile, const E *x, int64_t stride, int 
     const int r = (int)threadIdx.x / PIECES, c = (int)threadIdx.x % PIECES;
     static_assert(STEP % 8 == 0, "a thread's pieces have one place in all its rows");
     const uint32_t first = tile_at<D>(tile, r, c);
-    x += c * 8;
-#pragma unroll
-    for (int i = 0; i < ROWS; i += STEP) {
-        const int row = at + r + i;
-        const bool there = row >= from && row < to;
-        copy_16(first + i * D * 2, x + (there ? attn_row(table, row) : 0) * stride, there);
-    }
+    copy_rows<E, ROWS, STEP, D * 2>(first, r, c, x, stride, at, from, to, table);
 }
 
 /* The same from rows of 8 bits, whose columns from `col` on are the head. These pass through registers. */

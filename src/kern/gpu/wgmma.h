@@ -80,8 +80,7 @@ template <class E> __device__ inline void wg_weigh(float (&d)[8][4], const uint3
         WG_WEIGH("f16.f16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36");
 }
 
-/* Rows [at, at+ROWS) of one head into a tile, by `table` if there is one, zeros outside [from, to); by the THREADS of
- * a block. */
+/* As copy_rows, into a tile. */
 template <class E, int D, int ROWS, int THREADS>
 __device__ inline void wg_copy(uint32_t tile, const E *x, int64_t stride, int at, int from, int to,
                                const int32_t *table = NULL)
@@ -90,13 +89,7 @@ __device__ inline void wg_copy(uint32_t tile, const E *x, int64_t stride, int at
     const int r = (int)threadIdx.x / PIECES, c = (int)threadIdx.x % PIECES;
     static_assert(STEP % 8 == 0, "a thread's pieces have one place in all its rows");
     const uint32_t first = tile + (uint32_t)(c / 8 * ROWS * 128 + r * 128 + ((c % 8) ^ (r % 8)) * 16);
-    x += c * 8;
-#pragma unroll
-    for (int i = 0; i < ROWS; i += STEP) {
-        const int row = at + r + i;
-        const bool there = row >= from && row < to;
-        copy_16(first + i * 128, x + (there ? attn_row(table, row) : 0) * stride, there);
-    }
+    copy_rows<E, ROWS, STEP, 128>(first, r, c, x, stride, at, from, to, table);
 }
 
 #endif
