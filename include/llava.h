@@ -27,6 +27,8 @@
 #include <stdint.h>
 
 #ifdef __cplusplus
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow" /* a struct and the function that fills it have one name */
 extern "C" {
 #endif
 
@@ -190,4 +192,5 @@ LLAVA_API void llava_forward_free(struct llava_forward *f);
 
 #ifdef __cplusplus
 }
+#pragma GCC diagnostic pop
 #endif

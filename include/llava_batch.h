@@ -21,6 +21,8 @@
 #include "llava.h"
 
 #ifdef __cplusplus
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow" /* a struct and the function that fills it have one name */
 extern "C" {
 #endif
 
@@ -118,4 +120,5 @@ LLAVA_API void llava_batch_stats(struct llava_batch *b, struct llava_batch_stats
 
 #ifdef __cplusplus
 }
+#pragma GCC diagnostic pop
 #endif

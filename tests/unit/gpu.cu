@@ -3,13 +3,7 @@
  * past the end. */
 #include "dev/gpu.h"
 
-/* A function and a struct of one name are the C interface's way. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wshadow"
-extern "C" {
 #include "llava.h"
-}
-#pragma GCC diagnostic pop
 
 #include <stdio.h>
 #include <stdlib.h>
