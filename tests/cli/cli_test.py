@@ -155,6 +155,23 @@ def test_bench_train():
     refused("bench train: no such argument", llava(*tiny, "--", "--lora_rank=8"), "lora_rank", code=2)
 
 
+def test_plan():
+    """A card that is not here: what a token of the 13B has to read, and how fast the card's data sheet says it reads."""
+    linears, head, cache = 40 * (4 * 5120 ** 2 + 3 * 5120 * 13824), 32000 * 5120, 2 * 40 * 5120 * 640
+    r = llava("bench", "--random", "13b", "--plan", "hip:k100_ai", "--prompt", "640")
+    lines = [json.loads(x) for x in r.out.splitlines()] if r.code == 0 else []
+    ok([x["bits"] for x in lines] == [16, 8, 4], "a plan for 16, 8 and 4 bits", r.text)
+    for x in lines:
+        each, rest = (2, 2) if x["bits"] == 16 else ((x["bits"] + 0.25) / 8, 8.25 / 8)
+        want = 896e9 / (linears * each + (head + cache) * rest)
+        ok(abs(x["decode_tok_s"] / want - 1) < 1e-3 and x["fits"] and x["card_gb"] == 64,
+           f"{x['bits']} bits: what the card can read", f"{x} {want}")
+    small = [json.loads(x) for x in llava("bench", "--random", "13b", "--plan", "cuda:rtx4090").out.splitlines()]
+    ok([x["fits"] for x in small] == [False, True, True] and small[0]["missing_gb"] > 0, "which precision fits a small card",
+       small)
+    refused("a card that nobody knows", llava("bench", "--random", "13b", "--plan", "hip:k9"), "hip:k100_ai")
+
+
 def test_other_commands():
     r = llava("bench", "--quiet", "--random", "tiny", "--prompt", "16", "--gen", "2", "--repeat", "1")
     try:
@@ -163,6 +180,7 @@ def test_other_commands():
         line = {}
     ok(r.code == 0 and line.get("decode_tok_s", 0) > 0, "bench prints one JSON object", r.text)
     test_bench_train()
+    test_plan()
     r = llava("env")
     ok(r.code == 0 and "kernels" in r.out and "HF_HOME" in r.out, "env", r.text)
     with Temp() as t:
