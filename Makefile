@@ -2,7 +2,7 @@
 #
 #   make CC=clang                another compiler
 #   make SAN=address,undefined   under sanitizers
-#   make GPU=cuda [ARCH=80,90a]  with NVIDIA's GPUs; make GPU=hip [ARCH=gfx90a] with AMD's and Hygon's
+#   make GPU=cuda [ARCH=80,90a]  with NVIDIA's GPUs; make GPU=hip [ARCH=gfx90a] [HIPCC=...] with AMD's and Hygon's
 #   make GPU=emu [WARP=64]       with a GPU emulated on the CPU, for tests
 #   make V=1                     with the commands shown
 #
@@ -55,8 +55,9 @@ GPUFLAGS := -std=c++17 -O3 -g -lineinfo --expt-relaxed-constexpr -DGPU_WARP=32 -
 GPUCC   := $(CUDA)/bin/nvcc $(GPUFLAGS)
 GPULIBS := -L$(CUDA)/lib64 -lcudart_static -ldl -lrt
 else ifeq ($(GPU),hip)
+HIPCC   ?= $(or $(shell command -v hipcc),$(lastword $(wildcard /opt/rocm*/bin/hipcc /opt/dtk*/bin/hipcc)),hipcc)
 archs   := $(subst $(comma), ,$(or $(ARCH),gfx906,gfx90a))
-GPUCC   := hipcc -x hip -std=c++17 -O3 -g -DGPU_WARP=$(if $(filter gfx9%,$(archs)),64,32) -fPIC -fvisibility=hidden \
+GPUCC   := $(HIPCC) -x hip -std=c++17 -O3 -g -DGPU_WARP=$(if $(filter gfx9%,$(archs)),64,32) -fPIC -fvisibility=hidden \
            $(foreach a,$(archs),--offload-arch=$a) -Wall -Wextra -Wno-unused-function -Wno-unused-command-line-argument -Werror
 GPULIBS := -lamdhip64 -ldl
 else ifeq ($(GPU),emu)
@@ -155,11 +156,17 @@ $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512
 # Comparisons and roots become vectors only where nobody asks for floating-point traps and errno; the results are the same.
 $(B)/obj/kern/cpu/adamw8_%.o: CFLAGS += -fno-trapping-math -fno-math-errno
 
+# Debian's hipcc knows AMD's cards; Hygon's are known to the hipcc of their own toolkit, DTK.
+known    = $(if $(filter hip,$(GPU)),for a in $1; do \
+               if $(HIPCC) -x hip --offload-arch=$$a -fsyntax-only /dev/null 2>&1 | grep -q 'invalid target ID'; then \
+                   echo "make: '$(HIPCC)' does not know '$$a'; for Hygon take DTK: make HIPCC=/opt/dtk/bin/hipcc"; exit 1; \
+               fi; done,:)
+
 # Changes only when the flags do: then everything is built again.
 $(B)/flags: FORCE | $(B)/
 	@pkg-config --exists $(PKGS) $(SERVE_PKGS) || { echo 'make: libraries are missing; `tools/deps build` installs them'; exit 1; }
 	$(file >$@.new,$(FLAGS))
-	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+	@cmp -s $@.new $@ && rm $@.new || { $(call known,$(archs)) && mv $@.new $@; }
 $(B)/:
 	@mkdir -p $@
 .PHONY: FORCE
@@ -239,12 +246,12 @@ check: ## installs what is missing, builds, lints and runs every CPU test, and t
 	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' \
 	    --step 'emulated GPU: $(BUILD_) GPU=emu build/emu32/llava' $(B)
 
-check-web: all ## the page in a browser, and the openai package for JavaScript (from npm) against our server
+check-web: all ## the page in a browser, a minute of load, and the openai package for JavaScript (from npm)
 	@tools/deps build test
 	@command -v npm >/dev/null || tools/deps web
 	@mkdir -p build/node
 	@cd build/node && npm install --silent --no-audit --no-fund openai@7
-	@OPENAI_NODE=$(abspath build/node) tests/run --only web $(B)
+	@LOAD_S=60 OPENAI_NODE=$(abspath build/node) tests/run --only web $(B)
 
 check-full: ## the tests under sanitizers, GPU kernels emulated, and everything built by clang and GPU compilers too
 	@tools/deps build test full
@@ -270,7 +277,7 @@ fuzz: ## each fuzz target for FUZZ_S seconds (60)
 
 cuda: ## build/cuda/llava, for NVIDIA's GPUs (ARCH=80,89,90a)
 	@$(MAKE_) GPU=cuda all
-hip: ## build/hip/llava, for GPUs of AMD and Hygon (ARCH=gfx906,gfx90a; gfx928 is Hygon's K100_AI)
+hip: ## build/hip/llava, for GPUs of AMD and Hygon (ARCH=gfx906,gfx90a; gfx928 is Hygon's K100_AI: HIPCC=/opt/dtk/bin/hipcc)
 	@$(MAKE_) GPU=hip all
 
 learn: all ## does training teach? models/demo learns drawings by heart, and a new question (5 minutes, npm and network)

@@ -3,6 +3,7 @@
 static library, and run; the same answer from all. The build is that of LLAVA_BUILD."""
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -31,6 +32,17 @@ def pkg_config(root, *args):
     return shlex.split(out.stdout) if out.returncode == 0 else [out.stderr]
 
 
+def headers(root):
+    """both of them as C++, under the warnings that people have on"""
+    source = os.path.join(root, "headers.cc")
+    with open(source, "w", encoding="utf-8") as f:
+        f.write('#include <llava_batch.h>\n#include <llava.h>\nint main() { return !llava_version(); }\n')
+    r = Ran(["c++", "-std=c++11", "-Wall", "-Wextra", "-Wshadow", "-Wpedantic", "-Werror", "-fsyntax-only", source,
+             *pkg_config(root, "--cflags")])
+    ok(r.code == 0, "the headers are C++ without warnings", r.text)
+    os.remove(source)
+
+
 def compiled(root, name, flags):
     program = os.path.join(root, name)
     r = Ran(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", f"{ROOT}/examples/ask.c", "-o", program, *flags])
@@ -43,6 +55,9 @@ def compiled(root, name, flags):
 
 
 def main():
+    if shutil.which("hipcc"):
+        r = make("GPU=hip", "SAN=", "ARCH=gfx906,gfx000", "build/hip/flags")
+        ok(r.code != 0 and "does not know 'gfx000'" in r.out, "a GPU that the compiler does not know is named", r.text)
     if os.path.basename(BUILD) != "main":
         skip("installation", "the main build only")
         finish()
@@ -54,6 +69,7 @@ def main():
         ok(pkg_config(root, "--modversion") == ["0.1.0"], "pkg-config knows the version")
         r = Ran([f"{root}/bin/llava", "--version"])
         ok(r.out == "llava 0.1.0\n", "the program runs from there", r.text)
+        headers(root)
         names = compiled(root, "shared", pkg_config(root, "--cflags", "--libs"))
         others = [n.split()[-1] for n in names.splitlines() if not n.split()[-1].startswith("llava_")]
         ok(not others, "the shared library shows llava_* and nothing else", others[:10])
