@@ -10,12 +10,11 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from nf4 import nf4_dq
 from tap import ROOT, config, done, ok, one_line, place, read_tensors, run, write_tensors
 
 DEMO = os.path.join(ROOT, "models/demo")
 ASK = ["What is this?", "Is this an animal?", "What group does it belong to?"]
-NF4 = np.array([-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803,
-                0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0], np.float32)
 
 
 def pictures():
@@ -37,34 +36,6 @@ def divergence(a, b):
         return x - np.log(np.exp(x).sum(1, keepdims=True))
     p, q = log_softmax(a), log_softmax(b)
     return float((np.exp(p) * (p - q)).sum(1).mean())
-
-
-def dynamic_map():
-    """bitsandbytes' signed 8-bit dynamic map, 7 exponent bits: create_dynamic_map()."""
-    v = [0.0, 1.0]
-    for i in range(7):
-        edge = np.linspace(0.1, 1, 2 ** i + 1)
-        mean = (edge[:-1] + edge[1:]) / 2
-        v += list(10.0 ** (i - 6) * mean) + list(-(10.0 ** (i - 6)) * mean)
-    return np.sort(np.array(v, np.float64))
-
-
-def nearest(x, levels):
-    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, x)]
-
-
-def nf4_dq(w):
-    """Groups of 64 along the flat tensor; their scales less the mean in groups of 256, by the dynamic map."""
-    flat = w.reshape(-1)
-    x = np.pad(flat, (0, -len(flat) % 64)).reshape(-1, 64).astype(np.float64)
-    top = np.abs(x).max(1)
-    shift = top.mean()
-    s = np.pad(top - shift, (0, -len(top) % 256)).reshape(-1, 256)
-    most = np.abs(s).max(1, keepdims=True)
-    most[most == 0] = 1
-    scale = (nearest(s / most, dynamic_map()) * most).reshape(-1)[:len(top)] + shift
-    near = nearest(x / np.where(top, top, 1)[:, None], NF4.astype(np.float64))
-    return (near * scale[:, None]).reshape(-1)[:len(flat)].reshape(w.shape).astype(np.float32)
 
 
 def nf4_model():
