@@ -12,7 +12,7 @@ as NF4 leaves them (7b: 13.5 GB each); the tokenizer and the text are the demo m
   norms          gains that differ by channel and grow with depth; six channels, the same in every layer, of which four to
                  eight times as much reaches the linears (the outliers of arXiv:2208.07339)
   first token    one unit of the second layer puts 1,000 times the usual into two channels (arXiv:2402.17762)
-  logits         spread 3.5: the likeliest token of 32,000 has one chance in ten or so
+  logits         so spread, and branches so weak, that NF4 diverges by some hundredths, as with trained ones
 
 Printed, one JSON object a way of computing: the mean divergence KL(f32 || it) over the positions, the greatest, and how often
 the likeliest token is f32's. The reference and NF4 are computed in f32 on the processor. The last line is "ok" or "FAILED": 4
@@ -37,9 +37,10 @@ from nf4 import nf4_dq  # noqa: E402
 DEMO = os.path.join(ROOT, "models/demo")
 SIZES = {"tiny": (256, 704, 4, 4), "1b": (2048, 5632, 22, 16), "7b": (4096, 11008, 32, 32)}  # C, F, L, H
 VOCAB, FIRST = 32000, 1   # FIRST: <s>
-BLOCK = 1 << 22           # elements drawn at a time
-BRANCH = 0.2              # what a branch adds to the residual stream, of what is there
+BLOCK = 1 << 20           # elements drawn at a time
+BRANCH = 0.08             # what a branch adds to the residual stream, of what is there
 WIDTH0 = 0.3              # the stream's spread at the start
+SPREAD = 2.5              # of the logits
 TAIL = {"q_proj": 0.06, "k_proj": 0.06}   # z + TAIL z^3, z normal
 ROWS = {"q_proj": 0.5, "k_proj": 0.5}     # spread of the rows' logarithms
 LARGE, LARGE_CHANNELS, LARGE_UNIT = 1000, 2, 40
@@ -96,7 +97,7 @@ def tensors(s):
                 at + "mlp.up_proj.weight": ((s.f, s.c), 0.7 / read[1]),
                 at + "mlp.down_proj.weight": ((s.c, s.f), stream / (0.33 * s.f ** 0.5))}
     out["model.norm.weight"] = ((s.c,), (s.layers, 0))
-    out["lm_head.weight"] = ((VOCAB, s.c), 3.5 / np.linalg.norm(s.gain(s.layers, 0)))
+    out["lm_head.weight"] = ((VOCAB, s.c), SPREAD / np.linalg.norm(s.gain(s.layers, 0)))
     return out
 
 
@@ -214,7 +215,7 @@ def text():
         said = [line.split("\t") for line in f][1:]
     said = [said[i] for i in draw(4).permutation(len(said))]
     words = " ".join(f"USER: {line[2]} ASSISTANT: {line[3]}" for line in said).split(" ")
-    return " ".join(words[:opt.positions // 2])
+    return " ".join(words[:opt.positions * 2 // 3])
 
 
 def logits(folder_name, device, *more):
@@ -266,9 +267,9 @@ def main():
     nf4 = compare(want, "nf4", "cpu", ["--dtype", "f32"], "nf4")
     kl = {}
     for device in dict.fromkeys(("cpu", opt.device)):
-        compare(want, "bf16", device, ["--dtype", "bf16"])
-        for bits in "84":
+        for bits in "48":
             kl[device, bits] = compare(want, f"{bits} bits", device, [f"--load-{bits}bit"])
+        compare(want, "bf16", device, ["--dtype", "bf16"])
     compare(want, "4 bits, products in f32", "cpu", ["--load-4bit", "--dtype", "f32"])
     good = all(kl[d, "4"] <= nf4 and kl[d, "8"] <= kl[d, "4"] / 5 for d, _ in kl)
     print("ok" if good else "FAILED")
