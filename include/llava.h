@@ -12,9 +12,11 @@
  *   llava_session_prompt(session, "USER: <image>\nWhat is this? ASSISTANT:", &image, 1, &e);
  *   llava_session_generate(session, &sampling, on_text, NULL, &result, &e);
  *
+ * examples/ask.c is a whole program; examples/ask.py calls the library from Python, through ctypes alone.
+ *
  * Every function that can fail returns 0 or more when done and a negative code (enum llava_code) otherwise,
- * with one line in *e (which may be NULL). Objects are made by *_open and released by *_close, which accepts
- * NULL. Strings are UTF-8.
+ * with one line in *e (which may be NULL). Objects are made by *_open, which leaves NULL behind when it fails, and
+ * released by *_close, which accepts NULL; pictures and sessions before their engine. Strings are UTF-8.
  *
  * Threads: an engine is used by one call at a time (sessions of one engine too; many at once: llava_batch.h); only
  * opening and closing pictures and everything about conversations may go on beside. Opening one sets how many OpenMP
@@ -27,8 +29,6 @@
 #include <stdint.h>
 
 #ifdef __cplusplus
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wshadow" /* a struct and the function that fills it have one name */
 extern "C" {
 #endif
 
@@ -76,6 +76,8 @@ struct llava_options {
 LLAVA_API struct llava_options llava_options_default(void);
 
 struct llava_engine;
+/* Opens a model; what is not there is downloaded into the Hugging Face cache. Files are mapped, and must stay as they
+ * are until llava_close. The options are copied. */
 LLAVA_API int llava_open(struct llava_engine **ret, const struct llava_options *o, struct llava_error *e);
 LLAVA_API void llava_close(struct llava_engine *engine);
 
@@ -89,7 +91,7 @@ struct llava_info {
     int image_positions; /* of a picture that is one tile */
     bool image_marks;    /* a picture is written "<im_start><image><im_end>" and not "<image>" */
 };
-LLAVA_API void llava_info(const struct llava_engine *engine, struct llava_info *info);
+LLAVA_API void llava_engine_info(const struct llava_engine *engine, struct llava_info *info);
 
 /* Name of the i-th adapter of llava_options.lora; NULL past the last. */
 LLAVA_API const char *llava_adapter_name(const struct llava_engine *engine, int i);
@@ -97,7 +99,8 @@ LLAVA_API const char *llava_adapter_name(const struct llava_engine *engine, int 
 /* ---- pictures: JPEG, PNG, WebP, GIF, BMP */
 
 struct llava_image;
-/* Decoded and preprocessed at once; run through the vision tower when first used, and kept. Usable in many sessions. */
+/* Decoded and preprocessed at once; run through the vision tower when first used, and kept. Usable in many sessions of
+ * its engine. As in LLaVA the orientation that a JPEG's EXIF names is not applied. */
 LLAVA_API int llava_image_open(struct llava_image **ret, struct llava_engine *engine, const char *path,
                                struct llava_error *e);
 /* The same from memory; name is for messages. */
@@ -134,8 +137,9 @@ LLAVA_API void llava_session_close(struct llava_session *s);
 /* The adapter that prompts from here on go through; NULL: none. */
 LLAVA_API int llava_session_adapter(struct llava_session *s, const char *name, struct llava_error *e);
 
-/* Reads a whole prompt, with one "<image>" for each of the n pictures. What it has in common with what the
- * session holds (text and pictures of earlier turns) is kept and costs nothing. */
+/* Reads a whole prompt, with one "<image>" for each of the n pictures. What it has in common with what the session
+ * holds (text and pictures of earlier turns) is kept and costs nothing. LLAVA_USAGE: another number of pictures;
+ * LLAVA_LIMIT: longer than the context. */
 LLAVA_API int llava_session_prompt(struct llava_session *s, const char *prompt,
                                    struct llava_image *const *images, int n, struct llava_error *e);
 
@@ -148,8 +152,8 @@ struct llava_sampling {
     float temperature;       /* 0: always the likeliest token */
     int top_k;               /* 50, as transformers has by default; 0: off */
     float top_p;             /* 1: off */
-    uint64_t seed;
-    int max_new_tokens;
+    uint64_t seed;           /* the same seed, prompt and model give the same answer */
+    int max_new_tokens;      /* at least 1; cut to what the context has room for */
     const char *const *stop; /* strings that end the answer and are not part of it */
     int n_stop;
     const struct llava_bias *bias; /* [n_bias] */
@@ -167,8 +171,10 @@ struct llava_result {
     double queue_s;                /* waited before the prompt was begun (llava_batch.h) */
     double bytes_per_s;            /* weights and cache read while generating */
 };
-/* A piece of the answer, as soon as it is certain. Return false to stop. */
+/* A piece of the answer, n bytes of whole characters, as soon as it is certain. Return false to stop. */
 typedef bool (*llava_text_fn)(void *ctx, const char *text, size_t n);
+/* Answers the prompt that was read last; each prompt once. on_text and r may be NULL. LLAVA_USAGE: no prompt, or a
+ * value of *p out of range. */
 LLAVA_API int llava_session_generate(struct llava_session *s, const struct llava_sampling *p,
                                      llava_text_fn on_text, void *ctx, struct llava_result *r,
                                      struct llava_error *e);
@@ -186,11 +192,10 @@ struct llava_forward {
     int n_positions, vocab;
 };
 /* Runs a prompt and gives everything; release with llava_forward_free. */
-LLAVA_API int llava_forward(struct llava_forward *ret, struct llava_engine *engine, const char *prompt,
-                            struct llava_image *const *images, int n, struct llava_error *e);
-LLAVA_API void llava_forward_free(struct llava_forward *f);
+LLAVA_API int llava_engine_forward(struct llava_forward *ret, struct llava_engine *engine, const char *prompt,
+                                   struct llava_image *const *images, int n, struct llava_error *e);
+LLAVA_API void llava_forward_free(struct llava_forward *f); /* accepts a zeroed one */
 
 #ifdef __cplusplus
 }
-#pragma GCC diagnostic pop
 #endif

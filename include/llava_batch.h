@@ -21,8 +21,6 @@
 #include "llava.h"
 
 #ifdef __cplusplus
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wshadow" /* a struct and the function that fills it have one name */
 extern "C" {
 #endif
 
@@ -105,7 +103,7 @@ struct llava_histogram {
 };
 LLAVA_API double llava_bucket_s(int i); /* 0.001, 0.002, 0.005, 0.01, ... 200, 500 */
 
-struct llava_batch_stats {
+struct llava_stats {
     int running, waiting;      /* answers; requests */
     int sequences, queue;      /* their limits */
     int64_t cache_positions, cache_running, cache_kept; /* all; held by running answers; free but still reusable */
@@ -116,9 +114,8 @@ struct llava_batch_stats {
     uint64_t decode_steps, prompt_steps;
     struct llava_histogram queue_s, first_s, token_s;   /* submit to start; submit to first token; token to token */
 };
-LLAVA_API void llava_batch_stats(struct llava_batch *b, struct llava_batch_stats *ret);
+LLAVA_API void llava_batch_stats(struct llava_batch *b, struct llava_stats *ret);
 
 #ifdef __cplusplus
 }
-#pragma GCC diagnostic pop
 #endif

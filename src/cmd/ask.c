@@ -123,7 +123,7 @@ enum { RATE_TOKENS = 8 }; /* the rate of fewer says nothing */
 void ask_statistics(const struct llava_engine *engine, const struct llava_result *r, double *ceiling)
 {
     struct llava_info info;
-    llava_info(engine, &info);
+    llava_engine_info(engine, &info);
     double gb = r->bytes_per_s * 1e-9, tok = r->generate_s > 0 ? (r->n_new - 1) / r->generate_s : 0;
     char share[80] = "";
     if (info.weight_bytes > CACHED && r->n_new >= RATE_TOKENS) {

@@ -133,7 +133,7 @@ int cmd_chat(int argc, char **argv)
     if (rc >= 0) rc = llava_session_adapter(t.session, llava_adapter_name(t.engine, 0), &e);
     if (rc >= 0) rc = llava_conversation_open(&t.conv, t.engine, c.conv, &e);
     if (rc >= 0) {
-        llava_info(t.engine, &info);
+        llava_engine_info(t.engine, &info);
         if (c.conv && strcmp(c.conv, info.conversation) != 0)
             printf("[WARNING] the auto inferred conversation mode is %s, while `--conv-mode` is %s, using %s\n",
                    info.conversation, c.conv, c.conv);

@@ -49,8 +49,7 @@ int llava_open(struct llava_engine **ret, const struct llava_options *o, struct 
     if (!o->model_path || !*o->model_path) return api_done(err_set(&err, ERR_USAGE, "no model path"), &err, e);
     if (o->context < 0 || o->threads < 0)
         return api_done(err_set(&err, ERR_USAGE, "context %d and threads %d must not be negative", o->context,
-                            o->threads),
-                    &err, e);
+                                o->threads), &err, e);
     log_set_level(o->quiet ? LOG_QUIET : LOG_INFO);
     struct llava_engine *x = api_object(sizeof *x, &err);
     if (!x) return api_done(ERR_NOMEM, &err, e);
@@ -72,7 +71,7 @@ void llava_close(struct llava_engine *x)
     free(x);
 }
 
-void llava_info(const struct llava_engine *x, struct llava_info *i)
+void llava_engine_info(const struct llava_engine *x, struct llava_info *i)
 {
     const struct engine *g = x->g;
     *i = (struct llava_info){
@@ -328,8 +327,8 @@ static int forward_pictures(struct llava_forward *f, struct gallery *y, struct i
     return 0;
 }
 
-int llava_forward(struct llava_forward *f, struct llava_engine *x, const char *prompt,
-                  struct llava_image *const *images, int n, struct llava_error *e)
+int llava_engine_forward(struct llava_forward *f, struct llava_engine *x, const char *prompt,
+                         struct llava_image *const *images, int n, struct llava_error *e)
 {
     struct err err = { 0 };
     struct prompt p = { 0 };

@@ -45,12 +45,12 @@ struct llava_batch {
     int64_t last_id;
     bool closing;
     struct vocabulary *vocabulary;  /* made for the first grammar */
-    struct llava_batch_stats stats; /* as of the last step */
+    struct llava_stats stats; /* as of the last step */
 };
 
 /* ---- statistics */
 
-void llava_batch_stats(struct llava_batch *b, struct llava_batch_stats *ret)
+void llava_batch_stats(struct llava_batch *b, struct llava_stats *ret)
 {
     pthread_mutex_lock(&b->lock);
     *ret = b->stats;
@@ -75,8 +75,8 @@ static int copy_stops(struct request *q, const struct llava_sampling *from, stru
 {
     q->r.sampling.n_stop = 0;
     char **to = api_object(((size_t)from->n_stop + 1) * sizeof *to, e);
-    if (!to) return ERR_NOMEM;
     q->r.sampling.stop = (const char *const *)to;
+    if (!to) return ERR_NOMEM;
     for (int i = 0; i < from->n_stop; i++) {
         if (!(to[i] = strdup(from->stop[i]))) return err_set(e, ERR_NOMEM, "no memory for a stop string");
         q->r.sampling.n_stop++;
@@ -217,7 +217,7 @@ out:
 static void tell_stats(struct llava_batch *b)
 {
     pthread_mutex_lock(&b->lock);
-    struct llava_batch_stats old = b->stats, *s = &b->stats;
+    struct llava_stats old = b->stats, *s = &b->stats;
     *s = b->sched.stats;
     s->sequences = old.sequences;
     s->queue = old.queue;

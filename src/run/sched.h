@@ -38,7 +38,7 @@ struct sched {
     double row_s;           /* seconds that a row of a chunk takes, of late */
     int32_t *rows;          /* memory of the arrays of a step */
     struct tensor *features; /* rows of pictures in a chunk: runs of neighbours */
-    struct llava_batch_stats stats; /* but queue, and what submit counts */
+    struct llava_stats stats; /* but queue, and what submit counts */
 };
 int sched_init(struct sched *s, struct engine *g, int sequences, int64_t positions, struct err *e);
 void sched_fini(struct sched *s); /* all sequences must have been removed */

@@ -33,7 +33,7 @@ int gen_open(struct gen **ret, const struct llava_options *o, const struct llava
         gen_close(g);
         return rc;
     }
-    llava_info(g->engine, &g->info);
+    llava_engine_info(g->engine, &g->info);
     *ret = g;
     return 0;
 }
@@ -78,7 +78,7 @@ void gen_on_change(struct gen *g, void (*fn)(void *ctx), void *ctx)
 
 int gen_queue_length(struct gen *g)
 {
-    struct llava_batch_stats s;
+    struct llava_stats s;
     llava_batch_stats(g->batch, &s);
     return s.running + s.waiting;
 }
@@ -220,7 +220,7 @@ static void number(struct buf *out, const char *name, const char *type, double v
 
 void gen_metrics(struct gen *g, struct buf *out)
 {
-    struct llava_batch_stats s;
+    struct llava_stats s;
     llava_batch_stats(g->batch, &s);
     const struct { const char *name, *type, *help; double v; } rows[] = {
         { "llava_answers_running", "gauge", "answers being computed", s.running },

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """What `make install` leaves, used as others would: examples/ask.c compiled through pkg-config against the shared and the
-static library, and run; the same answer from all. The build is that of LLAVA_BUILD."""
+static library, and examples/ask.py over the shared one, all run, with one answer; the headers under strict compilers of
+C and C++. The build is that of LLAVA_BUILD."""
 import os
 import shlex
 import shutil
@@ -14,6 +15,8 @@ PREFIX = "/opt/llava"
 FILES = {"bin/llava", "include/llava.h", "include/llava_batch.h", "lib/libllava.a", "lib/libllava.so",
          "lib/libllava.so.0", "lib/libllava.so.0.1.0", "lib/pkgconfig/llava.pc"}
 ASK = [model("llava-liuhaotian"), PICTURE, "What is it?"]
+HEADERS = "#include <llava.h>\n#include <llava_batch.h>\nint main(void) { return !llava_version(); }\n"
+WARN = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-pedantic-errors", "-Werror", "-fsyntax-only"]
 
 
 def files(root):
@@ -33,25 +36,28 @@ def pkg_config(root, *args):
 
 
 def headers(root):
-    """both of them as C++, under the warnings that people have on"""
-    source = os.path.join(root, "headers.cc")
-    with open(source, "w", encoding="utf-8") as f:
-        f.write('#include <llava_batch.h>\n#include <llava.h>\nint main() { return !llava_version(); }\n')
-    r = Ran(["c++", "-std=c++11", "-Wall", "-Wextra", "-Wshadow", "-Wpedantic", "-Werror", "-fsyntax-only", source,
-             *pkg_config(root, "--cflags")])
-    ok(r.code == 0, "the headers are C++ without warnings", r.text)
-    os.remove(source)
+    """Both headers, alone, in the oldest and newest standards that they promise, with the warnings others build with."""
+    strict = [["cc", "-x", "c", "-std=c11", "-Wstrict-prototypes", "-Wc++-compat"], ["cc", "-x", "c", "-std=c2x"]]
+    for compiler in [*strict, *(["c++", "-x", "c++", f"-std=c++{v}", "-Wold-style-cast"] for v in ("11", "20"))]:
+        r = Ran([*compiler, *WARN, f"-I{root}/include", "-"], input=HEADERS.encode())
+        ok(r.code == 0, "headers: " + " ".join(compiler), r.text)
+
+
+def asks(root, name, command):
+    """Runs one of examples/ask.*; its answer."""
+    env = {**os.environ, "LD_LIBRARY_PATH": f"{root}/lib"}
+    r = Ran([*command, *ASK], env=env)
+    ok(r.code == 0 and len(r.out) > 2 and not r.err.replace("llava: ", ""), f"{name}: answers", r.text)
+    wrong = Ran([*command, ASK[0], "/no/such/picture.png", "x"], env=env)
+    ok(wrong.code == 1 and "/no/such/picture.png" in wrong.err, f"{name}: says what is wrong", wrong.text)
+    return r.out
 
 
 def compiled(root, name, flags):
     program = os.path.join(root, name)
     r = Ran(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", f"{ROOT}/examples/ask.c", "-o", program, *flags])
     ok(r.code == 0, f"{name}: compiles", r.text)
-    r = Ran([program, *ASK], env={**os.environ, "LD_LIBRARY_PATH": f"{root}/lib"})
-    ok(r.code == 0 and len(r.out) > 2 and not r.err.replace("llava: ", ""), f"{name}: answers", r.text)
-    r = Ran([program, ASK[0], "/no/such/picture.png", "x"], env={**os.environ, "LD_LIBRARY_PATH": f"{root}/lib"})
-    ok(r.code == 1 and "/no/such/picture.png" in r.err, f"{name}: says what is wrong", r.text)
-    return Ran(["nm", "-D", "--defined-only", f"{root}/lib/libllava.so"]).out
+    return asks(root, name, [program])
 
 
 def main():
@@ -70,12 +76,15 @@ def main():
         r = Ran([f"{root}/bin/llava", "--version"])
         ok(r.out == "llava 0.1.0\n", "the program runs from there", r.text)
         headers(root)
-        names = compiled(root, "shared", pkg_config(root, "--cflags", "--libs"))
+        answers = [compiled(root, "shared", pkg_config(root, "--cflags", "--libs"))]
+        names = Ran(["nm", "-D", "--defined-only", f"{root}/lib/libllava.so"]).out
         others = [n.split()[-1] for n in names.splitlines() if not n.split()[-1].startswith("llava_")]
         ok(not others, "the shared library shows llava_* and nothing else", others[:10])
         static = [f"{root}/lib/libllava.a" if f == "-lllava" else f for f in
                   pkg_config(root, "--cflags", "--libs", "--static")]
-        compiled(root, "static", static)
+        answers.append(compiled(root, "static", static))
+        answers.append(asks(root, "Python", [sys.executable, f"{ROOT}/examples/ask.py"]))
+        ok(len(set(answers)) == 1, "one answer from all", answers)
         linked = Ran(["ldd", f"{root}/shared"], env={**os.environ, "LD_LIBRARY_PATH": f"{root}/lib"}).out
         ok("libllava.so.0 => " + root in linked, "by its soname", linked)
         ok("libllava" not in Ran(["ldd", f"{root}/static"]).out, "static needs no libllava.so")

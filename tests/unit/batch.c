@@ -301,7 +301,7 @@ static void test_reuse(void **state)
     struct place p;
     struct heard h[3];
     struct llava_error e;
-    struct llava_batch_stats st;
+    struct llava_stats st;
     (void)state;
     place_engine(&p);
     place_batch(&p, 4, 0);
@@ -571,7 +571,7 @@ static void *crowd_run(void *ctx)
 {
     struct crowd *c = ctx;
     struct heard *h = calloc(16, sizeof *h);
-    struct llava_batch_stats st;
+    struct llava_stats st;
     int64_t id[16];
     for (int i = 0; i < 16; i++) {
         heard_init(&h[i]);
@@ -593,7 +593,7 @@ static void test_crowd(void **state)
     struct place p;
     struct crowd c[THREADS];
     pthread_t thread[THREADS];
-    struct llava_batch_stats st;
+    struct llava_stats st;
     (void)state;
     place_engine(&p);
     place_batch(&p, 5, 64);

@@ -178,7 +178,7 @@ static int positions(struct talk *t, const char *prompt, int n_images, int32_t *
     struct llava_forward f;
     struct llava_error e;
     int n = 0;
-    must(llava_forward(&f, t->engine, prompt, t->image, n_images, &e), &e);
+    must(llava_engine_forward(&f, t->engine, prompt, t->image, n_images, &e), &e);
     for (int i = 0; i < f.n_ids; i++)
         for (int k = 0; k < (f.ids[i] == -200 ? f.n_features / n_images : 1); k++) at[n++] = f.ids[i];
     assert_int_equal(n, f.n_positions);
@@ -253,7 +253,7 @@ static void test_several_pictures(void **state)
     talk_picture(&t, 1, "square-50x50.png");
     const int one = answer(&t, "USER: <image>\nWhich is red? ASSISTANT:", 1, &s).n_prompt;
     struct llava_info info;
-    llava_info(t.engine, &info);
+    llava_engine_info(t.engine, &info);
     const struct llava_result r = answer(&t, two, 2, &s);
     assert_true(r.n_prompt > one + info.image_positions);
     snprintf(text, sizeof text, "%s", t.text);
