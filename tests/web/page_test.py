@@ -132,6 +132,25 @@ def hostile(b, s):
         "links lead to the web only",
     )
     ok("$5 and $10" in b.text(".answer")[0], "money is no formula")
+    ok(b.text(".timing")[0].startswith("1 token · first after"), "one token has no speed", b.text(".timing"))
+    above = b.js(
+        """const line = document.createRange(); line.selectNodeContents(document.querySelector('.answer pre code'));
+        const copy = document.querySelector('.answer pre > button').getBoundingClientRect();
+        return line.getClientRects()[0].top - copy.bottom"""
+    )
+    ok(above >= 0, "the button of a listing covers none of it", above)
+    b.js(
+        """Object.defineProperty(navigator, 'clipboard', {value: undefined, configurable: true});
+        document.execCommand = what => { window.kept = what + ': ' + document.activeElement.value; return true; }"""
+    )
+    b.click(".answer pre > button")
+    b.wait("window.kept")
+    ok(
+        b.js("return window.kept") == 'copy: def f(x):\n    return "<b>" + x  # bold'
+        and b.text(".answer pre > button") == ["Copied"],
+        "without a clipboard, as over plain http, copying goes the old way",
+        b.js("return window.kept"),
+    )
     ok(b.js("return document.querySelectorAll('.katex').length") == 2, "two formulas")
     ok("<b onmouseover=x>" in b.text(".bubble")[0], "a question is text")
     ok(b.console() == [], "no policy was offended", b.console())
@@ -142,7 +161,8 @@ def hostile(b, s):
 def troubles(b, s):
     b.click("#new")
     ask(b, "slow one")
-    b.wait("document.querySelector('.streaming')")
+    b.wait("document.querySelector('.streaming .cursor')")
+    ok(b.js("return document.querySelector('.cursor').parentElement.tagName") == "P", "the cursor is behind the last word")
     b.click("#stop")
     settled(b)
     ok("stopped" in b.text(".timing")[0] and b.text(".answer")[0].startswith("A man"), "stop keeps what came")
@@ -251,6 +271,12 @@ CONTRAST = """
       return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), n.outerHTML.slice(0, 90)]; }).filter(x => x[0] < 4.5)"""
 
 
+def languages(b):
+    for wanted, got in ((["en-US", "zh-CN"], "en"), (["fr", "zh-TW", "en"], "zh"), (["fr"], "en")):
+        b.js("Object.defineProperty(navigator, 'languages', {value: arguments[0], configurable: true})", wanted)
+        ok(b.js("return import('/i18n.js').then(m => m.preferred())") == got, f"who reads {wanted} is spoken to in {got}")
+
+
 def looks(b):
     for choice in ("light", "dark"):
         while b.js("return document.querySelector('#theme').dataset.choice") != choice:
@@ -333,6 +359,7 @@ def main():
             for part in (first_look, conversation, hostile, troubles, pictures):
                 part(b, s)
             looks(b)
+            languages(b)
         with Browser(390, 800, touch=True, language="zh-CN") as b:
             phone(b, s)
         behind_a_key()

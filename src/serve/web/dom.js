@@ -37,6 +37,25 @@ export function icon(name) {
   return svg;
 }
 
+/* Puts text on the clipboard; false: the browser does not let us. Over plain http, as in most local networks, there is no
+ * navigator.clipboard: then the text is selected in a field and copied as a person would. */
+export async function clip(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const before = document.activeElement,
+      field = h("textarea", { class: "hidden", readOnly: true });
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    before?.focus();
+    return done;
+  }
+}
+
 export function save(name, type, text) {
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
   document.body.append(link);

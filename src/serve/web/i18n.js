@@ -62,7 +62,10 @@ const words = {
     queued: "Waiting: {n} before you",
     stopped: "stopped",
     cut: "cut at {n} tokens",
-    timing: "{n} tokens · {rate} tok/s · first after {first} s",
+    token: "1 token",
+    tokens: "{n} tokens",
+    rate: "{n} tok/s",
+    first: "first after {n} s",
     you: "You asked",
     it: "The answer",
     too_large: "“{name}” is larger than {n} MB",
@@ -146,7 +149,10 @@ const words = {
     queued: "排队中：前面还有 {n} 位",
     stopped: "已停止",
     cut: "在 {n} 个词元处截断",
-    timing: "{n} 词元 · {rate} 词元/秒 · 首词元 {first} 秒",
+    token: "1 词元",
+    tokens: "{n} 词元",
+    rate: "{n} 词元/秒",
+    first: "首词元 {n} 秒",
     you: "你的问题",
     it: "回答",
     too_large: "“{name}”超过 {n} MB",
@@ -192,5 +198,6 @@ export function speak(next) {
   }
 }
 
+/* Of the languages that the browser asks for, the first that there is. */
 export const preferred = () =>
-  (navigator.languages ?? [navigator.language]).some(l => /^zh/i.test(l)) ? "zh" : "en";
+  (navigator.languages ?? [navigator.language]).map(l => l.slice(0, 2).toLowerCase()).find(l => l in words) ?? "en";

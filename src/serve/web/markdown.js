@@ -2,7 +2,7 @@
  * exists that would have to be cleaned, and what looks like HTML in an answer is shown as the text that it is. Code is
  * coloured and formulas are set afterwards, by libraries that are fetched when the first of them is seen. Without the
  * libraries text stays text. */
-import { h, icon } from "./dom.js";
+import { clip, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 
 const once = new Map();
@@ -144,8 +144,7 @@ function finish(code) {
     "button",
     {
       type: "button",
-      onclick: () =>
-        navigator.clipboard?.writeText(code.textContent).then(() => copy.replaceChildren(icon("done"), t("copied"))),
+      onclick: async () => (await clip(code.textContent)) && copy.replaceChildren(icon("done"), t("copied")),
     },
     t("copy"),
   );

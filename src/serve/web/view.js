@@ -1,5 +1,5 @@
 /* A conversation as list items. The view knows nodes and words; what a button does is the caller's (actions). */
-import { h, icon } from "./dom.js";
+import { clip, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 import { render } from "./markdown.js";
 import { enlarge } from "./pictures.js";
@@ -105,11 +105,13 @@ function votes(message, actions) {
 function timing(done) {
   if (!done || !(done.tokens > 0)) return "";
   const spent = done.seconds - (done.first_s ?? 0);
-  return t("timing", {
-    n: done.tokens,
-    rate: done.tokens > 1 && spent > 0 ? ((done.tokens - 1) / spent).toFixed(1) : "–",
-    first: (done.first_s ?? 0).toFixed(2),
-  });
+  return [
+    t(done.tokens === 1 ? "token" : "tokens", { n: done.tokens }),
+    done.tokens > 1 && spent > 0 && t("rate", { n: ((done.tokens - 1) / spent).toFixed(1) }),
+    t("first", { n: (done.first_s ?? 0).toFixed(2) }),
+  ]
+    .filter(Boolean)
+    .join(" · ");
 }
 
 function ending(message) {
@@ -133,6 +135,13 @@ function failure(message, actions) {
   );
 }
 
+/* What the last letter of an answer stands in: the last paragraph, item, cell or line of code. */
+function lastLine(node) {
+  const blocks = "p, h3, h4, h5, h6, ul, ol, li, blockquote, pre, pre > code, table, tbody, tr, td";
+  const last = node.lastElementChild;
+  return last?.matches(blocks) ? lastLine(last) : node;
+}
+
 /* An answer; filled again and again while it streams. */
 export class Answer {
   constructor(message, actions) {
@@ -153,17 +162,17 @@ export class Answer {
     const { message, actions } = this;
     this.body.className = "answer" + (final ? "" : " streaming");
     render(this.body, message.text, final);
-    if (!final) return this.foot.replaceChildren();
+    if (!final) {
+      lastLine(this.body).append(h("span", { class: "cursor" }));
+      return this.foot.replaceChildren();
+    }
     const copy = h(
       "button",
       {
         type: "button",
         title: t("copy"),
         "aria-label": t("copy"),
-        onclick: () =>
-          navigator.clipboard?.writeText(message.text).then(() => {
-            copy.replaceChildren(icon("done"), t("copied"));
-          }),
+        onclick: async () => (await clip(message.text)) && copy.replaceChildren(icon("done"), t("copied")),
       },
       icon("copy"),
     );
