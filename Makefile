@@ -151,6 +151,7 @@ $(B)/obj/%.o: src/%.cu $(B)/flags
 	$(call compile_gpu)
 
 # Instruction sets live in files of their own; the rest of the program runs on any x86-64.
+$(B)/obj/train/augment.o:      CFLAGS += -O3
 $(B)/obj/kern/cpu/%_avx2.o:   CFLAGS += -mavx2 -mfma -mf16c -O3
 $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -mf16c -O3
 # Comparisons and roots become vectors only where nobody asks for floating-point traps and errno; the results are the same.

@@ -18,6 +18,8 @@ struct look {
 
 static double between(struct look *l, double lo, double hi) { return lo + (hi - lo) * rng_unit(&l->rng); }
 static bool chance(struct look *l, double p) { return rng_unit(&l->rng) < p; }
+static float larger(float a, float b) { return a > b ? a : b; } /* fmaxf is a call */
+static float smaller(float a, float b) { return a < b ? a : b; }
 static float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 static size_t area(const struct look *l) { return (size_t)l->side * (size_t)l->side; }
 
@@ -30,33 +32,55 @@ static void swap(struct look *l)
 
 /* ---- shape */
 
-/* A plane between its pixels; `out` beyond its border. */
-static float sample_at(const float *p, int n, float x, float y, float out)
+/* A place between pixels: the four around it with their shares, and the share of what is outside of the picture. */
+struct spot {
+    int at[4];
+    float share[4], outside;
+};
+
+static struct spot find_spot(int n, float x, float y)
 {
-    const float fx = floorf(x), fy = floorf(y);
-    const int ix = (int)fx, iy = (int)fy;
-    float v[4];
-    if (!(x > -1 && y > -1 && x < (float)n && y < (float)n)) return out;
+    struct spot s = { .outside = 1 };
+    if (!(x > -1 && y > -1 && x < (float)n && y < (float)n)) return s;
+    const int ix = (int)(x + 1) - 1, iy = (int)(y + 1) - 1; /* both are above -1: floor */
+    const float ax = x - (float)ix, ay = y - (float)iy;
     for (int k = 0; k < 4; k++) {
         const int cx = ix + (k & 1), cy = iy + (k >> 1);
-        v[k] = cx >= 0 && cy >= 0 && cx < n && cy < n ? p[cy * n + cx] : out;
+        if (cx < 0 || cy < 0 || cx >= n || cy >= n) continue;
+        s.at[k] = cy * n + cx;
+        s.share[k] = (k & 1 ? ax : 1 - ax) * (k >> 1 ? ay : 1 - ay);
+        s.outside -= s.share[k];
     }
-    const float ax = x - fx, ay = y - fy, top = v[0] + ax * (v[1] - v[0]), low = v[2] + ax * (v[3] - v[2]);
-    return top + ay * (low - top);
+    return s;
 }
 
-/* Displacements on a coarse grid, and between its knots. */
+static float at_spot(const float *p, const struct spot *s, float out)
+{
+    float sum = out * s->outside;
+    for (int k = 0; k < 4; k++) sum += s->share[k] * p[s->at[k]];
+    return sum;
+}
+
+/* Displacements on a coarse grid, and between its knots: first along a column, then along a row. */
 struct warp { float at[2][KNOTS][KNOTS]; };
 
-static float warp_at(const struct warp *w, int axis, float u, float v)
+/* The knot before place u of [-1, 1]; *share of the next one. */
+static int knot_of(float u, float *share)
 {
-    const float x = (u + 1) / 2 * (KNOTS - 1), y = (v + 1) / 2 * (KNOTS - 1);
-    const int ix = x < KNOTS - 2 ? (int)x : KNOTS - 2, iy = y < KNOTS - 2 ? (int)y : KNOTS - 2;
-    const float a = x - (float)ix, b = y - (float)iy, sa = a * a * (3 - 2 * a), sb = b * b * (3 - 2 * b);
-    const float (*g)[KNOTS] = w->at[axis];
-    const float top = g[iy][ix] + sa * (g[iy][ix + 1] - g[iy][ix]);
-    const float low = g[iy + 1][ix] + sa * (g[iy + 1][ix + 1] - g[iy + 1][ix]);
-    return top + sb * (low - top);
+    const float x = (u + 1) / 2 * (KNOTS - 1);
+    const int i = x < KNOTS - 2 ? (int)x : KNOTS - 2;
+    const float a = x - (float)i;
+    *share = a * a * (3 - 2 * a);
+    return i;
+}
+
+static void warp_row(float row[2][KNOTS], const struct warp *w, float v)
+{
+    float share;
+    const int i = knot_of(v, &share);
+    for (int axis = 0; axis < 2; axis++)
+        for (int k = 0; k < KNOTS; k++)
+            row[axis][k] = w->at[axis][i][k] + share * (w->at[axis][i + 1][k] - w->at[axis][i][k]);
 }
 
 /* The colour of the corners: what is outside of the picture. */
@@ -69,28 +93,49 @@ static void corner_colour(const struct look *l, float out[3])
     }
 }
 
-static void reshape(struct look *l)
+/* From a place in the picture to be made to one in the old one, both in [-1, 1]. */
+struct bend {
+    float m[2][3]; /* x or y = m[.][0] u + m[.][1] v + m[.][2], and the warp */
+    struct warp warp;
+};
+
+static void draw_bend(struct look *l, struct bend *b)
 {
     const double t = between(l, -1, 1), turn = t * t * t * 0.4, shear = between(l, -0.2, 0.2);
     const double zoom = exp(between(l, -0.2, 0.28)), w = between(l, 0, 1), amount = w * w * 0.09;
     double sx = zoom * exp(between(l, -0.12, 0.12)), sy = zoom * exp(between(l, -0.12, 0.12));
     const double dx = between(l, -0.12, 0.12), dy = between(l, -0.12, 0.12), c = cos(turn), s = sin(turn);
-    struct warp warp;
-    float out[3];
-    const int n = l->side;
     if (l->may & MAY_MIRROR && chance(l, 0.3)) sx = -sx;
-    for (int k = 0; k < 2 * KNOTS * KNOTS; k++) (&warp.at[0][0][0])[k] = (float)(amount * rng_normal(&l->rng));
+    const double m[2][3] = { { sx * c, sx * (shear - s), dx }, { sy * s, sy * c, dy } };
+    for (int i = 0; i < 6; i++) b->m[i / 3][i % 3] = (float)m[i / 3][i % 3];
+    for (int k = 0; k < 2 * KNOTS * KNOTS; k++) (&b->warp.at[0][0][0])[k] = (float)(amount * rng_normal(&l->rng));
+}
+
+static void reshape(struct look *l)
+{
+    struct bend b;
+    float out[3], row[2][KNOTS];
+    const int n = l->side;
+    const size_t plane = area(l);
+    draw_bend(l, &b);
     corner_colour(l, out);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        const float v = (2 * (float)i + 1) / (float)n - 1;
+        warp_row(row, &b.warp, v);
         for (int j = 0; j < n; j++) {
-            const double u = (2 * j + 1.0) / n - 1, v = (2 * i + 1.0) / n - 1;
-            const double x = sx * (c * u + (shear - s) * v) + dx + (double)warp_at(&warp, 0, (float)u, (float)v);
-            const double y = sy * (s * u + c * v) + dy + (double)warp_at(&warp, 1, (float)u, (float)v);
-            for (int k = 0; k < 3; k++)
-                l->y[(size_t)k * area(l) + (size_t)(i * n + j)] =
-                    sample_at(l->x + (size_t)k * area(l), n, (float)(((x + 1) * n - 1) / 2),
-                              (float)(((y + 1) * n - 1) / 2), out[k]);
+            const float u = (2 * (float)j + 1) / (float)n - 1;
+            float share, to[2];
+            const int k = knot_of(u, &share);
+            for (int axis = 0; axis < 2; axis++) {
+                const float *r = row[axis] + k;
+                const float x = b.m[axis][0] * u + b.m[axis][1] * v + b.m[axis][2] + r[0] + share * (r[1] - r[0]);
+                to[axis] = ((x + 1) * (float)n - 1) / 2;
+            }
+            const struct spot s = find_spot(n, to[0], to[1]);
+            for (size_t c = 0; c < 3; c++)
+                l->y[c * plane + (size_t)(i * n + j)] = at_spot(l->x + c * plane, &s, out[c]);
         }
+    }
     swap(l);
 }
 
@@ -123,20 +168,27 @@ static void recolour(struct look *l)
     }
 }
 
+/* x to the power of a number, for x from 0 to 1 in small steps: exact enough for what bytes were. */
+static void bend_light(struct look *l, float power)
+{
+    enum { STEPS = 1024 };
+    float table[STEPS + 1];
+    for (int i = 0; i <= STEPS; i++) table[i] = powf(larger((float)i / STEPS, 1e-4f), power);
+    for (size_t i = 0; i < 3 * area(l); i++) l->x[i] = table[(int)(clamp(l->x[i], 0, 1) * STEPS + 0.5f)];
+}
+
 /* Gamma, and light from one side. */
 static void relight(struct look *l)
 {
-    const size_t n = area(l);
+    const int n = l->side;
     const float power = (float)exp(between(l, -0.35, 0.35)), angle = (float)between(l, 0, 6.2831853);
     const float much = (float)between(l, 0, 0.35), px = much * cosf(angle), py = much * sinf(angle);
-    if (chance(l, 0.5))
-        for (size_t i = 0; i < 3 * n; i++) l->x[i] = powf(fmaxf(l->x[i], 1e-4f), power);
+    if (chance(l, 0.5)) bend_light(l, power);
     if (!chance(l, 0.3)) return;
-    for (size_t i = 0; i < 3 * n; i++) {
-        const size_t at = i % n;
-        const float u = 2 * (float)(at % (size_t)l->side) / (float)l->side - 1;
-        const float v = 2 * (float)(at / (size_t)l->side) / (float)l->side - 1;
-        l->x[i] *= 1 + px * u + py * v;
+    for (int row = 0; row < 3 * n; row++) {
+        const float v = 2 * (float)(row % n) / (float)n - 1;
+        float *x = l->x + (size_t)row * (size_t)n;
+        for (int j = 0; j < n; j++) x[j] *= 1 + px * (2 * (float)j / (float)n - 1) + py * v;
     }
 }
 
@@ -147,7 +199,7 @@ enum spread { MOST, LEAST, MEAN };
 static float of(enum spread how, float a, float b, float c)
 {
     if (how == MEAN) return (a + b + c) / 3;
-    return how == MOST ? fmaxf(a, fmaxf(b, c)) : fminf(a, fminf(b, c));
+    return how == MOST ? larger(a, larger(b, c)) : smaller(a, smaller(b, c));
 }
 
 /* y = of each pixel's 3 x 3 neighbourhood; room: one plane */
@@ -178,7 +230,7 @@ static void find_edges(struct look *l)
     for (size_t k = 0; k < 3; k++) {
         spread_plane(l->y, l->x + k * n, l->z + n, l->side, MOST);
         spread_plane(l->y + n, l->x + k * n, l->z + n, l->side, LEAST);
-        for (size_t i = 0; i < n; i++) l->z[i] = fmaxf(l->z[i], l->y[i] - l->y[n + i]);
+        for (size_t i = 0; i < n; i++) l->z[i] = larger(l->z[i], l->y[i] - l->y[n + i]);
     }
 }
 
@@ -191,10 +243,11 @@ static void redraw(struct look *l)
     const float strength = sketch ? 2.5f : (float)between(l, 0.5, 2.5);
     if (lot < 0.2) {
         find_edges(l);
-        for (size_t i = 0; i < 3 * n; i++) {
-            const float line = 1 - clamp(l->z[i % n] * strength, 0, 1);
-            l->x[i] = sketch ? line : l->x[i] * line;
-        }
+        for (size_t c = 0; c < 3; c++)
+            for (size_t i = 0; i < n; i++) {
+                const float line = 1 - clamp(l->z[i] * strength, 0, 1);
+                l->x[c * n + i] = sketch ? line : l->x[c * n + i] * line;
+            }
     } else if (lot < 0.26) {
         spread(l, MOST);
     } else if (lot < 0.32) {
@@ -202,28 +255,56 @@ static void redraw(struct look *l)
     }
 }
 
+/* to[m,m] = from[n,n], three planes each, between the pixels. */
+static void resize(float *to, int m, const float *from, int n)
+{
+    const float step = (float)n / (float)m, most = (float)(n - 1);
+    for (int i = 0; i < m * m; i++) {
+        const float x = ((float)(i % m) + 0.5f) * step - 0.5f, y = ((float)(i / m) + 0.5f) * step - 0.5f;
+        const struct spot s = find_spot(n, clamp(x, 0, most), clamp(y, 0, most));
+        for (int c = 0; c < 3; c++) to[c * m * m + i] = at_spot(from + c * n * n, &s, 0);
+    }
+}
+
 /* As if it had been small. */
 static void coarsen(struct look *l)
 {
     const int n = l->side, small = (int)(between(l, 0.3, 0.9) * n);
-    for (size_t k = 0; k < 3; k++) {
-        const float *x = l->x + k * area(l);
-        float *y = l->y + k * area(l);
-        for (int i = 0; i < small * small; i++)
-            l->z[i] = sample_at(x, n, ((float)(i % small) + 0.5f) * (float)n / (float)small - 0.5f,
-                                ((float)(i / small) + 0.5f) * (float)n / (float)small - 0.5f, 1);
-        for (int i = 0; i < n * n; i++)
-            y[i] = sample_at(l->z, small,
-                             clamp(((float)(i % n) + 0.5f) * (float)small / (float)n - 0.5f, 0, (float)(small - 1)),
-                             clamp(((float)(i / n) + 0.5f) * (float)small / (float)n - 0.5f, 0, (float)(small - 1)), 1);
-    }
+    resize(l->z, small, l->x, n);
+    resize(l->y, n, l->z, small);
     swap(l);
+}
+
+/* Shades become flat and edges stay: each pixel takes the mean of the calmest of the 3 x 3 squares that it is a corner
+ * of (Kuwahara's filter). */
+static void flatten(struct look *l)
+{
+    const int n = l->side;
+    const size_t plane = area(l);
+    float *light = l->z, *restless = l->z + plane, *room = l->z + 2 * plane;
+    for (size_t i = 0; i < plane; i++) light[i] = (l->x[i] + l->x[plane + i] + l->x[2 * plane + i]) / 3;
+    spread_plane(l->y, light, room, n, MEAN);
+    for (size_t i = 0; i < plane; i++) light[i] *= light[i];
+    spread_plane(restless, light, room, n, MEAN);
+    for (size_t i = 0; i < plane; i++) restless[i] -= l->y[i] * l->y[i];
+    for (size_t c = 0; c < 3; c++) spread_plane(l->y + c * plane, l->x + c * plane, room, n, MEAN);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++) {
+            const int up = (i ? i - 1 : 0) * n, down = (i < n - 1 ? i + 1 : i) * n;
+            const int left = j ? j - 1 : 0, right = j < n - 1 ? j + 1 : j;
+            const int corner[] = { up + left, up + right, down + left, down + right };
+            int best = corner[0];
+            for (int k = 1; k < 4; k++)
+                if (restless[corner[k]] < restless[best]) best = corner[k];
+            for (size_t c = 0; c < 3; c++) l->x[c * plane + (size_t)(i * n + j)] = l->y[c * plane + (size_t)best];
+        }
 }
 
 static void resharpen(struct look *l)
 {
     const size_t n = 3 * area(l);
     const float levels = (float)(3 + rng_u64(&l->rng) % 6), grain = (float)between(l, 0, 0.08);
+    for (int times = chance(l, 0.2) ? 1 + (int)(rng_u64(&l->rng) % 3) : 0; times > 0; times--) flatten(l);
     if (chance(l, 0.2)) spread(l, MEAN);
     if (chance(l, 0.08)) spread(l, MEAN), spread(l, MEAN);
     if (chance(l, 0.2)) coarsen(l);
@@ -267,6 +348,65 @@ static void sieve(struct look *l)
     }
 }
 
+/* ---- of two pictures */
+
+static const double blended = 0.12, pasted = 0.15;
+
+/* What is drawn of a twin is a function of the key too, and of nothing else that is drawn by it. */
+static double draw_twin(struct rng *r, uint64_t key, uint64_t *which)
+{
+    rng_seed(r, ~key);
+    *which = rng_u64(r);
+    return rng_unit(r);
+}
+
+int augment_twin(uint64_t key, int n)
+{
+    struct rng r;
+    uint64_t which;
+    return n > 0 && draw_twin(&r, key, &which) < blended + pasted ? (int)(which % (uint64_t)n) : -1;
+}
+
+void augment_mix(float *pixels, const float *twin, int side, uint64_t key)
+{
+    struct look l = { .side = side };
+    uint64_t which;
+    const size_t n = area(&l);
+    if (draw_twin(&l.rng, key, &which) < blended) {
+        const float share = (float)between(&l, 0.3, 0.7);
+        for (size_t i = 0; i < 3 * n; i++) pixels[i] += share * (twin[i] - pixels[i]);
+        return;
+    }
+    const int w = (int)(between(&l, 0.3, 0.7) * side), h = (int)(between(&l, 0.3, 0.7) * side);
+    const int x = (int)(rng_unit(&l.rng) * (side - w)), y = (int)(rng_unit(&l.rng) * (side - h));
+    for (size_t c = 0; c < 3; c++)
+        for (int i = y; i < y + h; i++) {
+            const size_t at = c * n + (size_t)(i * side + x);
+            memcpy(pixels + at, twin + at, (size_t)w * sizeof *pixels);
+        }
+}
+
+/* pixels, as the processor makes them, to l.x, which is from 0 to 1; and back. */
+static void begin(struct look *l, const float *pixels, const struct clip_processor *p, double range)
+{
+    const size_t n = area(l);
+    for (size_t c = 0; c < 3; c++) {
+        const float scale = (float)((p->do_normalize ? p->std[c] : 1) / range);
+        const float shift = (float)(p->do_normalize ? p->mean[c] / range : 0);
+        for (size_t i = 0; i < n; i++) l->x[c * n + i] = clamp(pixels[c * n + i] * scale + shift, 0, 1);
+    }
+}
+
+static void end(const struct look *l, float *pixels, const struct clip_processor *p, double range)
+{
+    const size_t n = area(l);
+    for (size_t c = 0; c < 3; c++) {
+        const float scale = (float)(range / (p->do_normalize ? p->std[c] : 1));
+        const float shift = (float)(p->do_normalize ? p->mean[c] / p->std[c] : 0);
+        for (size_t i = 0; i < n; i++) pixels[c * n + i] = clamp(l->x[c * n + i], 0, 1) * scale - shift;
+    }
+}
+
 int augment(float *pixels, int side, const struct clip_processor *p, unsigned may, uint64_t key, struct err *e)
 {
     struct look l = { .side = side, .may = may };
@@ -278,10 +418,7 @@ int augment(float *pixels, int side, const struct clip_processor *p, unsigned ma
     l.y = room + 3 * n;
     l.z = room + 6 * n;
     rng_seed(&l.rng, key);
-    for (size_t i = 0; i < 3 * n; i++) {
-        const double v = p->do_normalize ? (double)pixels[i] * p->std[i / n] + p->mean[i / n] : (double)pixels[i];
-        l.x[i] = clamp((float)(v / range), 0, 1);
-    }
+    begin(&l, pixels, p, range);
     reshape(&l);
     recolour(&l);
     relight(&l);
@@ -289,10 +426,7 @@ int augment(float *pixels, int side, const struct clip_processor *p, unsigned ma
     resharpen(&l);
     if (chance(&l, 0.35)) punch(&l);
     if (chance(&l, 0.4)) sieve(&l);
-    for (size_t i = 0; i < 3 * n; i++) {
-        const double v = (double)clamp(l.x[i], 0, 1) * range;
-        pixels[i] = (float)(p->do_normalize ? (v - p->mean[i / n]) / p->std[i / n] : v);
-    }
+    end(&l, pixels, p, range);
     free(room);
     return 0;
 }

@@ -115,6 +115,15 @@ static enum scan_rc read_image(struct reader *d)
     return scan_string(&d->s, &r->image[r->n_images++]);
 }
 
+static enum scan_rc read_twin(struct reader *d)
+{
+    struct record *r = d->r;
+    scan_space(&d->s);
+    if (!at(d, '"')) return skip_wrong(d, "an element of 'twins'", "a string");
+    if (!grow((void **)&r->twin, &r->twin_cap, r->n_twins, sizeof *r->twin, d)) return SCAN_OK;
+    return scan_string(&d->s, &r->twin[r->n_twins++]);
+}
+
 static enum scan_rc read_change(struct reader *d)
 {
     struct span word;
@@ -176,6 +185,11 @@ static enum scan_rc record_member(struct reader *d, struct span name)
         if (!at(d, '[')) return skip_wrong(d, "'augment'", "a list of strings");
         return read_list(d, read_change, &none, 1, "'augment'");
     }
+    if (scan_is(name, "twins")) {
+        r->n_twins = 0;
+        if (!at(d, '[')) return skip_wrong(d, "'twins'", "a list of strings");
+        return read_list(d, read_twin, &r->n_twins, RECORD_TWINS_MAX, "'twins'");
+    }
     if (scan_is(name, "conversations")) {
         r->n_turns = 0;
         if (!at(d, '[')) return skip_wrong(d, "'conversations'", "a list");
@@ -187,7 +201,7 @@ static enum scan_rc record_member(struct reader *d, struct span name)
 static enum scan_rc read_record(struct reader *d)
 {
     d->r->id = (struct span){ 0 };
-    d->r->n_images = d->r->n_turns = 0;
+    d->r->n_images = d->r->n_twins = d->r->n_turns = 0;
     d->r->may = 0;
     d->bad[0] = 0;
     return at(d, '{') ? read_object(d, record_member) : skip_wrong(d, "the record", "an object");
@@ -419,6 +433,7 @@ static int record_decode(struct record *r, const char *bad, struct err *e)
     else if (!decode(&r->id)) r->id = (struct span){ 0 };
     if (bad[0]) return record_failed(r, bad, e);
     for (int i = 0; i < r->n_images; i++) whole = decode(&r->image[i]) && whole;
+    for (int i = 0; i < r->n_twins; i++) whole = decode(&r->twin[i]) && whole;
     for (int i = 0; i < r->n_turns; i++)
         whole = decode(&r->turn[i].from) && decode(&r->turn[i].value) && whole;
     return whole ? 0 : record_failed(r, "half a surrogate pair (\\ud800 to \\udfff) in a text", e);
@@ -430,7 +445,7 @@ int record_load(struct record *r, const struct dataset *d, int64_t i, struct err
     size_t n = (size_t)en->bytes, got;
     r->index = i;
     r->id = (struct span){ 0 };
-    r->n_images = r->n_turns = 0;
+    r->n_images = r->n_twins = r->n_turns = 0;
     if (n + 1 > r->raw_cap) {
         free(r->raw);
         r->raw_cap = n + 1 > 4096 ? n + 1 : 4096;
@@ -446,7 +461,7 @@ int record_load(struct record *r, const struct dataset *d, int64_t i, struct err
     if (read.no_memory) return err_set(e, ERR_NOMEM, "no memory for a record of %zu bytes", n);
     if (rc != SCAN_OK || read.s.p != read.s.end) {
         r->id = (struct span){ 0 };
-        r->n_images = r->n_turns = 0;
+        r->n_images = r->n_twins = r->n_turns = 0;
         return err_set(e, ERR_IO, "'%s' has changed since it was opened: record number %lld is no longer at byte %lld",
                        d->path, (long long)i + 1, (long long)en->at);
     }
@@ -457,6 +472,7 @@ void record_fini(struct record *r)
 {
     free(r->raw);
     free(r->image);
+    free(r->twin);
     free(r->turn);
     *r = (struct record){ 0 };
 }

@@ -2,8 +2,9 @@
  *
  * LLaVA's format: a JSON array of records, or one record a line (JSON Lines); told apart by the first character. A
  * record is {"id": ..., "image": "a.jpg" or ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": "..."},
- * ...]}; other members are skipped, but "augment": ["mirror", "recolour"], which says what may be done to its pictures.
- * "image" may be absent, null or an empty list: a record of text only.
+ * ...]}; other members are skipped, but "augment": ["mirror", "recolour"], which says what may be done to its pictures,
+ * and "twins": ["c.jpg", ...], other pictures of what its only picture shows. "image" may be absent, null or an empty
+ * list: a record of text only.
  *
  * Opening reads the file once, in pieces, and keeps 16 bytes a record: a file of any size costs no more memory than
  * that. A record is read again when it is needed; a dataset is read-only, so any number of threads may do so.
@@ -22,6 +23,7 @@ enum {
     RECORD_BYTES_MAX = 256 << 20,
     RECORD_TURNS_MAX = 1 << 16,
     RECORD_IMAGES_MAX = 256,
+    RECORD_TWINS_MAX = 256,
     DATASET_RECORDS_MAX = 100 << 20,
 };
 
@@ -57,13 +59,15 @@ struct record {
     struct span id;    /* text, or a number's digits; n 0: none */
     struct span *image;
     int n_images;
+    struct span *twin; /* pictures that --image_augment may mix into the only one */
+    int n_twins;
     struct turn *turn;
     int n_turns;
     unsigned may;      /* how its pictures may be changed without making an answer wrong: augment.h */
     /* private */
     char *raw;
     size_t raw_cap;
-    int image_cap, turn_cap;
+    int image_cap, twin_cap, turn_cap;
 };
 /* Reads record i. Spans point into the record, each followed by a NUL, and may hold NULs. Errors name the record
  * (record_name): ERR_FORMAT where a member has another type or text is no Unicode, ERR_IO, ERR_LIMIT, ERR_NOMEM. */

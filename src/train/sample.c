@@ -52,23 +52,64 @@ out:
     return rc;
 }
 
-static int pictures_load(struct sample *s, const struct recipe *c, const struct record *r, bool decode, struct err *e)
+/* The record's picture i as it looks under s->look. room: a picture's. */
+static int look_otherwise(struct sample *s, const struct recipe *c, const struct record *r, int i, float *pixels,
+                          float *room, struct buf *path, struct err *e)
 {
-    size_t each = (size_t)3 * (size_t)c->side * (size_t)c->side, need = decode ? each * (size_t)s->n_images : 0;
-    struct buf path = buf_make(PATH_BYTES_MAX);
-    int rc = 0, n = decode ? s->n_images : r->n_images;
-    if (need > s->pixels_cap) {
-        free(s->pixels);
-        s->pixels = malloc(need * sizeof *s->pixels);
-        s->pixels_cap = s->pixels ? need : 0;
-        if (!s->pixels) return err_set(e, ERR_NOMEM, "no memory for %d pictures", s->n_images);
+    const uint64_t key = s->look + (uint64_t)i;
+    const int twin = augment_twin(key, r->n_twins);
+    int rc;
+    if (twin >= 0) {
+        buf_reset(path);
+        TRY(path_of(c, r->twin[twin], path, e));
+        TRY(picture_to(room, c, path->p, e));
+        augment_mix(pixels, room, c->side, key);
     }
-    for (int i = 0; i < n; i++) {
+    rc = augment(pixels, c->side, &c->proc, r->may, key, e);
+out:
+    return rc;
+}
+
+/* Room for the sample's pictures, and one more. */
+static int pictures_room(struct sample *s, size_t each, struct err *e)
+{
+    const size_t need = each * (size_t)(s->n_images + 1);
+    if (need <= s->pixels_cap) return 0;
+    free(s->pixels);
+    s->pixels = malloc(need * sizeof *s->pixels);
+    s->pixels_cap = s->pixels ? need : 0;
+    return s->pixels ? 0 : err_set(e, ERR_NOMEM, "no memory for %d pictures", s->n_images);
+}
+
+static int pictures_load(struct sample *s, const struct recipe *c, const struct record *r, struct err *e)
+{
+    const size_t each = (size_t)3 * (size_t)c->side * (size_t)c->side;
+    struct buf path = buf_make(PATH_BYTES_MAX);
+    int rc;
+    TRY(pictures_room(s, each, e));
+    for (int i = 0; i < s->n_images; i++) {
+        float *to = s->pixels + (size_t)i * each;
         buf_reset(&path);
         TRY(path_of(c, r->image[i], &path, e));
-        TRY(decode ? picture_to(s->pixels + (size_t)i * each, c, path.p, e) : picture_find(path.p, e));
-        if (decode && s->look)
-            TRY(augment(s->pixels + (size_t)i * each, c->side, &c->proc, r->may, s->look + (uint64_t)i, e));
+        TRY(picture_to(to, c, path.p, e));
+        if (s->look) TRY(look_otherwise(s, c, r, i, to, s->pixels + (size_t)s->n_images * each, &path, e));
+    }
+out:
+    buf_free(&path);
+    return rc;
+}
+
+/* Are there files to read for all pictures? */
+static int pictures_find(const struct recipe *c, const struct record *r, struct err *e)
+{
+    struct buf path = buf_make(PATH_BYTES_MAX);
+    int rc = 0;
+    if (r->n_twins && r->n_images != 1)
+        TRY(err_set(e, ERR_FORMAT, "'twins' beside %d pictures, want one", r->n_images));
+    for (int i = 0; i < r->n_images + r->n_twins; i++) {
+        buf_reset(&path);
+        TRY(path_of(c, i < r->n_images ? r->image[i] : r->twin[i - r->n_images], &path, e));
+        TRY(picture_find(path.p, e));
     }
 out:
     buf_free(&path);
@@ -165,7 +206,7 @@ int sample_make(struct sample *s, const struct recipe *c, const struct record *r
     ids_reset(&s->ids);
     ids_reset(&s->labels);
     TRY(sample_text(s, c, r, n_images, e));
-    if (n_images) TRY(pictures_load(s, c, r, pictures, e));
+    if (n_images) TRY(pictures ? pictures_load(s, c, r, e) : pictures_find(c, r, e));
     return 0;
 out:
     record_name(name, r);

@@ -9,8 +9,8 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from help.cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
 
-DATA = os.path.join(GOLDEN, "training/full.json")
-COMMON = ["train", "--image_folder", os.path.join(GOLDEN, "pictures"), "--mm_use_im_patch_token", "False", "--version", "v1",
+DATA, PICTURES = os.path.join(GOLDEN, "training/full.json"), os.path.join(GOLDEN, "pictures")
+COMMON = ["train", "--image_folder", PICTURES, "--mm_use_im_patch_token", "False", "--version", "v1",
           "--model_max_length", "512", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--report_to", "none",
           "--data_path", DATA]
 
@@ -127,7 +127,37 @@ def words(tmp):
         ok((ran.code == 0) == (not bad) and bad in ran.err, f'"augment": {value}', ran.text)
 
 
+def twins(tmp):
+    """other pictures of the same thing: mixed in where pictures are changed, missing ones found before the first step"""
+    records, out = os.path.join(tmp.path, "twins.json"), os.path.join(tmp.path, "twins")
+    start, names = shapes(tmp, "twins-shapes", "llava-transformers5"), sorted(os.listdir(PICTURES))
+    names = [n for n in names if n.endswith((".png", ".jpg"))][:2]
+
+    def run(image, others, augmented, dry=False):
+        with open(records, "w", encoding="utf-8") as f:
+            json.dump([{"id": str(i), "image": image, "twins": others, "conversations": [
+                {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]} for i in range(24)], f)
+        args = [a for a in COMMON if a not in (DATA, "--image_folder", PICTURES)]
+        shutil.rmtree(out, ignore_errors=True)
+        return llava(*args, records, "--image_folder", PICTURES, "--model_name_or_path", start, "--random_start", "True",
+                     "--unfreeze_mm_vision_tower", "True", "--image_augment", str(augmented),
+                     "--max_steps", "12", "--save_strategy", "no", "--dry_run", str(dry), "--output_dir", out)
+    for augmented in (False, True):
+        runs = []
+        for others in ([], [names[1]]):
+            ran = run(names[0], others, augmented)
+            ok(ran.code == 0, f"a run with {len(others)} twins", ran.text)
+            runs.append(tensors(out))
+        ok(same(*runs) != augmented, "twins are mixed in if pictures are changed, and only then")
+    ran = run(names[0], [names[1], "none.png"], True, True)
+    ok(ran.code == 1 and "none.png" in ran.err and "record '0'" in ran.err, "a twin that is not there", ran.text)
+    ran = run(names, [names[1]], True, True)
+    ok(ran.code == 1 and "'twins' beside 2 pictures, want one" in ran.err, "twins of two pictures", ran.text)
+    ran = run(names[0], names[1], True, True)
+    ok(ran.code == 1 and "'twins' is a string, want a list of strings" in ran.err, "a twin that is no list", ran.text)
+
+
 with Temp() as temp:
-    for part in (drawn, refused, text_alone, again, words):
+    for part in (drawn, refused, text_alone, again, words, twins):
         part(temp)
 finish()

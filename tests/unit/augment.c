@@ -111,11 +111,45 @@ static void other_processors(void **state)
     }
 }
 
+/* Of a twin something comes in as often as is said, from each of them alike, and nothing that is in neither. */
+static void twins_come_in(void **state)
+{
+    enum { KEYS = 4000, TWINS = 4 };
+    static float x[N], twin[N];
+    int none = 0, blends = 0, boxes = 0, of[TWINS] = { 0 };
+    (void)state;
+    for (int i = 0; i < N; i++) twin[i] = 1;
+    assert_int_equal(augment_twin(1, 0), -1);
+    for (uint64_t key = 1; key <= KEYS; key++) {
+        const int which = augment_twin(key, TWINS);
+        if (which < 0) {
+            none++;
+            continue;
+        }
+        int old = 0, changed = 0, between = 0;
+        of[which]++;
+        memset(x, 0, sizeof x);
+        augment_mix(x, twin, S, key);
+        for (int i = 0; i < N; i++) {
+            old += x[i] == 0;
+            changed += x[i] == 1;
+            between += x[i] >= 0.3f && x[i] <= 0.7f;
+        }
+        assert_true(between == N || old + changed == N);
+        blends += between == N;
+        if (between != N) assert_in_range(changed, N / 14, N / 2), boxes++;
+    }
+    assert_in_range(none, KEYS * 70 / 100, KEYS * 76 / 100);
+    assert_in_range(blends, KEYS * 9 / 100, KEYS * 15 / 100);
+    assert_in_range(boxes, KEYS * 12 / 100, KEYS * 18 / 100);
+    for (int i = 0; i < TWINS; i++) assert_in_range(of[i], (KEYS - none) / 5, (KEYS - none) / 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_key_tells_it_all), cmocka_unit_test(what_may_not_change_stays),
-        cmocka_unit_test(other_processors),
+        cmocka_unit_test(other_processors), cmocka_unit_test(twins_come_in),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
