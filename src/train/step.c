@@ -48,6 +48,16 @@ static size_t lay_out(struct step_in *in, const struct step *s, const struct bat
 
 static size_t pixel_bytes(const struct step_in *in) { return aligned(tensor_bytes(in->pixels)); }
 
+/* Pictures are most of a batch, and a device waits meanwhile: one core would copy them at a tenth of a link's speed. */
+static void copy_pixels(struct tensor to, const float *from)
+{
+    enum { CHUNK = 1 << 20 };
+    const int64_t n = (int64_t)tensor_bytes(to);
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < n; at += CHUNK)
+        memcpy((char *)to.p + at, (const char *)from + at, (size_t)(n - at < CHUNK ? n - at : CHUNK));
+}
+
 /* Copies the batch into a block on the host that is laid out as `in`. */
 static void fill_in(const struct step_in *in, const struct batch *b)
 {
@@ -55,7 +65,7 @@ static void fill_in(const struct step_in *in, const struct batch *b)
     memcpy(in->feature.p, b->feature, tensor_bytes(in->feature));
     memcpy(in->pos.p, b->pos, tensor_bytes(in->pos));
     memcpy(in->range.p, b->range, tensor_bytes(in->range));
-    if (b->n_images) memcpy(in->pixels.p, b->pixels, tensor_bytes(in->pixels));
+    if (b->n_images) copy_pixels(in->pixels, b->pixels);
     for (int i = 0, k = 0; i < b->T; i++) {
         if (b->target[i] < 0) continue;
         ((int32_t *)in->at.p)[k] = i;
