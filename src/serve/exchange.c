@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <netdb.h>
 #include <time.h>
@@ -34,6 +35,16 @@ static void set_ip(struct exchange *x)
     }
 }
 
+/* The path of a request's target, which a client that takes this server for its proxy gives with the host before it. */
+static const char *path_of(const char *target)
+{
+    const char *host = !strncasecmp(target, "http://", 7) ? target + 7
+                     : !strncasecmp(target, "https://", 8) ? target + 8 : NULL;
+    if (!host) return target;
+    const char *path = strchr(host, '/');
+    return path ? path : "/";
+}
+
 struct exchange *exchange_new(struct server *s, struct MHD_Connection *mhd, const char *url, const char *method,
                               const char *version)
 {
@@ -47,7 +58,7 @@ struct exchange *exchange_new(struct server *s, struct MHD_Connection *mhd, cons
     x->http10 = strcmp(version, MHD_HTTP_VERSION_1_1) != 0;
     x->out = buf_make(REPLY_MAX);
     snprintf(x->method, sizeof x->method, "%s", method);
-    snprintf(x->path, sizeof x->path, "%s", url);
+    snprintf(x->path, sizeof x->path, "%s", path_of(url));
     text_tame(x->path);
     uint64_t id = (s->salt ^ atomic_fetch_add(&s->serial, 1)) * 0x9e3779b97f4a7c15u;
     snprintf(x->id, sizeof x->id, "%016llx", (unsigned long long)(id ^ id >> 31));

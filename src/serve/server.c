@@ -44,7 +44,8 @@ static void refuse(struct exchange *x, int status, const char *code, const char 
 static void find_route(struct exchange *x)
 {
     const char *method = !strcmp(x->method, "HEAD") ? "GET" : x->method;
-    bool known = false;
+    static const char *const allowed[] = { NULL, "GET, HEAD", "POST", "GET, HEAD, POST" };
+    unsigned known = 0; /* an index of it: what others than this method the address takes */
     for (int i = 0; i < x->server->n_mounts; i++) {
         const struct mount *m = &x->server->mounts[i];
         for (const struct route *r = m->routes; r->path; r++) {
@@ -53,7 +54,7 @@ static void find_route(struct exchange *x)
             if (known && n == 2 && tail) continue; /* what takes anything does not take another's */
             if (tail ? strncmp(r->path, x->path, n - 1) != 0 : strcmp(r->path, x->path) != 0) continue;
             if (strcmp(r->method, method) != 0) {
-                known |= n > 2 || !tail;
+                if (n > 2 || !tail) known |= !strcmp(r->method, "GET") ? 1 : 2;
                 continue;
             }
             x->route = r;
@@ -64,7 +65,7 @@ static void find_route(struct exchange *x)
     }
     char message[400];
     snprintf(message, sizeof message, known ? "'%s' does not take %s" : "no such address: '%s'", x->path, x->method);
-    if (known) exchange_set_header(x, "Allow", !strcmp(method, "GET") ? "POST" : "GET, HEAD");
+    if (known) exchange_set_header(x, "Allow", allowed[known]);
     refuse(x, known ? MHD_HTTP_METHOD_NOT_ALLOWED : MHD_HTTP_NOT_FOUND, known ? "method_not_allowed" : "not_found",
            message);
 }
@@ -141,6 +142,16 @@ static long long declared_length(struct exchange *x)
     return length ? strtoll(length, NULL, 10) : coding ? -1 : 0;
 }
 
+/* A body that is packed would be read as broken JSON. */
+static void check_encoding(struct exchange *x)
+{
+    const char *encoding = exchange_header(x, "Content-Encoding");
+    if (!encoding || !*encoding || !strcasecmp(encoding, "identity") || x->refused) return;
+    exchange_set_header(x, "Accept-Encoding", "identity");
+    refuse(x, MHD_HTTP_UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding",
+           "the body's Content-Encoding is not supported: send it as it is");
+}
+
 static void refuse_large(struct exchange *x)
 {
     char message[200];
@@ -173,6 +184,7 @@ static bool begin(struct exchange *x)
     if (!x->refused && !is_preflight(x)) {
         find_route(x);
         check_key(x);
+        check_encoding(x);
     }
     const char *expect = exchange_header(x, "Expect");
     if (!x->refused) {

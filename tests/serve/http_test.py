@@ -3,6 +3,7 @@
 full disks, few processes, signals. Others' answers go on, and every request that was taken ends.
 
     http_test.py [--long]        --long: 10,000 cancelled requests, a minute of load"""
+import gzip
 import json
 import os
 import resource
@@ -58,6 +59,17 @@ def test_framing(port):
     for name, data in (("a chunk's size that is none", b"xyz\r\n"), ("a huge one", b"ffffffffffffffffffff\r\n"),
                        ("a negative one", b"-1\r\n")):
         ok(status(raw(port, head(extra=chunked) + data + b"abc\r\n", half_close=True, timeout=3)) in (0, 400, 413), name)
+    packed = gzip.compress(body)
+    reply = raw(port, head(len(packed), extra=b"Content-Encoding: gzip\r\nConnection: close\r\n") + packed)
+    ok(status(reply) == 415 and b"Content-Encoding" in reply, "a packed body is refused by what it is", reply)
+    reply = raw(port, head(len(body), extra=b"Content-Encoding: identity\r\nConnection: close\r\n") + body)
+    ok(status(reply) == 200, "one that is not packed but says so", reply)
+    reply = raw(port, b"GET http://x/v1/models?a=b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    ok(status(reply) == 200 and b'"list"' in reply, "an address with its host, as proxies get it", reply)
+    for method, path, may in (("OPTIONS", "/v1/completions", "POST"), ("DELETE", "/v1/models/demo", "GET, HEAD"),
+                              ("GET", "/v1/completions", "POST")):
+        got = request(port, method, path)
+        ok(got[0] == 405 and got[1].get("allow") == may, f"{method} {path}: what it takes is said", got)
     ok(status(raw(port, head(1 << 40))) == 413, "a terabyte is refused before it comes")
     ok(status(raw(port, head(80 << 20, extra=b"Expect: 100-continue\r\n"), timeout=3)) == 413, "also when it asks first")
     big = b"x" * (65 << 20)
