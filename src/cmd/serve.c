@@ -2,6 +2,7 @@
  * do. */
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "cmd/answering.h"
 #include "cmd/paging.h"
@@ -93,6 +94,7 @@ static int open_parts(struct parts *p, struct options *o, struct err *e)
     TRY(web_open(&p->web, &o->paging.web, p->gen, NULL, o->serving.journal, e));
     TRY(fetcher_open(&p->openai.fetcher, &o->answering.fetch, e));
     p->openai.g = p->gen;
+    p->openai.created = time(NULL);
     p->status.controller = p->controller;
     p->status.gen = p->gen;
     const struct mount mounts[] = { { worker_routes, p->node },

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
 #include "cmd/answering.h"
 #include "cmd/serving.h"
@@ -101,7 +102,7 @@ int cmd_worker(int argc, char **argv)
     status.gen = gen;
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));
     TRY(fetcher_open(&fetcher, &o.answering.fetch, &e));
-    struct openai openai = { gen, fetcher };
+    struct openai openai = { gen, fetcher, time(NULL) };
     const struct mount mounts[] = { { worker_routes, node }, { openai_routes, &openai }, { status_routes, &status } };
     TRY(serving_listen(&server, &o.serving, mounts, 3, &e));
     status_set_server(&status, server);

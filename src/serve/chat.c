@@ -77,6 +77,24 @@ static void refuse_others(const struct fields *f)
     }
 }
 
+/* What is not done here at all. Tools that must not be called are no tools. */
+static void refuse_rest(const struct fields *f, int64_t n)
+{
+    static const char *const refused[] = { "suffix", "best_of", "tools", "functions", "audio", "prediction" };
+    const char *choice = json_string_value(json_object_get(f->o, "tool_choice"));
+    const bool idle = choice && !strcmp(choice, "none");
+    json_t *modalities = NULL, *v;
+    size_t i;
+    for (i = 0; i < sizeof refused / sizeof *refused; i++) {
+        const bool one = !strcmp(refused[i], "best_of") && json_integer_value(json_object_get(f->o, "best_of")) <= n;
+        if (!one && !(idle && !strcmp(refused[i], "tools"))) fields_refuse(f, refused[i]);
+    }
+    fields_array(f, "modalities", &modalities);
+    json_array_foreach(modalities, i, v)
+        if (!json_is_string(v) || strcmp(json_string_value(v), "text") != 0)
+            fields_bad(f, "modalities", "has something that is not 'text', which is all that there is");
+}
+
 static void read_sampling(struct chat *c, const struct fields *f)
 {
     double presence = 0, frequency = 0;
@@ -98,11 +116,7 @@ static void read_sampling(struct chat *c, const struct fields *f)
     refuse_others(f);
     fields_real(f, "presence_penalty", &presence, -2, 2);
     fields_real(f, "frequency_penalty", &frequency, -2, 2);
-    static const char *const refused[] = { "suffix", "best_of", "tools", "functions", "audio", "prediction" };
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        bool one = !strcmp(refused[i], "best_of") && json_integer_value(json_object_get(f->o, "best_of")) <= n;
-        if (!one) fields_refuse(f, refused[i]);
-    }
+    refuse_rest(f, n);
     c->n = (int)n;
     c->sampling.temperature = (float)temperature;
     c->sampling.top_p = top_p > 1e-6 ? (float)top_p : 1e-6f;

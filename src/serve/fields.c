@@ -1,6 +1,7 @@
 /* See fields.h. */
 #include "serve/fields.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -142,7 +143,11 @@ static const json_t *member(const struct fields *f, const char *key, bool (*fits
 }
 
 static bool is_str(const json_t *v) { return json_is_string(v); }
-static bool is_int(const json_t *v) { return json_is_integer(v); }
+static bool is_int(const json_t *v) /* 5.0 too: some languages have one kind of number only */
+{
+    const double d = json_real_value(v);
+    return json_is_integer(v) || (json_is_real(v) && fabs(d) < 0x1p53 && !(floor(d) < d));
+}
 static bool is_real(const json_t *v) { return json_is_number(v); }
 static bool is_bool(const json_t *v) { return json_is_boolean(v); }
 static bool is_array(const json_t *v) { return json_is_array(v); }
@@ -158,7 +163,7 @@ bool fields_str(const struct fields *f, const char *key, const char **ret)
 bool fields_int(const struct fields *f, const char *key, int64_t *ret, int64_t min, int64_t max)
 {
     const json_t *v = member(f, key, is_int, "a whole number");
-    int64_t i = v ? json_integer_value(v) : 0;
+    int64_t i = json_is_real(v) ? (int64_t)json_real_value(v) : json_integer_value(v);
     if (v && (i < min || i > max)) {
         fields_bad(f, key, "is %lld, want %lld to %lld", (long long)i, (long long)min, (long long)max);
         return false;

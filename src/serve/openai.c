@@ -478,11 +478,11 @@ static void on_completion(void *ctx, struct exchange *x) { answer(ctx, x, false)
 
 /* ---- models */
 
-static json_t *model_json(const struct gen *g, int i)
+static json_t *model_json(const struct openai *o, int i)
 {
-    json_t *v = json_pack("{ss,ss,si,ss}", "id", gen_name(g, i), "object", "model", "created", 0, "owned_by",
-                          "llava.c");
-    if (i) json_object_set_new(v, "parent", json_string(gen_name(g, 0)));
+    json_t *v = json_pack("{ss,ss,sI,ss}", "id", gen_name(o->g, i), "object", "model", "created",
+                          (json_int_t)o->created, "owned_by", "llava.c");
+    if (i) json_object_set_new(v, "parent", json_string(gen_name(o->g, 0)));
     return v;
 }
 
@@ -490,7 +490,7 @@ static void on_models(void *ctx, struct exchange *x)
 {
     struct openai *o = ctx;
     json_t *list = json_array();
-    for (int i = 0; gen_name(o->g, i); i++) json_array_append_new(list, model_json(o->g, i));
+    for (int i = 0; gen_name(o->g, i); i++) json_array_append_new(list, model_json(o, i));
     exchange_json(x, 200, json_pack("{ss,so}", "object", "list", "data", list));
 }
 
@@ -500,7 +500,7 @@ static void on_model(void *ctx, struct exchange *x)
     const char *name = exchange_tail(x), *one;
     int i = 0;
     while ((one = gen_name(o->g, i)) != NULL && strcmp(one, name) != 0) i++;
-    if (one) exchange_json(x, 200, model_json(o->g, i));
+    if (one) exchange_json(x, 200, model_json(o, i));
     else exchange_error(x, 404, "model", "model_not_found", "the model '%.100s' does not exist here", name);
 }
 

@@ -9,5 +9,6 @@
 struct openai {
     struct gen *g;
     struct fetcher *fetcher;
+    int64_t created; /* seconds since 1970: when the model was opened */
 };
 extern const struct route openai_routes[]; /* context: a struct openai */

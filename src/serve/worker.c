@@ -146,7 +146,7 @@ static void prepare(struct answer *a, const struct worker_ask *q, struct llava_r
     r->sampling.top_p = q->top_p;
     r->sampling.max_new_tokens = q->max_new_tokens;
     r->sampling.stop = &q->stop;
-    r->sampling.n_stop = q->stop && *q->stop;
+    r->sampling.n_stop = q->stop && strspn(q->stop, " ") < strlen(q->stop); /* worker.h says why */
 }
 
 static void too_long(struct answer *a)

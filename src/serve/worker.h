@@ -1,8 +1,8 @@
 /* A worker as LLaVA's controller and web server know it (llava/serve/model_worker.py): two routes, registration, and
  * heartbeats. Better than the reference in these: answers of several requests are computed side by side; a stop string
- * ends an answer; `stop` may be null; an error's cause stands in a field "error" beside the fixed text; a client that
- * leaves ends its answer. Adapters are models beside the model: `model` chooses, and any other name is the model
- * itself. */
+ * ends an answer, but for blanks (LLaVA's test_message sends " ", its template's separator, and wants the whole
+ * answer); `stop` may be null; an error's cause stands in a field "error" beside the fixed text; a client that leaves
+ * ends its answer. Adapters are models beside the model: `model` chooses, and any other name is the model itself. */
 #pragma once
 #include "serve/client.h"
 #include "serve/fields.h"

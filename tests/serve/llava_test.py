@@ -108,6 +108,9 @@ def test_worker():
         ok(all(m["error_code"] == 0 and m["text"].startswith(PROMPT) for m in said) and
            all(b["text"].startswith(a["text"]) for a, b in zip(said, said[1:])), "chunks are cumulative", said)
         ok(ask(w.port, stop=None)[1][-1]["text"] == said[-1]["text"], "stop may be null")
+        ok(" " in cli.strip() and ask(w.port, stop=" ")[1][-1]["text"] == said[-1]["text"],
+           "a blank, which test_message sends, ends nothing", cli)
+        ok(ask(w.port, max_new_tokens=24.0)[1][-1]["text"] == said[-1]["text"], "24.0 tokens are 24")
         word = cli.split()[0]
         ok(ask(w.port, stop=word)[1][-1]["text"].strip() == PROMPT, "a stop string ends the answer", ask(w.port, stop=word))
         for name, how, cause in (("too few pictures", {"images": []}, "Number of images does not match"),

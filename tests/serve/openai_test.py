@@ -73,6 +73,7 @@ def test_models(port):
     models = json.loads(data)
     ok(status == 200 and models["object"] == "list" and [m["id"] for m in models["data"]] == ["demo"], "models", models)
     ok(json.loads(request(port, "GET", "/v1/models/demo")[2])["id"] == "demo", "a model by its name")
+    ok(abs(models["data"][0]["created"] - time.time()) < 3600, "and since when it is there", models)
     status, _, data = request(port, "GET", "/v1/models/org/none")
     ok(status == 404 and json.loads(data)["error"]["code"] == "model_not_found", "one that is not there", data)
     ok(json.loads(request(port, "GET", "/health")[2])["status"] == "ok", "health")
@@ -94,6 +95,8 @@ def test_chat(port):
     ok(short[1]["choices"][0]["finish_reason"] == "length" and short[1]["usage"]["completion_tokens"] == 1, "max_tokens", short)
     ok(said(chat(port, [text(), picture()], stop="apple")) == "red", "a stop string")
     ok(said(chat(port, [text(), picture()], stop=["zzz", " apple"])) == "red", "several stop strings")
+    idle = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none", "modalities": ["text"]}
+    ok(said(chat(port, [text(), picture()], max_tokens=8.0, **idle)) == cli, "8.0 is 8; tools that must not be called are none")
     many = chat(port, [text(), picture()], n=3)
     ok([c["index"] for c in many[1]["choices"]] == [0, 1, 2] and
        all(c["message"]["content"] == cli for c in many[1]["choices"]), "n answers", many)
@@ -201,6 +204,8 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("another server's penalty", {"repetition_penalty": 1.1}, 400, "repetition_penalty", "not supported"),
     ("another server's floor", {"min_p": 0.1}, 400, "min_p", "not supported"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
+    ("spoken answers", {"modalities": ["text", "audio"]}, 400, "modalities", "'text'"),
+    ("a number past whole ones", {"max_tokens": 1e300}, 400, "max_tokens", "whole"),
     ("stream", {"stream": "yes"}, 400, "stream", "true or false"),
     ("top_logprobs alone", {"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
     ("too many logprobs", {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "20"),
