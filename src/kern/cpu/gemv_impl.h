@@ -6,6 +6,10 @@
  * prefetching likes best; prefetching of our own, or shorter runs, read a fifth less (SPEED.md). x is copied
  * first, padded with zeros and in the order in which elements of w come out of a load. A sum's order depends
  * on I and on nothing else.
+ *
+ * From MANY tokens on arithmetic takes longer than memory, and x does not stay in the first-level cache. Then
+ * blocks of BLOCK outputs go over I in pieces of PIECE elements, which are converted once for all tokens; the
+ * sums wait in memory, lane by lane, between two pieces, so that they come out as above, bit for bit.
  */
 #include "kern/cpu/isa.h"
 
@@ -13,6 +17,10 @@ enum {
     ROWS = 4,
     TOKENS = 4,
     PARTS = 4,        /* of the outputs for each thread: one that is held up leaves some to the others */
+    MANY = 5,
+    TILE = VW == 16 ? 4 : 3, /* outputs at once in blocks: TILE * TOKENS sums, and their factors, in registers */
+    BLOCK = 12,
+    PIECE = 256,
 };
 
 /* How a weight is multiplied: its type as f32, or bf16 as it is with x in bf16. */
@@ -63,6 +71,14 @@ INLINE vf fma2(vf acc, const vf a[2], const vf b[2], bool pair)
     return acc;
 }
 
+/* y[t][o] from its sum. */
+INLINE void put(const struct gemv *g, int64_t t, int64_t o, vf sum)
+{
+    float v = vf_sum(sum);
+    if (g->bias) v += g->bias[o];
+    g->y[t * g->out + o] = g->res ? v + g->res[t * g->out + o] : v;
+}
+
 /* y[t][o] for `rows` outputs from o, `apart` outputs apart, and `tokens` tokens from t; both counts and `how`
  * are constants. */
 INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t apart,
@@ -89,12 +105,7 @@ INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64
         }
     }
     for (int j = 0; j < tokens; j++)
-        for (int r = 0; r < rows; r++) {
-            int64_t at = (t + j) * g->out + o + r * apart;
-            float v = vf_sum(acc[r][j]);
-            if (g->bias) v += g->bias[o + r * apart];
-            g->y[at] = g->res ? v + g->res[at] : v;
-        }
+        for (int r = 0; r < rows; r++) put(g, t + j, o + r * apart, acc[r][j]);
 }
 
 INLINE void all_tokens(const struct gemv *g, enum how how, int rows, int64_t o, int64_t apart)
@@ -116,18 +127,106 @@ INLINE void outputs(const struct gemv *g, enum how how, int64_t from, int64_t to
     for (o = from + ROWS * n; o < to; o++) all_tokens(g, how, 1, o, 1);
 }
 
-static void gemv_run(const struct gemv *g, int n_threads)
+/* ---- blocks, for many tokens */
+
+/* The vectors of elements [from, to) of a row, one after the other: those of x, or of w once it is converted. */
+INLINE int64_t vectors(int64_t from, int64_t to, enum how how)
+{
+    return (to - from + step_of(how) - 1) / step_of(how) * 2;
+}
+
+/* Goes on with sum[rows][all tokens] by n vectors of `rows` rows of w and `tokens` tokens; the counts but n are
+ * constants. */
+INLINE void tile(const struct gemv *g, vf *sum, const vf *w, const char *x, int rows, int tokens, int64_t n,
+                 bool pair)
+{
+    const int64_t w_row = PIECE / VW;
+    vf acc[TILE][TOKENS];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < tokens; j++) acc[r][j] = sum[r * g->tokens + j];
+    for (int64_t i = 0; i < n; i++, x += sizeof(vf)) {
+        vf a[TILE];
+        for (int r = 0; r < rows; r++) a[r] = w[r * w_row + i];
+        for (int j = 0; j < tokens; j++) {
+            vf b = vf_load((const float *)(const void *)(x + j * g->x_bytes));
+            for (int r = 0; r < rows; r++)
+                acc[r][j] = pair ? vf_pair_fma(a[r], b, acc[r][j]) : vf_fma(a[r], b, acc[r][j]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < tokens; j++) sum[r * g->tokens + j] = acc[r][j];
+}
+
+/* `tokens` (a constant) tokens from t with all rows of a block. */
+INLINE void tiles(const struct gemv *g, vf *sum, const vf *w, const char *x, int64_t rows, int64_t t, int tokens,
+                  int64_t n, bool pair)
+{
+    int64_t r = 0;
+    x += t * g->x_bytes;
+    for (; r + TILE <= rows; r += TILE)
+        tile(g, sum + r * g->tokens + t, w + r * (PIECE / VW), x, TILE, tokens, n, pair);
+    for (; r < rows; r++) tile(g, sum + r * g->tokens + t, w + r * (PIECE / VW), x, 1, tokens, n, pair);
+}
+
+/* Elements [from, to) of `rows` rows from output o, and a request for what comes after them. */
+INLINE void convert(vf *to_w, const struct gemv *g, enum how how, int64_t o, int64_t rows, int64_t from, int64_t to)
+{
+    const int64_t size = how == AS_F32 ? 4 : 2, step = step_of(how);
+    for (int64_t r = 0; r < rows; r++) {
+        const char *p = g->w + ((o + r) * g->in + from) * size;
+        vf *v = to_w + r * (PIECE / VW);
+        for (int64_t i = from; i < to; i += step, v += 2, p += step * size) {
+            _mm_prefetch(p + PIECE * size, _MM_HINT_T0);
+            if (i + step <= g->in) w_load(v, p, how);
+            else w_load_n(v, p, how, g->in - i);
+        }
+    }
+}
+
+/* Outputs [o, o + rows); sum has room for [rows][tokens]. */
+INLINE void block(const struct gemv *g, enum how how, int64_t o, int64_t rows, vf *sum)
+{
+    const bool pair = how == AS_PAIR;
+    vf w[BLOCK * (PIECE / VW)];
+    for (int64_t i = 0; i < rows * g->tokens; i++) sum[i] = vf_zero();
+    for (int64_t from = 0; from < g->in; from += PIECE) {
+        int64_t to = from + PIECE < g->in ? from + PIECE : g->in, n = vectors(from, to, how), t = 0;
+        const char *x = g->x + vectors(0, from, how) * (int64_t)sizeof(vf);
+        convert(w, g, how, o, rows, from, to);
+        for (; t + TOKENS <= g->tokens; t += TOKENS) tiles(g, sum, w, x, rows, t, TOKENS, n, pair);
+        for (; t < g->tokens; t++) tiles(g, sum, w, x, rows, t, 1, n, pair);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = 0; t < g->tokens; t++) put(g, t, o + r, sum[r * g->tokens + t]);
+}
+
+INLINE void blocks(const struct gemv *g, enum how how, int64_t from, int64_t to, vf *sum)
+{
+    for (int64_t o = from; o < to; o += BLOCK) block(g, how, o, to - o < BLOCK ? to - o : BLOCK, sum);
+}
+
+/* Outputs [from, to); room as for a block, or NULL: few tokens. */
+INLINE void part(const struct gemv *g, enum how how, int64_t from, int64_t to, vf *room)
+{
+    if (room) blocks(g, how, from, to, room);
+    else outputs(g, how, from, to);
+}
+
+static void gemv_run(struct kctx *kc, const struct gemv *g, int n_threads)
 {
     int64_t parts = n_threads > 1 ? PARTS * n_threads : 1, chunk = (g->out + parts - 1) / parts;
+    int64_t each = g->tokens < MANY ? 0 : BLOCK * g->tokens;
+    vf *rooms = each ? arena_take(kc->scratch, (size_t)(n_threads * each) * sizeof *rooms) : NULL;
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic)
     for (int64_t o = 0; o < g->out; o += chunk) {
         int64_t end = o + chunk < g->out ? o + chunk : g->out;
+        vf *room = rooms ? rooms + omp_get_thread_num() * each : NULL;
         switch (g->how) {
-        case AS_F32: outputs(g, AS_F32, o, end); break;
-        case AS_F16: outputs(g, AS_F16, o, end); break;
-        case AS_BF16: outputs(g, AS_BF16, o, end); break;
+        case AS_F32: part(g, AS_F32, o, end, room); break;
+        case AS_F16: part(g, AS_F16, o, end, room); break;
+        case AS_BF16: part(g, AS_BF16, o, end, room); break;
         case AS_PAIR:
-            if (HAS_PAIRS) outputs(g, AS_PAIR, o, end);
+            if (HAS_PAIRS) part(g, AS_PAIR, o, end, room);
             break;
         }
     }
@@ -188,7 +287,7 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
             0,     pair ? AS_PAIR : w.type == DT_F32 ? AS_F32 : w.type == DT_F16 ? AS_F16 : AS_BF16
         };
         copy_x(kc, &g, x.p);
-        gemv_run(&g, cpu_threads(kc, in * out / 4 * tokens));
+        gemv_run(kc, &g, cpu_threads(kc, in * out / 4 * tokens));
     }
     arena_rewind(kc->scratch, mark);
 }
