@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "tests")]
+sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "tests/help")]
 from golden.text import SYSTEM, Tokenizer  # noqa: E402
 from golden.training import v1_labels  # noqa: E402
-from help.cli import read_safetensors, write_safetensors  # noqa: E402
+from cli import read_safetensors, write_safetensors  # noqa: E402
 
 BASE = os.path.join(os.path.dirname(HERE), "tests/golden/models/vicuna-base")
 SIZES = {"tiny": (256, 688, 4), "7b": (4096, 11008, 32), "13b": (5120, 13824, 40)}   # width, feed-forward, heads

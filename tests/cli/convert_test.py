@@ -9,15 +9,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from tap import (LLAVA, MODELS, as_f32, config, done, forward, ok, one_line, place, read_tensors, run, same,
-                 write_tensors)
+from cli import (LLAVA, as_f32, config, finish, forward, model, ok, one_line, place, read_tensors,  # noqa: E402
+                 run, same, write_tensors)
 
 TEXT = "USER: Is the sky blue? ASSISTANT:"
 PICTURE = "USER: <image>\nWhat is this? ASSISTANT:"
-
-
-def model(name):
-    return os.path.join(MODELS, name)
 
 
 def convert(source, to, name, *more):
@@ -345,4 +341,4 @@ else:
     merging()
     errors()
     llama2c()
-    done()
+    finish()

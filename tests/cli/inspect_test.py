@@ -9,15 +9,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from tap import LLAVA, MODELS, done, ok, one_line, place, read_tensors, run, write_tensors
+from cli import LLAVA, MODELS, finish, model, ok, one_line, place, read_tensors, run, write_tensors
 
 WHOLE = ["vicuna-base", "llama-tied", "llama-llama3", "llava-liuhaotian", "llava-self-trained", "llava-anyres",
          "llava-mistral",
          "llava-hf-old", "llava-transformers5"]
-
-
-def model(name):
-    return os.path.join(MODELS, name)
 
 
 def report(*args):
@@ -197,4 +193,4 @@ else:
     parts_of_models()
     missing()
     check()
-    done()
+    finish()

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from nf4 import nf4_dq
-from tap import ROOT, config, done, ok, one_line, place, read_tensors, run, write_tensors
+from cli import ROOT, config, finish, ok, one_line, place, read_tensors, run, write_tensors
 
 DEMO = os.path.join(ROOT, "models/demo")
 ASK = ["What is this?", "Is this an animal?", "What group does it belong to?"]
@@ -152,7 +152,7 @@ def main():
     test_numbers(folders)
     test_quality(folders)
     test_faults(folders)
-    done()
+    finish()
 
 
 main()

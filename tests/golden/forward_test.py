@@ -21,33 +21,17 @@ import tempfile
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../help"))
+from cli import LLAVA, as_f32, finish, ok, read_tensors  # noqa: E402
+
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-KINDS = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BF16": "<u2"}
 FP32_LIMIT = 1e-5
 BF16_FACTOR = 2.0
-count, failed = 0, 0
 
 
-def read_safetensors(path):
-    with open(path, "rb") as f:
-        raw = f.read()
-    size = struct.unpack("<Q", raw[:8])[0]
-    head, body, out = json.loads(raw[8:8 + size]), raw[8 + size:], {}
-    for name, t in head.items():
-        if name == "__metadata__":
-            continue
-        a = np.frombuffer(body[slice(*t["data_offsets"])], KINDS[t["dtype"]]).reshape(t["shape"])
-        if t["dtype"] == "BF16":
-            a = (a.astype(np.uint32) << 16).view(np.float32)
-        out[name] = a
-    return out
-
-
-def report(good, what):
-    global count, failed
-    count, failed = count + 1, failed + (not good)
-    print(f"{'ok' if good else 'not ok'} {count} - {what}", flush=True)
+def arrays(path):
+    return {name: as_f32(t) for name, t in read_tensors(path).items()}
 
 
 def errors(a, b):
@@ -83,13 +67,13 @@ def last_rows(a, rows, width):
 def compare(label, got, want, dtype, pool):
     """one case: got from the program, want from the fixture; bf16 rows are put into pool"""
     ids = want["input_ids"]
-    report(np.array_equal(got["input_ids"].ravel(), ids), f"{label}: {ids.size} ids")
+    ok(np.array_equal(got["input_ids"].ravel(), ids), f"{label}: {ids.size} ids")
     if "crop_u8" in want:
         pixels = want_pixels(want["crop_u8"])
         ours = got["pixel_values"].astype(np.float32)
         worst = np.abs(ours.ravel() - pixels.ravel()).max() if ours.size == pixels.size else np.inf
-        report(worst == 0 if dtype == "f32" else worst < 0.02,
-               f"{label}: pixel values, largest difference {worst:.3g}")
+        ok(worst == 0 if dtype == "f32" else worst < 0.02,
+           f"{label}: pixel values, largest difference {worst:.3g}")
     for name in ("image_features", "logits"):
         if name not in want:
             continue
@@ -99,8 +83,8 @@ def compare(label, got, want, dtype, pool):
             pool.setdefault(name, []).append((ours, want[name + "_bf16"], exact))
             continue
         norm, peak = errors(ours, exact)
-        report(norm <= FP32_LIMIT and peak <= FP32_LIMIT,
-               f"{label}: {name} {exact.shape} norm {norm:.2e} peak {peak:.2e}")
+        ok(norm <= FP32_LIMIT and peak <= FP32_LIMIT,
+           f"{label}: {name} {exact.shape} norm {norm:.2e} peak {peak:.2e}")
 
 
 def compare_pool(label, pool):
@@ -108,7 +92,7 @@ def compare_pool(label, pool):
     for name, triples in pool.items():
         ours, theirs, exact = (np.concatenate([t[k].ravel() for t in triples]) for k in range(3))
         (mine, _), (torch, _) = errors(ours, exact), errors(theirs, exact)
-        report(mine <= BF16_FACTOR * torch, f"{label}: {name} norm {mine:.2e}, PyTorch's {torch:.2e}")
+        ok(mine <= BF16_FACTOR * torch, f"{label}: {name} norm {mine:.2e}, PyTorch's {torch:.2e}")
 
 
 def run_case(llava, device, variant, case, expected, dtype, folder, pool):
@@ -119,18 +103,17 @@ def run_case(llava, device, variant, case, expected, dtype, folder, pool):
     try:
         code, message = forward(llava, device, variant, case, dtype, out)
         if code:
-            report(False, f"{label}: exit {code}: {' / '.join(message)}")
+            ok(False, f"{label}: exit {code}: {' / '.join(message)}")
             return
         want = {k[len(case["key"]) + 1:]: t for k, t in expected.items() if k.startswith(case["key"] + ".")}
-        compare(label, read_safetensors(out), want, dtype, pool)
+        compare(label, arrays(out), want, dtype, pool)
     except (OSError, KeyError, ValueError, struct.error, subprocess.TimeoutExpired) as e:
-        report(False, f"{label}: {type(e).__name__}: {e}")
+        ok(False, f"{label}: {type(e).__name__}: {e}")
 
 
 def main():
     parser = argparse.ArgumentParser()
-    built = os.environ.get("LLAVA_BUILD", "build")
-    parser.add_argument("--llava", default=os.path.join(HERE, "..", "..", built, "llava"))
+    parser.add_argument("--llava", default=LLAVA)
     parser.add_argument("--only", help="one variant's name")
     parser.add_argument("--dtype", choices=["f32", "bf16"], help="one of the types")
     parser.add_argument("--device", default="cpu")
@@ -141,15 +124,14 @@ def main():
         for variant in variants:
             if args.only and variant["name"] != args.only:
                 continue
-            expected = read_safetensors(os.path.join(HERE, variant["expected"]))
+            expected = arrays(os.path.join(HERE, variant["expected"]))
             for dtype in [args.dtype] if args.dtype else ["f32", "bf16"]:
                 pool = {}
                 for case in variant["cases"]:
                     run_case(args.llava, args.device, variant, case, expected, dtype, folder, pool)
                 compare_pool(f"{variant['name']} {dtype}", pool)
-    print(f"1..{count}")
-    return 1 if failed or not count else 0
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

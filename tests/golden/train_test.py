@@ -12,8 +12,8 @@ import sys
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors, write_safetensors  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors, write_safetensors  # noqa: E402
 
 SKETCH, WIDTH, TOLERANCE = 200, 6, 1e-4
 DEVICE = os.environ.get("LLAVA_TEST_DEVICE", "cpu")     # of a build that has it: "emu", "cuda"

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """Checks the fixtures against manifest.json: every listed file has its sha256, nothing else
-lies there, and all of it stays under 3 MB.  Prints TAP.  `verify.py DIR` checks another copy."""
+lies there, and all of it stays under 3 MB.  `verify.py DIR` checks another copy."""
 import hashlib
 import json
 import os
 import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../help"))
+from cli import finish, ok  # noqa: E402
 
 LIMIT = 3 * 1000 * 1000
 FOLDERS = ("expected", "models", "pictures", "pixels", "training")
@@ -29,16 +33,14 @@ def main(root):
     with open(os.path.join(root, "manifest.json"), encoding="utf-8") as f:
         listed = json.load(f)["sha256"]
     present = sorted(found(root))
-    results = [(name, digest(os.path.join(root, name)) == want) for name, want in sorted(listed.items())]
+    for name, want in sorted(listed.items()):
+        ok(digest(os.path.join(root, name)) == want, name)
     extra = [name for name in present if name not in listed]
+    ok(not extra, "no file beside the listed ones", extra)
     total = sum(os.path.getsize(os.path.join(root, name)) for name in present)
-    results.append((f"no file beside the listed ones {extra or ''}".strip(), not extra))
-    results.append((f"{total} bytes, at most {LIMIT}", total <= LIMIT))
-    print(f"1..{len(results)}")
-    for n, (name, good) in enumerate(results, 1):
-        print(f"{'ok' if good else 'not ok'} {n} - {name}")
-    return 0 if all(good for _, good in results) else 1
+    ok(total <= LIMIT, f"{total} bytes, at most {LIMIT}")
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))))
+    main(sys.argv[1] if len(sys.argv) > 1 else HERE)

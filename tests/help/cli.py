@@ -1,6 +1,6 @@
-"""What the tests of the command line share: TAP, running the program, safetensors, copies of the fixture models.
+"""What tests in Python share: TAP, running the program, safetensors files, copies of the fixture models.
 
-The program is LLAVA_BUILD/llava (set by tests/run; build/main otherwise)."""
+The program is LLAVA_BUILD/llava (set by tests/run; build/main otherwise). A test ends with finish()."""
 import json
 import os
 import shutil
@@ -15,14 +15,22 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BUILD = os.path.join(ROOT, os.environ.get("LLAVA_BUILD", "build/main"))
 LLAVA = os.path.join(BUILD, "llava")
 GOLDEN = os.path.join(ROOT, "tests/golden")
-PICTURE = os.path.join(GOLDEN, "pictures/wide-37x23.png")
-KINDS = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BF16": "<u2"}
+MODELS = os.path.join(GOLDEN, "models")
+PICTURES = os.path.join(GOLDEN, "pictures")
+PICTURE = os.path.join(PICTURES, "wide-37x23.png")
+KINDS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1", "BF16": "<u2"}
 ENV = {**os.environ, "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1"}
 count = failed = 0
+scratch = tempfile.TemporaryDirectory(prefix="llava-test-")
 
 
 def model(name):
-    return os.path.join(GOLDEN, "models", name)
+    return os.path.join(MODELS, name)
+
+
+def place(name):
+    """A path in this test's own folder, which goes when the test ends."""
+    return os.path.join(scratch.name, name)
 
 
 def ok(good, name, why=""):
@@ -42,8 +50,9 @@ def skip(name, why):
 
 
 def finish():
+    """The plan and the exit status. A test that tested nothing has failed."""
     print(f"1..{count}")
-    sys.exit(failed > 0)
+    sys.exit(failed > 0 or not count)
 
 
 class Ran:
@@ -61,20 +70,39 @@ def llava(*args, **more):
     return Ran([LLAVA, *args], **more)
 
 
-def read_safetensors(path):
+def run(*args, **more):
+    """The program's exit status, and what it wrote to stdout and stderr."""
+    r = llava(*args, **more)
+    return r.code, r.out, r.err
+
+
+def one_line(text):
+    return text.startswith("llava: ") and text.count("\n") == 1
+
+
+def config(path, name="config.json"):
+    with open(os.path.join(path, name), encoding="utf-8") as f:
+        return json.load(f)
+
+
+def read_tensors(path):
+    """{name: (type, array of raw numbers)} of a safetensors file, or of all of a folder."""
+    out = {}
+    if os.path.isdir(path):
+        for name in sorted(n for n in os.listdir(path) if n.endswith(".safetensors")):
+            out.update(read_tensors(os.path.join(path, name)))
+        return out
     with open(path, "rb") as f:
         raw = f.read()
     size = struct.unpack("<Q", raw[:8])[0]
     head, body = json.loads(raw[8:8 + size]), raw[8 + size:]
-    return {name: np.frombuffer(body[slice(*t["data_offsets"])], KINDS[t["dtype"]]).reshape(t["shape"])
+    return {name: (t["dtype"], np.frombuffer(body[slice(*t["data_offsets"])], KINDS[t["dtype"]]).reshape(t["shape"]))
             for name, t in head.items() if name != "__metadata__"}
 
 
-def write_safetensors(path, tensors):
-    """arrays of numpy's types by name; u2 is bf16"""
+def write_tensors(path, tensors):
     head, body = {}, b""
-    for name, a in tensors.items():
-        kind = next(k for k, v in KINDS.items() if np.dtype(v) == a.dtype)
+    for name, (kind, a) in tensors.items():
         data = np.ascontiguousarray(a).tobytes()
         head[name] = {"dtype": kind, "shape": list(a.shape), "data_offsets": [len(body), len(body) + len(data)]}
         body += data
@@ -82,6 +110,36 @@ def write_safetensors(path, tensors):
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as f:
         f.write(struct.pack("<Q", len(text)) + text + body)
+
+
+def read_safetensors(path):
+    """The same without types: arrays by name; of BF16 the bits, as u2."""
+    return {name: a for name, (_, a) in read_tensors(path).items()}
+
+
+def write_safetensors(path, tensors):
+    write_tensors(path, {name: (next(k for k, v in KINDS.items() if np.dtype(v) == a.dtype), a)
+                         for name, a in tensors.items()})
+
+
+def same(a, b):
+    """Two of read_tensors, bit by bit: type, shape and numbers."""
+    return a[0] == b[0] and a[1].shape == b[1].shape and a[1].tobytes() == b[1].tobytes()
+
+
+def as_f32(t):
+    kind, a = t
+    return (a.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else a.astype(np.float32)
+
+
+def forward(path, prompt, picture=None, *more):
+    """Arrays of `llava forward` in f32, or None with the message."""
+    out = place("forward.safetensors")
+    args = ["forward", "--model-path", path, "--prompt", prompt, "--dtype", "f32", "--threads", "1", "--quiet", "--out", out]
+    if picture:
+        args += ["--image-file", os.path.join(PICTURES, picture)]
+    rc, _, err = run(*args, *more)
+    return (read_safetensors(out), "") if rc == 0 else (None, err)
 
 
 class Temp:

@@ -5,7 +5,6 @@ import base64
 import os
 import signal
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import finish, llava, ok  # noqa: E402

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import GOLDEN, Temp, finish, llava, model, ok  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import Temp, finish, llava, model, ok  # noqa: E402
 
 TEXT = {"from": "gpt", "value": "A cat."}
 

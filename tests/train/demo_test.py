@@ -5,8 +5,8 @@ import shutil
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import ENV, LLAVA, PICTURE, ROOT, Temp, finish, llava, ok  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import ENV, LLAVA, PICTURE, ROOT, Temp, finish, llava, ok  # noqa: E402
 
 DEMO, DRAWN = os.path.join(ROOT, "models/demo"), os.path.join(ROOT, "tests/golden/demo")
 

@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import ENV, GOLDEN, LLAVA, Temp, finish, llava, model, ok  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import ENV, GOLDEN, LLAVA, Temp, finish, llava, model, ok  # noqa: E402
 
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 12
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 30)

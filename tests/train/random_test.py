@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
 
 DATA, PICTURES = os.path.join(GOLDEN, "training/full.json"), os.path.join(GOLDEN, "pictures")
 COMMON = ["train", "--image_folder", PICTURES, "--mm_use_im_patch_token", "False", "--version", "v1",

@@ -7,8 +7,8 @@ import shlex
 import shutil
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import ENV, GOLDEN, ROOT, Temp, finish, llava, model, ok  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import ENV, GOLDEN, ROOT, Temp, finish, llava, model, ok  # noqa: E402
 
 FIRST = "deepspeed llava/train/train_mem.py "
 STAGE1 = FIRST + """--deepspeed ./scripts/zero2.json --model_name_or_path lmsys/vicuna-13b-v1.5 --version plain \

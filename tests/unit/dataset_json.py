@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from help import tap
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import BUILD, finish, ok  # noqa: E402
 
-PROGRAM = os.path.join(tap.ROOT, os.environ.get("LLAVA_BUILD", "build/main"), "tests", "unit", "data_lines")
+PROGRAM = os.path.join(BUILD, "tests", "unit", "data_lines")
 SCRATCH = tempfile.TemporaryDirectory(prefix="llava-json-")
 WORDS = ["cat", "dog", "<image>", "é", "你好", "😀", "\u00a0", "\u3000", "\u2028", "\x1c", "\x85", "\n", "\t", "\\", '"', "/", "\0",
          "\x7f", "a" * 9, "b" * 70, "\ufffd", "\U00010000", "\u200b", " ", "  ", "u0041"]
@@ -156,7 +156,7 @@ def agree(data, name, quiet=False):
         (not isinstance(got, str) and str([parse(g[2])[0] for g in got]) == str(want) and
          [g[:2] for g in got] == meaning(want))  # NaN differs from itself
     if not good or not quiet:
-        tap.ok(good, name, f"{data[:2000]!r}\ngot  {str(got)[:600]}\nwant {str(want and meaning(want))[:600]}")
+        ok(good, name, f"{data[:2000]!r}\ngot  {str(got)[:600]}\nwant {str(want and meaning(want))[:600]}")
     return good
 
 
@@ -178,7 +178,7 @@ def generated(rng):
             other = parse(cut)
             # A record that json takes for something else than an object is the check's business, not the index's.
             broken += agree(cut, f"file {i}, broken at {at}", True) if other or not foreign(cut) else 1
-    tap.ok(good == 150 and broken == 450, f"{good} files, {broken} of them broken")
+    ok(good == 150 and broken == 450, f"{good} files, {broken} of them broken")
 
 
 def foreign(data):
@@ -201,11 +201,11 @@ def refusals():
                        (b'{"id":1}\n{"id":2}\n{"id":', "byte 24, line 3: the text ends too early"),
                        (b'{"id":1}\n{"id":2},\n', "byte 17, line 2: expected a value")):
         got = index(data)
-        tap.ok(isinstance(got, str) and "FORMAT" in got and part in got, f"refused: {data[:40]!r}", got)
+        ok(isinstance(got, str) and "FORMAT" in got and part in got, f"refused: {data[:40]!r}", got)
     p = subprocess.run([PROGRAM, "index", "file=" + SCRATCH.name], capture_output=True, text=True)
-    tap.ok("is not a regular file" in p.stdout, "a folder", p.stdout)
+    ok("is not a regular file" in p.stdout, "a folder", p.stdout)
     p = subprocess.run([PROGRAM, "index", "file=/nowhere/x.json"], capture_output=True, text=True)
-    tap.ok("cannot open '/nowhere/x.json'" in p.stdout, "no file", p.stdout)
+    ok("cannot open '/nowhere/x.json'" in p.stdout, "no file", p.stdout)
 
 
 def large():
@@ -218,12 +218,12 @@ def large():
     for name, data in (("list", json.dumps(parts)), ("indented", json.dumps(parts, indent=1, ensure_ascii=False)),
                        ("lines", "\n".join(json.dumps(p, ensure_ascii=False) for p in parts))):
         got = index(data)
-        tap.ok(not isinstance(got, str) and [g[:2] for g in got] == meaning(parts) and
-               all(json.loads(g[2]) == p for g, p in zip(got, parts)), f"{len(data) >> 20} MB, {name}", str(got)[:300])
+        ok(not isinstance(got, str) and [g[:2] for g in got] == meaning(parts) and
+           all(json.loads(g[2]) == p for g, p in zip(got, parts)), f"{len(data) >> 20} MB, {name}", str(got)[:300])
     data = json.dumps(parts).encode()
     at = data.rindex(b'"yes"') + 2
     got = index(data[:at] + b"\x01" + data[at + 1:])
-    tap.ok(f"byte {at}, line 1" in str(got), "broken near the end", str(got)[:300])
+    ok(f"byte {at}, line 1" in str(got), "broken near the end", str(got)[:300])
 
 
 def shapes():
@@ -243,9 +243,9 @@ def shapes():
                          "half a surrogate pair"),
                         ('[{"id":"x","image":"a\\u0000b.jpg",%s}]' % turns.replace('"a"', '"<image>"'), "a NUL in the name")):
         got = samples(text_)
-        tap.ok(got and got[0].startswith("error: FORMAT") and part in got[0], part, got)
+        ok(got and got[0].startswith("error: FORMAT") and part in got[0], part, got)
     got = samples('[{%s},{"x":NaN,"image":null,%s},{"image":[],%s}]' % (turns, turns, turns))
-    tap.ok(len(got) == 3 and got[0] == got[1] == got[2] and "error" not in got[0], "no picture, said in three ways", got)
+    ok(len(got) == 3 and got[0] == got[1] == got[2] and "error" not in got[0], "no picture, said in three ways", got)
 
 
 def main():
@@ -255,7 +255,7 @@ def main():
     refusals()
     large()
     shapes()
-    tap.done()
+    finish()
 
 
 main()

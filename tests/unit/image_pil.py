@@ -1,10 +1,10 @@
-"""Compares src/image with Pillow and numpy, byte for byte, through build/*/tests/unit/image_dump.
+"""Compares src/image with Pillow and numpy, byte for byte, through tests/unit/image_dump of the build.
 
     image_pil.py [IMAGE_DUMP [FOLDER_OR_FILE...]]
 
 Pictures are made here in every format and kind that is read; those of Debian's tuxpaint-stamps-default and
 python3-skimage and of the folders given (or LLAVA_TEST_DATA) are added where they are found. Needs
-python3-pil and python3-numpy. Prints TAP; the last lines say how many pictures and how many bytes differed.
+python3-pil and python3-numpy. The last lines say how many pictures and how many bytes differed.
 """
 import glob
 import io
@@ -22,23 +22,15 @@ import zlib
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import BUILD, finish, ok  # noqa: E402
+
 warnings.simplefilter("ignore")
 Image.MAX_IMAGE_PIXELS = None
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SEED = 20240229
 rnd = random.Random(SEED)
 npr = np.random.default_rng(SEED)
-tests = failed = 0
 total = {"pictures": 0, "bytes": 0, "differing": 0, "values": 0, "values differing": 0}
-
-
-def ok(good, name, why=""):
-    global tests, failed
-    tests += 1
-    failed += not good
-    print(f"{'ok' if good else 'not ok'} {tests} - {name}")
-    for line in why.splitlines()[:12]:
-        print("#", line)
 
 
 class Dump:
@@ -519,12 +511,7 @@ def test_web(dump, files, folder):
 
 
 def main():
-    build = os.environ.get("LLAVA_BUILD", "build/*")
-    dumps = sorted(glob.glob(f"{ROOT}/{build}/tests/unit/image_dump"), key=os.path.getmtime)
-    path = sys.argv[1] if len(sys.argv) > 1 else dumps[-1] if dumps else None
-    if not path:
-        print("1..0 # SKIP no image_dump: make tests")
-        return 0
+    path = sys.argv[1] if len(sys.argv) > 1 else f"{BUILD}/tests/unit/image_dump"
     print("# seed", SEED)
     extra = sys.argv[2:]
     if "LLAVA_TEST_DATA" in os.environ:
@@ -560,9 +547,8 @@ def main():
         dump.p.stdin.close()
         ok(dump.p.wait() == 0, "image_dump ends well")
         ok(total["pictures"] >= 300, "at least 300 pictures")
-    print(f"1..{tests}")
     print("#", ", ".join(f"{v:,} {k}" for k, v in total.items()))
-    return failed > 0
+    finish()
 
 
-sys.exit(main())
+main()

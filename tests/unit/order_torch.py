@@ -9,10 +9,10 @@ import sys
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from help import tap
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import BUILD, finish, ok  # noqa: E402
 
-PROGRAM = os.path.join(tap.ROOT, os.environ.get("LLAVA_BUILD", "build/main"), "tests", "unit", "data_lines")
+PROGRAM = os.path.join(BUILD, "tests", "unit", "data_lines")
 
 
 def ours(lengths, **o):
@@ -121,7 +121,7 @@ def compare(kind, lengths, seed, **o):
     got = ours(lengths, kind=kind, seed=seed, **o)
     want = theirs(kind, lengths, seed, **o)
     what = f"{kind}, seed {seed}, {len(lengths)} records, " + ", ".join(f"{k} {v}" for k, v in o.items())
-    tap.ok(got == want, what, f"got  {str(got)[:300]}\nwant {str(want)[:300]}")
+    ok(got == want, what, f"got  {str(got)[:300]}\nwant {str(want)[:300]}")
 
 
 def mixed(rng, n, share):
@@ -148,16 +148,16 @@ def main():
     compare("random", lengths, 42, batch=32, accum=8, world=1, rank=0, epochs=2)
     a = ours(lengths[:500], kind="grouped", batch=4, accum=2, epochs=4)
     b = ours(lengths[:500], kind="grouped", batch=4, accum=2, epochs=4, back=3)
-    tap.ok(a == b and a[0] != a[1], "coming back from a later epoch gives the same lists, and epochs differ")
+    ok(a == b and a[0] != a[1], "coming back from a later epoch gives the same lists, and epochs differ")
     got = ours([5, 0, 3], kind="grouped")
-    tap.ok("a record without a word (the 2th)" in str(got), "a length of zero is refused", got)
+    ok("a record without a word (the 2th)" in str(got), "a length of zero is refused", got)
     got = ours([1] * 10, kind="sequential", batch=4, epochs=2)
-    tap.ok(got == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]] * 2, "sequential", got)
+    ok(got == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]] * 2, "sequential", got)
     got = ours([1] * 10, kind="sequential", batch=4, drop=1)
-    tap.ok(got == [[[0, 1, 2, 3], [4, 5, 6, 7]]], "the last one dropped", got)
+    ok(got == [[[0, 1, 2, 3], [4, 5, 6, 7]]], "the last one dropped", got)
     got = ours([1] * 10, kind="sequential", batch=4, world=3, drop=1)
-    tap.ok("do not fill" in str(got), "dropping all is refused", got)
-    tap.done()
+    ok("do not fill" in str(got), "dropping all is refused", got)
+    finish()
 
 
 main()

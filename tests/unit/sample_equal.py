@@ -8,16 +8,16 @@ import random
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from help import reference, tap
-from help.reference import IGNORE, IMAGE
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+import reference  # noqa: E402
+from cli import BUILD, PICTURES, ROOT, finish, ok, place  # noqa: E402
+from reference import IGNORE, IMAGE  # noqa: E402
 
-BUILD = os.path.join(tap.ROOT, os.environ.get("LLAVA_BUILD", "build/main"))
 PROGRAM = os.path.join(BUILD, "tests", "unit", "data_lines")
-SMALL = os.path.join(tap.ROOT, "tests", "data", "tok512.model")
+SMALL = os.path.join(ROOT, "tests", "data", "tok512.model")
 DATA = os.environ.get("LLAVA_TEST_DATA")
 SEED, N, ROWS = 20240512, 500, 5
-NAMES = sorted(x for x in os.listdir(tap.PICTURES) if x.endswith((".png", ".jpg")))
+NAMES = sorted(x for x in os.listdir(PICTURES) if x.endswith((".png", ".jpg")))
 WORDS = ["cat", "the", "what is it", "A", "7", "déjà", "你好", "Привет", "😀", "👩‍👩‍👧‍👦", "🦙🦙", "1.5", "don't", "USER:", "###",
          "Human:", "[INST]", "<im_end>", "<|im_end", "e\u0301", "\u3000", "\u00a0", "x" * 40, "=====", "\\n", '"', "{}", "\ufeff"]
 GAPS = [" ", " ", " ", "  ", "\n", "\n\n", "\t", "   ", ""]
@@ -26,7 +26,7 @@ GAPS = [" ", " ", " ", "  ", "\n", "\n\n", "\t", "   ", ""]
 def keeps(path):
     """The same model, but one that keeps spaces as they are, as LLaMA's does: the reference counts on the last space of
     'ASSISTANT: '."""
-    out = tap.place(os.path.basename(path))
+    out = place(os.path.basename(path))
     with open(path, "rb") as a, open(out, "wb") as b:
         b.write(a.read() + b"\x1a\x02\x20\x00")
     return out
@@ -34,7 +34,7 @@ def keeps(path):
 
 def program(what, *args, **options):
     p = subprocess.run([PROGRAM, what, *args, *(f"{k}={v}" for k, v in options.items())], capture_output=True, text=True,
-                       timeout=300, cwd=tap.ROOT)
+                       timeout=300, cwd=ROOT)
     return p.stdout.splitlines(), p.stderr
 
 
@@ -73,7 +73,7 @@ def texts(r):
 
 
 def file_of(records):
-    path = tap.place("data.json")
+    path = place("data.json")
     with open(path, "w", encoding="utf-8") as f:
         json.dump(records, f, ensure_ascii=len(records) % 2 == 0)
     return path
@@ -99,7 +99,7 @@ def test_labels(name, path, version, mode, rng, im=False):
     dropped, bad = 0, []
     for limit, part in ((2048, records[:400]), (100, records[400:])):
         got, _ = program("samples", file=file_of(part), model=path, mode=mode, version=version, max=limit, rows=ROWS,
-                         folder=tap.PICTURES, im=int(im))
+                         folder=PICTURES, im=int(im))
         for r, line in zip(part, got, strict=True):
             if style == "llama_2" and not texts(r)[0]:  # the reference stops at it
                 bad += [] if "must start with a question" in line else [(r, line)]
@@ -113,7 +113,7 @@ def test_labels(name, path, version, mode, rng, im=False):
             if a != ids or [c[0], c[2]] != [want[0], want[2]] or not same:
                 bad.append((r, (a, b, c), (ids, labels, want)))
     name = f"{name}: {version}, {mode}{', im_start_end' if im else ''}: {N} conversations"
-    tap.ok(not bad, f"{name}, the reference drops {dropped}", bad and f"{len(bad)} differ, first {str(bad[0])[:3000]}")
+    ok(not bad, f"{name}, the reference drops {dropped}", bad and f"{len(bad)} differ, first {str(bad[0])[:3000]}")
     return N - dropped
 
 
@@ -126,22 +126,22 @@ def all_labels(name, path, rng):
     test_labels(name, path, "v1", "new", rng, True)
     test_labels(name, path, "plain", "new", rng, True)
     few = {v: n for v, n in kept.items() if n < N // 5 and v != "chatml_direct"}
-    tap.ok(not few, f"{name}: the reference keeps most samples", f"kept {kept}")
+    ok(not few, f"{name}: the reference keeps most samples", f"kept {kept}")
 
 
 # ---- batches
 
 def batches(path, **o):
-    got, err = program("batches", file=path, folder=tap.PICTURES, rows=ROWS, max=300, version="v1", **o)
+    got, err = program("batches", file=path, folder=PICTURES, rows=ROWS, max=300, version="v1", **o)
     out = []
     for line in got[2:-1] if got and not got[0].startswith("error") and not got[-1].startswith("error") else got[2:]:
         if line.startswith("error"):
             out.append(line)
             continue
         part = line.split("/")
-        place = numbers(part[0])
-        out.append({"epoch": place[0], "micro": place[1], "update": place[2], "images": place[3], "targets": place[4],
-                    "skipped": place[5], "record": numbers(part[1]), "from": numbers(part[2]), "token": numbers(part[3]),
+        where = numbers(part[0])
+        out.append({"epoch": where[0], "micro": where[1], "update": where[2], "images": where[3], "targets": where[4],
+                    "skipped": where[5], "record": numbers(part[1]), "from": numbers(part[2]), "token": numbers(part[3]),
                     "feature": numbers(part[4]), "target": numbers(part[5]), "pos": numbers(part[6]),
                     "range": numbers(part[7]), "weight": [float(x) for x in part[8].split()], "pixels": part[9].strip()})
     return got, out, err
@@ -195,20 +195,20 @@ def test_batches(path, model, records):
     for window in 0, 7:
         _, out, _ = batches(path, model=model, kind="grouped", batch=4, accum=3, epochs=2, threads=3, window=window)
         wrong = [w for b in out if (w := check_layout(b, rows, window))]
-        tap.ok(out and not wrong, f"{len(out)} batches are laid out as their records say, window {window}", wrong[:3])
+        ok(out and not wrong, f"{len(out)} batches are laid out as their records say, window {window}", wrong[:3])
     want = [b["record"] for b in out]
     lengths = [sum(len(t["value"].split()) for t in r["conversations"]) * (1 if "image" in r else -1) for r in records]
     p = subprocess.run([PROGRAM, "order", "kind=grouped", "batch=4", "accum=3", "epochs=2"], input=" ".join(map(str, lengths)),
                        capture_output=True, text=True)
-    tap.ok(want == [numbers(x) for line in p.stdout.splitlines() for x in line.split(" /")], "they come in the order's order")
+    ok(want == [numbers(x) for line in p.stdout.splitlines() for x in line.split(" /")], "they come in the order's order")
     updates = [i + 1 for i, b in enumerate(out) if b["update"]]
-    tap.ok(updates == list(range(3, len(out) + 1, 3)), "an update after every 3, across epochs", updates)
+    ok(updates == list(range(3, len(out) + 1, 3)), "an update after every 3, across epochs", updates)
     sums = [(sum(b["weight"]), b["targets"]) for b in out]
-    tap.ok(all(abs(s - 1 / 3) < 1e-6 and n for s, n in sums), "the weights of a micro-batch add up to 1/3", sums[:5])
+    ok(all(abs(s - 1 / 3) < 1e-6 and n for s, n in sums), "the weights of a micro-batch add up to 1/3", sums[:5])
     one = batches(path, model=model, kind="grouped", batch=4, accum=3, epochs=2, threads=0, window=window)[0]
     for threads in 1, 2, 9:
         more = batches(path, model=model, kind="grouped", batch=4, accum=3, epochs=2, threads=threads, window=window)[0]
-        tap.ok(one == more, f"{threads} threads give what none gives, bit by bit")
+        ok(one == more, f"{threads} threads give what none gives, bit by bit")
     return out
 
 
@@ -220,15 +220,15 @@ def test_packing(path, model):
             more, packed, _ = batches(path, packing=packing, **shape)
             a, b = losses(plain), losses(packed)
             what = f"{accum} x {batch}, packed into {packing}"
-            tap.ok(a == b, f"{what}: every token of every update weighs what it does unpacked")
+            ok(a == b, f"{what}: every token of every update weighs what it does unpacked")
             most = numbers(more[1])
             real = [max(x) for x in zip(*[(len(p["record"]), len(p["token"]), p["images"], p["targets"]) for p in packed])]
-            tap.ok(most == real, f"{what}: the limits are what the largest batches have", (most, real))
-            tap.ok(max(len(p["token"]) for p in packed) <= max(packing, 300) and
-                   (packing == 1 or len(packed) <= len(plain)), f"{len(plain)} passes become {len(packed)}")
+            ok(most == real, f"{what}: the limits are what the largest batches have", (most, real))
+            ok(max(len(p["token"]) for p in packed) <= max(packing, 300) and
+               (packing == 1 or len(packed) <= len(plain)), f"{len(plain)} passes become {len(packed)}")
         most = numbers(got[1])
         real = [max(x) for x in zip(*[(len(p["record"]), len(p["token"]), p["images"], p["targets"]) for p in plain])]
-        tap.ok(most == real, f"{accum} x {batch}: so are those of unpacked ones", (most, real))
+        ok(most == real, f"{accum} x {batch}: so are those of unpacked ones", (most, real))
 
 
 def test_resume(path, model, out):
@@ -236,12 +236,12 @@ def test_resume(path, model, out):
         last = out[k - 1]
         got, rest, _ = batches(path, model=model, kind="grouped", batch=4, accum=3, epochs=2, threads=2, window=7,
                                epoch=last["epoch"], micro=last["micro"])
-        tap.ok(rest == out[k:], f"from batch {k} on, a new loader gives what the first one gave")
+        ok(rest == out[k:], f"from batch {k} on, a new loader gives what the first one gave")
 
 
 def test_bad(model, records):
     """Bad records, found before and in the middle of an epoch."""
-    victim = tap.place("victim.png")
+    victim = place("victim.png")
     some = [dict(r) for r in records[:30]]
     some[7] = {**some[7], "image": "nowhere.png", "id": "lost"}
     some[11] = {**some[11], "conversations": [{"from": "human", "value": "a"}, {"from": "user", "value": "b"}], "id": "roles"}
@@ -253,17 +253,17 @@ def test_bad(model, records):
     some[15] = {"id": "nopicture", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "b"}]}
     path = file_of(some)
     got, _, err = batches(path, model=model, batch=4, threads=2)
-    tap.ok("error: FORMAT: 6 of 30 records of" in got[0] and "--on_bad_record skip" in got[0], "bad records are an error", got)
+    ok("error: FORMAT: 6 of 30 records of" in got[0] and "--on_bad_record skip" in got[0], "bad records are an error", got)
     for word in ("record 'lost' (number 8): cannot open", "record 'roles' (number 12): turn 1 is from 'user', not from 'gpt'",
                  "record 'marks' (number 13): 2 \"<image>\" in the turns and 1 picture",
                  "record 'none' (number 14): a conversation without a turn", "record 'blank' (number 15): all turns are empty",
                  "record 'nopicture' (number 16): \"<image>\" in turn 0 and no picture"):
-        tap.ok(word in err, word, err)
+        ok(word in err, word, err)
     got, out, err = batches(path, model=model, batch=4, threads=2, skip=1)
     seen = [r for b in out for r in b["record"]]
-    tap.ok(seen == [i for i in range(30) if i not in (7, 11, 12, 13, 14, 15)] and got[-1] == "0" and
-           "6 of 30 records are left out" in err, "or left out", (seen, err[-300:]))
-    with open(os.path.join(tap.PICTURES, NAMES[0]), "rb") as f:
+    ok(seen == [i for i in range(30) if i not in (7, 11, 12, 13, 14, 15)] and got[-1] == "0" and
+       "6 of 30 records are left out" in err, "or left out", (seen, err[-300:]))
+    with open(os.path.join(PICTURES, NAMES[0]), "rb") as f:
         data = f.read()
     some = [dict(r) for r in records[:30]]
     some[9] = {**some[9], "image": victim, "id": "broken"}
@@ -274,23 +274,23 @@ def test_bad(model, records):
         got, out, err = batches(path, model=model, batch=4, accum=2, threads=2, skip=skip)
         if skip:
             seen = [len(b["record"]) for b in out]
-            tap.ok(seen == [4, 4, 3, 4, 4, 4, 4, 2] and got[-1] == "1" and out[2]["skipped"] == 1 and
-                   abs(sum(out[2]["weight"]) - 0.5) < 1e-6 and "record 'broken' (number 10):" in err, "left out", (seen, err))
+            ok(seen == [4, 4, 3, 4, 4, 4, 4, 2] and got[-1] == "1" and out[2]["skipped"] == 1 and
+               abs(sum(out[2]["weight"]) - 0.5) < 1e-6 and "record 'broken' (number 10):" in err, "left out", (seen, err))
         else:
-            tap.ok(len(out) == 3 and "record 'broken' (number 10): " in out[-1] and victim in out[-1],
-                   "a broken picture in mid-epoch is an error that names it", out[-1:])
+            ok(len(out) == 3 and "record 'broken' (number 10): " in out[-1] and victim in out[-1],
+               "a broken picture in mid-epoch is an error that names it", out[-1:])
     for skip in 0, 1:
         with open(victim, "wb") as f:
             f.write(data)
         got, out, err = batches(path, model=model, batch=1, threads=3, skip=skip, remove=1, victim=victim)
         last = out[-1] if isinstance(out[-1], str) else ""
         if skip:
-            tap.ok(len(out) == 30 and not out[9]["record"] and not out[9]["token"] and got[-1] == "1",
-                   "a batch of one picture that has gone is empty", err[-300:])
+            ok(len(out) == 30 and not out[9]["record"] and not out[9]["token"] and got[-1] == "1",
+               "a batch of one picture that has gone is empty", err[-300:])
         else:
-            tap.ok("record 'broken' (number 10): cannot open" in last and len(out) == 10, "gone since the check", last)
+            ok("record 'broken' (number 10): cannot open" in last and len(out) == 10, "gone since the check", last)
     got, out, _ = batches(path, model=model, batch=1, threads=3, skip=1, stop=5)
-    tap.ok(len(out) >= 4, "a loader may be closed early")
+    ok(len(out) >= 4, "a loader may be closed early")
 
 
 def test_several(model):
@@ -304,28 +304,28 @@ def test_several(model):
             ({"image": NAMES[0], "conversations": turns("a <image>", "see <image>")}, None),
             ({"image": NAMES[:2], "conversations": turns("<image><image><image>")}, None)]
     path = file_of([r for r, _ in rows])
-    got, _ = program("samples", file=path, model=model, folder=tap.PICTURES, rows=ROWS)
+    got, _ = program("samples", file=path, model=model, folder=PICTURES, rows=ROWS)
     for (r, want), line in zip(rows, got, strict=True):
         what = f"{r.get('image', 'no picture')}: {r['conversations'][0]['value']}"
         if want is None:
-            tap.ok(line.startswith("error: FORMAT") and '"<image>" in the turns and' in line, what, line)
+            ok(line.startswith("error: FORMAT") and '"<image>" in the turns and' in line, what, line)
         else:
             n = numbers(line.split(" / ")[2])
             ids = numbers(line.split(" / ")[0])
-            tap.ok((n[2], n[4], n[5]) == want and ids.count(IMAGE) == want[0], what, line)
+            ok((n[2], n[4], n[5]) == want and ids.count(IMAGE) == want[0], what, line)
     between = numbers(got[0].split(" / ")[0])
     at = [i for i, x in enumerate(between) if x == IMAGE]
-    tap.ok(len(at) == 2 and at[1] - at[0] > 3, "each stays where it is", between)
-    got, _ = program("samples", file=path, model=model, folder=tap.PICTURES, rows=ROWS, vision=0)
-    tap.ok(all(numbers(x.split(" / ")[2])[2] == 0 for x in got), "a model without eyes reads text alone", got)
-    got, _ = program("check", file=path, model=model, folder=tap.PICTURES, rows=300, max=300)
-    tap.ok(got[0].startswith("error: USAGE: model_max_length 300 is no more than the 300 positions of one picture"), got[0])
+    ok(len(at) == 2 and at[1] - at[0] > 3, "each stays where it is", between)
+    got, _ = program("samples", file=path, model=model, folder=PICTURES, rows=ROWS, vision=0)
+    ok(all(numbers(x.split(" / ")[2])[2] == 0 for x in got), "a model without eyes reads text alone", got)
+    got, _ = program("check", file=path, model=model, folder=PICTURES, rows=300, max=300)
+    ok(got[0].startswith("error: USAGE: model_max_length 300 is no more than the 300 positions of one picture"), got[0])
     long = [{"id": "long", "conversations": turns("why?", "because " * 1300000)},
             {"id": "mute", "conversations": turns("w " * 900)}]
-    got, err = program("check", file=file_of(long), model=model, max=256, folder=tap.PICTURES)
+    got, err = program("check", file=file_of(long), model=model, max=256, folder=PICTURES)
     note = numbers(got[0].split(" / ")[2])
-    tap.ok(note == [2, 1, 0, 0] and "2 records with answers cut by model_max_length; the first is record 'long'" in err and
-           "1 record of which nothing is learned" in err, "an answer of 10 MB is cut", (got, err[-500:]))
+    ok(note == [2, 1, 0, 0] and "2 records with answers cut by model_max_length; the first is record 'long'" in err and
+       "1 record of which nothing is learned" in err, "an answer of 10 MB is cut", (got, err[-500:]))
 
 
 def main():
@@ -349,7 +349,7 @@ def main():
     test_resume(path, small, out)
     test_bad(small, records)
     test_several(small)
-    tap.done()
+    finish()
 
 
 main()

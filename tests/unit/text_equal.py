@@ -16,23 +16,15 @@ import tempfile
 import sentencepiece as spm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, '..'))
-from help.reference import SPACE, Slow
+sys.path.insert(0, os.path.join(HERE, "../help"))
+from cli import BUILD, finish, ok  # noqa: E402
+from reference import SPACE, Slow  # noqa: E402
 
-BUILD = os.environ.get('LLAVA_BUILD', 'build/main')
-PROGRAM = os.environ.get('TEXT_LINES', os.path.join(HERE, '../..', BUILD, 'tests/unit/text_lines'))
+PROGRAM = os.environ.get('TEXT_LINES', os.path.join(BUILD, 'tests/unit/text_lines'))
 SMALL = os.path.join(HERE, '../data/tok512.model')
 DATA = os.environ.get('LLAVA_TEST_DATA')
 N_STRINGS = int(os.environ.get('TEXT_STRINGS', '10000' if DATA else '3000'))
 SEED = 20240512
-count = failed = 0
-
-
-def report(ok, name, detail=''):
-    global count, failed
-    count += 1
-    failed += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {name}" + ('' if ok else f'\n# {detail}'), flush=True)
 
 
 def ask(model, mode, requests):
@@ -50,8 +42,8 @@ def ids_of(line):
 
 def compare(name, requests, got, want):
     bad = [i for i in range(len(want)) if got[i] != want[i]]
-    report(not bad, f'{name}: {len(want)}', bad and f'{len(bad)} differ, first {requests[bad[0]]!r}: {got[bad[0]]!r}, '
-           f'wanted {want[bad[0]]!r}')
+    ok(not bad, f'{name}: {len(want)}', bad and f'{len(bad)} differ, first {requests[bad[0]]!r}: {got[bad[0]]!r}, '
+       f'wanted {want[bad[0]]!r}')
 
 
 # ---- Strings -----------------------------------------------------------------------------------------
@@ -237,9 +229,8 @@ def main():
             test_fast(name, path, few[:4000])
     if DATA:
         test_vectors()
-    print(f'1..{count}')
-    return failed > 0
+    finish()
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

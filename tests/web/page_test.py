@@ -7,13 +7,11 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "help"))
 import page_server  # noqa: E402
-import tap  # noqa: E402
+from cli import BUILD, ROOT, finish, ok  # noqa: E402
 from serving import DEMO, Server as Real  # noqa: E402
-from tap import ok  # noqa: E402
 from webdriver import Browser, Gone, available  # noqa: E402
 
-BUILD = os.path.join(tap.ROOT, os.environ.get("LLAVA_BUILD", "build/main"))
-SEEN = os.path.join(tap.ROOT, "build", "web")
+SEEN = os.path.join(ROOT, "build", "web")
 READY = "document.documentElement.dataset.ready"
 IDLE = "document.querySelector('#stop').hidden && document.querySelector('.timing, .failure')"
 
@@ -69,7 +67,7 @@ def conversation(b, s):
     )
     said = s.chats[-1]
     ok(said["messages"][0]["images"][0].startswith("data:image/jpeg;base64,"), "the picture went as it is")
-    with open(os.path.join(tap.ROOT, "src/serve/web/examples/extreme_ironing.jpg"), "rb") as f:
+    with open(os.path.join(ROOT, "src/serve/web/examples/extreme_ironing.jpg"), "rb") as f:
         import base64
 
         ok(base64.b64decode(said["messages"][0]["images"][0].split(",")[1]) == f.read(), "to the byte")
@@ -366,7 +364,7 @@ def main():
     except (AssertionError, Gone) as e:
         ok(False, "the walk came to its end", e)
     s.close()
-    tap.done()
+    finish()
 
 
 if __name__ == "__main__":
