@@ -12,7 +12,7 @@ as NF4 leaves them (7b: 13.5 GB each); the tokenizer and the text are the demo m
   norms          gains that differ by channel and grow with depth; six channels, the same in every layer, of which four to
                  eight times as much reaches the linears (the outliers of arXiv:2208.07339)
   first token    one unit of the second layer puts 1,000 times the usual into two channels (arXiv:2402.17762)
-  logits         so spread, and branches so weak, that NF4 diverges by some hundredths, as with trained ones
+  logits         so spread, and branches so weak, that NF4 diverges by a few tenths of a nat at most
 
 Printed, one JSON object a way of computing: the mean divergence KL(f32 || it) over the positions, the greatest, and how often
 the likeliest token is f32's. The reference and NF4 are computed in f32 on the processor. The last line is "ok" or "FAILED": 4
