@@ -256,6 +256,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     snprintf(it->to, sizeof it->to, "%s", r->name);
     add_sum(&s->sum[r->part], t);
     r->param->w = t;
+    lora_mark(&s->lora, w);
     struct lora_pair *p = s->lora.n ? lora_find(&s->lora, r->name) : NULL;
     if (p) p->used = true;
     if (p && lora_fits(p, r->param->w, &why) < 0) note(s, why.code, why.msg);

@@ -8,7 +8,7 @@
 #include "model/clip.h"
 #include "model/llama.h"
 
-enum { WEIGHTS_SETS = 4 }; /* base, tower, projector or other trained parts */
+enum { WEIGHTS_SETS = 5 }; /* base, tower, projector or other trained parts (two forms), whole tensors of an adapter */
 
 /* From the tower's features to the language model's width. */
 struct projector {

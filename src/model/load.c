@@ -26,32 +26,56 @@ static int entry_order(const void *a, const void *b)
     return c ? c : x->rank - y->rank;
 }
 
-/* Canonical names of a set, added to the index; of two with one name the later set's wins. */
-int index_add(struct index *ix, const struct weights *w, struct err *e)
+static int index_room(struct index *ix, size_t n, struct err *e)
 {
-    size_t n = weights_count(w);
     struct entry *at = realloc(ix->at, (ix->n + n + 1) * sizeof *at);
     if (!at) return err_set(e, ERR_NOMEM, "no memory for %zu names", n);
     ix->at = at;
-    for (size_t i = 0; i < n; i++) {
-        const struct weight *one = weights_at(w, i);
-        const char *name = one->name;
-        if (!strncmp(name, "base_model.", 11)) { /* non_lora_trainables: PEFT's wrapper around the model */
-            name += 11;
-            if (!strncmp(name, "model.", 6)) name += 6;
-        }
-        struct entry *en = &ix->at[ix->n];
-        if (name_canonical(en->name, sizeof en->name, name) < 0) continue;
-        en->w = one;
-        en->rank = ix->rank;
-        ix->n++;
+    return 0;
+}
+
+/* Within index_room, before index_sort. */
+static void index_put(struct index *ix, const struct weight *one)
+{
+    const char *name = one->name;
+    if (!strncmp(name, "base_model.", 11)) { /* PEFT's wrapper around the model */
+        name += 11;
+        if (!strncmp(name, "model.", 6)) name += 6;
     }
+    struct entry *en = &ix->at[ix->n];
+    if (name_canonical(en->name, sizeof en->name, name) < 0) return;
+    en->w = one;
+    en->rank = ix->rank;
+    ix->n++;
+}
+
+static void index_sort(struct index *ix)
+{
     ix->rank++;
     qsort(ix->at, ix->n, sizeof *ix->at, entry_order);
     size_t k = 0;
     for (size_t i = 0; i < ix->n; i++)
         if (i + 1 == ix->n || strcmp(ix->at[i].name, ix->at[i + 1].name) != 0) ix->at[k++] = ix->at[i];
     ix->n = k;
+}
+
+int index_add(struct index *ix, const struct weights *w, struct err *e)
+{
+    size_t n = weights_count(w);
+    int rc = index_room(ix, n, e);
+    if (rc < 0) return rc;
+    for (size_t i = 0; i < n; i++) index_put(ix, weights_at(w, i));
+    index_sort(ix);
+    return 0;
+}
+
+/* The whole tensors of an adapter. */
+static int index_rest(struct index *ix, const struct lora_set *set, struct err *e)
+{
+    int rc = index_room(ix, set->n_rest, e);
+    if (rc < 0) return rc;
+    for (size_t i = 0; i < set->n_rest; i++) index_put(ix, set->rest[i].w);
+    index_sort(ix);
     return 0;
 }
 
@@ -233,6 +257,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     struct tensor t;
     int rc = bind_read(&t, r, w, e);
     if (rc < 0) return rc;
+    if (b->lora) lora_mark(b->lora, w);
     const struct llava_placing how = { b->m->dev, b->m->dtype, b->m->bits, b->s->linears_only, NULL, NULL };
     enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : kept_type(&how, r, file);
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
@@ -527,6 +552,7 @@ int model_open_files(struct llava_model *m, const struct llava_source *s, struct
     if (projector) TRY(add_file(m, ix, s->path, "mm_projector.bin", e));
     if (adapter) TRY(add_beside(m, ix, s->path, e));
     if (adapter) TRY(lora_open(lora, s->path, e));
+    if (adapter) TRY(index_rest(ix, lora, e));
 out:
     return rc;
 }
@@ -600,6 +626,11 @@ int llava_model_open(struct llava_model *m, const struct llava_source *s, struct
     TRY(bind_all(m, s, &ix, &projector, &lora, e));
     TRY(lora_check_used(&lora, s->path, e));
     if (s->unmerged && lora.n) TRY(keep_lora(m, &lora, e));
+    if (lora.n_rest) { /* parameters view its file */
+        ASSERT(m->n_weights < WEIGHTS_SETS);
+        m->weights[m->n_weights++] = lora.weights;
+        lora.weights = NULL;
+    }
 out:
     lora_close(&lora);
     free(ix.at);
@@ -639,7 +670,8 @@ static int bind_projector(void *ctx, const struct bind_row *r, struct err *e)
     return r->part == PART_PROJECTOR ? bind_one(ctx, r, e) : 0;
 }
 
-int projector_open(struct own_projector *p, const struct llava_model *m, const char *dir, struct err *e)
+int projector_open(struct own_projector *p, const struct llava_model *m, const struct lora_set *set, const char *dir,
+                   struct err *e)
 {
     struct llava_source s = { .path = dir, .bits = m->bits, .dev = m->dev };
     struct llava_model view = *m; /* the same shapes, types and device, but another projector and its own memory */
@@ -652,7 +684,8 @@ int projector_open(struct own_projector *p, const struct llava_model *m, const c
     view.own = (struct arena){ 0 };
     TRY(check_sight(&m->cfg, dir, e));
     TRY(add_beside(&view, &ix, dir, e));
-    if (!view.n_weights) goto out;
+    TRY(index_rest(&ix, set, e));
+    if (!ix.n) goto out;
     for (size_t i = 0; i < ix.n; i++)
         if (strncmp(ix.at[i].name, "model.mm_projector", 18) != 0 && strcmp(ix.at[i].name, "model.image_newline") != 0)
             TRY(err_set(e, ERR_UNSUPPORTED, "'%s' of '%s' was trained with the adapter and is no part of a projector: "

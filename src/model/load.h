@@ -42,12 +42,18 @@ struct lora_pair {
     double rank, scale;
     bool used;
 };
+struct lora_rest { const struct weight *w; bool used; };
 struct lora_set {
     struct weights *weights;
     struct lora_pair *pair; /* sorted by name */
     size_t n;
+    struct lora_rest *rest; /* whole tensors that win over the base's of that name: PEFT's modules_to_save */
+    size_t n_rest;
 };
+/* Patterns of adapter_config.json are tried on names of modules as the adapter's file has them. UNSUPPORTED: another
+ * kind of adapter, one that goes with another base (pissa, ...), a pattern that is not understood. */
 int lora_open(struct lora_set *set, const char *dir, struct err *e);
+void lora_mark(struct lora_set *set, const struct weight *w); /* w was bound: if it is of the rest, that is used */
 void lora_close(struct lora_set *set); /* accepts a zeroed one */
 struct lora_pair *lora_find(struct lora_set *set, const char *name);
 /* Are the matrices of the right size for w? */
@@ -58,19 +64,21 @@ int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct e
  * the host, where they stay in the mapped file: the set must stay open. Errors name what does not fit. */
 int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct arena *mem, const char *dir,
                struct err *e);
-/* The projector that was trained with an adapter and lies beside it (non_lora_trainables.bin), for m's tower. */
+/* The projector that was trained with an adapter, for m's tower: it lies beside it (non_lora_trainables.bin) or among
+ * its whole tensors. */
 struct own_projector {
     struct projector projector;
     bool there; /* else the folder has none: m's own is the adapter's */
-    struct weights *weights[2]; /* mapped files that it views */
+    struct weights *weights[2]; /* mapped files that it views, beside the set's */
     int n_weights;
     struct arena mem; /* what had to be converted; of a device everything */
 };
-/* UNSUPPORTED: the adapter was trained with other pictures than m reads, or more than a projector lies beside it. The
- * caller closes *p (zeroed before) in any case. */
-int projector_open(struct own_projector *p, const struct llava_model *m, const char *dir, struct err *e);
+/* set, of the same folder, must stay open. UNSUPPORTED: the adapter was trained with other pictures than m reads, or
+ * more than a projector came with it. The caller closes *p (zeroed before) in any case. */
+int projector_open(struct own_projector *p, const struct llava_model *m, const struct lora_set *set, const char *dir,
+                   struct err *e);
 void projector_close(struct own_projector *p); /* accepts a zeroed one */
-/* An adapter for a weight that the model does not have is an error that names it. */
+/* An adapter for a weight, or a tensor, that the model does not have is an error that names it. */
 int lora_check_used(const struct lora_set *set, const char *dir, struct err *e);
 /* base_model_name_or_path of DIR/adapter_config.json, or leaves name as it is. */
 void lora_base_name(const char *dir, char *name, size_t size);

@@ -1,6 +1,7 @@
 /* LoRA adapters in PEFT's folders: reading and merging. W' = W + scale * B A.  arXiv:2106.09685 eq. 3 */
 #include <jansson.h>
 #include <math.h>
+#include <regex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,12 +19,33 @@ struct adapter_config {
     json_t *rank_pattern, *alpha_pattern;
 };
 
+/* The key of what makes of A and B another sum than W + s B A; NULL: nothing does. */
+static const char *another_sum(const json_t *config)
+{
+    static const char *const keys[] = { "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "kasa_config",
+                                        "alora_invocation_tokens", "arrow_config", "monteclora_config" };
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const json_t *v = json_object_get(config, keys[i]);
+        if (v && !json_is_null(v) && !json_is_false(v)) return keys[i];
+    }
+    return NULL;
+}
+
+/* Was the base's weight reduced by what A and B began with? PEFT does that again whenever it opens such an adapter. */
+static bool changes_base(const json_t *config)
+{
+    static const char *const kinds[] = { "pissa", "olora", "corda", "lora_ga" };
+    const char *init = json_string_value(json_object_get(config, "init_lora_weights"));
+    for (size_t i = 0; init && i < sizeof kinds / sizeof *kinds; i++)
+        if (!strncmp(init, kinds[i], strlen(kinds[i]))) return true;
+    return false;
+}
+
 static int config_load(struct adapter_config *c, const char *dir, struct err *e)
 {
     *c = (struct adapter_config){ .alpha = 8, .rank = 8 };
     char path[4096];
-    bool dora = false, fan = false;
-    const char *type = "LORA";
+    const char *type = "LORA", *with;
     int rc;
     snprintf(path, sizeof path, "%s/adapter_config.json", dir);
     TRY(json_file_load(&c->json, path, e));
@@ -31,35 +53,95 @@ static int config_load(struct adapter_config *c, const char *dir, struct err *e)
     TRY(json_get_int(c->json, "r", &c->rank, e));
     TRY(json_get_real(c->json, "lora_alpha", &c->alpha, e));
     TRY(json_get_bool(c->json, "use_rslora", &c->rslora, e));
-    TRY(json_get_bool(c->json, "use_dora", &dora, e));
-    TRY(json_get_bool(c->json, "fan_in_fan_out", &fan, e));
+    with = another_sum(c->json);
     TRY(json_get_object(c->json, "rank_pattern", &c->rank_pattern, e));
     TRY(json_get_object(c->json, "alpha_pattern", &c->alpha_pattern, e));
-    if (strcmp(type, "LORA") != 0 || dora || fan)
-        rc = err_set(e, ERR_UNSUPPORTED, "adapter of kind %s%s%s is not supported", type, dora ? " with DoRA" : "",
-                     fan ? " with fan_in_fan_out" : "");
+    if (strcmp(type, "LORA") != 0 || with)
+        rc = err_set(e, ERR_UNSUPPORTED, "adapter of kind %s%s%s is not supported", type, with ? " with " : "",
+                     with ? with : "");
+    else if (changes_base(c->json))
+        rc = err_set(e, ERR_UNSUPPORTED, "an adapter with init_lora_weights '%s' changed its base's weights too: PEFT "
+                     "saves it as a plain one with path_initial_model_for_weight_conversion",
+                     json_string_value(json_object_get(c->json, "init_lora_weights")));
     else if (c->rank < 1) rc = err_set(e, ERR_FORMAT, "rank %lld is not positive", (long long)c->rank);
 out:
     return rc < 0 ? err_prefix(e, "'%s'", path), rc : 0;
 }
 
-/* PEFT's patterns are module suffixes (used as regular expressions there; plain names in practice). */
-static double pattern(const json_t *o, const char *module, double otherwise)
+/* ---- patterns: Python's regular expressions for a module's name, or for its end behind a dot */
+
+enum { PATTERN_MAX = 200, BRACES_MAX = 2 /* nested repetitions would take memory without end */ };
+
+/* What stands for Python's backslash and c, in or outside of brackets; NULL: nothing does. */
+static const char *escaped(char c, bool inside)
+{
+    switch (c) {
+    case 'd': return inside ? "0-9" : "[0-9]";
+    case 'w': return inside ? "[:alnum:]_" : "[[:alnum:]_]";
+    case '.': return inside ? "." : "[.]";
+    case '-': return inside ? NULL : "-";
+    case '_': return "_";
+    }
+    return NULL;
+}
+
+/* Python's expression as POSIX's, whole; false: it has something that POSIX's cannot say. */
+static bool translate(char out[8 * PATTERN_MAX], const char *key)
+{
+    int n = snprintf(out, 16, "^(.*[.])?("), braces = 0;
+    bool inside = false;
+    if (strlen(key) > PATTERN_MAX) return false;
+    for (const char *p = key; *p; p++) {
+        const char *put = NULL;
+        if (*p == '\\' && !(put = escaped(*++p, inside))) return false;
+        if (!put && !inside && p[0] == '(' && p[1] == '?' && p[2] == ':') put = "(", p += 2;
+        else if (!put && !inside && p[0] == '(' && p[1] == '?') return false;
+        else if (!put && *p == '{' && !inside && (++braces > BRACES_MAX || strcspn(p, "}") > 6)) return false;
+        else if (!put && *p == '[') inside = true;
+        else if (!put && *p == ']') inside = false;
+        n += put ? snprintf(out + n, 16, "%s", put) : snprintf(out + n, 2, "%c", *p);
+    }
+    snprintf(out + n, 3, ")$");
+    return true;
+}
+
+/* 1: the pattern is for the module, 0: it is not. */
+static int fits(const char *key, const char *module, struct err *e)
+{
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.";
+    const size_t n = strlen(module), k = strlen(key);
+    if (strspn(key, plain) == k)
+        return k && k <= n && !strcmp(module + n - k, key) && (k == n || module[n - k - 1] == '.');
+    char text[8 * PATTERN_MAX];
+    regex_t re;
+    if (!translate(text, key) || regcomp(&re, text, REG_EXTENDED | REG_NOSUB) != 0)
+        return err_set(e, ERR_UNSUPPORTED, "the pattern '%.100s' for names of modules is not understood", key);
+    const bool good = regexec(&re, module, 0, NULL, 0) == 0;
+    regfree(&re);
+    return good;
+}
+
+/* The number of the first pattern that is for the module; else *ret stays. peft: get_pattern_key */
+static int pattern(double *ret, const json_t *o, const char *module, struct err *e)
 {
     const char *key;
     json_t *v;
+    int rc = 0;
     json_object_foreach((json_t *)o, key, v)
     {
-        size_t n = strlen(module), k = strlen(key);
-        if (k <= n && !strcmp(module + n - k, key) && (k == n || module[n - k - 1] == '.') && json_is_number(v))
-            return json_number_value(v);
+        rc = fits(key, module, e);
+        if (rc < 0) return rc;
+        if (rc && !json_is_number(v)) return err_set(e, ERR_FORMAT, "the pattern '%.100s' has no number", key);
+        if (rc) return *ret = json_number_value(v), 0;
     }
-    return otherwise;
+    return 0;
 }
 
-/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> canonical weight name, 'A' or
- * 'B'; 0: no */
-static char adapter_key(char *out, size_t size, const char *name)
+/* ---- matrices */
+
+/* "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" -> the module, as the pattern sees it, the
+ * canonical name of its weight, 'A' or 'B'; 0: no */
+static char adapter_key(char module[NAME_MAX_BYTES], char out[NAME_MAX_BYTES], const char *name)
 {
     if (!strncmp(name, "base_model.model.", 17)) name += 17;
     const char *at = strstr(name, ".lora_");
@@ -67,8 +149,23 @@ static char adapter_key(char *out, size_t size, const char *name)
     const char *tail = at + 7;
     if (strcmp(tail, ".weight") != 0 && strcmp(tail, ".default.weight") != 0) return 0;
     char plain[NAME_MAX_BYTES];
+    snprintf(module, NAME_MAX_BYTES, "%.*s", (int)(at - name), name);
     snprintf(plain, sizeof plain, "%.*s.weight", (int)(at - name), name);
-    return name_canonical(out, size, plain) < 0 ? 0 : at[6];
+    return name_canonical(out, NAME_MAX_BYTES, plain) < 0 ? 0 : at[6];
+}
+
+/* A tensor that takes the place of the base's: of a module in modules_to_save, or embeddings of added tokens. */
+static int rest_add(struct lora_set *set, const struct weight *w, struct err *e)
+{
+    char name[NAME_MAX_BYTES];
+    const bool matrix = strstr(w->name, ".lora_") || strstr(w->name, "trainable_tokens");
+    if (matrix || strncmp(w->name, "base_model.model.", 17) != 0 || name_canonical(name, sizeof name, w->name + 17) < 0)
+        return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name, w->file);
+    struct lora_rest *rest = realloc(set->rest, (set->n_rest + 1) * sizeof *rest);
+    if (!rest) return err_set(e, ERR_NOMEM, "no memory for an adapter");
+    set->rest = rest;
+    set->rest[set->n_rest++] = (struct lora_rest){ .w = w };
+    return 0;
 }
 
 static int pair_order(const void *a, const void *b)
@@ -78,11 +175,9 @@ static int pair_order(const void *a, const void *b)
 
 static int pair_add(struct lora_set *set, const struct weight *w, const struct adapter_config *c, struct err *e)
 {
-    char name[NAME_MAX_BYTES];
-    char which = adapter_key(name, sizeof name, w->name);
-    if (!which)
-        return err_set(e, ERR_UNSUPPORTED, "adapter tensor '%s' of '%s' is not a LoRA matrix", w->name,
-                       w->file);
+    char name[NAME_MAX_BYTES], module[NAME_MAX_BYTES];
+    char which = adapter_key(module, name, w->name);
+    if (!which) return rest_add(set, w, e);
     /* Tensors come in order of their names, so the other half of a pair stands right before. */
     size_t i = set->n && !strcmp(set->pair[set->n - 1].name, name) ? set->n - 1 : set->n;
     if (i == set->n) {
@@ -91,10 +186,10 @@ static int pair_add(struct lora_set *set, const struct weight *w, const struct a
         set->pair = p;
         set->pair[set->n++] = (struct lora_pair){ 0 };
         snprintf(set->pair[i].name, sizeof set->pair[i].name, "%s", name);
-        char module[NAME_MAX_BYTES];
-        snprintf(module, sizeof module, "%.*s", (int)(strlen(name) - 7), name);
-        double r = pattern(c->rank_pattern, module, (double)c->rank),
-               alpha = pattern(c->alpha_pattern, module, c->alpha);
+        double r = (double)c->rank, alpha = c->alpha;
+        int rc = pattern(&r, c->rank_pattern, module, e);
+        if (rc >= 0) rc = pattern(&alpha, c->alpha_pattern, module, e);
+        if (rc < 0) return err_prefix(e, "adapter_config.json of '%s'", w->file);
         set->pair[i].scale = alpha / (c->rslora ? sqrt(r) : r);
         set->pair[i].rank = r;
     }
@@ -140,7 +235,14 @@ void lora_close(struct lora_set *set)
 {
     weights_close(set->weights);
     free(set->pair);
+    free(set->rest);
     *set = (struct lora_set){ 0 };
+}
+
+void lora_mark(struct lora_set *set, const struct weight *w)
+{
+    for (size_t i = 0; i < set->n_rest; i++)
+        if (set->rest[i].w == w) set->rest[i].used = true;
 }
 
 struct lora_pair *lora_find(struct lora_set *set, const char *name)
@@ -214,13 +316,22 @@ int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct e
     return rc;
 }
 
-int lora_check_used(const struct lora_set *set, const char *dir, struct err *e)
+static int check_pairs(const struct lora_set *set, const char *dir, struct err *e)
 {
     for (size_t i = 0; i < set->n; i++)
         if (!set->pair[i].used)
             return err_set(e, ERR_MISSING, "'%s' adapts '%s', which the base model does not have", dir,
                            set->pair[i].name);
     return 0;
+}
+
+int lora_check_used(const struct lora_set *set, const char *dir, struct err *e)
+{
+    for (size_t i = 0; i < set->n_rest; i++)
+        if (!set->rest[i].used)
+            return err_set(e, ERR_MISSING, "'%s' brings '%s', which the base model does not have", dir,
+                           set->rest[i].w->name);
+    return check_pairs(set, dir, e);
 }
 
 /* ---- adapters that stay apart */
@@ -270,7 +381,7 @@ int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct a
         bytes += tensor_bytes(set->pair[i].a->t) + tensor_bytes(set->pair[i].b->t) + 2 * ARENA_ALIGN;
     if (m->dev) TRY(dev_arena(mem, m->dev, bytes, e));
     TRY(llava_each(m, serve_row, &s, e));
-    TRY(lora_check_used(set, dir, e));
+    TRY(check_pairs(set, dir, e));
 out:
     return rc;
 }

@@ -63,7 +63,7 @@ int adapters_open(struct engine *g, struct err *e)
         g->model.n_adapters++;
         int rc = lora_open(&a->set, a->dir, e);
         if (rc >= 0) rc = lora_serve(&a->set, &g->model, i, &a->mem, a->dir, e);
-        if (rc >= 0) rc = projector_open(&a->own, &g->model, a->dir, e);
+        if (rc >= 0) rc = projector_open(&a->own, &g->model, &a->set, a->dir, e);
         if (rc < 0) return err_prefix(e, "adapter '%s'", a->name);
     }
     return 0;

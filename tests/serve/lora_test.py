@@ -143,11 +143,25 @@ def test_blind(tmp):
     controller.stop()
 
 
+def test_whole(tmp, want):
+    """The projector among the adapter's matrices, as PEFT keeps what modules_to_save names."""
+    folder = adapter(os.path.join(tmp, "whole"), 2, 0.01)
+    path = os.path.join(folder, "adapter_model.safetensors")
+    write_safetensors(path, {**read_safetensors(path), **demo_projector(lambda v: v * np.float32(-0.8))})
+    with Server("serve", "--model-path", DEMO, "--lora", f"whole={folder}", "--dtype", "f32") as s:
+        got = [said(chat(s.port, "whole", picture)) for picture in (None, APPLE)]
+        ok(got == [want[0], want[1]], "a projector in the adapter's own file", (got, want))
+
+
 def test_refused(tmp):
     extra = {"base_model.model.model.embed_tokens.weight": np.zeros((1536, 256), np.float32)}
+    head = adapter(os.path.join(tmp, "l"), 1, 0.1)
+    path = os.path.join(head, "adapter_model.safetensors")
+    write_safetensors(path, {**read_safetensors(path), "base_model.model.lm_head.weight": np.zeros((1536, 256), np.float32)})
     half = {k: v for k, v in demo_projector(lambda v: v).items() if not k.endswith("2.bias")}
     cases = [
         ("embeddings beside the adapter", adapter(os.path.join(tmp, "e"), 1, 0.1, extra), "embed_tokens"),
+        ("a whole head", head, "lm_head"),
         ("half a projector", adapter(os.path.join(tmp, "h"), 1, 0.1, half), "mm_projector.2.bias"),
         ("another rank than said", adapter(os.path.join(tmp, "r"), 1, 0.1, r=5), "rank"),
         ("no such folder", os.path.join(tmp, "none"), "none"),
@@ -178,6 +192,7 @@ def main():
             test_names(s.port)
             test_answers(s.port, want)
             test_protocols(s.port, want)
+        test_whole(tmp, want["seeing"])
         test_blind(tmp)
         test_refused(tmp)
     finish()
