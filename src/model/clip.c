@@ -71,8 +71,8 @@ struct tensor clip_forward(struct op_ctx *o, const struct clip *m, const struct 
     int layers = clip_layers_used(&m->cfg, select_layer);
     for (int i = 0; i < layers; i++) {
         struct layer_arg a = { m, &m->layer[i], seq->range };
-        if (o->tape && o->recompute) {
-            x = op_checkpoint(o, clip_layer_forward, &a, sizeof a, x);
+        if (o->tape && o->tower_again) {
+            x = op_checkpoint(o, clip_layer_forward, &a, sizeof a, OP_KEPT_NONE, x);
             continue;
         }
         size_t mark = arena_mark(o->act);

@@ -41,8 +41,7 @@ struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tens
             continue;
         }
         op_mark(o, x, i);
-        if (i < o->recompute) x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, x);
-        else x = op_keep(o, llama_layer_forward, &a, x);
+        x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, o->kept ? (enum op_kept)o->kept[i] : OP_KEPT_ALL, x);
     }
     op_mark(o, x, m->cfg.L);
     return op_rmsnorm(o, x, &m->norm, m->cfg.eps);

@@ -38,8 +38,8 @@ struct llama_cache {
 void llama_rope_table(const struct llama_config *c, float *t, int n);
 
 /* x[T,C] embeddings (overwritten when there is no tape) -> [T,C] hidden states after the last norm. cache: one
- * per layer, or NULL. With a tape the first o->recompute layers run again on the way back, others give their memory
- * back (op_keep); seq must live until tape_back, and o->passed is called with i where layer i's way back ends. */
+ * per layer, or NULL. With a tape layers keep what o->kept says and give their memory back when they were walked back
+ * (op_checkpoint); seq must live until tape_back, and o->passed is called with i where layer i's way back ends. */
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,
                             const struct llama_cache *cache);
 /* h[T,C] -> logits [T,V], F32 without a tape */

@@ -13,7 +13,7 @@ struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos, stru
 {
     OP_CHECK(tensor_count(pos) == tensor_rows(x), x, pos);
     OP_CHECK(tensor_cols(x) % tensor_cols(table) == 0, x, table);
-    OP_RUN(o, rope, x, pos, table, 1);
+    if (!op_has(o)) OP_RUN(o, rope, x, pos, table, 1); /* what a product left is dear: it has been rotated */
     struct rec *r = op_record(o, rope_bwd, x);
     if (r) {
         r->saved[0] = pos;
@@ -40,12 +40,9 @@ struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, s
     float scale = (float)(1 / sqrt((double)head_size));
     bool want = q.id || k.id || v.id;
     OP_CHECK(!want || !pages.p, q, pages); /* the backward knows no pages: a store is not trained through */
-    struct tensor y = op_new(o, want, tensor_rows(q), tensor_cols(q)), lse = { 0 };
-    if (y.id) {
-        lse = tensor_2d(NULL, op_stat_type(o), tensor_rows(q), heads);
-        lse.p = arena_take(o->act, tensor_bytes(lse));
-    }
-    OP_RUN(o, attn_fwd, y, lse, q, k, v, range, pages, heads, scale);
+    struct tensor y = op_new_dear(o, want, o->type, tensor_rows(q), tensor_cols(q)), lse = { 0 };
+    if (y.id || o->dear) lse = op_new_dear(o, false, op_stat_type(o), tensor_rows(q), heads);
+    if (!op_has(o)) OP_RUN(o, attn_fwd, y, lse, q, k, v, range, pages, heads, scale);
     struct rec *r = op_record(o, attention_bwd, y);
     if (r) {
         r->x[0] = q;

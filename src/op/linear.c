@@ -36,7 +36,8 @@ static void scale_to(struct op_ctx *o, const struct lora *l, struct tensor y, st
 static struct tensor lora_down(struct op_ctx *o, struct tensor in, const struct lora *l)
 {
     const struct tensor none = { 0 };
-    struct tensor su = op_new(o, false, tensor_rows(in), l->a.w.n[0]);
+    struct tensor su = op_new_dear(o, false, o->type, tensor_rows(in), l->a.w.n[0]);
+    if (op_has(o)) return su;
     const size_t mark = arena_mark(o->act);
     struct tensor u = op_new(o, false, tensor_rows(in), tensor_cols(su));
     OP_RUN(o, matmul, u, in, l->a.w, none, none);
@@ -78,10 +79,11 @@ static bool linear_trains(const struct linear *l)
            (l->lora && (param_trains(&l->lora->a) || param_trains(&l->lora->b)));
 }
 
-/* y = x w^T + b + res, put off where op_checkpoint asks for it. */
+/* y = x w^T + b + res; nothing where it is there, and put off where op_checkpoint asks for it. */
 static void product(struct op_ctx *o, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                     struct tensor res)
 {
+    if (op_has(o)) return;
     if (!o->puts_off) OP_RUN(o, matmul, y, x, w, b, res);
     else op_put_off(o, (struct op_late){ y, x, w, b, res });
 }
@@ -109,7 +111,7 @@ struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct line
     if (o->n_late) op_run_late(o); /* x may be of it */
     if (l->lora && drops(o, l->lora)) in = dropped(o, l->lora, x);
     struct tensor y = res;
-    if (!o->overwrite || !res.p) y = op_new(o, x.id || res.id || linear_trains(l), rows, w.n[0]);
+    if (!o->overwrite || !res.p) y = op_new_dear(o, x.id || res.id || linear_trains(l), o->type, rows, w.n[0]);
     if (l->lora) su = lora_down(o, in, l->lora);
     product(o, y, x, w, l->b.w, res);
     if (l->lora) product(o, y, su, l->lora->b.w, none, y);

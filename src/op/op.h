@@ -63,7 +63,7 @@ struct rec {
     float f;
     int i;
     uint64_t key;
-    size_t at;
+    size_t at, end;
 };
 
 struct tape {
@@ -75,6 +75,29 @@ struct tape {
 struct tape *tape_new(void);
 void tape_free(struct tape *t);
 void tape_reset(struct tape *t);
+
+/* What a block keeps from the way forward for the way back; the rest is computed again, to the same bits. */
+enum op_kept {
+    OP_KEPT_ALL,  /* everything */
+    OP_KEPT_DEAR, /* its input and what is dear to compute: results of products and of attention */
+    OP_KEPT_AWAY, /* the same, what is dear in op_ctx.away's memory */
+    OP_KEPT_NONE, /* its input */
+};
+/* Memory that is somebody else's for what is dear of one block after another, and on the way back of the last of them
+ * first. It is the block's from open to close; back: it holds what it held when it was closed, of as many bytes. */
+struct op_away {
+    void *ctx;
+    char *(*open)(void *ctx, size_t bytes, bool back);
+    void (*close)(void *ctx, bool back);
+};
+/* What is dear of the block that runs, one tensor after another from base on. */
+struct op_dear {
+    char *base;
+    size_t used, result_at; /* where the block's result would be, which is at `result` instead */
+    void *result;
+    bool passed;            /* it */
+    bool there;             /* the block runs again: nothing of it needs to be computed */
+};
 
 /* What dropout made last, of what, while `on`: between op_share_dropped's two calls. */
 struct op_dropped { bool on; const void *x; struct tensor y; uint64_t id; };
@@ -88,8 +111,11 @@ struct op_ctx {
     struct tape *tape;
     enum dtype type; /* of activations: F32; F64 in gradient tests */
     bool dry;
-    int recompute;     /* with a tape: the first so many layers of the language model keep their input and output only,
-                          and run again on the way back; all of a tower's if there are any. Others keep everything */
+    const uint8_t *kept; /* [L] enum op_kept of the language model's layers, with a tape; NULL: they keep all */
+    bool tower_again;    /* with a tape: a tower's layers keep their input only */
+    const struct op_away *away;
+    size_t away_most;    /* of a dry run: bytes of the largest block that has been away */
+    struct op_dear *dear; /* of the block that runs; NULL: it keeps all, or nothing */
     /* Called on the way back where op_mark marked it; not in a dry run. */
     void (*passed)(void *ctx, int i);
     void *passed_ctx;
@@ -158,14 +184,13 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
 void op_choose(struct op_ctx *o, struct tensor chosen, struct tensor logits, struct tensor how);
 struct tensor op_tokens(struct op_ctx *o, struct tensor chosen, struct tensor idx);
 
-/* Runs fn(o, arg, x) keeping only x and the result; on the way back runs it again with a tape of its own. Same bits as
- * without. tape_back writes over the result. The `bytes` (at most 64) of arg are copied; what it points to must live
- * until tape_back. The block is walked back even if nothing in it trains and x wants no gradient.  arXiv:1604.06174 */
-struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, struct tensor x);
-
-/* Runs fn(o, arg, x) and gives back, when it was walked back, the memory that it took; so that memory which comes after
- * it (the result too) must not be used then. Same bits as without. */
-struct tensor op_keep(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x);
+/* Runs fn(o, arg, x) and keeps of it what `kept` says; if that is not all, runs it again on the way back, with a tape of
+ * its own. Same bits whatever it says. When the block was walked back the memory that it took, and all that was taken
+ * after it (its result too), is given back or written over. The `bytes` (at most 64) of arg are copied; what it points
+ * to must live until tape_back. A block that runs again is walked back even if nothing in it trains and x wants no
+ * gradient.  arXiv:1604.06174 */
+struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, enum op_kept kept,
+                            struct tensor x);
 /* Calls o->passed(o->passed_ctx, i) when everything after x was walked back. Nothing where x wants no gradient. */
 void op_mark(struct op_ctx *o, struct tensor x, int i);
 
@@ -188,6 +213,10 @@ struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct pa
 
 struct tensor op_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols); /* want: give it a gradient slot */
 struct tensor op_new_1d(struct op_ctx *o, enum dtype t, int64_t n);            /* statistics; no slot */
+/* op_new of what is dear, in any type; the same calls in the same order each time a block runs. It is to be computed
+ * unless op_has: then it is there. */
+struct tensor op_new_dear(struct op_ctx *o, bool want, enum dtype t, int64_t rows, int64_t cols);
+static inline bool op_has(const struct op_ctx *o) { return o->dear && o->dear->there; }
 /* A record to fill, or NULL when y has no slot (no tape, or nobody wants it). */
 struct rec *op_record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct rec *), struct tensor y);
 /* Of statistics and losses. */

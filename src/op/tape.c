@@ -56,6 +56,24 @@ struct tensor op_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols)
     return t;
 }
 
+struct tensor op_new_dear(struct op_ctx *o, bool want, enum dtype type, int64_t rows, int64_t cols)
+{
+    struct op_dear *d = o->dear;
+    struct tensor t = tensor_2d(NULL, type, rows, cols);
+    const size_t bytes = (tensor_bytes(t) + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    if (!d) {
+        t.p = arena_take(o->act, bytes);
+    } else if (d->used == d->result_at && !d->passed) {
+        t.p = d->result;
+        d->passed = true;
+    } else {
+        t.p = d->base + d->used;
+        d->used += bytes;
+    }
+    if (o->tape && want) t.id = slot_new(o->tape, (struct tensor){ 0 });
+    return t;
+}
+
 struct tensor op_new_1d(struct op_ctx *o, enum dtype type, int64_t n)
 {
     struct tensor t = tensor_1d(NULL, type, n);
@@ -132,59 +150,112 @@ void op_put_off(struct op_ctx *o, struct op_late p)
     if (!o->dry) o->late[o->n_late++] = p;
 }
 
-/* Recomputes the block on a tape of its own whose slots for input and output are the outer gradients themselves. */
-static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
+/* ---- blocks */
+
+static struct tensor run_block(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x, struct tape *tape,
+                               struct op_dear *dear)
 {
     struct tape *outer = o->tape;
+    o->tape = tape;
+    o->dear = dear;
+    const struct tensor y = fn(o, arg, x);
+    o->tape = outer;
+    o->dear = NULL;
+    return y;
+}
+
+/* How much of the block is dear, beside its result, and where that is among it: runs it dry. */
+static struct op_dear measure(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
+{
+    struct op_dear d = { .base = (char *)ARENA_ALIGN, .result_at = SIZE_MAX };
+    const size_t mark = arena_mark(o->act);
+    const bool dry = o->dry;
+    o->dry = true;
+    const struct tensor y = run_block(o, fn, arg, x, NULL, &d);
+    o->dry = dry;
+    arena_rewind(o->act, mark);
+    const size_t at = (size_t)((char *)y.p - d.base);
+    if (at < d.used) {
+        d.result_at = at;
+        d.used -= (tensor_bytes(y) + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    }
+    return d;
+}
+
+static char *dear_open(struct op_ctx *o, enum op_kept kept, size_t bytes)
+{
+    if (kept != OP_KEPT_AWAY) return arena_take(o->act, bytes);
+    if (!o->dry) return o->away->open(o->away->ctx, bytes, false);
+    if (bytes > o->away_most) o->away_most = bytes;
+    return (char *)ARENA_ALIGN;
+}
+
+/* Runs the block again on a tape of its own whose slots for input and output are the outer gradients themselves. */
+static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
+{
+    const enum op_kept kept = (enum op_kept)r->i;
+    struct tape *outer = o->tape;
     struct tensor x = r->x[0], dx = grad_in_place(o, x, r->y), dy = tape_grad(o, r->y);
+    struct op_dear d = { .base = r->saved[0].p, .result_at = r->at, .result = r->y.p, .there = true };
+    const bool away = kept == OP_KEPT_AWAY && !o->dry;
     if (!outer->inner) outer->inner = tape_new();
     struct tape *inner = outer->inner;
-    size_t mark = arena_mark(o->act);
+    const size_t mark = dx.p && dx.p != r->y.p ? arena_mark(o->act) : r->end;
     tape_reset(inner);
-    o->tape = inner;
     x.id = dx.p ? slot_new(inner, dx) : 0;
-    o->puts_off = true;
-    struct tensor y = r->fn(o, r->local, x);
+    if (away) d.base = o->away->open(o->away->ctx, (size_t)r->saved[0].n[0], true);
+    o->puts_off = kept == OP_KEPT_NONE;
+    struct tensor y = run_block(o, r->fn, r->local, x, inner, kept == OP_KEPT_NONE ? NULL : &d);
     o->puts_off = false;
     o->n_late = 0; /* the block's result */
     if (y.id) {
         inner->g[y.id] = dy;
+        o->tape = inner;
         tape_back(o);
+        o->tape = outer;
     }
-    o->tape = outer;
-    arena_rewind(o->act, mark);
-}
-
-struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, struct tensor x)
-{
-    struct tape *t = o->tape;
-    ASSERT(bytes <= sizeof((struct rec *)0)->local);
-    if (!t) return fn(o, arg, x);
-    struct tensor y = op_new(o, true, tensor_rows(x), tensor_cols(x));
-    size_t mark = arena_mark(o->act);
-    o->tape = NULL;
-    struct tensor z = fn(o, arg, x);
-    o->tape = t;
-    OP_CHECK(tensor_same_shape(y, z), y, z);
-    OP_RUN(o, cast, y, z);
-    arena_rewind(o->act, mark);
-    struct rec *r = op_record(o, checkpoint_bwd, y);
-    r->x[0] = x;
-    memcpy(r->local, arg, bytes);
-    r->fn = fn;
-    return y;
+    if (away) o->away->close(o->away->ctx, true);
+    arena_rewind(o->act, mark); /* what was taken after the block is of no use any more */
 }
 
 static void keep_bwd(struct op_ctx *o, const struct rec *r) { arena_rewind(o->act, r->at); }
 
 /* The input's gradient, in which the block's way back ends, lies before what is given back. */
-struct tensor op_keep(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
+static struct tensor keep_all(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
 {
-    if (!o->tape) return fn(o, arg, x);
     tape_grad(o, x);
     struct rec *r = op_record(o, keep_bwd, x);
     if (r) r->at = arena_mark(o->act);
     return fn(o, arg, x);
+}
+
+struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, enum op_kept kept,
+                            struct tensor x)
+{
+    ASSERT(bytes <= sizeof((struct rec *)0)->local);
+    if (!o->tape) return fn(o, arg, x);
+    if (kept == OP_KEPT_ALL) return keep_all(o, fn, arg, x);
+    struct tensor y = op_new(o, true, tensor_rows(x), tensor_cols(x));
+    struct rec *r = op_record(o, checkpoint_bwd, y);
+    struct op_dear d = { 0 };
+    memcpy(r->local, arg, bytes);
+    r->fn = fn;
+    r->x[0] = x;
+    r->i = (int)kept;
+    r->end = arena_mark(o->act);
+    if (kept != OP_KEPT_NONE) {
+        d = measure(o, fn, arg, x);
+        r->at = d.result_at;
+        r->saved[0] = tensor_1d(dear_open(o, kept, d.used), DT_U8, (int64_t)d.used);
+        d = (struct op_dear){ .base = r->saved[0].p, .result_at = r->at, .result = y.p };
+    }
+    const size_t mark = arena_mark(o->act);
+    const struct tensor z = run_block(o, fn, arg, x, NULL, kept == OP_KEPT_NONE ? NULL : &d);
+    if (kept == OP_KEPT_AWAY && !o->dry) o->away->close(o->away->ctx, false);
+    OP_CHECK(tensor_same_shape(y, z), y, z);
+    if (z.p != y.p) OP_RUN(o, cast, y, z);
+    arena_rewind(o->act, mark);
+    return y;
 }
 
 static void mark_bwd(struct op_ctx *o, const struct rec *r)

@@ -247,6 +247,8 @@ static int check(const struct train_args *a, struct err *e)
                     "round at random"));
     if (!strcmp(a->optim, "muon") && strcmp(a->offload, "auto") != 0 && strcmp(a->offload, "none") != 0)
         TRY(err_set(e, ERR_USAGE, "--offload %s: Muon keeps everything on the device", a->offload));
+    TRY(must_be(a->gradient_checkpointing || strcmp(a->offload, "activations") != 0, "gradient_checkpointing",
+                "True with --offload activations", e));
     TRY(must_be(a->data_path, "data_path", "given", e));
     TRY(must_be(a->output_dir || a->dry_run, "output_dir", "given", e));
     TRY(must_be(a->model_name_or_path, "model_name_or_path", "given", e));

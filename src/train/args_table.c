@@ -121,7 +121,7 @@ const struct arg_row train_arg_rows[] = {
     INT(threads, "0", "Threads, 0: as many as the machine gives"),
     STR(memory_limit, NULL, "Most memory to take, such as 48G; refused at the start if it does not suffice"),
     STR(host_memory_limit, NULL, "With a device: most of the host's memory to take"),
-    WORD(offload, "auto", "auto|none|gradients|moments|both",
+    WORD(offload, "auto", "auto|none|gradients|moments|both|activations",
          "What the host keeps for the device. auto: what is fastest within the limits; the same bits all"),
     BOOL(pageable, "False", "The host's share is not page-locked, for systems that refuse that: much slower"),
     BOOL(quiet, "False", "Errors and warnings only"),

@@ -194,12 +194,12 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static json_t *figures(struct bench *b, double ceiling)
+static json_t *figures(struct bench *b, const struct plan_speed *speed)
 {
     const struct train_bench *o = b->b;
     const struct train_args *a = o->a;
     const struct dev_memory card = dev_memory_now(b->step.kc.dev);
-    const double n = o->steps;
+    const double n = o->steps, ceiling = speed->flops;
     qsort(b->time, (size_t)o->steps, sizeof *b->time, by_value);
     const double s = b->time[o->steps / 2], executed = (b->useful + b->again) / n / s;
     json_t *r = json_pack(
@@ -212,12 +212,14 @@ static json_t *figures(struct bench *b, double ceiling)
         { "step_s", s }, { "slowest_s", b->time[o->steps - 1] }, { "samples_s", b->records / n / s },
         { "tok_s", b->real / n / s }, { "positions_s", b->positions / n / s }, { "learned_tok_s", b->learned / n / s },
         { "tflops", executed * 1e-12 }, { "useful_tflops", b->useful / n / s * 1e-12 },
-        { "ceiling_tflops", ceiling * 1e-12 }, { "share_of_ceiling", ceiling > 0 ? executed / ceiling : 0 },
+        { "link_gb_s", speed->link * 1e-9 }, { "ceiling_tflops", ceiling * 1e-12 }, { "share_of_ceiling", ceiling > 0 ? executed / ceiling : 0 },
     };
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
         json_object_set_new(r, real[i].name, json_real(real[i].value));
     const struct plan_choice *c = &b->plan.choice[b->plan.chosen];
-    json_object_set_new(r, "layers_again", json_integer(c->recompute));
+    json_object_set_new(r, "layers_again", json_integer(c->kept.none));
+    json_object_set_new(r, "layers_in_part", json_integer(c->kept.dear));
+    json_object_set_new(r, "layers_away", json_integer(c->kept.away));
     json_object_set_new(r, "gradients_away", json_boolean(c->how.grads_away));
     json_object_set_new(r, "moments_away", json_boolean(c->how.moments_away));
     json_object_set_new(r, "planned_bytes", json_integer((json_int_t)b->plan.sum[PLAN_DEVICE]));
@@ -258,15 +260,15 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     const struct step_options so = { .dev = b.dev, .dtype = b.t.dtype, .tower_trains = b.t.tower_trains,
                                      .states = &b.t.states, .threads = threads, .most = most };
     TRY(step_open(&b.step, &b.t.model, &so, e));
-    const double ceiling = step_ceiling(&b.step, b.t.dtype);
-    TRY(plan_make(&b.plan, &b.t, &b.step, a, ceiling, e));
+    const struct plan_speed speed = { step_ceiling(&b.step, b.t.dtype), step_link(&b.step) };
+    TRY(plan_make(&b.plan, &b.t, &b.step, a, &speed, e));
     TRY(plan_check(&b.plan, &b.t, &b.step, a, e));
     TRY(trainee_fill(&b.t, a, &b.step.kern, &b.step.kc, e));
     TRY(step_fill(&b.step, e));
     TRY(optim_open(&b.optim, &b.t, a, 1000, e));
     for (int k = 0; k <= o->steps; k++) run_step(&b, k, k > 0);
     if (o->profile) TRY(profile(&b, e));
-    *ret = figures(&b, ceiling);
+    *ret = figures(&b, &speed);
 out:
     bench_fini(&b);
     return rc;

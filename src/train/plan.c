@@ -71,6 +71,7 @@ static void add_rows(struct plan *p, struct trainee *t, struct step *s, const st
     add(p, PLAN_HOST, "f32 masters, away", k.masters_away);
     add(p, PLAN_HOST, "moments, away", k.moments_away);
     add(p, PLAN_HOST, "gradients, away", k.gradients_away);
+    add(p, PLAN_HOST, "activations, away", step_away(s));
     add(p, PLAN_HOST, "batches read ahead", ahead * 3 * side * side * sizeof(float) + (size_t)s->most.T * 32);
     add(p, PLAN_HOST, "program and driver", program_bytes(p));
 }
@@ -82,71 +83,135 @@ static bool within(const struct plan *p)
 
 /* ---- the choice */
 
-/* Bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what is left of it pageable);
- * the share of a matrix product's speed that a step has, and of its time that the way back takes. */
-static const double link_s = 50e9, pageable_s = 8e9, step_share = 0.7, back_share = 0.6;
+/* Where it is not measured: bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what is
+ * left of it pageable), and operations; the share of a matrix product's speed that a step has, and of its time that the
+ * way back takes. */
+static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14, step_share = 0.62, back_share = 0.6;
 
-static void estimate(struct plan_choice *c, const struct trainee *t, const struct step *s, const struct train_args *a,
-                     double flops_s)
+static double link_speed(const struct plan *p, const struct states_how *how)
+{
+    return how->pageable ? pageable_s : p->speed.link > 0 ? p->speed.link : link_s;
+}
+
+/* Seconds of a pass there and back, without what runs again. */
+static double pass_time(const struct plan *p, const struct step *s)
+{
+    return step_flops(s, &s->most) / (step_share * (p->speed.flops > 0 ? p->speed.flops : flops_s));
+}
+
+static double above(double x, double of) { return x > of ? x - of : 0; }
+
+static void estimate(struct plan_choice *c, const struct plan *p, const struct trainee *t, const struct step *s,
+                     const struct train_args *a)
 {
     const struct states_bytes k = states_count(&t->states);
-    const double speed = step_share * (flops_s > 0 ? flops_s : 4e14), link = c->how.pageable ? pageable_s : link_s;
-    const double n = (double)a->gradient_accumulation_steps, pass = step_flops(s, &s->most) / speed;
+    const double link = link_speed(p, &c->how), n = (double)a->gradient_accumulation_steps, pass = pass_time(p, s);
+    const double again = pass * step_flops_again(s, &s->most) / step_flops(s, &s->most);
     const double grads = (double)k.gradients_away / link, rest = (double)(k.moments_away + k.masters_away) / link;
-    c->again_s = n * step_flops_again(s, &s->most) / speed;
-    const double over = grads - back_share * (pass + c->again_s / n);
-    c->link_s = n * (over > 0 ? over : 0) + grads + rest; /* the optimiser's pass hides little */
-    c->s = n * pass + c->again_s + c->link_s;
+    const double acts = (double)step_away(s) / link;
+    c->again_s = n * again;
+    c->link_s = n * (above(acts, (1 - back_share) * pass) + above(grads + acts, back_share * pass + again)) + grads +
+                rest; /* the optimiser's pass hides little */
+    c->s = n * (pass + again) + c->link_s;
 }
 
-/* Tries a number of layers that run again. */
-static bool try_layers(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, int layers)
+/* ---- what layers keep */
+
+struct search {
+    struct plan *p;
+    struct trainee *t;
+    struct step *s;
+    const struct train_args *a;
+};
+
+static bool try_kept(struct search *g, struct step_kept k)
 {
-    s->recompute = layers;
-    add_rows(p, t, s, a);
-    return within(p);
+    step_keep(g->s, &k);
+    add_rows(g->p, g->t, g->s, g->a);
+    return within(g->p);
 }
 
-/* The fewest layers that must run again; all, where that does not help. */
-static int fewest_layers(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, bool may)
+/* Of n layers the fewest that must be *less, the others *more (of k; NULL: they keep all), so that it fits, as it does if
+ * all of them are. */
+static void fewest(struct search *g, struct step_kept *k, int *less, int *more, int n)
 {
-    int low = 0, high = p->layers;
-    if (!may || try_layers(p, t, s, a, 0)) return 0;
+    int low = -1, high = n;
     while (low + 1 < high) {
-        const int middle = (low + high) / 2;
-        if (try_layers(p, t, s, a, middle)) high = middle;
-        else low = middle;
+        *less = low + (high - low) / 2;
+        if (more) *more = n - *less;
+        if (try_kept(g, *k)) high = *less;
+        else low = *less;
     }
-    return high;
+    *less = high;
+    if (more) *more = n - high;
 }
 
-static int try_choice(struct plan *p, struct plan_choice *c, struct trainee *t, struct step *s,
-                      const struct train_args *a, bool recompute, double flops_s, struct err *e)
+/* So many layers can leave for the host while the next ones compute, and find room there; 0: none, or no room for the
+ * places on the device. */
+static int most_away(struct search *g, const struct states_how *how)
 {
-    const int rc = trainee_keep(t, &c->how, e);
+    const int L = g->p->layers;
+    (void)try_kept(g, (struct step_kept){ .away = 1 });
+    const double one = (double)step_away(g->s) / link_speed(g->p, how);
+    const double most = (1 - back_share) * pass_time(g->p, g->s) / one;
+    int n = most < L ? (int)most : L;
+    while (n && !try_kept(g, (struct step_kept){ .away = n, .none = L - n })) n--;
+    return n;
+}
+
+enum { MAY_ACTIVATIONS = 16, MUST_ACTIVATIONS = 32 };
+
+/* The layers' kinds for which a step is the fastest. What is dear takes half of what all takes and saves nearly as much
+ * time; what is away saves as much, as long as the link keeps up. */
+static struct step_kept choose_kept(struct search *g, const struct states_how *how, unsigned may)
+{
+    const int L = g->p->layers;
+    struct step_kept k = { 0 }, away = { 0 };
+    if (may & MUST_ACTIVATIONS) return (struct step_kept){ .away = L };
+    if (try_kept(g, k)) return k;
+    k.dear = L;
+    if (try_kept(g, k)) {
+        fewest(g, &k, &k.dear, NULL, L);
+        return k;
+    }
+    k = (struct step_kept){ .none = L };
+    const bool fits = try_kept(g, k);
+    if (fits) fewest(g, &k, &k.none, &k.dear, L);
+    if (!(may & MAY_ACTIVATIONS)) return k;
+    away.away = most_away(g, how);
+    if (!away.away) return k;
+    fewest(g, &away, &away.none, &away.dear, L - away.away);
+    return !fits || away.none < k.none ? away : k;
+}
+
+static int try_choice(struct search *g, struct plan_choice *c, unsigned may, bool recompute, struct err *e)
+{
+    const int rc = trainee_keep(g->t, &c->how, e);
     if (rc < 0) return rc;
-    c->recompute = fewest_layers(p, t, s, a, recompute);
-    c->fits = try_layers(p, t, s, a, c->recompute);
-    c->sum[PLAN_DEVICE] = p->sum[PLAN_DEVICE];
-    c->sum[PLAN_HOST] = p->sum[PLAN_HOST];
-    estimate(c, t, s, a, flops_s);
+    g->s->pageable = c->how.pageable;
+    if (recompute) c->kept = choose_kept(g, &c->how, may);
+    c->fits = try_kept(g, c->kept);
+    c->sum[PLAN_DEVICE] = g->p->sum[PLAN_DEVICE];
+    c->sum[PLAN_HOST] = g->p->sum[PLAN_HOST];
+    estimate(c, g->p, g->t, g->s, g->a);
     return 0;
 }
 
-/* What --offload and the run allow to be away; bit 0: gradients, 1: moments. */
+/* What --offload and the run allow to be away. Bit i, i < 4: the choice whose bit 0 says gradients and bit 1 moments. */
 static unsigned allowed(const struct plan *p, const struct trainee *t, const char *offload)
 {
     static const char *const words[] = { "none", "gradients", "moments", "both" };
     for (unsigned i = 0; i < 4; i++)
         if (!strcmp(offload, words[i])) return 1u << i;
-    return p->card && !t->model.llama.cfg.tied && !t->muon ? 15 : 1; /* auto */
+    if (!strcmp(offload, "activations")) return 1 | MUST_ACTIVATIONS;
+    return !p->card ? 1 : (t->model.llama.cfg.tied || t->muon ? 1 : 15) | MAY_ACTIVATIONS; /* auto */
 }
 
 /* Which of the choices is the fastest that fits, the first of equals. */
-static int choose(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
-                  const struct states_how *how, const char *offload, bool recompute, double flops_s, struct err *e)
+static int choose(struct search *g, const struct states_how *how, const char *offload, bool recompute, struct err *e)
 {
-    const unsigned may = allowed(p, t, offload);
+    struct plan *p = g->p;
+    const unsigned may = allowed(p, g->t, offload);
     p->n_choices = 0;
     p->chosen = -1;
     for (unsigned i = 0; i < 4; i++) {
@@ -155,7 +220,7 @@ static int choose(struct plan *p, struct trainee *t, struct step *s, const struc
         *c = (struct plan_choice){ .how = *how };
         c->how.grads_away = i & 1;
         c->how.moments_away = i >> 1;
-        const int rc = try_choice(p, c, t, s, a, recompute, flops_s, e);
+        const int rc = try_choice(g, c, may, recompute, e);
         if (rc < 0) return rc;
         if (c->fits && (p->chosen < 0 || c->s < p->choice[p->chosen].s)) p->chosen = p->n_choices - 1;
     }
@@ -182,20 +247,22 @@ out:
     return rc;
 }
 
-int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, double flops_s,
-              struct err *e)
+int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
+              const struct plan_speed *speed, struct err *e)
 {
+    struct search g = { p, t, s, a };
     const struct states_how how = how_of(a);
     int rc;
-    *p = (struct plan){ .card = s->card, .layers = t->model.cfg.llama.L };
+    *p = (struct plan){ .card = s->card, .layers = t->model.cfg.llama.L, .speed = *speed };
     TRY(read_limits(p, t, a, e));
     if (t->model.llama.cfg.tied && (!strcmp(a->offload, "gradients") || !strcmp(a->offload, "both")))
         TRY(err_set(e, ERR_USAGE, "--offload %s: the model's lm_head is its embeddings, whose gradient is needed all "
                     "the way", a->offload));
-    TRY(choose(p, t, s, a, &how, a->offload, a->gradient_checkpointing, flops_s, e));
+    TRY(choose(&g, &how, a->offload, a->gradient_checkpointing, e));
     const struct plan_choice *c = &p->choice[p->chosen < 0 ? p->n_choices - 1 : p->chosen];
     TRY(trainee_keep(t, &c->how, e));
-    try_layers(p, t, s, a, c->recompute);
+    s->pageable = c->how.pageable;
+    try_kept(&g, c->kept);
 out:
     return rc;
 }
@@ -227,6 +294,7 @@ static void find_wish(char *out, size_t size, const struct plan *p, struct train
                       const struct train_args *a)
 {
     struct plan try = *p;
+    struct search g = { &try, t, s, a };
     char flags[160], device[16], host[16];
     *out = 0;
     for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++) {
@@ -235,7 +303,7 @@ static void find_wish(char *out, size_t size, const struct plan *p, struct train
         how.eight |= w->eight;
         how.masters &= !w->bare;
         if (!name_wish(flags, sizeof flags, p, t, a, w)) continue;
-        if (choose(&try, t, s, a, &how, w->offload ? "auto" : a->offload, true, 0, NULL) < 0) continue;
+        if (choose(&g, &how, w->offload ? "auto" : a->offload, true, NULL) < 0) continue;
         if (try.chosen < 0) continue;
         plan_bytes(device, (double)try.choice[try.chosen].sum[PLAN_DEVICE]);
         plan_bytes(host, (double)try.choice[try.chosen].sum[PLAN_HOST]);
@@ -291,23 +359,25 @@ static void print_choices(const struct plan *p, FILE *f)
 {
     static const char *const away[] = { "nothing", "gradients", "moments", "gradients, moments" };
     if (p->n_choices > 1)
-        fprintf(f, "choices:\n  %-20s %9s %9s %13s %12s\n", "on the host", "device", "host", "layers again",
-                "a step");
+        fprintf(f, "choices:\n  %-20s %9s %9s %13s %8s %5s %11s\n", "on the host", "device", "host", "layers again",
+                "in part", "away", "a step");
     for (int i = 0; i < p->n_choices && p->n_choices > 1; i++) {
         const struct plan_choice *c = &p->choice[i];
         char device[16], host[16], time[24];
         plan_bytes(device, (double)c->sum[PLAN_DEVICE]);
         plan_bytes(host, (double)c->sum[PLAN_HOST]);
         snprintf(time, sizeof time, c->fits ? "~%.3g s" : "too large", c->s);
-        fprintf(f, "%s %-20s %9s %9s %6d of %3d %12s\n", i == p->chosen ? ">" : " ",
-                away[c->how.grads_away + 2 * c->how.moments_away], device, host, c->recompute, p->layers, time);
+        fprintf(f, "%s %-20s %9s %9s %6d of %3d %8d %5d %11s\n", i == p->chosen ? ">" : " ",
+                away[c->how.grads_away + 2 * c->how.moments_away], device, host, c->kept.none, p->layers, c->kept.dear,
+                c->kept.away, time);
     }
     if (p->chosen < 0) return;
     const struct plan_choice *c = &p->choice[p->chosen];
     if (p->n_choices > 1)
         fprintf(f, "chosen: the fastest that fits; of a step about %.2g s are layers that run again, %.2g s waiting "
                 "for copies\n", c->again_s, c->link_s);
-    else fprintf(f, "layers that run again on the way back: %d of %d\n", c->recompute, p->layers);
+    else fprintf(f, "layers that run again on the way back: %d of %d; in part %d, away %d\n", c->kept.none, p->layers,
+                 c->kept.dear, c->kept.away);
 }
 
 void plan_print(const struct plan *p, FILE *f)

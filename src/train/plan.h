@@ -1,5 +1,5 @@
-/* The memory of a run by name, before any of it is taken; and the choice of what is kept where, which layers run again,
- * so that a step is the fastest that stays within the limits: `--dry_run` shows it.
+/* The memory of a run by name, before any of it is taken; and the choice of what is kept where, and what layers keep for
+ * their way back, so that a step is the fastest that stays within the limits: `--dry_run` shows it.
  *
  * Choices change no bit of the result. What does (moments of 8 bits, masters) is the arguments' to say; where nothing
  * fits the refusal names those that would.
@@ -12,9 +12,15 @@
 enum { PLAN_ROWS = 20, PLAN_CHOICES = 4 };
 enum plan_place { PLAN_DEVICE, PLAN_HOST, PLAN_PLACES }; /* without a device all is the former */
 
+/* What the machine does in a second; 0: not known. */
+struct plan_speed {
+    double flops; /* of a large matrix product */
+    double link;  /* bytes between device and host, each way */
+};
+
 struct plan_choice {
     struct states_how how;
-    int recompute;              /* layers that run again on the way back */
+    struct step_kept kept;      /* what layers keep for the way back */
     size_t sum[PLAN_PLACES];
     double again_s, link_s, s;  /* of an optimiser step: recomputing, waiting for copies, all of it */
     bool fits;
@@ -29,12 +35,13 @@ struct plan {
     struct plan_choice choice[PLAN_CHOICES];
     int n_choices, chosen;      /* -1: none fits */
     int layers;
+    struct plan_speed speed;
 };
 
-/* Plans for the largest batch and sets t->states and s->recompute accordingly. flops_s: what a matrix product reaches.
- * ERR_USAGE for limits that are none. Bytes of "48G", "512M", ...; without a limit: what is free. */
-int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, double flops_s,
-              struct err *e);
+/* Plans for the largest batch and sets t->states and what s keeps accordingly. ERR_USAGE for limits that are none. Bytes
+ * of "48G", "512M", ...; without a limit: what is free. */
+int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
+              const struct plan_speed *speed, struct err *e);
 /* ERR_NOMEM with the sum where nothing fits, and what would. */
 int plan_check(const struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, struct err *e);
 void plan_print(const struct plan *p, FILE *f);

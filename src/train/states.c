@@ -77,8 +77,8 @@ struct states_bytes states_count(const struct states *s)
         *(p->paged ? &b.moments_away : &b.moments) += moment_bytes(p);
         *(s->how.grads_away ? &b.gradients_away : &b.gradients) += grad_bytes(p);
     }
-    if (s->how.grads_away) b.gradients = pager_device_bytes(s->grad_bytes, s->blocks);
-    if (s->how.moments_away) b.moments += pager_device_bytes(s->moment_bytes, s->blocks);
+    if (s->how.grads_away) b.gradients = pager_device_bytes(s->grad_bytes, s->blocks, PAGER_PLACES);
+    if (s->how.moments_away) b.moments += pager_device_bytes(s->moment_bytes, s->blocks, PAGER_PLACES);
     return b;
 }
 
@@ -166,9 +166,12 @@ int states_fill(struct states *s, struct arena *here, struct dev *dev, const str
 {
     int rc = 0;
     take_here(s, here, dev);
-    if (s->how.grads_away) TRY(pager_open(&s->grads, dev, s->grad_bytes, s->blocks, s->how.pageable, e));
-    if (s->how.moments_away) TRY(pager_open(&s->moments, dev, s->moment_bytes, s->blocks, s->how.pageable, e));
-    if (s->moments.n) pager_begin(&s->moments, true);
+    const bool pageable = s->how.pageable;
+    if (s->how.grads_away)
+        TRY(pager_open(&s->grads, dev, s->grad_bytes, s->blocks, PAGER_PLACES, pageable, e));
+    if (s->how.moments_away)
+        TRY(pager_open(&s->moments, dev, s->moment_bytes, s->blocks, PAGER_PLACES, pageable, e));
+    if (s->moments.n) pager_begin(&s->moments, PAGER_CLEAR);
     copy_masters(s, true, k, kc);
 out:
     return rc;
@@ -187,7 +190,7 @@ void states_fini(struct states *s)
 void states_back_begin(struct states *s)
 {
     if (!s->how.grads_away) return;
-    pager_begin(&s->grads, s->fresh);
+    pager_begin(&s->grads, s->fresh ? PAGER_CLEAR : PAGER_READ);
     s->fresh = false;
     lay_out_grads(s, 0, pager_next(&s->grads));
 }
@@ -208,8 +211,8 @@ void states_back_done(struct states *s, const struct kern *k, struct kctx *kc, i
 
 void states_update_begin(struct states *s)
 {
-    if (s->how.grads_away) pager_begin(&s->grads, false);
-    if (s->how.moments_away) pager_begin(&s->moments, false);
+    if (s->how.grads_away) pager_begin(&s->grads, PAGER_READ);
+    if (s->how.moments_away) pager_begin(&s->moments, PAGER_READ);
 }
 
 void states_update_next(struct states *s, int block)
@@ -229,7 +232,7 @@ void states_update_done(struct states *s)
 
 void states_round(struct states *s, const struct kern *k, struct kctx *kc)
 {
-    if (s->moments.n) pager_begin(&s->moments, false);
+    if (s->moments.n) pager_begin(&s->moments, PAGER_READ);
     copy_masters(s, false, k, kc);
 }
 

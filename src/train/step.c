@@ -14,6 +14,7 @@ enum {
     HEAD_ROWS = 128, DEVICE_HEAD_ROWS = 2048, /* rows of logits at a time */
     SCRATCH_BYTES = 1 << 30, DEVICE_SCRATCH_BYTES = 256 << 20, /* the host's is address space: pages are taken when a
                                                                   kernel touches them */
+    AWAY_PLACES = 2,
     DEVICE_LIBRARY_BYTES = 64 << 20, /* what a library of matrix products takes, where it cannot be seen */
 };
 
@@ -101,10 +102,26 @@ static void passed(void *ctx, int i)
     states_back_done(s->states, &s->kern, &s->kc, s->m->cfg.llama.L - i);
 }
 
+/* Layers that are away, in the order of both ways. */
+static char *away_open(void *ctx, size_t bytes, bool back)
+{
+    struct step *s = ctx;
+    (void)back; /* which pass it is */
+    s->away.most = bytes; /* equal in all layers */
+    return pager_next(&s->away);
+}
+
+static void away_close(void *ctx, bool back)
+{
+    struct step *s = ctx;
+    pager_done(&s->away, !back);
+}
+
 static struct op_ctx context_of(struct step *s, bool back, uint64_t drop_key)
 {
     return (struct op_ctx){ .k = &s->kern, .kc = &s->kc, .act = &s->act, .tape = back ? s->tape : NULL,
-                            .type = s->act_type, .recompute = s->recompute, .drop_key = drop_key,
+                            .type = s->act_type, .drop_key = drop_key, .kept = s->layer, .away = &s->away_ops,
+                            .tower_again = s->kept.none + s->kept.dear + s->kept.away > 0,
                             .passed = back && s->states && s->states->how.grads_away ? passed : NULL, .passed_ctx = s };
 }
 
@@ -162,7 +179,7 @@ static struct tensor embed(struct op_ctx *o, const struct step *s)
 }
 
 /* Losses of the targets, [n_targets]; gradients on the way where o has a tape. */
-static struct tensor forward(struct op_ctx *o, const struct step *s)
+static struct tensor forward(struct op_ctx *o, struct step *s)
 {
     const struct llama *l = &s->m->llama;
     const struct step_in *in = &s->in;
@@ -172,6 +189,7 @@ static struct tensor forward(struct op_ctx *o, const struct step *s)
     struct tensor loss = op_linear_xent(o, op_gather(o, h, in->at), &l->head, in->target, in->weight,
                                         s->card ? DEVICE_HEAD_ROWS : HEAD_ROWS);
     OP_RUN(o, cast, kept, loss);
+    if (o->tape && s->away.n) pager_begin(&s->away, PAGER_BACK);
     if (o->tape) tape_back(o);
     return kept;
 }
@@ -186,6 +204,7 @@ void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_
     struct op_ctx o = context_of(s, back, drop_key);
     send(s, b);
     tape_reset(s->tape);
+    if (back && s->away.n) pager_begin(&s->away, PAGER_WRITE);
     if (back && s->states) states_back_begin(s->states);
     const struct tensor loss = forward(&o, s);
     if (back && s->states) states_back_done(s->states, &s->kern, &s->kc, s->m->cfg.llama.L + 1);
@@ -234,13 +253,37 @@ static size_t plan_one(struct step *s, const struct batch_limits *most, bool bac
     if (most->n_targets) forward(&o, s);
     const size_t high = s->act.high;
     s->act = was;
+    if (back) s->away_bytes = o.away_most;
     return high;
+}
+
+/* Of each layer that is away. */
+static size_t *away_sizes(const struct step *s)
+{
+    size_t *bytes = malloc((size_t)(s->kept.away + 1) * sizeof *bytes);
+    if (!bytes) BUG("no memory for a list of layers");
+    for (int i = 0; i < s->kept.away; i++) bytes[i] = s->away_bytes;
+    return bytes;
 }
 
 size_t step_plan(struct step *s)
 {
     const size_t train = plan_one(s, &s->most, true), eval = plan_one(s, &s->eval, false);
-    return train > eval ? train : eval;
+    return (train > eval ? train : eval) + (s->kept.away ? pager_device_bytes(&s->away_bytes, 1, AWAY_PLACES) : 0);
+}
+
+size_t step_away(const struct step *s) { return (size_t)s->kept.away * pager_host_bytes(&s->away_bytes, 1); }
+
+void step_keep(struct step *s, const struct step_kept *k)
+{
+    const int L = s->m->cfg.llama.L;
+    s->kept = *k;
+    for (int i = 0, rest = 0; i < L; i++) {
+        const bool away = (int64_t)i * k->away % L < k->away; /* evenly, the first one among them */
+        s->layer[i] = away ? OP_KEPT_AWAY : rest < k->none ? OP_KEPT_NONE
+                    : rest < k->none + k->dear ? OP_KEPT_DEAR : OP_KEPT_ALL;
+        rest += !away;
+    }
 }
 
 size_t step_scratch(const struct step *s)
@@ -270,6 +313,9 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
     s->group = s->tower_trains || most < group ? most : group;
     s->losses = aligned((size_t)(o->most.n_targets > o->eval.n_targets ? o->most.n_targets : o->eval.n_targets) *
                         sizeof(float));
+    s->layer = calloc((size_t)m->cfg.llama.L + 1, sizeof *s->layer);
+    if (!s->layer) return err_set(e, ERR_NOMEM, "no memory for a list of layers");
+    s->away_ops = (struct op_away){ s, away_open, away_close };
     const int rc = kern_init(&s->kern, o->dev, env_get(ENV_LLAVA_CPU), e);
     return rc < 0 ? rc : dev_arena(&s->scratch, o->dev, o->dev ? DEVICE_SCRATCH_BYTES : SCRATCH_BYTES, e);
 }
@@ -292,16 +338,24 @@ static int fill_host(struct step *s, struct err *e)
 
 int step_fill(struct step *s, struct err *e)
 {
-    const int rc = dev_arena(&s->act, s->kc.dev, step_plan(s), e);
-    if (rc < 0) return err_prefix(e, "memory for activations");
+    const size_t bytes = step_plan(s), places = s->kept.away ? pager_device_bytes(&s->away_bytes, 1, AWAY_PLACES) : 0;
+    size_t *away = away_sizes(s);
+    int rc;
+    TRY(dev_arena(&s->act, s->kc.dev, bytes - places, e));
+    if (s->kept.away) TRY(pager_open(&s->away, s->kc.dev, away, s->kept.away, AWAY_PLACES, s->pageable, e));
     make_tower(s, false);
-    return fill_host(s, e);
+    rc = fill_host(s, e);
+out:
+    free(away);
+    return rc < 0 ? err_prefix(e, "memory for activations") : rc;
 }
 
 void step_close(struct step *s)
 {
     dev_sync(s->kc.dev);
+    pager_close(&s->away);
     tape_free(s->tape);
+    free(s->layer);
     dev_pinned_free(s->kc.dev, s->host.mem);
     dev_event_free(s->host.done);
     arena_fini(&s->act);
@@ -345,7 +399,8 @@ double step_flops_again(const struct step *s, const struct batch_limits *b)
 {
     const struct llama *l = &s->m->llama;
     double token = 0;
-    for (int i = 0; i < s->recompute; i++) {
+    for (int i = 0; i < l->cfg.L; i++) {
+        if (s->layer[i] != OP_KEPT_NONE) continue;
         const struct linear *all[] = { &l->layer[i].q, &l->layer[i].k, &l->layer[i].v, &l->layer[i].o,
                                        &l->layer[i].gate, &l->layer[i].up, &l->layer[i].down };
         for (int k = 0; k < 7; k++) { /* the last one's result is not needed again, but for what its B reads */
@@ -408,4 +463,42 @@ double step_ceiling(struct step *s, enum dtype w_type)
     if (!s->kc.dev) return ceiling_of(s, w_type, HOST_N, &time);
     for (int64_t n = DEVICE_LEAST; n <= DEVICE_MOST && time < 1e-3; n *= 4) best = ceiling_of(s, w_type, n, &time);
     return best;
+}
+
+/* Seconds of copying so much over the link, both ways at once. */
+static double link_time(struct dev *d, char *there, char *here, size_t bytes)
+{
+    struct dev_lane *down = dev_lane_new(d), *up = dev_lane_new(d);
+    struct dev_event *end[2] = { dev_event_new(d), dev_event_new(d) };
+    double best = HUGE_VAL;
+    for (int i = 0; i < 3; i++) {
+        const double start = plat_now_s();
+        dev_lane_send(down, there, here, bytes);
+        dev_lane_fetch(up, here + bytes, there + bytes, bytes);
+        dev_lane_record(down, end[0]);
+        dev_lane_record(up, end[1]);
+        dev_event_wait(end[0]);
+        dev_event_wait(end[1]);
+        best = fmin(best, plat_now_s() - start);
+    }
+    for (int i = 0; i < 2; i++) dev_event_free(end[i]);
+    dev_lane_free(down);
+    dev_lane_free(up);
+    return best;
+}
+
+double step_link(struct step *s)
+{
+    const size_t bytes = (size_t)64 << 20;
+    struct arena there = { 0 };
+    void *here = NULL;
+    double speed = 0;
+    if (!s->kc.dev) return 0;
+    if (dev_arena(&there, s->kc.dev, 2 * bytes, NULL) >= 0 && dev_pinned(&here, s->kc.dev, 2 * bytes, NULL) >= 0) {
+        memset(here, 1, 2 * bytes);
+        speed = (double)bytes / link_time(s->kc.dev, there.base, here, bytes);
+    }
+    dev_pinned_free(s->kc.dev, here);
+    arena_fini(&there);
+    return speed;
 }

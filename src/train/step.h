@@ -28,6 +28,10 @@ struct step_host {
     struct dev_event *done; /* the losses are there */
 };
 
+/* What the language model's layers keep for the way back (op.h): so many of each kind, the others all. Those that are
+ * away are spread over the layers, of the others the first keep nothing and the last keep all. */
+struct step_kept { int none, dear, away; };
+
 struct step {
     const struct llava_model *m;
     struct kern kern;
@@ -41,7 +45,12 @@ struct step {
     size_t losses;           /* bytes of the losses in it */
     struct tape *tape;
     bool tower_trains;
-    int recompute;           /* layers that run again on the way back: may be changed until step_fill */
+    struct step_kept kept;   /* by step_keep */
+    uint8_t *layer;          /* [L] enum op_kept */
+    struct pager away;       /* what layers keep on the host */
+    struct op_away away_ops;
+    bool pageable;           /* the host's share is not page-locked: as states.h has it */
+    size_t away_bytes;       /* of a layer of the largest batch, by step_plan */
     bool card;               /* kc.dev is a device, or the plan is for one that is not here */
     struct states *states;   /* borrowed, or NULL: gradients are where they are */
     enum dtype act_type;     /* of activations */
@@ -58,8 +67,11 @@ struct step_options {
     struct batch_limits most, eval; /* of all batches that will come */
 };
 int step_open(struct step *s, const struct llava_model *m, const struct step_options *o, struct err *e);
-/* Bytes of activations that those batches take, found by running them dry. */
+/* May be called until step_fill. A tower that trains keeps nothing unless its layers keep all. */
+void step_keep(struct step *s, const struct step_kept *k);
+/* Bytes of activations that those batches take, found by running them dry; of the host: what is away. */
 size_t step_plan(struct step *s);
+size_t step_away(const struct step *s);
 /* Bytes of a device that kernels and libraries take beside what is planned; after step_ceiling, which opens them. */
 size_t step_scratch(const struct step *s);
 /* Takes the memory that the plan says. */
@@ -80,3 +92,6 @@ double step_flops_again(const struct step *s, const struct batch_limits *b);
 /* Operations a second of one large matrix product, on numbers that are not zeros; w: the weights' type. 0 without
  * memory for it. Waits. */
 double step_ceiling(struct step *s, enum dtype w);
+/* Bytes a second between a device and page-locked memory, in the slower direction while both are busy; 0: unknown.
+ * Waits. */
+double step_link(struct step *s);

@@ -138,7 +138,8 @@ static int open_step(struct trainer *r, double *peak, struct err *e)
     const int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
     *peak = r->t.card && !r->dev ? 0 : step_ceiling(&r->step, r->t.dtype);
-    return plan_make(&r->plan, &r->t, &r->step, a, *peak, e);
+    const struct plan_speed speed = { *peak, step_link(&r->step) };
+    return plan_make(&r->plan, &r->t, &r->step, a, &speed, e);
 }
 
 /* ---- checkpoints */

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -366,8 +367,27 @@ static struct tensor block(struct op_ctx *o, const void *arg, struct tensor x)
     return b->c->forward(b, &x);
 }
 
-static void stack(struct bench *b, bool checkpoint, struct tensor *dx)
+/* What is away lies in pieces of memory, one on the other. */
+struct pile { char *piece[BLOCKS]; int n; };
+
+static char *pile_open(void *ctx, size_t bytes, bool back)
 {
+    struct pile *p = ctx;
+    if (!back) p->piece[p->n++] = malloc(bytes + 1);
+    return p->piece[p->n - 1];
+}
+
+static void pile_close(void *ctx, bool back)
+{
+    struct pile *p = ctx;
+    if (back) free(p->piece[--p->n]);
+}
+
+static void stack(struct bench *b, enum op_kept how, struct tensor *dx)
+{
+    struct pile pile = { .n = 0 };
+    const struct op_away away = { &pile, pile_open, pile_close };
+    b->o.away = &away;
     arena_rewind(&b->act, 0);
     b->act.high = 0;
     tape_reset(b->o.tape);
@@ -375,11 +395,13 @@ static void stack(struct bench *b, bool checkpoint, struct tensor *dx)
         if (b->p[i].g.p) memset(b->p[i].g.p, 0, tensor_bytes(b->p[i].g));
     struct tensor in = tape_want(&b->o, b->in[0]), x = in;
     for (int i = 0; i < BLOCKS; i++)
-        x = checkpoint ? op_checkpoint(&b->o, block, &b, sizeof b, x) : block(&b->o, &b, x);
+        x = how == OP_KEPT_ALL ? block(&b->o, &b, x) : op_checkpoint(&b->o, block, &b, sizeof b, how, x);
     b->y = kept(b, x); /* a checkpoint's result is written over */
     memcpy(tape_grad(&b->o, x).p, b->dy.p, tensor_bytes(x));
     tape_back(&b->o);
     *dx = tape_grad(&b->o, in);
+    assert_int_equal(pile.n, 0);
+    b->o.away = NULL;
 }
 
 static void assert_same_bits(struct tensor a, struct tensor b)
@@ -392,17 +414,19 @@ static void test_checkpoint(void **state)
     struct bench b;
     struct tensor dx, dp[PARAMS];
     bench_init(&b, *state);
-    stack(&b, false, &dx);
+    stack(&b, OP_KEPT_ALL, &dx);
     const size_t plain = b.act.high;
     struct tensor y = kept(&b, b.y);
     dx = kept(&b, dx);
     for (int i = 0; i < PARAMS; i++) dp[i] = kept(&b, b.p[i].g);
-    struct tensor again;
-    stack(&b, true, &again);
-    assert_same_bits(y, b.y);
-    assert_same_bits(dx, again);
-    for (int i = 0; i < PARAMS; i++) assert_same_bits(dp[i], b.p[i].g);
-    if (b.act.high >= plain) fail_msg("%zu bytes with checkpoints, %zu without", b.act.high, plain);
+    for (enum op_kept how = OP_KEPT_DEAR; how <= OP_KEPT_NONE; how++) {
+        struct tensor again;
+        stack(&b, how, &again);
+        assert_same_bits(y, b.y);
+        assert_same_bits(dx, again);
+        for (int i = 0; i < PARAMS; i++) assert_same_bits(dp[i], b.p[i].g);
+        if (b.act.high >= plain) fail_msg("%zu bytes with checkpoints, %zu without", b.act.high, plain);
+    }
     bench_fini(&b);
 }
 
@@ -413,16 +437,20 @@ static void test_checkpoint_frozen(void **state)
     struct tensor dx, x = none;
     bench_init(&b, *state);
     for (int i = 0; i < PARAMS; i++) b.p[i].flags = 0;
-    stack(&b, false, &dx);
+    stack(&b, OP_KEPT_ALL, &dx);
     dx = kept(&b, dx);
-    stack(&b, true, &x);
-    assert_same_bits(dx, x);
+    for (enum op_kept how = OP_KEPT_DEAR; how <= OP_KEPT_NONE; how++) {
+        stack(&b, how, &x);
+        assert_same_bits(dx, x);
+    }
     b.p[0].flags = PARAM_TRAIN;
     struct tensor before;
-    stack(&b, false, &x);
+    stack(&b, OP_KEPT_ALL, &x);
     before = kept(&b, b.p[0].g);
-    stack(&b, true, &x);
-    assert_same_bits(before, b.p[0].g);
+    for (enum op_kept how = OP_KEPT_DEAR; how <= OP_KEPT_NONE; how++) {
+        stack(&b, how, &x);
+        assert_same_bits(before, b.p[0].g);
+    }
     bench_fini(&b);
 }
 

@@ -314,8 +314,10 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
                                      .states = &r->t.states, .most = r->feed.most, .eval = r->feed.most };
     struct plan plan;
     if (step_open(&r->step, &r->t.model, &so, &e) < 0) fail_msg("%s", e.msg);
-    if (plan_make(&plan, &r->t, &r->step, &r->a, 1e11, &e) < 0) fail_msg("%s", e.msg);
-    if (r->a.gradient_checkpointing) r->step.recompute = r->t.model.cfg.llama.L; /* memory does not ask for it here */
+    const struct plan_speed speed = { 1e11, 0 };
+    if (plan_make(&plan, &r->t, &r->step, &r->a, &speed, &e) < 0) fail_msg("%s", e.msg);
+    const struct step_kept none = { .none = r->t.model.cfg.llama.L };
+    if (r->a.gradient_checkpointing) step_keep(&r->step, &none); /* memory does not ask for it here */
     if (trainee_fill(&r->t, &r->a, &r->step.kern, &r->step.kc, &e) < 0 || step_fill(&r->step, &e) < 0)
         fail_msg("%s", e.msg);
     if (optim_open(&r->optim, &r->t, &r->a, 10, &e) < 0) fail_msg("%s", e.msg);
