@@ -14,7 +14,7 @@
  *  - weights w are any float type and may differ from act; norms' w and biases too; matrices that a product or
  * rows_get reads may be quantised (tensor/quant.h); gradients of weights are act or F32;
  *  - indices and positions are I32, statistics (rstd, mean, lse, loss) are act or F32;
- *  - gradients accumulate (+=); a gradient with p == NULL is not wanted. No exceptions;
+ *  - gradients accumulate (+=); a gradient with p == NULL is not wanted. The one exception: see `fresh`;
  *  - it allocates nothing (scratch comes from kctx and is given back), keeps no state, and gives the same
  * bits for the same input and the same number of threads;
  *  - a row of a result depends on its own row alone: the same bits whatever the other rows are and however many.
@@ -52,6 +52,9 @@ struct adamw;
 
 struct kern {
     const char *name; /* "ref", "avx2", "avx512" */
+    bool fresh; /* y of axpy and gradients of activations (not of weights) by matmul_dx, swiglu_bwd, dropout_bwd and
+                   xent_bwd may be TENSOR_FRESH, as if they were zeros: what would be added is written, and what is there
+                   is not read */
 
     /* ---- matrix products. w[O,I] is a weight as checkpoints store it: rows are outputs. */
 
@@ -206,8 +209,9 @@ struct adamw {
     uint64_t key;     /* adamw8: of the step and the tensor, random looking */
 };
 
-/* Is element i dropped? A hash of key and i, below p 2^32. Two rounds of a 32-bit mixer whose bias is small
- * (C. Wellons, "lowbias32"): cheap on every device. Keys should look random themselves; i < 2^32. */
+/* Is element i dropped? Half of a hash of key and i / 2, below p 2^16: the lower half for an even i. Two rounds of a
+ * 32-bit mixer whose bias is small (C. Wellons, "lowbias32"): cheap on every device. Keys should look random themselves;
+ * i < 2^33. */
 #ifndef KERN_FN
 #define KERN_FN static inline /* and on the device, where there is one */
 #endif
@@ -217,14 +221,15 @@ KERN_FN uint32_t kern_mix(uint32_t x)
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     return x ^ (x >> 16);
 }
-KERN_FN uint32_t kern_drop_below(float p) { return (uint32_t)((double)p * 4294967296.0); }
+KERN_FN uint32_t kern_drop_below(float p) { return (uint32_t)((double)p * 65536.0); }
 KERN_FN uint32_t kern_drop_hash(uint64_t key, uint32_t i)
 {
     return kern_mix(kern_mix(i ^ (uint32_t)key) + (uint32_t)(key >> 32));
 }
 KERN_FN bool kern_drop(uint64_t key, int64_t i, uint32_t below)
 {
-    return kern_drop_hash(key, (uint32_t)i) < below;
+    const uint32_t h = kern_drop_hash(key, (uint32_t)(i / 2));
+    return (i % 2 ? h >> 16 : h & 0xffff) < below;
 }
 
 /* Complete, slow, exact; the oracle of every other backend. Compiled once with real = float and, for the

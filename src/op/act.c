@@ -3,7 +3,8 @@
 
 static void swiglu_bwd(struct op_ctx *o, const struct rec *r)
 {
-    OP_RUN(o, swiglu_bwd, tape_grad(o, r->x[0]), tape_grad(o, r->x[1]), tape_grad(o, r->y), r->x[0], r->x[1]);
+    const struct tensor dg = tape_grad_fresh(o, r->x[0]), du = tape_grad_fresh(o, r->x[1]);
+    OP_RUN(o, swiglu_bwd, dg, du, tape_grad(o, r->y), r->x[0], r->x[1]);
 }
 
 struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u)

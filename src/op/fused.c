@@ -28,9 +28,7 @@ void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struc
 {
     struct tensor w[3], b[3];
     if (!o->k->matmul_each || !are_alike(o, l, n)) {
-        op_share_dropped(o, true);
-        for (int i = 0; i < n; i++) y[i] = op_linear(o, x, l[i]);
-        op_share_dropped(o, false);
+        op_linear_each(o, y, x, l, n, (struct tensor){ 0 });
         return;
     }
     const int64_t rows = tensor_rows(x);
@@ -70,8 +68,12 @@ struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct pa
     const struct linear *const l[2] = { gate, up };
     if (!o->k->norm_glu || !is_fused(o, l, 2) || gate->b.w.p || up->b.w.p) {
         struct tensor y[2];
+        const bool dry = o->dry;
         op_linears(o, y, op_rmsnorm(o, x, norm, eps), l, 2);
-        return op_linear_add(o, op_swiglu(o, y[0], y[1]), down, x);
+        o->dry |= op_has(o) && !op_keeps_input(down); /* nobody reads it */
+        const struct tensor h = op_swiglu(o, y[0], y[1]);
+        o->dry = dry;
+        return op_linear_add(o, h, down, x);
     }
     OP_CHECK(tensor_cols(x) == gate->w.w.n[1] && tensor_same_shape(gate->w.w, up->w.w), x, gate->w.w);
     struct tensor h = op_new(o, false, tensor_rows(x), gate->w.w.n[0]);

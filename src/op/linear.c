@@ -1,34 +1,43 @@
 /* linear: y = x W^T + b (+ res) (+ scale * (x A^T) B^T), forward and backward. */
 #include "op/op.h"
 
-static bool drops(const struct op_ctx *o, const struct lora *l) { return o->drop_key && l->drop > 0; }
+static bool drops(const struct op_ctx *o, const struct lora *l) { return l && o->drop_key && l->drop > 0; }
 
+/* The first to add to x's gradient leaves it where that of the dropped x is. */
 static void dropout_bwd(struct op_ctx *o, const struct rec *r)
 {
-    OP_RUN(o, dropout_bwd, tape_grad(o, r->x[0]), tape_grad(o, r->y), r->f, r->key);
+    const struct tensor x = r->saved[0], dy = tape_grad(o, r->y);
+    struct tensor *g = &o->tape->g[x.id];
+    if (!g->p) {
+        *g = dy;
+        OP_RUN(o, dropout, dy, dy, r->f, r->key);
+        return;
+    }
+    const struct tensor dx = tape_grad_fresh(o, x);
+    OP_RUN(o, dropout_bwd, dx, dy, r->f, r->key);
 }
 
-/* x with elements dropped. Adapters of one id that read the same x have it from the first of them. */
+/* x with elements dropped. */
 static struct tensor dropped(struct op_ctx *o, const struct lora *l, struct tensor x)
 {
-    struct op_dropped *d = &o->dropped;
-    if (d->on && d->x == x.p && d->id == l->id) return d->y;
     struct tensor y = op_new(o, x.id != 0, tensor_rows(x), tensor_cols(x));
     OP_RUN(o, dropout, y, x, l->drop, o->drop_key ^ l->id);
-    struct rec *r = op_record(o, dropout_bwd, y);
-    if (r) {
-        r->x[0] = x;
-        r->f = l->drop;
-        r->key = o->drop_key ^ l->id;
-    }
-    if (d->on) *d = (struct op_dropped){ true, x.p, y, l->id };
     return y;
+}
+
+static void record_dropped(struct op_ctx *o, const struct lora *l, struct tensor y, struct tensor x)
+{
+    struct rec *r = op_record(o, dropout_bwd, y);
+    if (!r) return;
+    r->saved[0] = x;
+    r->f = l->drop;
+    r->key = o->drop_key ^ l->id;
 }
 
 /* y = the adapter's scale times x: all that is scaled is as narrow as the adapter. */
 static void scale_to(struct op_ctx *o, const struct lora *l, struct tensor y, struct tensor x)
 {
-    OP_RUN(o, zero, y);
+    y = op_fresh(o, y);
     OP_RUN(o, axpy, y, x, l->scale);
 }
 
@@ -46,14 +55,15 @@ static struct tensor lora_down(struct op_ctx *o, struct tensor in, const struct 
     return su;
 }
 
-/* dB, dA and the gradient of `in`; su is lora_down's. */
-static void lora_bwd(struct op_ctx *o, const struct lora *l, struct tensor in, struct tensor su, struct tensor dy)
+/* dB, dA and the gradient of what A read. */
+static void lora_bwd(struct op_ctx *o, const struct rec *r)
 {
-    struct tensor none = { 0 }, din = tape_grad(o, in);
+    const struct lora *l = ((const struct linear *)r->arg)->lora;
+    const struct tensor none = { 0 }, in = r->x[0], su = r->saved[0], dy = tape_grad(o, r->y);
+    const struct tensor din = tape_grad_fresh(o, in);
     const size_t mark = arena_mark(o->act);
-    struct tensor t = op_new(o, false, tensor_rows(su), tensor_cols(su));
+    const struct tensor t = op_fresh(o, op_new(o, false, tensor_rows(su), tensor_cols(su)));
     struct tensor du = op_new(o, false, tensor_rows(su), tensor_cols(su));
-    OP_RUN(o, zero, t);
     OP_RUN(o, matmul_dx, t, dy, l->b.w);
     scale_to(o, l, du, t);
     if (param_trains(&l->b)) OP_RUN(o, matmul_dw, l->b.g, none, dy, su);
@@ -65,12 +75,11 @@ static void lora_bwd(struct op_ctx *o, const struct lora *l, struct tensor in, s
 static void linear_bwd(struct op_ctx *o, const struct rec *r)
 {
     const struct linear *l = r->arg;
-    struct tensor x = r->x[0], dy = tape_grad(o, r->y), dx = tape_grad(o, x), dres = tape_grad(o, r->x[1]);
+    struct tensor x = r->x[0], dy = tape_grad(o, r->y), dx = tape_grad_fresh(o, x);
     struct tensor dw = param_grad(&l->w), db = param_grad(&l->b);
-    if (dres.p) OP_RUN(o, axpy, dres, dy, 1);
     if (dx.p) OP_RUN(o, matmul_dx, dx, dy, l->w.w);
     if (dw.p || db.p) OP_RUN(o, matmul_dw, dw, db, dy, x);
-    if (l->lora) lora_bwd(o, l->lora, r->x[2], r->saved[0], dy);
+    tape_pass(o, r->saved[0], dy);
 }
 
 static bool linear_trains(const struct linear *l)
@@ -102,28 +111,58 @@ static void served_add(struct op_ctx *o, struct tensor y, struct tensor x, const
     }
 }
 
-struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res)
+/* y; in: what A reads; *su: what B reads. */
+static struct tensor forward(struct op_ctx *o, const struct linear *l, struct tensor x, struct tensor in,
+                             struct tensor res, struct tensor *su)
 {
-    struct tensor w = l->w.w, su = { 0 }, in = x, none = { 0 };
-    int64_t rows = tensor_rows(x);
+    const struct tensor w = l->w.w, none = { 0 };
+    const int64_t rows = tensor_rows(x);
     OP_CHECK(w.nd == 2 && tensor_cols(x) == w.n[1], x, w);
     OP_CHECK(!res.p || (tensor_rows(res) == rows && tensor_cols(res) == w.n[0]), res, w);
-    if (o->n_late) op_run_late(o); /* x may be of it */
-    if (l->lora && drops(o, l->lora)) in = dropped(o, l->lora, x);
     struct tensor y = res;
+    if (o->n_late) op_run_late(o); /* x may be of it */
     if (!o->overwrite || !res.p) y = op_new_dear(o, x.id || res.id || linear_trains(l), o->type, rows, w.n[0]);
-    if (l->lora) su = lora_down(o, in, l->lora);
-    product(o, y, x, w, l->b.w, res);
-    if (l->lora) product(o, y, su, l->lora->b.w, none, y);
+    if (l->lora) *su = lora_down(o, in, l->lora);
+    if (l->lora) product(o, y, *su, l->lora->b.w, none, res); /* what is small first: it is rounded less */
+    product(o, y, x, w, l->b.w, l->lora ? y : res);
     if (l->served && o->n_spans) served_add(o, y, x, l);
-    struct rec *r = op_record(o, linear_bwd, y);
-    if (r) {
-        r->x[0] = x;
-        r->x[1] = res;
-        if (l->lora) r->x[2] = in;
-        r->saved[0] = su;
-        r->arg = l;
+    return y;
+}
+
+static void record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct rec *), const struct linear *l,
+                   struct tensor y, struct tensor x, struct tensor saved)
+{
+    struct rec *r = op_record(o, bwd, y);
+    if (!r) return;
+    r->x[0] = x;
+    r->saved[0] = saved;
+    r->arg = l;
+}
+
+void op_linear_each(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n,
+                    struct tensor res)
+{
+    struct tensor in[3], su[3] = { { 0 } };
+    int first[3];
+    for (int i = 0; i < n; i++) {
+        first[i] = i;
+        for (int k = 0; k < i && l[i]->lora; k++)
+            if (drops(o, l[k]->lora) && l[k]->lora->id == l[i]->lora->id) first[i] = first[k];
+        in[i] = !drops(o, l[i]->lora) ? x : first[i] < i ? in[first[i]] : dropped(o, l[i]->lora, x);
+        y[i] = forward(o, l[i], x, in[i], res, &su[i]);
     }
+    /* On the way back the adapters are first, then what they read is made x's gradient, to which the others add. */
+    for (int i = 0; i < n; i++) record(o, linear_bwd, l[i], y[i], x, res);
+    for (int i = 0; i < n; i++)
+        if (in[i].p != x.p && first[i] == i) record_dropped(o, l[i]->lora, in[i], x);
+    for (int i = 0; i < n; i++)
+        if (l[i]->lora) record(o, lora_bwd, l[i], y[i], in[i], su[i]);
+}
+
+struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res)
+{
+    struct tensor y;
+    op_linear_each(o, &y, x, &l, 1, res);
     return y;
 }
 

@@ -40,8 +40,8 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
         OP_RUN(o, xent_fwd, tensor_slice(loss, from, n), lse, logits, want);
         if (back) {
             struct tensor dlogits = op_new(o, false, n, V);
-            OP_RUN(o, zero, dlogits);
-            OP_RUN(o, xent_bwd, dlogits, tensor_slice(dloss, from, n), logits, lse, want);
+            const struct tensor fresh = op_fresh(o, dlogits);
+            OP_RUN(o, xent_bwd, fresh, tensor_slice(dloss, from, n), logits, lse, want);
             if (dx.p) OP_RUN(o, matmul_dx, tensor_slice(dx, from, n), dlogits, l->w.w);
             if (dw.p || db.p) OP_RUN(o, matmul_dw, dw, db, dlogits, xs);
         }

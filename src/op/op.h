@@ -99,8 +99,6 @@ struct op_dear {
     bool there;             /* the block runs again: nothing of it needs to be computed */
 };
 
-/* What dropout made last, of what, while `on`: between op_share_dropped's two calls. */
-struct op_dropped { bool on; const void *x; struct tensor y; uint64_t id; };
 /* A matmul that waits: see op_put_off. */
 struct op_late { struct tensor y, x, w, b, res; };
 
@@ -121,7 +119,6 @@ struct op_ctx {
     void *passed_ctx;
     bool overwrite;    /* without a tape: what is added to (op_linear_add's res) is not needed any more */
     uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
-    struct op_dropped dropped;
     bool puts_off;     /* a block runs again: products wait until a kernel is called after them, so that its last one,
                           whose result nobody reads, is left out */
     struct op_late late[2];
@@ -132,6 +129,11 @@ struct op_ctx {
 
 /* Gradient of x: a buffer of x's shape in the activation arena, zeroed when first asked for; p NULL if x has id 0. */
 struct tensor tape_grad(struct op_ctx *o, struct tensor x);
+/* The same for a kernel that adds to all of it and takes fresh gradients (kern.h): not zeroed if nothing is there. Ask
+ * once, outside of OP_RUN. */
+struct tensor tape_grad_fresh(struct op_ctx *o, struct tensor x);
+/* Adds dy to x's gradient. dy is of no use after it: its memory may have become that gradient. */
+void tape_pass(struct op_ctx *o, struct tensor x, struct tensor dy);
 /* Walks all records backwards and empties the tape. Seed it first: write into tape_grad(o, loss). */
 void tape_back(struct op_ctx *o);
 /* Marks an input (pixels, embeddings made elsewhere) as one whose gradient is wanted. */
@@ -219,6 +221,8 @@ struct tensor op_new_dear(struct op_ctx *o, bool want, enum dtype t, int64_t row
 static inline bool op_has(const struct op_ctx *o) { return o->dear && o->dear->there; }
 /* A record to fill, or NULL when y has no slot (no tape, or nobody wants it). */
 struct rec *op_record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct rec *), struct tensor y);
+/* t, which holds nothing, as a kernel that takes fresh gradients wants it. */
+struct tensor op_fresh(struct op_ctx *o, struct tensor t);
 /* Of statistics and losses. */
 static inline enum dtype op_stat_type(const struct op_ctx *o) { return o->type == DT_F64 ? DT_F64 : DT_F32; }
 static inline bool param_trains(const struct param *p) { return p && (p->flags & PARAM_TRAIN) != 0; }
@@ -226,8 +230,11 @@ static inline struct tensor param_grad(const struct param *p)
 {
     return param_trains(p) ? p->g : (struct tensor){ 0 };
 }
-/* Linears in between that read the same x, through adapters of one id, have it dropped once. */
-static inline void op_share_dropped(struct op_ctx *o, bool on) { o->dropped = (struct op_dropped){ .on = on }; }
+/* Does its way back read what it was given? */
+static inline bool op_keeps_input(const struct linear *l) { return param_trains(&l->w) || l->lora; }
+/* op_linears made of single products, each + res if that is there; adapters of one id have x dropped once. */
+void op_linear_each(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n,
+                    struct tensor res);
 /* The product is computed before the next kernel, if there is one while o->puts_off; at most two may wait. */
 void op_put_off(struct op_ctx *o, struct op_late p);
 void op_run_late(struct op_ctx *o);

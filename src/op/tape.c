@@ -97,18 +97,57 @@ struct tensor tape_want(struct op_ctx *o, struct tensor x)
     return x;
 }
 
-struct tensor tape_grad(struct op_ctx *o, struct tensor x)
+/* The slot of x, which has one, with memory. */
+static struct tensor *slot_of(struct op_ctx *o, struct tensor x)
 {
-    if (!o->tape || !x.id) return (struct tensor){ 0 };
     struct tensor *g = &o->tape->g[x.id];
     if (!g->p) {
         *g = x;
         g->type = (int8_t)o->type;
-        g->id = 0;
+        g->id = TENSOR_FRESH;
         g->p = arena_take(o->act, tensor_bytes(*g));
+    }
+    return g;
+}
+
+struct tensor tape_grad(struct op_ctx *o, struct tensor x)
+{
+    if (!o->tape || !x.id) return (struct tensor){ 0 };
+    struct tensor *g = slot_of(o, x);
+    if (g->id == TENSOR_FRESH) {
+        g->id = 0;
         OP_RUN(o, zero, *g);
     }
     return *g;
+}
+
+struct tensor tape_grad_fresh(struct op_ctx *o, struct tensor x)
+{
+    if (!o->tape || !x.id || !o->k->fresh) return tape_grad(o, x);
+    struct tensor *g = slot_of(o, x), is = *g;
+    g->id = 0;
+    return is;
+}
+
+void tape_pass(struct op_ctx *o, struct tensor x, struct tensor dy)
+{
+    if (!x.id) return;
+    struct tensor *g = &o->tape->g[x.id];
+    const bool fresh = g->id == TENSOR_FRESH;
+    if (!g->p) {
+        *g = dy;
+        return;
+    }
+    g->id = 0;
+    if (fresh) OP_RUN(o, cast, *g, dy);
+    else OP_RUN(o, axpy, *g, dy, 1);
+}
+
+struct tensor op_fresh(struct op_ctx *o, struct tensor t)
+{
+    if (!o->k->fresh) OP_RUN(o, zero, t);
+    else t.id = TENSOR_FRESH;
+    return t;
 }
 
 void tape_back(struct op_ctx *o)
@@ -117,7 +156,8 @@ void tape_back(struct op_ctx *o)
     while (t->n > 0) {
         struct rec r = t->rec[--t->n]; /* a copy: recomputation may grow the tape */
         if (!t->g[r.y.id].p) continue; /* untouched: nothing after it wanted it */
-        for (int i = 0; i < 3 && !r.fn; i++) tape_grad(o, r.x[i]); /* a dry run evaluates no kernel's arguments */
+        for (int i = 0; i < 3 && !r.fn; i++) /* a dry run evaluates no kernel's arguments */
+            if (r.x[i].id) slot_of(o, r.x[i]);
         r.bwd(o, &r);
     }
 }
@@ -129,10 +169,9 @@ static struct tensor grad_in_place(struct op_ctx *o, struct tensor x, struct ten
     struct tensor *g = &o->tape->g[x.id];
     if (x.id && !g->p && tensor_same_shape(x, y)) {
         *g = y;
-        g->id = 0;
-        OP_RUN(o, zero, *g);
+        g->id = TENSOR_FRESH;
     }
-    return tape_grad(o, x);
+    return x.id ? *slot_of(o, x) : (struct tensor){ 0 };
 }
 
 void op_run_late(struct op_ctx *o)
@@ -208,12 +247,14 @@ static void checkpoint_bwd(struct op_ctx *o, const struct rec *r)
     struct tensor y = run_block(o, r->fn, r->local, x, inner, kept == OP_KEPT_NONE ? NULL : &d);
     o->puts_off = false;
     o->n_late = 0; /* the block's result */
+    o->tape = inner;
     if (y.id) {
         inner->g[y.id] = dy;
-        o->tape = inner;
         tape_back(o);
-        o->tape = outer;
     }
+    tape_grad(o, x); /* zeros, if nothing was added */
+    o->tape = outer;
+    outer->g[r->x[0].id].id = 0;
     if (away) o->away->close(o->away->ctx, true);
     arena_rewind(o->act, mark); /* what was taken after the block is of no use any more */
 }
@@ -223,7 +264,7 @@ static void keep_bwd(struct op_ctx *o, const struct rec *r) { arena_rewind(o->ac
 /* The input's gradient, in which the block's way back ends, lies before what is given back. */
 static struct tensor keep_all(struct op_ctx *o, op_block_fn fn, const void *arg, struct tensor x)
 {
-    tape_grad(o, x);
+    if (x.id) slot_of(o, x);
     struct rec *r = op_record(o, keep_bwd, x);
     if (r) r->at = arena_mark(o->act);
     return fn(o, arg, x);

@@ -9,12 +9,13 @@
 #include "tensor/dtype.h"
 
 enum { TENSOR_DIMS = 4 };
+enum { TENSOR_FRESH = -1 }; /* holds nothing yet: what is added to it is written (kern.h, fresh) */
 
 struct tensor {
     void *p;      /* NULL: no tensor (an optional argument that is absent, a gradient that nobody wants) */
     int8_t type;  /* enum dtype */
     int8_t nd;    /* 1..4; a 0-d file tensor is read as [1] */
-    int32_t id;   /* gradient slot on the tape, 0: none wanted */
+    int32_t id;   /* gradient slot on the tape, 0: none wanted; of a gradient itself: 0, or TENSOR_FRESH */
     int64_t n[TENSOR_DIMS];
 };
 

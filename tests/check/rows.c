@@ -173,6 +173,7 @@ struct test {
     int n_args, absent; /* argument that is left out; -1: none, ARGS: all that may be */
     int threads;
     bool decode;
+    bool fresh;               /* gradients are TENSOR_FRESH */
     bool grid;                /* a product's input, argument 1, is such that rounding it to 8 bits changes nothing */
     struct tensor a[ARGS];    /* inputs and prior contents, exact in the types of the run */
     void *packed[ARGS];       /* a quantised argument as kernels get it: a holds the values */
@@ -299,6 +300,7 @@ static void fill(struct test *c, struct kctx *kc, struct rng *r)
         c->a[i] = shaped(&c->d, arg->shape, type == DT_I32 ? DT_I32 : DT_F64);
         c->a[i].p = arena_take(kc->scratch, tensor_bytes(c->a[i]));
         roles[arg->role].fill(r, c->a[i], &c->d);
+        if (c->fresh && arg->role == ADD) memset(c->a[i].p, 0, tensor_bytes(c->a[i]));
         c->packed[i] = NULL;
         if (c->grid && i == 1) put_on_grid(c->a[i]);
         if (dtype_is_quant(type)) c->packed[i] = pack(kc, c->a[i], type);
@@ -409,7 +411,9 @@ static void args_new(const struct test *c, struct tensor *got)
         got[i].type = (int8_t)type_of(c, i);
         got[i].p = malloc(tensor_bytes(got[i]));
         ASSERT(got[i].p);
-        if (roles[c->row->arg[i].role].fill == fill_poison) fill_poison(NULL, got[i], NULL);
+        const bool fresh = c->fresh && c->row->arg[i].role == ADD;
+        if (fresh) got[i].id = TENSOR_FRESH;
+        if (fresh || roles[c->row->arg[i].role].fill == fill_poison) fill_poison(NULL, got[i], NULL);
         else if (c->packed[i]) memcpy(got[i].p, c->packed[i], tensor_bytes(got[i]));
         else if (got[i].type == DT_I32) memcpy(got[i].p, c->a[i].p, tensor_bytes(got[i]));
         else dtype_convert(got[i].p, (enum dtype)got[i].type, c->a[i].p, DT_F64, tensor_count(got[i]));
@@ -436,8 +440,9 @@ static const double *values(struct kctx *kc, struct tensor t)
 
 static int complain(const struct test *c, const char *what)
 {
-    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, absent %d, sizes", c->row->name, what,
-           dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode, c->absent);
+    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, fresh %d, absent %d, sizes", c->row->name, what,
+           dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode, c->fresh,
+           c->absent);
     for (int i = 0; i < 26; i++)
         if (c->d.n[i]) printf(" %c%lld", 'A' + i, (long long)c->d.n[i]);
     printf("\n");
@@ -557,8 +562,10 @@ static int run_alone(const struct test *c, struct backend *b, const struct tenso
         if (is_written(c, i) && !is_by_token(&c->row->arg[i])) return 0;
     d.n['T' - 'A'] = 1;
     args_new(c, got);
-    for (int i = 0; i < c->n_args; i++)
+    for (int i = 0; i < c->n_args; i++) {
         one[i] = got[i].p && is_by_token(&c->row->arg[i]) ? tensor_slice(got[i], t, 1) : got[i];
+        one[i].id = got[i].id;
+    }
     run(c, b, one, &d);
     for (int i = 0; i < c->n_args && rc == 0; i++)
         if (got[i].p && is_written(c, i) && memcmp(one[i].p, tensor_slice(all[i], t, 1).p, tensor_bytes(one[i])))
@@ -643,6 +650,7 @@ static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *
         ++*runs;
         const size_t mark = arena_mark(kc->scratch);
         c->decode = rng_u64(&r) % 2;
+        c->fresh = c->row->fresh && b->k.fresh && rng_u64(&r) % 2;
         c->grid = c->product == DT_Q8 && c->row->arg[1].role == IN && !c->row->rounds && *runs % 2;
         fill(c, kc, &r);
         find_wanted(c, kc, &r);

@@ -42,6 +42,7 @@ struct row {
     bool product;               /* obeys kctx.product */
     bool q8, q4;                /* MATRIX, CACHE and PUT may be quantised so */
     bool rounds;                /* rounds to act inside */
+    bool fresh;                 /* gradients may be TENSOR_FRESH, if kern.fresh */
     bool by_place;              /* what a row becomes depends on where it stands */
     const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
     const char *bench_dev;      /* on a device, where bench is too small */
@@ -221,7 +222,7 @@ static const struct row rows[] = {
       .sum = "I", .same = 4, .product = true, .q8 = true, .q4 = true, .shapes = MATMULS, .bench_dev = MATMUL_BENCH_DEV,
       .bench = MATMUL_BENCH, .flops = "2TIO" },
     { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { MATRIX, "O.I" } },
-      .sum = "O", .product = true, .q8 = true, .q4 = true,
+      .sum = "O", .product = true, .q8 = true, .q4 = true, .fresh = true,
       .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
     { ROW(matmul_dw), .arg = { { ADD_W, "?O.I" }, { ADD_W, "?O" }, { IN, "T.O" }, { IN, "T.I" } },
       .sum = "T", .product = true, .shapes = MATMULS, .bench = "T640 I2048 O5632", .flops = "2TIO" },
@@ -285,7 +286,7 @@ static const struct row rows[] = {
       .bench = ELEM_BENCH, .flops = "4TF" },
     { ROW(swiglu_bwd),
       .arg = { { ADD, "?T.F" }, { ADD, "?T.F" }, { IN, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .sum = "", .fresh = true, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH, .flops = "9TF" },
     { ROW(gelu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" } },
       .sum = "", .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
@@ -303,7 +304,7 @@ static const struct row rows[] = {
       .sum = EXACT, .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH, .flops = "TF" },
     { ROW(axpy), .arg = { { ADD, "T.F" }, { IN, "T.F" } },
-      .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
+      .sum = "", .fresh = true, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH, .flops = "2TF" },
     { ROW(cast), .arg = { { PUT, "T.F" }, { IN, "T.F" } },
       .sum = EXACT, .q8 = true, .q4 = true, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
@@ -333,9 +334,9 @@ static const struct row rows[] = {
       .bench = "T256 V32000", .flops = "4TV" },
     { ROW(xent_bwd), .prepare = prepare_xent,
       .arg = { { ADD, "?T.V" }, { IN, "T" }, { WIDE, "T.V" }, { STAT, "T" }, { TARGET, "T" } },
-      .sum = "", .shapes = XENTS, .bench_dev = "T4096 V32000",
+      .sum = "", .fresh = true, .shapes = XENTS, .bench_dev = "T4096 V32000",
       .bench = "T256 V32000", .flops = "5TV" },
-    { ROW(dropout_bwd), .by_place = true, .arg = { { ADD, "T.F" }, { IN, "T.F" } },
+    { ROW(dropout_bwd), .by_place = true, .fresh = true, .arg = { { ADD, "T.F" }, { IN, "T.F" } },
       .sum = "", .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH },
     { ROW(dropout), .by_place = true, .arg = { { OUT, "T.F" }, { IN, "T.F" } },

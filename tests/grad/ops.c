@@ -26,7 +26,7 @@ struct bench {
     struct tensor in[INS], dy, table, aux;
     struct param p[PARAMS];
     struct linear lin[4];
-    struct lora lora;
+    struct lora lora, pair[2];
     struct layernorm norm;
     struct tensor y;
 };
@@ -67,6 +67,20 @@ static struct tensor linear_drop(struct bench *b, const struct tensor *in)
     b->lora = (struct lora){ b->p[1], b->p[2], 0.7f, 0.4f, 99 };
     b->lin[0] = (struct linear){ .w = b->p[0], .lora = &b->lora };
     return op_linear_add(&b->o, in[0], &b->lin[0], in[1]);
+}
+/* Two side by side, whose adapters drop the same of what they read. */
+static struct tensor linears_drop(struct bench *b, const struct tensor *in)
+{
+    const struct linear *const l[2] = { &b->lin[0], &b->lin[1] };
+    struct tensor y[2];
+    for (int i = 0; i < 2; i++) {
+        b->pair[i] = (struct lora){ b->p[3 * i + 1], b->p[3 * i + 2], 0.7f, 0.3f, 5 };
+        b->lin[i] = (struct linear){ .w = b->p[3 * i], .lora = &b->pair[i] };
+    }
+    b->o.drop_key = 99;
+    op_linears(&b->o, y, in[0], l, 2);
+    b->o.drop_key = 0;
+    return op_add(&b->o, y[0], y[1]);
 }
 static struct tensor rmsnorm(struct bench *b, const struct tensor *in)
 {
@@ -128,6 +142,8 @@ static const struct op_case cases[] = {
     { "linear_add", linear_add, { D2(3, 5), D2(3, 4) }, { D2(4, 5), D1(4) }, 0, { 0 }, 0 },
     { "linear with LoRA", linear_lora, { D2(3, 5), D2(3, 4) }, { D2(4, 5), D2(2, 5), D2(4, 2) }, 0, { 0 }, 0 },
     { "linear with LoRA, dropout", linear_drop, { D2(4, 9), D2(4, 4) }, { D2(4, 9), D2(2, 9), D2(4, 2) }, 0, { 0 }, 0 },
+    { "linears with LoRA, dropout", linears_drop, { D2(4, 9) },
+      { D2(4, 9), D2(2, 9), D2(4, 2), D2(4, 9), D2(3, 9), D2(4, 3) }, 0, { 0 }, 0 },
     { "rmsnorm", rmsnorm, { D2(3, 7) }, { D1(7) }, 0, { 0 }, 0 },
     { "rmsnorm, one token", rmsnorm, { D2(1, 7) }, { D1(7) }, 0, { 0 }, 0 },
     { "layernorm", layernorm, { D2(3, 7) }, { D1(7), D1(7) }, 0, { 0 }, 0 },

@@ -268,15 +268,17 @@ static void rows_put_add(struct kctx *kc, struct tensor y, struct tensor idx, st
 
 /* ---- training */
 
-/* n elements from index `first` on; hashes first, so that both loops become vector code. */
+/* n elements from index `first` on, an even one; hashes first, so that all loops become vector code. */
 static void drop_range(float *to, const float *from, int n, uint32_t first, uint64_t key, uint32_t below, float kept)
 {
     enum { SOME = 256 };
-    uint32_t hash[SOME];
+    uint32_t hash[SOME / 2];
+    uint16_t half[SOME];
     for (int i = 0; i < n; i += SOME) {
         const int many = n - i < SOME ? n - i : SOME;
-        for (int j = 0; j < SOME; j++) hash[j] = kern_drop_hash(key, first + (uint32_t)(i + j));
-        for (int j = 0; j < many; j++) to[i + j] = hash[j] < below ? 0 : from[i + j] * kept;
+        for (int j = 0; j < SOME / 2; j++) hash[j] = kern_drop_hash(key, first / 2 + (uint32_t)(i / 2 + j));
+        for (int j = 0; j < SOME / 2; j++) half[2 * j] = (uint16_t)hash[j], half[2 * j + 1] = (uint16_t)(hash[j] >> 16);
+        for (int j = 0; j < many; j++) to[i + j] = half[j] < below ? 0 : from[i + j] * kept;
     }
 }
 

@@ -132,20 +132,21 @@ void gpu_quick_gelu_bwd(struct kctx *kc, struct tensor dx, struct tensor dy, str
 
 template <class A>
 __global__ __launch_bounds__(BLOCK) void swiglu_back(A *dg, A *du, const A *dy, const A *g, const A *u,
-                                                     int64_t n, bool wide)
+                                                     int64_t n, bool wide, bool new_g, bool new_u)
 {
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
-    float d[LANES], x[LANES], up[LANES], a[LANES], b[LANES];
+    float d[LANES], x[LANES], up[LANES], a[LANES] = { 0 }, b[LANES] = { 0 };
     if (i >= n) return;
     load8(d, dy, i, n, wide);
     load8(x, g, i, n, wide);
     load8(up, u, i, n, wide);
-    if (dg) load8(a, dg, i, n, wide);
-    if (du) load8(b, du, i, n, wide);
+    if (dg && !new_g) load8(a, dg, i, n, wide);
+    if (du && !new_u) load8(b, du, i, n, wide);
 #pragma unroll
     for (int j = 0; j < LANES; j++) {
-        const float s = sigmoid(x[j]); /* 1 - s would cancel where s is near 1 */
-        if (dg) a[j] += d[j] * up[j] * s * (1.0f + x[j] * sigmoid(-x[j]));
+        const float e = expf(-fabsf(x[j])), most = 1.0f / (1.0f + e), least = e * most; /* sigmoids of |x| and -|x| */
+        const float s = x[j] < 0 ? least : most, rest = x[j] < 0 ? most : least; /* 1 - s would cancel */
+        if (dg) a[j] += d[j] * up[j] * s * (1.0f + x[j] * rest);
         if (du) b[j] += d[j] * x[j] * s;
     }
     if (dg) store8(dg, a, i, n, wide);
@@ -160,13 +161,17 @@ void gpu_swiglu_bwd(struct kctx *kc, struct tensor dg, struct tensor du, struct 
     if (!n || (!dg.p && !du.p)) return;
     GPU_BY_TYPE(dy.type, A,
                 gpu_launch((swiglu_back<A>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)dg.p, (A *)du.p,
-                           (const A *)dy.p, (const A *)g.p, (const A *)u.p, n, wide));
+                           (const A *)dy.p, (const A *)g.p, (const A *)u.p, n, wide, is_fresh(dg), is_fresh(du)));
 }
 
 /* ---- sums */
 
 struct add_op {
     __device__ float operator()(float a, float b) const { return a + b; }
+};
+struct scale_op {
+    float a;
+    __device__ float operator()(float x) const { return a * x; }
 };
 struct axpy_op {
     float a;
@@ -178,7 +183,13 @@ void gpu_add(struct kctx *kc, struct tensor y, struct tensor a, struct tensor b)
     run2(kc, y, a, b, add_op());
 }
 
-void gpu_axpy(struct kctx *kc, struct tensor y, struct tensor x, float a) { run2(kc, y, y, x, axpy_op{ a }); }
+void gpu_axpy(struct kctx *kc, struct tensor y, struct tensor x, float a)
+{
+    if (is_fresh(y))
+        run1(kc, y, x, scale_op{ a });
+    else
+        run2(kc, y, y, x, axpy_op{ a });
+}
 
 /* ---- conversions, copies, zeros */
 

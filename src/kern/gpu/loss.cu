@@ -47,15 +47,19 @@ void gpu_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct
 
 template <class A>
 __global__ __launch_bounds__(BLOCK) void xent_back(A *dlogits, view dloss, const A *logits, view lse,
-                                                   const int32_t *target, int64_t v, bool wide)
+                                                   const int32_t *target, int64_t v, bool wide, bool fresh)
 {
     const int64_t row = blockIdx.x, want = target[row],
                   i = LANES * ((int64_t)blockIdx.y * BLOCK + threadIdx.x);
-    float x[LANES], d[LANES];
-    if (want < 0 || i >= v) return;
+    float x[LANES], d[LANES] = { 0 };
+    if (i >= v) return;
+    if (want < 0) {
+        if (fresh) store8(dlogits + row * v, d, i, v, wide);
+        return;
+    }
     const float scale = view_get(dloss, row), l = view_get(lse, row);
     load8(x, logits + row * v, i, v, wide);
-    load8(d, dlogits + row * v, i, v, wide);
+    if (!fresh) load8(d, dlogits + row * v, i, v, wide);
 #pragma unroll
     for (int j = 0; j < LANES; j++) d[j] += (expf(x[j] - l) - (i + j == want ? 1.0f : 0.0f)) * scale;
     store8(dlogits + row * v, d, i, v, wide);
@@ -70,5 +74,5 @@ void gpu_xent_bwd(struct kctx *kc, struct tensor dlogits, struct tensor dloss, s
         GPU_BY_TYPE(logits.type, A,
                     gpu_launch((xent_back<A>), grid, BLOCK, 0, stream_of(kc), (A *)dlogits.p, view_of(dloss),
                                (const A *)logits.p, view_of(lse), (const int32_t *)target.p, V,
-                               is_wide(V, logits, dlogits)));
+                               is_wide(V, logits, dlogits), is_fresh(dlogits)));
 }

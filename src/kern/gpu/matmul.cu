@@ -80,8 +80,8 @@ static void matmul_dx_columns(struct kctx *kc, struct tensor dx, struct tensor d
 {
     const int64_t O = tensor_cols(dy), I = w.n[1];
     if (w.n[0] == O && blas_matmul_dx(kc, dx, dy, w)) return;
-    const struct product p = { view_of(dx), view_of(from(dy, at)), view_of(w), {}, view_of(dx), tensor_rows(dy), I,
-                               w.n[0], O, 1, 1, I, I };
+    const struct product p = { view_of(dx), view_of(from(dy, at)), view_of(w), {}, is_fresh(dx) ? view{} : view_of(dx),
+                               tensor_rows(dy), I, w.n[0], O, 1, 1, I, I };
     run_tiles(kc, &p);
 }
 
@@ -198,6 +198,7 @@ void gpu_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct t
         const struct tensor r = rows_as_numbers(kc, w, at, (enum dtype)dy.type);
         matmul_dx_columns(kc, dx, dy, r, at);
         at += r.n[0];
+        dx.id = 0; /* the first has written it */
     }
 }
 

@@ -148,6 +148,7 @@ struct view {
     int type;
 };
 
+static inline bool is_fresh(struct tensor t) { return t.id == TENSOR_FRESH; }
 static inline view view_of(struct tensor t) { return { (char *)t.p, t.type }; }
 
 /* Element i and what follows it. */
