@@ -89,7 +89,7 @@ int out_sync_parent(const char *path, struct err *e)
 int out_commit(struct out *o, struct err *e)
 {
     int rc = 0;
-    if (!o->direct && fsync(o->fd) < 0) rc = err_errno(e, "sync", o->path);
+    if (!o->direct && !o->loose && fsync(o->fd) < 0) rc = err_errno(e, "sync", o->path);
     if (close(o->fd) < 0 && rc >= 0) rc = err_errno(e, "close", o->path);
     o->fd = -1;
     if (o->direct) {
@@ -98,7 +98,7 @@ int out_commit(struct out *o, struct err *e)
     }
     if (rc >= 0 && rename(o->tmp, o->path) < 0) rc = err_errno(e, "rename to", o->path);
     if (rc < 0) unlink(o->tmp);
-    else rc = out_sync_parent(o->path, e);
+    else if (!o->loose) rc = out_sync_parent(o->path, e);
     out_drop(o);
     return rc;
 }

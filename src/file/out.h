@@ -11,6 +11,7 @@ struct out {
     int fd;           /* -1: not open */
     char *path, *tmp; /* the target, behind links; PATH.xxxxxx.tmp beside it */
     bool direct;      /* no regular file: no temporary name */
+    bool loose;       /* to be set after out_open: not synced, for files whose readers find out if they are whole */
     uint64_t at;      /* bytes written so far */
 };
 

@@ -8,7 +8,6 @@
 #include "base/buf.h"
 #include "image/formats.h"
 
-enum { PICTURE_FILE_MAX = 1 << 30 }; /* bytes of a picture file */
 
 int picture_new(struct picture *p, int64_t w, int64_t h, const char *name, struct err *e)
 {

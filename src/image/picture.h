@@ -19,6 +19,7 @@ enum {
     PICTURE_SIDE_MAX = 65535,
     PICTURE_PIXELS_MAX = 178956970, /* above this Pillow raises DecompressionBombError */
     PICTURE_SLACK = 16,             /* bytes after the last pixel that may be read */
+    PICTURE_FILE_MAX = 1 << 30,     /* bytes of a picture's file */
 };
 
 /* rgb: [h][w][3], rows without gaps, then PICTURE_SLACK bytes. From picture_new, released by picture_free. */

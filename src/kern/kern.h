@@ -53,8 +53,8 @@ struct adamw;
 struct kern {
     const char *name; /* "ref", "avx2", "avx512" */
     bool fresh; /* y of axpy and gradients of activations (not of weights) by matmul_dx, swiglu_bwd, dropout_bwd and
-                   xent_bwd may be TENSOR_FRESH, as if they were zeros: what would be added is written, and what is there
-                   is not read */
+                   xent_bwd may be TENSOR_FRESH, as if they were zeros: what would be added is written, and what is
+                   there is not read */
 
     /* ---- matrix products. w[O,I] is a weight as checkpoints store it: rows are outputs. */
 
@@ -210,8 +210,8 @@ struct adamw {
 };
 
 /* Is element i dropped? Half of a hash of key and i / 2, below p 2^16: the lower half for an even i. Two rounds of a
- * 32-bit mixer whose bias is small (C. Wellons, "lowbias32"): cheap on every device. Keys should look random themselves;
- * i < 2^33. */
+ * 32-bit mixer whose bias is small (C. Wellons, "lowbias32"): cheap on every device. Keys should look random
+ * themselves; i < 2^33. */
 #ifndef KERN_FN
 #define KERN_FN static inline /* and on the device, where there is one */
 #endif

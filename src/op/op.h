@@ -186,11 +186,11 @@ struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct lin
 void op_choose(struct op_ctx *o, struct tensor chosen, struct tensor logits, struct tensor how);
 struct tensor op_tokens(struct op_ctx *o, struct tensor chosen, struct tensor idx);
 
-/* Runs fn(o, arg, x) and keeps of it what `kept` says; if that is not all, runs it again on the way back, with a tape of
- * its own. Same bits whatever it says. When the block was walked back the memory that it took, and all that was taken
- * after it (its result too), is given back or written over. The `bytes` (at most 64) of arg are copied; what it points
- * to must live until tape_back. A block that runs again is walked back even if nothing in it trains and x wants no
- * gradient.  arXiv:1604.06174 */
+/* Runs fn(o, arg, x) and keeps of it what `kept` says; if that is not all, runs it again on the way back, with a tape
+ * of its own. Same bits whatever it says. When the block was walked back the memory that it took, and all that was
+ * taken after it (its result too), is given back or written over. The `bytes` (at most 64) of arg are copied; what it
+ * points to must live until tape_back. A block that runs again is walked back even if nothing in it trains and x wants
+ * no gradient.  arXiv:1604.06174 */
 struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, enum op_kept kept,
                             struct tensor x);
 /* Calls o->passed(o->passed_ctx, i) when everything after x was walked back. Nothing where x wants no gradient. */

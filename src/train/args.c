@@ -247,6 +247,9 @@ static int check(const struct train_args *a, struct err *e)
                     "round at random"));
     if (!strcmp(a->optim, "muon") && strcmp(a->offload, "auto") != 0 && strcmp(a->offload, "none") != 0)
         TRY(err_set(e, ERR_USAGE, "--offload %s: Muon keeps everything on the device", a->offload));
+    if (a->cache_features && (a->unfreeze_mm_vision_tower || a->image_augment))
+        TRY(err_set(e, ERR_USAGE, "--cache_features: with %s no picture has the same features twice",
+                    a->image_augment ? "--image_augment" : "--unfreeze_mm_vision_tower"));
     TRY(must_be(a->gradient_checkpointing || strcmp(a->offload, "activations") != 0, "gradient_checkpointing",
                 "True with --offload activations", e));
     TRY(must_be(a->data_path, "data_path", "given", e));

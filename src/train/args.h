@@ -25,6 +25,7 @@ struct train_args {
     int64_t mm_vision_select_layer;
     /* data */
     const char *data_path, *eval_data_path, *image_folder, *image_aspect_ratio, *on_bad_record;
+    const char *cache_features;
     bool packing, image_augment;
     /* what is trained, and how precisely */
     const char *optim, *lora_bias;

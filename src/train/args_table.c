@@ -50,6 +50,7 @@ const struct arg_row train_arg_rows[] = {
     STR(data_path, NULL, "JSON array or JSON Lines of records"),
     STR(image_folder, NULL, "Folder that the records' pictures are relative to"),
     WORD(image_aspect_ratio, "square", "square|pad|anyres", "pad: to a square with the mean colour"),
+    STR(cache_features, NULL, "Folder that keeps what a frozen tower makes of pictures, for later passes and runs"),
     BOOL(image_augment, "False", "In each pass pictures look a little otherwise: size, place, light, lines, grain"),
     INT(model_max_length, "512", "Longest record, pictures included; longer ones are cut"),
     BOOL(group_by_modality_length, "False", "Micro-batches of one kind and of like lengths"),

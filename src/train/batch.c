@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "train/features.h"
+
 /* Memory for a batch of these sizes; what is there is kept if it is large enough. */
 static int batch_room(struct batch *b, int n, size_t T, size_t pixels, struct err *e)
 {
@@ -34,6 +36,20 @@ static int batch_room(struct batch *b, int n, size_t T, size_t pixels, struct er
     return 0;
 }
 
+static int picture_room(struct batch *b, int n, size_t bytes, struct err *e)
+{
+    if (n > b->picture_cap) {
+        free(b->picture);
+        free(b->features);
+        free(b->place);
+        b->picture = malloc((size_t)n * sizeof *b->picture);
+        b->features = malloc((size_t)n * bytes + 1);
+        b->place = malloc((size_t)n * sizeof *b->place);
+        b->picture_cap = b->picture && b->features && b->place ? n : 0;
+    }
+    return n <= b->picture_cap ? 0 : err_set(e, ERR_NOMEM, "no memory for %d pictures", n);
+}
+
 static void put(struct batch *b, int from, int32_t token, int32_t feature, int32_t label, int window)
 {
     int t = b->T++, pos = t - from;
@@ -47,22 +63,39 @@ static void put(struct batch *b, int from, int32_t token, int32_t feature, int32
     if (pos > 0 && label != IDS_IGNORE) b->target[t - 1] = label; /* what the position before is to predict */
 }
 
-static void add_sample(struct batch *b, const struct recipe *c, const struct sample *s, float weight, int window)
+static bool is_given(const struct sample *s, int picture) { return s->picture && s->picture[picture].given; }
+
+/* The picture's pixels or features; returns its place in the batch. */
+static int add_picture(struct batch *b, const struct recipe *c, const struct sample *s, int i, int n_pixels)
 {
-    int from = b->T, end = from + s->positions;
-    int32_t feature = b->n_images * c->rows;
-    size_t pixels = (size_t)3 * (size_t)c->side * (size_t)c->side;
-    for (size_t i = 0; b->T < end; i++) {
-        if (s->ids.p[i] != IDS_IMAGE) put(b, from, s->ids.p[i], -1, s->labels.p[i], window);
-        else
-            for (int k = 0; k < c->rows && b->T < end; k++) put(b, from, -1, feature + k, IDS_IGNORE, window);
-        feature += s->ids.p[i] == IDS_IMAGE ? c->rows : 0;
+    const size_t pixels = (size_t)3 * (size_t)c->side * (size_t)c->side;
+    if (is_given(s, i)) {
+        const size_t bytes = c->features->bytes;
+        memcpy(b->features + (size_t)b->n_given * bytes, s->features + (size_t)i * bytes, bytes);
+        b->place[n_pixels + b->n_given++] = b->n_images;
+        return b->n_images++;
+    }
+    const int at = b->n_images - b->n_given;
+    b->place[at] = b->n_images;
+    memcpy(b->pixels + (size_t)at * pixels, s->pixels + (size_t)i * pixels, pixels * sizeof *b->pixels);
+    if (c->features) b->picture[at] = s->picture[i];
+    return b->n_images++;
+}
+
+static void add_sample(struct batch *b, const struct recipe *c, const struct sample *s, float weight, int window,
+                       int n_pixels)
+{
+    const int from = b->T, end = from + s->positions;
+    for (int i = 0, picture = 0; b->T < end; i++) {
+        if (s->ids.p[i] != IDS_IMAGE) {
+            put(b, from, s->ids.p[i], -1, s->labels.p[i], window);
+            continue;
+        }
+        const int32_t feature = add_picture(b, c, s, picture++, n_pixels) * c->rows;
+        for (int k = 0; k < c->rows && b->T < end; k++) put(b, from, -1, feature + k, IDS_IGNORE, window);
     }
     for (int t = from; t < end; t++)
         if (b->target[t] >= 0) b->weight[t] = weight, b->n_targets++;
-    if (s->n_images)
-        memcpy(b->pixels + (size_t)b->n_images * pixels, s->pixels, (size_t)s->n_images * pixels * sizeof *b->pixels);
-    b->n_images += s->n_images;
     b->record[b->n] = s->record;
     b->from[b->n++] = from;
 }
@@ -70,13 +103,20 @@ static void add_sample(struct batch *b, const struct recipe *c, const struct sam
 int batch_make(struct batch *b, const struct recipe *c, struct sample *const *s, const float *weight, int n,
                int window, struct err *e)
 {
-    size_t T = 0, images = 0;
-    for (int i = 0; i < n; i++) T += (size_t)s[i]->positions, images += (size_t)s[i]->n_images;
+    size_t T = 0;
+    int images = 0, given = 0;
+    for (int i = 0; i < n; i++) {
+        T += (size_t)s[i]->positions;
+        images += s[i]->n_images;
+        for (int k = 0; k < s[i]->n_images; k++) given += is_given(s[i], k);
+    }
     if (T > INT32_MAX / 8) return err_set(e, ERR_LIMIT, "a batch of %zu positions is too large", T);
-    int rc = batch_room(b, n, T, images * 3 * (size_t)c->side * (size_t)c->side, e);
+    int rc = batch_room(b, n, T, (size_t)(images - given) * 3 * (size_t)c->side * (size_t)c->side, e);
+    if (rc >= 0) rc = picture_room(b, images, c->features ? c->features->bytes : 0, e);
     if (rc < 0) return rc;
-    b->n = b->T = b->n_images = b->n_targets = 0;
-    for (int i = 0; i < n; i++) add_sample(b, c, s[i], weight[i], window);
+    b->n = b->T = b->n_images = b->n_given = b->n_targets = 0;
+    for (int i = 0; i < n; i++) add_sample(b, c, s[i], weight[i], window, images - given);
+    ASSERT(b->n_images == images);
     b->from[b->n] = b->T;
     return 0;
 }
@@ -87,5 +127,8 @@ void batch_fini(struct batch *b)
     free(b->record);
     free(b->from);
     free(b->pixels);
+    free(b->picture);
+    free(b->features);
+    free(b->place);
     *b = (struct batch){ 0 };
 }

@@ -23,8 +23,11 @@ struct batch {
     float *weight;     /* [T] of the position's cross entropy, 0 where target is -1 */
     int32_t *pos;      /* [T] from 0 in each record */
     int32_t *range;    /* [T,2] positions that each sees */
-    int n_images;
-    float *pixels;     /* [n_images,3,side,side] */
+    int n_images, n_given; /* pictures; those whose features were kept (sample.h), the others have pixels */
+    float *pixels;     /* [n_images-n_given,3,side,side] */
+    char *features;    /* [n_given] of recipe.features->bytes each */
+    struct sample_picture *picture; /* [n_images-n_given] names of those with pixels; NULL without recipe.features */
+    int *place;        /* [n_images] which picture of the batch each is: of those with pixels, then of those without */
     int64_t *record;   /* [n] index in the dataset */
     int *from;         /* [n+1] first position of each record; from[n] = T */
     int n_targets;     /* target >= 0 */
@@ -37,7 +40,7 @@ struct batch {
 
     /* private: `token` is the memory of all that has T in its shape */
     size_t T_cap, pixels_cap;
-    int n_cap;
+    int n_cap, picture_cap;
 };
 
 /* Lays out s[0..n): everything but the place. weight[i]: of each of s[i]'s targets. window: sliding window of the

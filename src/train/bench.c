@@ -160,7 +160,7 @@ static void run_step(struct bench *b, int64_t k, bool counted)
     const double start = plat_now_s();
     for (int64_t i = 0; i < accum; i++) {
         const struct batch *x = &b->batch[(k * accum + i) % b->n_batches];
-        const struct batch_limits sizes = { x->n, x->T, x->n_images, x->n_targets };
+        const struct batch_limits sizes = { x->n, x->T, x->n_images, x->n_targets, x->n_given };
         step_run(&b->step, x, true, b->t.n_lora && b->b->a->lora_dropout > 0 ? rng_u64(&b->rng) | 1 : 0);
         if (!counted) continue;
         b->records += x->n;
@@ -212,7 +212,8 @@ static json_t *figures(struct bench *b, const struct plan_speed *speed)
         { "step_s", s }, { "slowest_s", b->time[o->steps - 1] }, { "samples_s", b->records / n / s },
         { "tok_s", b->real / n / s }, { "positions_s", b->positions / n / s }, { "learned_tok_s", b->learned / n / s },
         { "tflops", executed * 1e-12 }, { "useful_tflops", b->useful / n / s * 1e-12 },
-        { "link_gb_s", speed->link * 1e-9 }, { "ceiling_tflops", ceiling * 1e-12 }, { "share_of_ceiling", ceiling > 0 ? executed / ceiling : 0 },
+        { "link_gb_s", speed->link * 1e-9 }, { "ceiling_tflops", ceiling * 1e-12 },
+        { "share_of_ceiling", ceiling > 0 ? executed / ceiling : 0 },
     };
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
         json_object_set_new(r, real[i].name, json_real(real[i].value));

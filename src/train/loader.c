@@ -353,7 +353,7 @@ void loader_limits(struct batch_limits *m, const struct loader_opts *o)
                 const struct check_row *row = &o->row[index[i]];
                 if (o->packing && b.n && b.T + row->positions > o->packing) b = (struct batch_limits){ 0 };
                 b = (struct batch_limits){ b.n + 1, b.T + row->positions, b.n_images + row->images,
-                                           b.n_targets + row->targets };
+                                           b.n_targets + row->targets, 0 };
                 most(m, &b);
             }
             bool update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && micro + 1 == r->n_micro);

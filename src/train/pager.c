@@ -127,7 +127,7 @@ void pager_done(struct pager *p, bool write)
 {
     const int i = p->now % p->places;
     dev_event_record(p->dev, p->used[i]);
-    if (!write) return;
+    if (!write || (p->pass == PAGER_WRITE && p->now >= p->n - p->places)) return; /* or it stays where it is */
     dev_lane_follow(p->up, p->used[i]);
     dev_lane_fetch(p->up, p->host + p->at[p->now], p->place[i], bytes_of(p, p->now));
     dev_lane_record(p->up, p->kept[i]);

@@ -13,7 +13,7 @@ enum { PAGER_PLACES = 3 };
 enum pager_pass {
     PAGER_READ,
     PAGER_CLEAR, /* what groups hold is of no use: they begin as zeros */
-    PAGER_WRITE, /* the same, but they begin as anything */
+    PAGER_WRITE, /* the same, but they begin as anything; the next pass must be PAGER_BACK, and only it may read them */
     PAGER_BACK,  /* read only, from the last to the first */
 };
 

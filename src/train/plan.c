@@ -83,10 +83,10 @@ static bool within(const struct plan *p)
 
 /* ---- the choice */
 
-/* Where it is not measured: bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what is
- * left of it pageable), and operations; the share of a matrix product's speed that a step has, and of its time that the
- * way back takes. */
-static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14, step_share = 0.62, back_share = 0.6;
+/* Where it is not measured: bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what
+ * is left of it pageable), and operations; the share of a matrix product's speed that a step has, and of its time that
+ * the way back takes. */
+static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14, step_share = 0.62, back_share = 0.58;
 
 static double link_speed(const struct plan *p, const struct states_how *how)
 {
@@ -108,7 +108,8 @@ static void estimate(struct plan_choice *c, const struct plan *p, const struct t
     const double link = link_speed(p, &c->how), n = (double)a->gradient_accumulation_steps, pass = pass_time(p, s);
     const double again = pass * step_flops_again(s, &s->most) / step_flops(s, &s->most);
     const double grads = (double)k.gradients_away / link, rest = (double)(k.moments_away + k.masters_away) / link;
-    const double acts = (double)step_away(s) / link;
+    const int places = c->kept.away < STEP_AWAY_PLACES ? c->kept.away : STEP_AWAY_PLACES;
+    const double acts = c->kept.away ? (double)step_away(s) / link * (c->kept.away - places) / c->kept.away : 0;
     c->again_s = n * again;
     c->link_s = n * (above(acts, (1 - back_share) * pass) + above(grads + acts, back_share * pass + again)) + grads +
                 rest; /* the optimiser's pass hides little */
@@ -131,8 +132,8 @@ static bool try_kept(struct search *g, struct step_kept k)
     return within(g->p);
 }
 
-/* Of n layers the fewest that must be *less, the others *more (of k; NULL: they keep all), so that it fits, as it does if
- * all of them are. */
+/* Of n layers the fewest that must be *less, the others *more (of k; NULL: they keep all), so that it fits, as it does
+ * if all of them are. */
 static void fewest(struct search *g, struct step_kept *k, int *less, int *more, int n)
 {
     int low = -1, high = n;
@@ -146,14 +147,14 @@ static void fewest(struct search *g, struct step_kept *k, int *less, int *more, 
     if (more) *more = n - high;
 }
 
-/* So many layers can leave for the host while the next ones compute, and find room there; 0: none, or no room for the
- * places on the device. */
+/* So many layers can leave for the host while the next ones compute, and find room there, besides those that stay in
+ * their places; 0: none, or no room for the places on the device. */
 static int most_away(struct search *g, const struct states_how *how)
 {
     const int L = g->p->layers;
     (void)try_kept(g, (struct step_kept){ .away = 1 });
     const double one = (double)step_away(g->s) / link_speed(g->p, how);
-    const double most = (1 - back_share) * pass_time(g->p, g->s) / one;
+    const double most = (1 - back_share) * pass_time(g->p, g->s) / one + STEP_AWAY_PLACES;
     int n = most < L ? (int)most : L;
     while (n && !try_kept(g, (struct step_kept){ .away = n, .none = L - n })) n--;
     return n;
@@ -181,6 +182,7 @@ static struct step_kept choose_kept(struct search *g, const struct states_how *h
     away.away = most_away(g, how);
     if (!away.away) return k;
     fewest(g, &away, &away.none, &away.dear, L - away.away);
+    if (!away.none) fewest(g, &away, &away.away, &away.dear, L); /* what there is room for here need not leave */
     return !fits || away.none < k.none ? away : k;
 }
 
@@ -197,7 +199,7 @@ static int try_choice(struct search *g, struct plan_choice *c, unsigned may, boo
     return 0;
 }
 
-/* What --offload and the run allow to be away. Bit i, i < 4: the choice whose bit 0 says gradients and bit 1 moments. */
+/* What --offload and the run allow to be away. Bit i, i < 4: the choice whose bit 0 says gradients, bit 1 moments. */
 static unsigned allowed(const struct plan *p, const struct trainee *t, const char *offload)
 {
     static const char *const words[] = { "none", "gradients", "moments", "both" };

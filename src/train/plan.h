@@ -1,5 +1,5 @@
-/* The memory of a run by name, before any of it is taken; and the choice of what is kept where, and what layers keep for
- * their way back, so that a step is the fastest that stays within the limits: `--dry_run` shows it.
+/* The memory of a run by name, before any of it is taken; and the choice of what is kept where, and what layers keep
+ * for their way back, so that a step is the fastest that stays within the limits: `--dry_run` shows it.
  *
  * Choices change no bit of the result. What does (moments of 8 bits, masters) is the arguments' to say; where nothing
  * fits the refusal names those that would.
@@ -38,8 +38,8 @@ struct plan {
     struct plan_speed speed;
 };
 
-/* Plans for the largest batch and sets t->states and what s keeps accordingly. ERR_USAGE for limits that are none. Bytes
- * of "48G", "512M", ...; without a limit: what is free. */
+/* Plans for the largest batch and sets t->states and what s keeps accordingly. ERR_USAGE for limits that are none.
+ * Bytes of "48G", "512M", ...; without a limit: what is free. */
 int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
               const struct plan_speed *speed, struct err *e);
 /* ERR_NOMEM with the sum where nothing fits, and what would. */

@@ -8,6 +8,7 @@
 
 #include "image/picture.h"
 #include "train/augment.h"
+#include "train/features.h"
 
 enum { PATH_BYTES_MAX = 1 << 14 };
 
@@ -35,12 +36,12 @@ static int picture_find(const char *path, struct err *e)
     return st.st_size ? 0 : err_set(e, ERR_FORMAT, "'%s' is empty", path);
 }
 
-static int picture_to(float *to, const struct recipe *c, const char *path, struct err *e)
+static int decode(float *to, const struct recipe *c, const char *path, struct span file, struct err *e)
 {
     struct picture pic = { 0 };
     struct pixels px = { 0 };
     int rc;
-    TRY(picture_open(&pic, path, e));
+    TRY(picture_decode(&pic, file.p, file.n, path, e));
     TRY(pixels_new(&px, &pic, &c->proc, c->aspect == ASPECT_PAD ? ASPECT_PAD : ASPECT_SQUARE, NULL, e));
     if (px.w != c->side || px.h != c->side)
         TRY(err_set(e, ERR_SHAPE, "the picture processor makes pictures of %dx%d, the vision tower reads %dx%d", px.w,
@@ -49,6 +50,25 @@ static int picture_to(float *to, const struct recipe *c, const char *path, struc
 out:
     picture_free(&pic);
     pixels_free(&px);
+    return rc;
+}
+
+/* The pixels of a file to `to`; or, where *p's features are kept, those to `features`. p NULL: pixels. */
+static int picture_to(float *to, struct sample_picture *p, char *features, const struct recipe *c, const char *path,
+                      struct err *e)
+{
+    char *file = NULL;
+    size_t n = 0;
+    int rc;
+    TRY(file_read(&file, &n, path, PICTURE_FILE_MAX, e));
+    if (p) {
+        features_name(p->name, c->features, file, n);
+        p->given = features_get(c->features, p->name, features);
+        if (p->given) goto out;
+    }
+    TRY(decode(to, c, path, (struct span){ file, n }, e));
+out:
+    free(file);
     return rc;
 }
 
@@ -62,7 +82,7 @@ static int look_otherwise(struct sample *s, const struct recipe *c, const struct
     if (twin >= 0) {
         buf_reset(path);
         TRY(path_of(c, r->twin[twin], path, e));
-        TRY(picture_to(room, c, path->p, e));
+        TRY(picture_to(room, NULL, NULL, c, path->p, e));
         augment_mix(pixels, room, c->side, key);
     }
     rc = augment(pixels, c->side, &c->proc, r->may, key, e);
@@ -71,27 +91,37 @@ out:
 }
 
 /* Room for the sample's pictures, and one more. */
-static int pictures_room(struct sample *s, size_t each, struct err *e)
+static int pictures_room(struct sample *s, const struct recipe *c, size_t each, struct err *e)
 {
     const size_t need = each * (size_t)(s->n_images + 1);
-    if (need <= s->pixels_cap) return 0;
-    free(s->pixels);
-    s->pixels = malloc(need * sizeof *s->pixels);
-    s->pixels_cap = s->pixels ? need : 0;
-    return s->pixels ? 0 : err_set(e, ERR_NOMEM, "no memory for %d pictures", s->n_images);
+    if (need > s->pixels_cap) {
+        free(s->pixels);
+        s->pixels = malloc(need * sizeof *s->pixels);
+        s->pixels_cap = s->pixels ? need : 0;
+    }
+    if (c->features && s->n_images > s->picture_cap) {
+        free(s->picture);
+        free(s->features);
+        s->picture = malloc((size_t)s->n_images * sizeof *s->picture);
+        s->features = malloc((size_t)s->n_images * c->features->bytes);
+        s->picture_cap = s->picture && s->features ? s->n_images : 0;
+    }
+    return need <= s->pixels_cap && (!c->features || s->n_images <= s->picture_cap)
+               ? 0 : err_set(e, ERR_NOMEM, "no memory for %d pictures", s->n_images);
 }
 
 static int pictures_load(struct sample *s, const struct recipe *c, const struct record *r, struct err *e)
 {
-    const size_t each = (size_t)3 * (size_t)c->side * (size_t)c->side;
+    const size_t each = (size_t)3 * (size_t)c->side * (size_t)c->side, bytes = c->features ? c->features->bytes : 0;
     struct buf path = buf_make(PATH_BYTES_MAX);
     int rc;
-    TRY(pictures_room(s, each, e));
+    TRY(pictures_room(s, c, each, e));
     for (int i = 0; i < s->n_images; i++) {
         float *to = s->pixels + (size_t)i * each;
         buf_reset(&path);
         TRY(path_of(c, r->image[i], &path, e));
-        TRY(picture_to(to, c, path.p, e));
+        if (!c->features) TRY(picture_to(to, NULL, NULL, c, path.p, e));
+        else TRY(picture_to(to, &s->picture[i], s->features + (size_t)i * bytes, c, path.p, e));
         if (s->look) TRY(look_otherwise(s, c, r, i, to, s->pixels + (size_t)s->n_images * each, &path, e));
     }
 out:
@@ -218,5 +248,7 @@ void sample_fini(struct sample *s)
     ids_free(&s->ids);
     ids_free(&s->labels);
     free(s->pixels);
+    free(s->picture);
+    free(s->features);
     *s = (struct sample){ 0 };
 }

@@ -27,6 +27,14 @@ struct recipe {
     enum aspect aspect;         /* SQUARE or PAD: LLaVA trains with one tile a picture, with ANYRES as with SQUARE */
     int side;                   /* pixels of the tower's input */
     int rows;                   /* positions that a picture takes (llava_tile_rows) */
+    const struct features *features; /* a picture whose features are kept is not decoded; NULL: all are */
+};
+
+enum { PICTURE_NAME = 65 };
+/* A picture of a sample or a batch: pixels, or features that were kept (features.h). */
+struct sample_picture {
+    char name[PICTURE_NAME]; /* of its features; "" where none are kept */
+    bool given;              /* they were there: no pixels */
 };
 
 struct sample {
@@ -38,11 +46,14 @@ struct sample {
     int n_targets;        /* labels that are predicted from the position before them */
     int n_images;         /* pictures that have positions */
     float *pixels;        /* [n_images,3,side,side], owned */
+    struct sample_picture *picture; /* [n_images], owned; NULL without recipe.features */
+    char *features;       /* [n_images] of features.bytes each, owned */
     bool cut;             /* model_max_length took away something that would be learned */
     int spare_images;     /* pictures of the record that no "<image>" asks for */
     bool literal;         /* "<image>" is text in it */
     /* private */
     size_t pixels_cap;
+    int picture_cap;
 };
 
 /* Fills s, whose memory is reused, from r. pictures false: everything but the pixels, and a picture's file need only

@@ -14,7 +14,6 @@ enum {
     HEAD_ROWS = 128, DEVICE_HEAD_ROWS = 2048, /* rows of logits at a time */
     SCRATCH_BYTES = 1 << 30, DEVICE_SCRATCH_BYTES = 256 << 20, /* the host's is address space: pages are taken when a
                                                                   kernel touches them */
-    AWAY_PLACES = 2,
     DEVICE_LIBRARY_BYTES = 64 << 20, /* what a library of matrix products takes, where it cannot be seen */
 };
 
@@ -30,12 +29,18 @@ static struct tensor part(struct tensor t, char *base, size_t *at)
     return t;
 }
 
+/* Of a picture's features, before the projector. */
+static int64_t feature_numbers(const struct step *s)
+{
+    return s->m->cfg.has_vision ? (int64_t)llava_tile_rows(s->m) * s->m->cfg.clip.C : 0;
+}
+
 /* Where everything of such a batch is in a block, whose size is returned. Pictures are last. */
 static size_t lay_out(struct step_in *in, const struct step *s, const struct batch_limits *b, char *base)
 {
     const int64_t side = b->n_images ? s->m->cfg.clip.image : 0;
     size_t at = 0;
-    *in = (struct step_in){ .T = b->T, .n_images = b->n_images, .n_targets = b->n_targets };
+    *in = (struct step_in){ .T = b->T, .n_images = b->n_images, .n_given = b->n_given, .n_targets = b->n_targets };
     in->token = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
     in->feature = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
     in->pos = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
@@ -43,8 +48,18 @@ static size_t lay_out(struct step_in *in, const struct step *s, const struct bat
     in->at = part(tensor_1d(NULL, DT_I32, b->n_targets), base, &at);
     in->target = part(tensor_1d(NULL, DT_I32, b->n_targets), base, &at);
     in->weight = part(tensor_1d(NULL, DT_F32, b->n_targets), base, &at);
-    in->pixels = part((struct tensor){ NULL, DT_F32, 4, 0, { b->n_images, 3, side, side } }, base, &at);
+    in->given = part(tensor_2d(NULL, s->act_type, b->n_given, feature_numbers(s)), base, &at);
+    in->pixels = part((struct tensor){ NULL, DT_F32, 4, 0, { b->n_images - b->n_given, 3, side, side } }, base, &at);
     return at;
+}
+
+/* The same for the larger of a batch without kept features and one of nothing else. */
+static size_t lay_out_most(struct step_in *in, const struct step *s, const struct batch_limits *b, char *base)
+{
+    struct batch_limits given = *b;
+    given.n_given = s->keeps_features ? b->n_images : 0;
+    const size_t bytes = lay_out(in, s, &given, base), other = lay_out(in, s, b, base);
+    return bytes > other ? bytes : other;
 }
 
 static size_t pixel_bytes(const struct step_in *in) { return aligned(tensor_bytes(in->pixels)); }
@@ -66,7 +81,8 @@ static void fill_in(const struct step_in *in, const struct batch *b)
     memcpy(in->feature.p, b->feature, tensor_bytes(in->feature));
     memcpy(in->pos.p, b->pos, tensor_bytes(in->pos));
     memcpy(in->range.p, b->range, tensor_bytes(in->range));
-    if (b->n_images) copy_pixels(in->pixels, b->pixels);
+    if (b->n_given) memcpy(in->given.p, b->features, tensor_bytes(in->given));
+    if (b->n_images > b->n_given) copy_pixels(in->pixels, b->pixels);
     for (int i = 0, k = 0; i < b->T; i++) {
         if (b->target[i] < 0) continue;
         ((int32_t *)in->at.p)[k] = i;
@@ -77,12 +93,13 @@ static void fill_in(const struct step_in *in, const struct batch *b)
 
 static void send(struct step *s, const struct batch *b)
 {
-    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets };
+    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets, b->n_given };
     struct step_host *h = &s->host;
     struct step_in on_host;
     size_t bytes = lay_out(&on_host, s, &sizes, (char *)h->mem + s->losses);
     arena_rewind(&s->act, s->base);
     lay_out(&s->in, s, &sizes, arena_take(&s->act, bytes));
+    s->in.place = b->place;
     if (!s->kc.dev) { /* pictures are large: straight to where they are read */
         on_host.pixels.p = s->in.pixels.p;
         bytes -= pixel_bytes(&on_host);
@@ -144,28 +161,42 @@ static struct tensor pixels(struct op_ctx *o, const struct step *s, int from, in
     return y;
 }
 
-/* Features of a frozen tower, [n*rows,C], made without a tape. */
-static struct tensor frozen_features(struct op_ctx *o, const struct step *s)
+/* Picture i's rows go where the batch has it. */
+static void put_features(struct op_ctx *o, const struct step *s, struct tensor all, int i, struct tensor f)
+{
+    const int64_t rows = llava_tile_rows(s->m), at = o->dry ? i : s->in.place[i];
+    f.nd = 2, f.n[0] = rows, f.n[1] = tensor_cols(all);
+    OP_RUN(o, cast, tensor_slice(all, at * rows, rows), f);
+}
+
+/* Features of a frozen tower, [n*rows,C]: those that were kept; the others are made, without a tape, a picture's the
+ * same in any company. */
+static struct tensor frozen_features(struct op_ctx *o, struct step *s)
 {
     const struct llava_config *c = &s->m->cfg;
     const int64_t rows = llava_tile_rows(s->m);
+    const int made = s->in.n_images - s->in.n_given;
     struct tensor all = op_new(o, false, s->in.n_images * rows, c->clip.C);
     struct tape *tape = o->tape;
     o->tape = NULL;
-    for (int i = 0; i < s->in.n_images; i += s->group) {
-        const int n = s->in.n_images - i < s->group ? s->in.n_images - i : s->group;
+    s->kc.training = false;
+    for (int i = 0; i < made; i += s->group) {
+        const int n = made - i < s->group ? made - i : s->group;
         const size_t mark = arena_mark(o->act);
         struct clip_seq seq = first_pictures(s, n);
         struct tensor f = clip_forward(o, &s->m->clip, &seq, pixels(o, s, i, n), c->select_layer, c->select_cls);
-        OP_RUN(o, cast, tensor_slice(all, i * rows, n * rows), f);
+        for (int k = 0; k < n; k++) put_features(o, s, all, i + k, tensor_slice(f, k * rows, rows));
         arena_rewind(o->act, mark);
     }
+    s->kc.training = true;
+    for (int i = 0; i < s->in.n_given; i++) put_features(o, s, all, made + i, tensor_slice(s->in.given, i, 1));
     o->tape = tape;
+    s->features = all;
     return all;
 }
 
 /* Embeddings of the tokens, features of pictures where a position has one. */
-static struct tensor embed(struct op_ctx *o, const struct step *s)
+static struct tensor embed(struct op_ctx *o, struct step *s)
 {
     struct tensor x = op_embed(o, &s->m->llama.embed, s->in.token), f;
     if (!s->in.n_images) return x;
@@ -200,6 +231,7 @@ void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_
 {
     struct step_host *h = &s->host;
     h->n = b->n_targets;
+    h->n_made = 0;
     if (!h->n) return;
     struct op_ctx o = context_of(s, back, drop_key);
     send(s, b);
@@ -209,6 +241,10 @@ void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_
     const struct tensor loss = forward(&o, s);
     if (back && s->states) states_back_done(s->states, &s->kern, &s->kc, s->m->cfg.llama.L + 1);
     dev_fetch(s->kc.dev, h->loss, loss.p, tensor_bytes(loss));
+    h->n_made = s->keeps_features ? b->n_images - b->n_given : 0;
+    const size_t each = step_feature_bytes(s);
+    for (int i = 0; i < h->n_made; i++)
+        dev_fetch(s->kc.dev, h->features + (size_t)i * each, (char *)s->features.p + (size_t)b->place[i] * each, each);
     dev_event_record(s->kc.dev, h->done);
 }
 
@@ -219,6 +255,14 @@ double step_loss(struct step *s)
     if (h->n) dev_event_wait(h->done);
     for (int i = 0; i < h->n; i++) sum += (double)h->weight[i] * (double)h->loss[i];
     return sum;
+}
+
+size_t step_feature_bytes(const struct step *s) { return (size_t)feature_numbers(s) * dtype_bytes(s->act_type); }
+
+const void *step_made(const struct step *s, int i)
+{
+    ASSERT(i < s->host.n_made);
+    return s->host.features + (size_t)i * step_feature_bytes(s);
 }
 
 double step_run(struct step *s, const struct batch *b, bool back, uint64_t drop_key)
@@ -248,7 +292,7 @@ static size_t plan_one(struct step *s, const struct batch_limits *most, bool bac
     struct op_ctx o = context_of(s, back, 1);
     o.dry = true;
     tape_reset(s->tape);
-    const size_t bytes = lay_out(&s->in, s, most, NULL);
+    const size_t bytes = lay_out_most(&s->in, s, most, NULL);
     lay_out(&s->in, s, most, arena_take(&s->act, bytes));
     if (most->n_targets) forward(&o, s);
     const size_t high = s->act.high;
@@ -266,10 +310,15 @@ static size_t *away_sizes(const struct step *s)
     return bytes;
 }
 
+static size_t place_bytes(const struct step *s)
+{
+    return s->kept.away ? pager_device_bytes(&s->away_bytes, 1, STEP_AWAY_PLACES) : 0;
+}
+
 size_t step_plan(struct step *s)
 {
     const size_t train = plan_one(s, &s->most, true), eval = plan_one(s, &s->eval, false);
-    return (train > eval ? train : eval) + (s->kept.away ? pager_device_bytes(&s->away_bytes, 1, AWAY_PLACES) : 0);
+    return (train > eval ? train : eval) + place_bytes(s);
 }
 
 size_t step_away(const struct step *s) { return (size_t)s->kept.away * pager_host_bytes(&s->away_bytes, 1); }
@@ -304,7 +353,8 @@ static int most_pictures(const struct step *s)
 int step_open(struct step *s, const struct llava_model *m, const struct step_options *o, struct err *e)
 {
     const bool low = o->dtype == DT_BF16;
-    *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains, .card = o->dev || o->card,
+    *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains,
+                        .keeps_features = o->keeps_features, .card = o->dev || o->card,
                         .states = o->states, .act_type = (o->dev || o->card) && low ? DT_BF16 : DT_F32,
                         .most = o->most, .eval = o->eval };
     s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
@@ -324,8 +374,8 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
 static size_t block_bytes(const struct step *s, const struct batch_limits *most)
 {
     struct step_in in;
-    const size_t bytes = lay_out(&in, s, most, NULL);
-    return s->kc.dev ? bytes : bytes - pixel_bytes(&in);
+    const size_t bytes = lay_out_most(&in, s, most, NULL);
+    return s->kc.dev || s->keeps_features ? bytes : bytes - pixel_bytes(&in);
 }
 
 /* Room for the larger of the two kinds of batches, behind its losses. */
@@ -333,16 +383,19 @@ static int fill_host(struct step *s, struct err *e)
 {
     const size_t train = block_bytes(s, &s->most), eval = block_bytes(s, &s->eval);
     s->host.done = dev_event_new(s->kc.dev);
-    return dev_pinned(&s->host.mem, s->kc.dev, s->losses + (train > eval ? train : eval), e);
+    const int rc = dev_pinned(&s->host.mem, s->kc.dev, s->losses + (train > eval ? train : eval), e);
+    if (rc < 0 || !s->keeps_features) return rc;
+    return dev_pinned((void **)&s->host.features, s->kc.dev,
+                      (size_t)most_pictures(s) * step_feature_bytes(s), e);
 }
 
 int step_fill(struct step *s, struct err *e)
 {
-    const size_t bytes = step_plan(s), places = s->kept.away ? pager_device_bytes(&s->away_bytes, 1, AWAY_PLACES) : 0;
+    const size_t bytes = step_plan(s), places = place_bytes(s);
     size_t *away = away_sizes(s);
     int rc;
     TRY(dev_arena(&s->act, s->kc.dev, bytes - places, e));
-    if (s->kept.away) TRY(pager_open(&s->away, s->kc.dev, away, s->kept.away, AWAY_PLACES, s->pageable, e));
+    if (s->kept.away) TRY(pager_open(&s->away, s->kc.dev, away, s->kept.away, STEP_AWAY_PLACES, s->pageable, e));
     make_tower(s, false);
     rc = fill_host(s, e);
 out:
@@ -357,6 +410,7 @@ void step_close(struct step *s)
     tape_free(s->tape);
     free(s->layer);
     dev_pinned_free(s->kc.dev, s->host.mem);
+    dev_pinned_free(s->kc.dev, s->host.features);
     dev_event_free(s->host.done);
     arena_fini(&s->act);
     arena_fini(&s->scratch);
@@ -377,7 +431,7 @@ static double linear_flops(const struct linear *l, bool dx)
 double step_flops(const struct step *s, const struct batch_limits *b)
 {
     const struct llava_model *m = s->m;
-    double token = 0, patch = 0;
+    double token = 0, patch = 0, project = 0;
     for (int i = 0; i < m->cfg.llama.L; i++) {
         const struct llama_layer *l = &m->llama.layer[i];
         const struct linear *all[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
@@ -390,9 +444,10 @@ double step_flops(const struct step *s, const struct batch_limits *b)
         const struct linear *all[] = { &l->q, &l->k, &l->v, &l->o, &l->fc1, &l->fc2 };
         for (int k = 0; k < 6; k++) patch += linear_flops(all[k], s->tower_trains);
     }
-    for (int i = 0; i < m->cfg.n_projector; i++) patch += linear_flops(&m->projector.linear[i], i > 0);
+    for (int i = 0; i < m->cfg.n_projector; i++) project += linear_flops(&m->projector.linear[i], i > 0);
     const double rows = m->cfg.has_vision ? (double)llava_tile_rows(m) : 0;
-    return token * b->T + patch * rows * b->n_images + linear_flops(&m->llama.head, true) * b->n_targets;
+    return token * b->T + rows * (patch * (b->n_images - b->n_given) + project * b->n_images) +
+           linear_flops(&m->llama.head, true) * b->n_targets;
 }
 
 double step_flops_again(const struct step *s, const struct batch_limits *b)
@@ -465,38 +520,36 @@ double step_ceiling(struct step *s, enum dtype w_type)
     return best;
 }
 
-/* Seconds of copying so much over the link, both ways at once. */
-static double link_time(struct dev *d, char *there, char *here, size_t bytes)
+/* Seconds of copying so much over the link, one way. */
+static double link_time(struct dev *d, bool down, char *there, char *here, size_t bytes)
 {
-    struct dev_lane *down = dev_lane_new(d), *up = dev_lane_new(d);
-    struct dev_event *end[2] = { dev_event_new(d), dev_event_new(d) };
+    struct dev_lane *lane = dev_lane_new(d);
+    struct dev_event *end = dev_event_new(d);
     double best = HUGE_VAL;
     for (int i = 0; i < 3; i++) {
         const double start = plat_now_s();
-        dev_lane_send(down, there, here, bytes);
-        dev_lane_fetch(up, here + bytes, there + bytes, bytes);
-        dev_lane_record(down, end[0]);
-        dev_lane_record(up, end[1]);
-        dev_event_wait(end[0]);
-        dev_event_wait(end[1]);
+        if (down) dev_lane_send(lane, there, here, bytes);
+        else dev_lane_fetch(lane, here, there, bytes);
+        dev_lane_record(lane, end);
+        dev_event_wait(end);
         best = fmin(best, plat_now_s() - start);
     }
-    for (int i = 0; i < 2; i++) dev_event_free(end[i]);
-    dev_lane_free(down);
-    dev_lane_free(up);
+    dev_event_free(end);
+    dev_lane_free(lane);
     return best;
 }
 
 double step_link(struct step *s)
 {
-    const size_t bytes = (size_t)64 << 20;
+    const size_t bytes = (size_t)128 << 20;
     struct arena there = { 0 };
     void *here = NULL;
     double speed = 0;
     if (!s->kc.dev) return 0;
-    if (dev_arena(&there, s->kc.dev, 2 * bytes, NULL) >= 0 && dev_pinned(&here, s->kc.dev, 2 * bytes, NULL) >= 0) {
-        memset(here, 1, 2 * bytes);
-        speed = (double)bytes / link_time(s->kc.dev, there.base, here, bytes);
+    if (dev_arena(&there, s->kc.dev, bytes, NULL) >= 0 && dev_pinned(&here, s->kc.dev, bytes, NULL) >= 0) {
+        memset(here, 1, bytes);
+        const double up = link_time(s->kc.dev, false, there.base, here, bytes);
+        speed = (double)bytes / fmax(up, link_time(s->kc.dev, true, there.base, here, bytes));
     }
     dev_pinned_free(s->kc.dev, here);
     arena_fini(&there);

@@ -11,12 +11,14 @@
 
 /* What a pass reads of its batch, on the device. */
 struct step_in {
-    int T, n_images, n_targets;
+    int T, n_images, n_given, n_targets;
     struct tensor token, feature, pos; /* [T] I32 */
     struct tensor range;               /* [T,2] I32 */
     struct tensor at, target;          /* [n_targets] I32: positions that have a target, and what it is */
     struct tensor weight;              /* [n_targets] F32 */
-    struct tensor pixels;              /* [n_images,3,side,side] F32 */
+    const int *place;                  /* [n_images] on the host: batch.place */
+    struct tensor given;               /* [n_given,rows*C] features that were kept, as activations */
+    struct tensor pixels;              /* [n_images-n_given,3,side,side] F32 */
 };
 
 /* The host's side of a batch under way: page-locked memory for the losses and, behind them, what is laid out as on the
@@ -25,12 +27,15 @@ struct step_host {
     void *mem;
     float *weight, *loss; /* [n] */
     int n;                /* targets of the batch */
+    char *features;       /* [n_made] what the frozen tower made of the batch's pixels; only where features are kept */
+    int n_made;
     struct dev_event *done; /* the losses are there */
 };
 
 /* What the language model's layers keep for the way back (op.h): so many of each kind, the others all. Those that are
  * away are spread over the layers, of the others the first keep nothing and the last keep all. */
 struct step_kept { int none, dear, away; };
+enum { STEP_AWAY_PLACES = 2 }; /* on the device, where the last of them stay */
 
 struct step {
     const struct llava_model *m;
@@ -44,7 +49,8 @@ struct step {
     struct step_host host;
     size_t losses;           /* bytes of the losses in it */
     struct tape *tape;
-    bool tower_trains;
+    bool tower_trains, keeps_features;
+    struct tensor features;  /* of this pass's pictures, by a frozen tower */
     struct step_kept kept;   /* by step_keep */
     uint8_t *layer;          /* [L] enum op_kept */
     struct pager away;       /* what layers keep on the host */
@@ -62,6 +68,7 @@ struct step_options {
     enum dtype dtype;     /* of m's weights */
     bool tower_trains;
     bool card;            /* plan as for a device, though dev is NULL: nothing can run then */
+    bool keeps_features;  /* batches may have features, and those that were made are to come back */
     struct states *states;
     int threads;          /* of the host's kernels */
     struct batch_limits most, eval; /* of all batches that will come */
@@ -83,6 +90,10 @@ void step_close(struct step *s); /* accepts a zeroed one */
  * cross entropy over the batch's targets. Without a target: 0, and nothing is computed. */
 void step_begin(struct step *s, const struct batch *b, bool back, uint64_t drop_key);
 double step_loss(struct step *s);
+/* Bytes of a picture's features as a frozen tower makes them, before the projector. */
+size_t step_feature_bytes(const struct step *s);
+/* After step_loss: features of batch picture i, i < n_images - n_given, if they are to be kept. */
+const void *step_made(const struct step *s, int i);
 /* Both. */
 double step_run(struct step *s, const struct batch *b, bool back, uint64_t drop_key);
 
@@ -92,6 +103,6 @@ double step_flops_again(const struct step *s, const struct batch_limits *b);
 /* Operations a second of one large matrix product, on numbers that are not zeros; w: the weights' type. 0 without
  * memory for it. Waits. */
 double step_ceiling(struct step *s, enum dtype w);
-/* Bytes a second between a device and page-locked memory, in the slower direction while both are busy; 0: unknown.
+/* Bytes a second between a device and page-locked memory, in the slower direction; 0: unknown.
  * Waits. */
 double step_link(struct step *s);

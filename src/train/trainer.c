@@ -15,6 +15,7 @@
 #include "model/place.h"
 #include "train/checkpoint.h"
 #include "train/deepspeed.h"
+#include "train/features.h"
 #include "train/feed.h"
 #include "train/optim.h"
 #include "train/plan.h"
@@ -28,6 +29,8 @@ struct trainer {
     struct fetched fetched;  /* from dev, for checkpoints */
     struct trainee t;
     struct feed train, eval; /* eval: valid if a->eval_data_path */
+    struct features features; /* with --cache_features */
+    bool features_full;      /* no more are kept */
     struct step step;
     struct optim optim;
     struct plan plan;
@@ -132,8 +135,8 @@ static int open_step(struct trainer *r, double *peak, struct err *e)
     const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
     omp_set_num_threads(threads);
     const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
-                                    .states = &r->t.states, .card = r->t.card,
-                                    .threads = threads,
+                                    .states = &r->t.states, .card = r->t.card, .threads = threads,
+                                    .keeps_features = a->cache_features != NULL,
                                     .most = r->train.most, .eval = r->eval.most };
     const int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
@@ -310,6 +313,17 @@ static int log_step(struct trainer *r, const struct shown *now, struct err *e)
     return log_scalars(r, all, 3, e);
 }
 
+/* What the tower has made of a batch's pictures. Without room for it the run goes on without. */
+static void keep_features(struct trainer *r, const struct batch *b)
+{
+    struct err e = { 0 };
+    for (int i = 0; i < r->step.host.n_made && !r->features_full; i++) {
+        if (features_put(&r->features, b->picture[i].name, step_made(&r->step, i), &e) >= 0) continue;
+        log_warn("%s: no more features are kept", e.msg);
+        r->features_full = true;
+    }
+}
+
 /* The loss over the evaluation's records: of each batch its mean, weighted by its records. */
 static int evaluate(struct trainer *r, struct err *e)
 {
@@ -322,6 +336,7 @@ static int evaluate(struct trainer *r, struct err *e)
     TRY(loader_open(&l, &r->eval.opts, e));
     while (!stop_asked() && (rc = loader_next(l, &b, e)) > 0) {
         sum += step_run(&r->step, b, false, 0) * b->n;
+        keep_features(r, b);
         n += b->n;
         batches++;
     }
@@ -442,9 +457,10 @@ out:
 /* Waits for the batch's losses; then the optimiser's step where one is due. */
 static int finish(struct trainer *r, const struct batch *b, struct err *e)
 {
-    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets };
+    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets, b->n_given };
     const double loss = step_loss(&r->step);
     const double flops = b->n_targets ? step_flops(&r->step, &sizes) : 0;
+    keep_features(r, b);
     remember(r, b);
     if (!isfinite(loss)) return blame(r, "the loss is", e);
     r->loss += loss;
@@ -481,7 +497,7 @@ static void print_plan(struct trainer *r, double peak)
     const int64_t records = r->a->gradient_accumulation_steps * r->a->per_device_train_batch_size;
     const double passes = (double)r->total * (double)records / (double)c->n_row;
     const struct batch_limits all = { 1000, (int)(1000 * c->positions / c->n_row), (int)(1000 * c->images / c->n_row),
-                                      (int)(1000 * c->targets / c->n_row) };
+                                      (int)(1000 * c->targets / c->n_row), 0 };
     char time[24];
     printf("trained: %lld of %lld numbers in %d tensors (%s, %s)\n", (long long)n.n_trained, (long long)n.n_all, r->t.n,
            r->t.kind == TRAIN_PROJECTOR ? "projector" : r->t.kind == TRAIN_LORA ? "adapters" : "full",
@@ -493,6 +509,11 @@ static void print_plan(struct trainer *r, double peak)
     printf("steps: %lld of %lld records, %.2f passes; warm-up %lld; %.0f positions in all\n", (long long)r->total,
            (long long)records, passes,
            (long long)schedule_warmup(r->a->warmup_steps, r->a->warmup_ratio, r->total), passes * (double)c->positions);
+    if (r->a->cache_features) {
+        char size[16];
+        plan_bytes(size, (double)c->images * (double)step_feature_bytes(&r->step));
+        printf("features of pictures in '%s': at most %s\n", r->a->cache_features, size);
+    }
     printf("memory:\n");
     plan_print(&r->plan, stdout);
     if (peak <= 0) return; /* a device that is not here */
@@ -568,6 +589,16 @@ out:
     return rc;
 }
 
+static int open_features(struct trainer *r, struct err *e)
+{
+    struct recipe *c = &r->t.recipe;
+    if (!r->a->cache_features) return 0;
+    const int rc = features_open(&r->features, r->a->cache_features, &r->t.model, c, r->step.act_type,
+                                 r->step.kern.name, e);
+    c->features = &r->features;
+    return rc;
+}
+
 static int train(struct trainer *r, double peak, struct err *e)
 {
     const struct train_args *a = r->a;
@@ -576,6 +607,7 @@ static int train(struct trainer *r, double peak, struct err *e)
     TRY(report_kinds(&kinds, a->report_to, e));
     TRY(keep_apart(r, e));
     TRY(checkpoint_claim(&r->lock, a->output_dir, e));
+    TRY(open_features(r, e));
     TRY(trainee_fill(&r->t, a, &r->step.kern, &r->step.kc, e));
     TRY(step_fill(&r->step, e));
     TRY(optim_open(&r->optim, &r->t, a, r->total, e));

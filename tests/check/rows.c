@@ -440,8 +440,8 @@ static const double *values(struct kctx *kc, struct tensor t)
 
 static int complain(const struct test *c, const char *what)
 {
-    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, fresh %d, absent %d, sizes", c->row->name, what,
-           dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode, c->fresh,
+    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, fresh %d, absent %d, sizes", c->row->name,
+           what, dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode, c->fresh,
            c->absent);
     for (int i = 0; i < 26; i++)
         if (c->d.n[i]) printf(" %c%lld", 'A' + i, (long long)c->d.n[i]);

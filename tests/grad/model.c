@@ -255,7 +255,8 @@ static void test_checkpoint(void **state)
         for (int k = 0; k <= n[i]; k++) assert_int_equal(passed[i][1 + k], n[i] - k);
     }
     for (int i = 1; i < WAYS; i++)
-        if (high[i] >= high[0]) fail_msg("way %d: %zu bytes of activations, %zu where all is kept", i, high[i], high[0]);
+        if (high[i] >= high[0])
+            fail_msg("way %d: %zu bytes of activations, %zu where all is kept", i, high[i], high[0]);
 }
 
 /* Stage 1: only the projector learns. Other gradients stay what they were, and its own are the same. */

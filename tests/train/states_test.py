@@ -57,6 +57,10 @@ def same_bytes(tmp, name, more):
         ok(ran.code == 0 and read(out, "checkpoint-4", "resume.safetensors") == want and
            read(out, "model.safetensors") == read(keep, "model.safetensors"), f"{name}: {offload} away, the same bytes",
            ran.text)
+    out = os.path.join(tmp.path, "activations")
+    ran = train(out, *more, "--save_steps", "4", "--offload", "activations", "--gradient_checkpointing", "True")
+    ok(ran.code == 0 and read(out, "checkpoint-4", "resume.safetensors") == want,
+       f"{name}: activations away, the same bytes", ran.text)
     for offload in ("none", "both"):
         out = os.path.join(tmp.path, "again-" + offload)
         os.mkdir(out)
@@ -120,7 +124,8 @@ def limits(tmp):
     tight = train(out, "--bf16", "True", "--memory_limit", f"{float(need) * 0.98:.4g}M")
     ok(tight.code == 1 and one_line(tight, "with --gradient_checkpointing True it takes") or
        one_line(tight, "with --optim adamw_8bit"), "the refusal says what would fit", [need, tight.text])
-    for more in (["--offload", "all"], ["--optim", "adamw_4bit"], ["--host_memory_limit", "much"]):
+    for more in (["--offload", "all"], ["--optim", "adamw_4bit"], ["--host_memory_limit", "much"],
+                 ["--offload", "activations"]):
         ran = train(out, *more)
         ok(ran.code in (1, 2) and more[0] in ran.err, "refused: " + " ".join(more), ran.text)
 
@@ -184,6 +189,12 @@ def a_card_that_is_not_here(tmp):
        "13b with 32 bits: the refusal says what would fit", ran.text)
     ran = train(os.path.join(tmp.path, "no"), *dry, "--host_memory_limit", "20GB", "--optim", "adamw_8bit")
     ok(ran.code == 1 and one_line(ran, "--host_memory_limit is 20.0 GB"), "13b: a host that is too small", ran.text)
+    lora = [*dry, "--lora_enable", "True", "--lora_r", "128", "--model_max_length", "1024",
+            "--per_device_train_batch_size", "16", "--memory_limit", "38GB", "--image_aspect_ratio", "pad"]
+    for offload, host in (("none", 0), ("auto", 1)):
+        ran = train(os.path.join(tmp.path, "no"), *lora, "--offload", offload, "--host_memory_limit", "100GB")
+        have = rows_of(ran.out)
+        ok(ran.code in (0, 1) and "frozen weights" in have, f"13b, LoRA, --offload {offload}", ran.text)
 
 
 with Temp() as tmp:

@@ -58,7 +58,11 @@ static void groups_come_as_they_went(void **state)
         write_all(d, &p, PAGER_READ, 10, 20);
         write_all(d, &p, PAGER_CLEAR, 0, 30);
         read_all(d, &p, true, 30);
-        write_all(d, &p, PAGER_WRITE, 0, 40);
+        for (int i = 0; i < 3; i++) {
+            write_all(d, &p, PAGER_WRITE, 0, 35 + i);
+            read_all(d, &p, true, 35 + i);
+        }
+        write_all(d, &p, PAGER_CLEAR, 0, 40);
         read_all(d, &p, true, 40);
         read_all(d, &p, true, 40);
         write_all(d, &p, PAGER_READ, 40, 50);
@@ -91,7 +95,7 @@ static void parts(void **state)
     assert_true(pager_open(&p, d, bytes, GROUPS, 2, false, &e) >= 0);
     write_all(d, &p, PAGER_CLEAR, 0, 10);
     p.most = 500;
-    write_all(d, &p, PAGER_WRITE, 0, 20);
+    write_all(d, &p, PAGER_READ, 10, 20);
     pager_host(&p, 0);
     p.most = SIZE_MAX;
     pager_begin(&p, PAGER_BACK);

@@ -116,7 +116,8 @@ bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct 
     if (!dev_attached(kc->dev)) return false;
     const size_t mark = arena_mark(kc->scratch);
     w = in_type(kc, w, (enum dtype)dy.type);
-    const bool right = w.p && run(kc, { I, T, O, I, O, w.p, dy.p, is_fresh(dx) ? NULL : dx.p, NULL, dx.p, (enum dtype)dy.type,
+    const void *add = is_fresh(dx) ? NULL : dx.p;
+    const bool right = w.p && run(kc, { I, T, O, I, O, w.p, dy.p, add, NULL, dx.p, (enum dtype)dy.type,
                                         (enum dtype)dx.type, false, false, like_rows(kc, T), 1, 0, 0, 0, false });
     arena_rewind(kc->scratch, mark);
     return right;
