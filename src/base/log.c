@@ -31,7 +31,6 @@ static void log_line(const char *head, const char *fmt, va_list ap)
         log_line(head, fmt, ap);             \
         va_end(ap);                          \
     }
-LOG_FN(log_debug, LOG_DEBUG, "")
 LOG_FN(log_info, LOG_INFO, "")
 LOG_FN(log_warn, LOG_QUIET, "warning: ")
 

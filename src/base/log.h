@@ -1,16 +1,15 @@
 /* Lines for people, on stderr, and the progress bar.
  *
- * log_info prints unless the level is quiet; log_warn always; log_debug only at level debug. A line starts with
- * "llava: " (warnings "llava: warning: ") and must not hold a newline of its own.
+ * log_info prints unless the level is quiet; log_warn always. A line starts with "llava: " (warnings "llava:
+ * warning: ") and must not hold a newline of its own.
  */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
 
-enum log_level { LOG_QUIET, LOG_INFO, LOG_DEBUG };
+enum log_level { LOG_QUIET, LOG_INFO };
 
 void log_set_level(enum log_level level);
-void log_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

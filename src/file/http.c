@@ -222,7 +222,7 @@ int http_request(struct http *h, const char *url, struct http_sink *sink, struct
         int rc = http_chain(h, url, sink, r, &again, e);
         if (file_size(sink) > before) i = 0;
         if (!again || i + 1 >= TRIES) return rc;
-        log_debug("trying again: '%s' (status %ld)", url, r->status);
+        log_info("trying again: '%s' (status %ld)", url, r->status);
         struct timespec pause = { .tv_sec = (1 << i) / 2, .tv_nsec = i ? 0 : 500000000 };
         nanosleep(&pause, NULL);
     }

@@ -82,7 +82,8 @@ int json_file_save(const char *path, const json_t *v, struct err *e)
     return rc;
 }
 
-const char *json_kind(const json_t *v)
+/* For messages. */
+static const char *kind_of(const json_t *v)
 {
     static const char *const kinds[] = {
         [JSON_OBJECT] = "an object",   [JSON_ARRAY] = "an array", [JSON_STRING] = "a string",
@@ -106,7 +107,7 @@ static json_t *member(const json_t *o, const char *key, int *rc, struct err *e)
 
 static int wrong(const json_t *v, const char *key, const char *want, struct err *e)
 {
-    return err_set(e, ERR_FORMAT, "'%s' is %s, want %s", key, json_kind(v), want);
+    return err_set(e, ERR_FORMAT, "'%s' is %s, want %s", key, kind_of(v), want);
 }
 
 int json_get_int(const json_t *o, const char *key, int64_t *ret, struct err *e)

@@ -33,5 +33,3 @@ int json_get_bool(const json_t *o, const char *key, bool *ret, struct err *e);
 int json_get_str(const json_t *o, const char *key, const char **ret, struct err *e); /* borrowed from o */
 int json_get_object(const json_t *o, const char *key, json_t **ret, struct err *e);  /* borrowed from o */
 int json_get_array(const json_t *o, const char *key, json_t **ret, struct err *e);   /* borrowed from o */
-
-const char *json_kind(const json_t *v); /* "an object", "a string", ... for messages */

@@ -34,7 +34,8 @@ static void paste(struct picture *dst, const struct picture *src, int x, int y)
         memcpy(picture_row(dst, y + r) + 3 * x, picture_row(src, r), (size_t)src->w * 3);
 }
 
-int picture_pad(struct picture *dst, const struct picture *src, const uint8_t colour[3], struct err *e)
+/* dst = src in the middle of a square of its longer side; an odd leftover goes right or below. */
+static int pad(struct picture *dst, const struct picture *src, const uint8_t colour[3], struct err *e)
 {
     int side = src->w > src->h ? src->w : src->h, rc = picture_new(dst, side, side, "padded", e);
     if (rc < 0) return rc;
@@ -168,7 +169,7 @@ int pixels_new(struct pixels *px, const struct picture *pic, const struct clip_p
         else rc = put_tiles(px, pic, p, pp, e);
     } else if (a == ASPECT_PAD && pic->w != pic->h) {
         clip_processor_background(p, colour);
-        rc = picture_pad(&square, pic, colour, e);
+        rc = pad(&square, pic, colour, e);
         if (rc >= 0) rc = put_tile(px, 0, &square, p, e);
     } else {
         rc = put_tile(px, 0, pic, p, e);
@@ -210,7 +211,7 @@ int picture_for_web(struct picture *dst, const struct picture *src, const char *
     } else if (!strcmp(mode, "Pad")) {
         clip_processor_default(&p, WEB_SIDE);
         clip_processor_background(&p, colour);
-        rc = picture_pad(&first, src, colour, e);
+        rc = pad(&first, src, colour, e);
     } else {
         return err_set(e, ERR_USAGE, "image process mode '%s' is none of Crop, Resize, Pad, Default", mode);
     }

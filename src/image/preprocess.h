@@ -61,9 +61,6 @@ int pixels_new(struct pixels *px, const struct picture *pic, const struct clip_p
                const struct pinpoints *pp, struct err *e);
 void pixels_free(struct pixels *px); /* accepts a zeroed one */
 
-/* dst = src in the middle of a square of its longer side; an odd leftover goes right or below. */
-int picture_pad(struct picture *dst, const struct picture *src, const uint8_t colour[3], struct err *e);
-
 /* What the web page does to a picture before it sends it on (llava/conversation.py process_image): "Pad" to a
  * square on CLIP's background, "Resize" to 336 x 336, "Crop" or "Default" nothing; then, where a side is
  * longer than 1,344 pixels, shrinks it. Another mode: ERR_USAGE. */

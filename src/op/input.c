@@ -1,4 +1,4 @@
-/* Between the host and the device: what a step reads comes in, what it gives goes out. */
+/* What a step reads comes from the host to the device. */
 #include "op/op.h"
 
 struct tensor op_input(struct op_ctx *o, struct tensor host)
@@ -17,17 +17,4 @@ struct tensor op_input(struct op_ctx *o, struct tensor host)
     if (raw.p != t.p) OP_RUN(o, cast, t, raw);
     arena_rewind(o->act, mark);
     return t;
-}
-
-void op_output(struct op_ctx *o, float *host, struct tensor x)
-{
-    const size_t mark = arena_mark(o->act);
-    struct tensor t = x;
-    if (x.type != DT_F32) {
-        t.type = DT_F32;
-        t.p = arena_take(o->act, tensor_bytes(t));
-        OP_RUN(o, cast, t, x);
-    }
-    if (!o->dry) dev_get(o->kc->dev, host, t.p, tensor_bytes(t));
-    arena_rewind(o->act, mark);
 }

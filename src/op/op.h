@@ -139,12 +139,10 @@ void tape_back(struct op_ctx *o);
 /* Marks an input (pixels, embeddings made elsewhere) as one whose gradient is wanted. */
 struct tensor tape_want(struct op_ctx *o, struct tensor x);
 
-/* ---- host and device */
+/* ---- from the host */
 
 /* The values of a host tensor on the device, in o->type if they are floats: a copy in the arena, so host may change. */
 struct tensor op_input(struct op_ctx *o, struct tensor host);
-/* x to host[count] as f32; waits for it. */
-void op_output(struct op_ctx *o, float *host, struct tensor x);
 
 /* ---- ops. x is [T,C] unless said; results are new [T,..] tensors of o->type. */
 

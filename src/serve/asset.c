@@ -13,5 +13,3 @@ const struct asset *asset_find(const char *path)
 {
     return bsearch(path, asset_table, asset_count, sizeof *asset_table, order);
 }
-
-const struct asset *asset_at(size_t i) { return i < asset_count ? &asset_table[i] : NULL; }

@@ -16,5 +16,3 @@ struct asset {
 
 /* NULL: none has this path, which is compared as a whole (nothing is decoded or normalised). */
 const struct asset *asset_find(const char *path);
-/* The i-th in order of paths; NULL past the last. */
-const struct asset *asset_at(size_t i);

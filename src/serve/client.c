@@ -37,7 +37,8 @@ static struct curl_slist *json_headers(void)
     return curl_slist_append(curl_slist_append(NULL, "Content-Type: application/json"), "Expect:");
 }
 
-int client_post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e)
+/* The answer's body goes to *reply. 0 with any status. */
+static int post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e)
 {
     struct curl_slist *headers = json_headers();
     CURL *c = easy(url, body, headers);
@@ -61,7 +62,7 @@ int client_post_json(json_t **ret, const char *url, const json_t *v, double time
     char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
     json_error_t je;
     *ret = NULL;
-    int rc = client_post(url, text ? text : "", timeout_s, &status, &reply, e);
+    int rc = post(url, text ? text : "", timeout_s, &status, &reply, e);
     if (rc >= 0 && status != 200) rc = err_set(e, ERR_IO, "'%s' answered with status %ld", url, status);
     if (rc >= 0) {
         *ret = json_loadb(reply.p ? reply.p : "", reply.n, JSON_DECODE_ANY, &je);

@@ -10,10 +10,8 @@
 
 enum { CLIENT_REPLY_MAX = 16 << 20 };
 
-/* POST of a JSON text. The answer's body goes to *reply (made by the caller with its limit). 0 with any status;
- * IO: not reached, or not within timeout_s. */
-int client_post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e);
-/* The same, wants status 200 and parses the answer; *ret may be JSON null. IO, FORMAT. v: borrowed, NULL: no body. */
+/* POST of JSON (v: borrowed, NULL: no body), which wants status 200 and parses the answer; *ret may be JSON null. IO
+ * (also where it takes longer than timeout_s), FORMAT. */
 int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e);
 
 struct client;

@@ -151,7 +151,8 @@ static bool enter(struct controller *c, const char *name, bool check, const json
     return w->models != NULL;
 }
 
-bool controller_register(struct controller *c, const char *name, bool check, const json_t *status)
+/* Enters a worker; status NULL: it is asked for. False: it does not answer, or nonsense. */
+static bool enter_asked(struct controller *c, const char *name, bool check, const json_t *status)
 {
     json_t *asked = NULL;
     bool web = !strncmp(name, "http://", 7) || !strncmp(name, "https://", 8);
@@ -175,7 +176,7 @@ void controller_register_self(struct controller *c, const char *name, json_t *(*
     snprintf(c->self, sizeof c->self, "%s", name);
     c->self_status = status;
     c->self_ctx = ctx;
-    controller_register(c, name, false, NULL);
+    enter_asked(c, name, false, NULL);
 }
 
 /* Names of all workers, to work through without the lock; the caller frees it. */
@@ -197,12 +198,12 @@ static void remove_named(struct controller *c, const char *name)
     pthread_mutex_unlock(&c->lock);
 }
 
-void controller_refresh(struct controller *c)
+static void refresh(struct controller *c)
 {
     int n;
     struct worker *all = copy_all(c, &n);
     for (int i = 0; i < n; i++) {
-        if (controller_register(c, all[i].name, all[i].check, NULL)) continue;
+        if (enter_asked(c, all[i].name, all[i].check, NULL)) continue;
         remove_named(c, all[i].name);
         journal_info(c->journal, "Remove stale worker: %s", all[i].name);
     }
@@ -231,7 +232,8 @@ static void *sweep(void *arg)
 
 /* ---- what is asked of it */
 
-json_t *controller_models(struct controller *c)
+/* {"models": [...]} */
+static json_t *models(struct controller *c)
 {
     json_t *names = json_array(), *seen = json_object(), *v;
     double now = plat_now_s();
@@ -259,12 +261,6 @@ static void address(struct controller *c, const char *model, char *ret, size_t s
     pthread_mutex_unlock(&c->lock);
 }
 
-void controller_address(struct controller *c, const char *model, char *ret, size_t size)
-{
-    address(c, model, ret, size, NULL, 0);
-    journal_info(c->journal, "model: %s, worker: %s", model, *ret ? ret : "none");
-}
-
 static void on_register(void *ctx, struct exchange *x)
 {
     struct bad bad = { 0 };
@@ -278,7 +274,7 @@ static void on_register(void *ctx, struct exchange *x)
     if (body) fields_object(&f, "worker_status", &status);
     if (bad.status) bad_reply(&bad, x);
     else {
-        if (!controller_register(ctx, name, check, status.o))
+        if (!enter_asked(ctx, name, check, status.o))
             journal_error(((struct controller *)ctx)->journal, "Registration of '%s' failed", name);
         exchange_json(x, 200, NULL);
     }
@@ -287,14 +283,15 @@ static void on_register(void *ctx, struct exchange *x)
 
 static void on_refresh(void *ctx, struct exchange *x)
 {
-    controller_refresh(ctx);
+    refresh(ctx);
     exchange_json(x, 200, NULL);
 }
 
-static void on_models(void *ctx, struct exchange *x) { exchange_json(x, 200, controller_models(ctx)); }
+static void on_models(void *ctx, struct exchange *x) { exchange_json(x, 200, models(ctx)); }
 
 static void on_address(void *ctx, struct exchange *x)
 {
+    struct controller *c = ctx;
     struct bad bad = { 0 };
     json_t *body = fields_of(x, false, &bad);
     struct fields f = fields_at(body, &bad);
@@ -303,7 +300,8 @@ static void on_address(void *ctx, struct exchange *x)
     if (body && !fields_str(&f, "model", &model)) fields_need(&f, "model");
     if (bad.status) bad_reply(&bad, x);
     else {
-        controller_address(ctx, model, name, sizeof name);
+        address(c, model, name, sizeof name, NULL, 0);
+        journal_info(c->journal, "model: %s, worker: %s", model, *name ? name : "none");
         exchange_json(x, 200, json_pack("{ss}", "address", name));
     }
     json_decref(body);

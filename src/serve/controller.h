@@ -15,12 +15,6 @@ int controller_open(struct controller **ret, enum dispatch how, struct client *c
 void controller_close(struct controller *c); /* after the server that has its routes; accepts NULL */
 extern const struct route controller_routes[]; /* context: the controller */
 
-/* The same without HTTP, for those in the same process. */
-void controller_refresh(struct controller *c);
-json_t *controller_models(struct controller *c);                                  /* {"models": [...]} */
-void controller_address(struct controller *c, const char *model, char *ret, size_t size); /* "": none */
-/* Enters a worker; status NULL: it is asked for. False: it does not answer, or nonsense. */
-bool controller_register(struct controller *c, const char *name, bool check_beat, const json_t *status);
 /* Enters a worker of this process, which is asked directly and never forgotten. */
 void controller_register_self(struct controller *c, const char *name, json_t *(*status)(void *ctx), void *ctx);
 void controller_metrics(struct controller *c, struct buf *out);

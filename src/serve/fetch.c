@@ -209,8 +209,6 @@ void fetches_cancel(struct fetches *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-int fetches_count(const struct fetches *s) { return s->n; }
-
 int fetches_take(const void **bytes, size_t *n, const struct fetches *s, int i, struct err *e)
 {
     const struct item *t = &s->item[i];

@@ -32,7 +32,6 @@ void fetches_start(struct fetches *s, void (*on_end)(void *ctx), void *ctx);
 void fetches_cancel(struct fetches *s); /* on_end comes soon; while it comes or after it nothing happens */
 /* What came of the i-th: its bytes, valid until fetches_free. USAGE: a private address; IO; LIMIT. */
 int fetches_take(const void **bytes, size_t *n, const struct fetches *s, int i, struct err *e);
-int fetches_count(const struct fetches *s);
 void fetches_free(struct fetches *s); /* not while under way; accepts NULL */
 
 /* An address that belongs to nobody's own network: not loopback, link-local, private, shared, reserved or multicast,

@@ -14,6 +14,7 @@
 
 #include "base/buf.h"
 #include "base/hash.h"
+#include "base/log.h"
 #include "image/encode.h"
 
 enum { WAITING_MAX = 4096, PIXELS_MAX = 64 << 20, JPEG_QUALITY = 75 };
@@ -82,6 +83,12 @@ static void item_free(struct item *it)
 
 static size_t pixel_bytes(const struct picture *p) { return (size_t)p->w * (size_t)p->h * 3; }
 
+/* One thing more could not be kept. Under the lock. */
+static void lose(struct keep *k)
+{
+    if (!k->lost++) log_warn("cannot keep what people ask in '%s': the disk is full, slow or forbidden", k->dir);
+}
+
 static void *keep_main(void *ctx)
 {
     struct keep *k = ctx;
@@ -101,7 +108,7 @@ static void *keep_main(void *ctx)
         item_free(it);
         pthread_mutex_lock(&k->lock);
         k->pixels -= bytes;
-        k->lost += !ok;
+        if (!ok) lose(k);
     }
     pthread_mutex_unlock(&k->lock);
     return NULL;
@@ -134,6 +141,7 @@ void keep_close(struct keep *k)
     pthread_cond_signal(&k->more);
     pthread_mutex_unlock(&k->lock);
     pthread_join(k->thread, NULL);
+    if (k->lost) log_warn("%llu answers or pictures are not in '%s'", (unsigned long long)k->lost, k->dir);
     pthread_mutex_destroy(&k->lock);
     pthread_cond_destroy(&k->more);
     free(k);
@@ -156,7 +164,7 @@ static void add(struct keep *k, struct item *it)
         k->pixels += bytes;
         pthread_cond_signal(&k->more);
     }
-    k->lost += !room;
+    if (!room) lose(k);
     pthread_mutex_unlock(&k->lock);
     if (!room) item_free(it);
 }
@@ -191,12 +199,4 @@ void keep_picture(struct keep *k, struct picture *p, const char md5[65])
         picture_free(p);
     }
     *p = (struct picture){ 0 };
-}
-
-uint64_t keep_lost(struct keep *k)
-{
-    pthread_mutex_lock(&k->lock);
-    uint64_t lost = k->lost;
-    pthread_mutex_unlock(&k->lock);
-    return lost;
 }

@@ -1,6 +1,6 @@
 /* What the web server keeps, in LLaVA's places: DIR/YYYY-MM-DD-conv.json, a line for each answer and vote, and
  * DIR/serve_images/YYYY-MM-DD/MD5.jpg, each picture once. A thread of its own writes, so that no answer waits for a
- * disk; what a full disk does not take is lost and counted. */
+ * disk; what a full disk does not take is lost, which is said once, and counted when it closes. */
 #pragma once
 #include <stdint.h>
 
@@ -16,4 +16,3 @@ void keep_line(struct keep *k, char *line);
 void keep_picture_name(const struct picture *p, char md5[65]);
 /* Takes p's pixels, and leaves it empty. */
 void keep_picture(struct keep *k, struct picture *p, const char md5[65]);
-uint64_t keep_lost(struct keep *k); /* lines and pictures that could not be written */

@@ -257,12 +257,6 @@ void conv_fini(struct conv *c)
     *c = (struct conv){ .tpl = c->tpl };
 }
 
-int conv_reset(struct conv *c, struct err *e)
-{
-    conv_fini(c);
-    return conv_init(c, c->tpl, e);
-}
-
 int conv_copy(struct conv *to, const struct conv *from, struct err *e)
 {
     *to = (struct conv){ .tpl = from->tpl, .offset = from->offset };

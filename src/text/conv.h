@@ -64,7 +64,6 @@ enum { CONV_MESSAGES_MAX = 1 << 16 };
 /* Starts with the template's example round, if it has one. */
 int conv_init(struct conv *c, const struct conv_template *tpl, struct err *e);
 void conv_fini(struct conv *c); /* accepts a zeroed conv */
-int conv_reset(struct conv *c, struct err *e); /* back to how conv_init left it */
 int conv_copy(struct conv *to, const struct conv *from, struct err *e); /* `to` is uninitialised */
 
 /* Copies text[0..n). text NULL: the answer that is to come. */

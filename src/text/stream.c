@@ -1,4 +1,4 @@
-/* Streams, stop strings and keywords: see stream.h. */
+/* Streams and stop strings: see stream.h. */
 #include "text/stream.h"
 
 #include <stdlib.h>
@@ -130,61 +130,4 @@ void stopper_flush(struct stopper *s, struct buf *out)
     if (!s->stopped && s->held.n) buf_add(out, s->held.p, s->held.n);
     buf_reset(&s->held);
     s->stopped = false;
-}
-
-/* ---- Keywords ---------------------------------------------------------------------------------------- */
-
-void keywords_init(struct keywords *k, const struct tokenizer *t)
-{
-    *k = (struct keywords){ .t = t };
-}
-
-void keywords_fini(struct keywords *k)
-{
-    for (size_t i = 0; i < k->n; i++) {
-        buf_free(&k->word[i]);
-        ids_free(&k->ids[i]);
-    }
-    free(k->word);
-    free(k->ids);
-    keywords_init(k, k->t);
-}
-
-int keywords_add(struct keywords *k, const char *word, struct err *e)
-{
-    struct ids *p = realloc(k->ids, (k->n + 1) * sizeof *p);
-    struct ids ids = ids_make(STOP_MAX);
-    int rc;
-    if (!p) return err_set(e, ERR_NOMEM, "no memory for keywords");
-    k->ids = p;
-    TRY(tokenizer_encode(k->t, word, strlen(word), &ids, e));
-    if (ids.n > 1 && ids.p[0] == tokenizer_info(k->t)->bos) {
-        ids.n--;
-        memmove(ids.p, ids.p + 1, ids.n * sizeof *ids.p);
-    }
-    TRY(list_add(&k->word, k->n, word, strlen(word), e));
-    if (ids.n > k->max_ids) k->max_ids = ids.n;
-    k->ids[k->n++] = ids;
-    return 0;
-out:
-    ids_free(&ids);
-    return rc;
-}
-
-bool keywords_hit(const struct keywords *k, const int32_t *ids, size_t n, size_t n_new)
-{
-    for (size_t i = 0; i < k->n; i++) {
-        size_t m = k->ids[i].n;
-        if (m && m <= n && memcmp(k->ids[i].p, ids + n - m, m * sizeof *ids) == 0) return true;
-    }
-    size_t tail = n_new < k->max_ids ? n_new : k->max_ids;
-    if (tail == 0 || tail > n) tail = n;
-    struct buf text = buf_make(SIZE_MAX);
-    bool hit = false;
-    if (tail) tokenizer_decode(k->t, ids + n - tail, tail, true, &text);
-    const struct span all = { text.p, text.n };
-    for (size_t i = 0; i < k->n && !hit; i++)
-        hit = k->word[i].n == 0 || span_find(all, 0, (struct span){ k->word[i].p, k->word[i].n }) < all.n;
-    buf_free(&text);
-    return hit;
 }

@@ -8,8 +8,6 @@
  *
  * struct stopper: several strings that end the text wherever they appear in it, also spread over pieces. Text
  * that may be the beginning of a stop string is held back, and no byte of a stop string is given.
- *
- * struct keywords: LLaVA's KeywordsStoppingCriteria (llava/mm_utils.py) for one sequence.
  */
 #pragma once
 #include <stdbool.h>
@@ -51,18 +49,3 @@ int stopper_add(struct stopper *s, const char *stop, size_t n, struct err *e);
 bool stopper_feed(struct stopper *s, const char *text, size_t n, struct buf *out);
 /* The text is over: adds what was held back, unless stopped. Starts anew. */
 void stopper_flush(struct stopper *s, struct buf *out);
-
-struct keywords {
-    const struct tokenizer *t; /* borrowed */
-    struct buf *word;          /* [n] */
-    struct ids *ids;           /* [n] */
-    size_t n, max_ids;
-};
-
-void keywords_init(struct keywords *k, const struct tokenizer *t);
-void keywords_fini(struct keywords *k);
-int keywords_add(struct keywords *k, const char *word, struct err *e);
-/* ids: the whole sequence, prompt included; n_new: how many of its last ids were generated. True when the
- * last ids are a keyword's, or the text of the last min(n_new, longest keyword) ids has a keyword in it. As
- * in the reference, n_new 0 looks at the text of the whole sequence. */
-bool keywords_hit(const struct keywords *k, const int32_t *ids, size_t n, size_t n_new);

@@ -179,14 +179,6 @@ int32_t tokenizer_add(struct tokenizer *t, const char *text, bool special, struc
     return id;
 }
 
-int tokenizer_set_pad(struct tokenizer *t, const char *text, struct err *e)
-{
-    int32_t id = tokenizer_find(t, text);
-    if (id < 0) return err_set(e, ERR_MISSING, "the tokenizer has no token '%s' to pad with", text);
-    t->info.pad = id;
-    return 0;
-}
-
 int32_t tokenizer_find(const struct tokenizer *t, const char *token)
 {
     int32_t id = find_added(t, token, strlen(token));

@@ -56,8 +56,6 @@ void tokenizer_set_mode(struct tokenizer *t, enum tokenizer_mode mode); /* for t
  * <im_patch>, <im_start>, <im_end>, [PAD]). Special tokens are dropped by tokenizer_decode(skip_special).
  * Returns the id or < 0. */
 int32_t tokenizer_add(struct tokenizer *t, const char *text, bool special, struct err *e);
-/* Names the token that batches are padded with: `text` must be a token already. */
-int tokenizer_set_pad(struct tokenizer *t, const char *text, struct err *e);
 /* The id of a token's exact text, -1: none. */
 int32_t tokenizer_find(const struct tokenizer *t, const char *token);
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id);

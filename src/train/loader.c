@@ -326,8 +326,6 @@ int loader_next(struct loader *l, const struct batch **ret, struct err *e)
     return 1;
 }
 
-int64_t loader_skipped(const struct loader *l) { return l->skipped; }
-
 /* ---- planning */
 
 static void most(struct batch_limits *m, const struct batch_limits *b)

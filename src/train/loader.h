@@ -32,7 +32,6 @@ int loader_open(struct loader **ret, const struct loader_opts *o, struct err *e)
 void loader_close(struct loader *l); /* accepts NULL */
 /* The next batch, valid until the call after the next; 1, or 0 after the last one. Errors name the record. */
 int loader_next(struct loader *l, const struct batch **ret, struct err *e);
-int64_t loader_skipped(const struct loader *l); /* bad records left out so far */
 
 /* What no batch of this run exceeds, for planning memory: from the counts of the check, over all epochs. Needs
  * o->row. */

@@ -202,7 +202,8 @@ def test_disk():
             before = len(lines())
             ok(request(s.port, "POST", "/api/chat", ask)[0] == 200 and wait_for(lambda: len(lines()) > before),
                "there is room again: lines are kept", lines()[-1:])
-            ok(s.stop() == 0, "an orderly end")
+            ok(s.stop() == 0 and s.text().count("cannot keep what people ask") == 1 and
+               "answers or pictures are not in" in s.text(), "an orderly end, and the loss is said", s.text())
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
 

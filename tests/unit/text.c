@@ -172,8 +172,6 @@ static void conversation_life(void **state)
     assert_memory_equal(d.message[2].text, "q\0r", 3);
     assert_int_equal(conv_prompt(&d, &b, NULL, &e), 0);
     assert_non_null(memmem(b.p, b.n, "###Human: q\0r###Assistant:", 26));
-    assert_int_equal(conv_reset(&c, &e), 0);
-    assert_int_equal(c.n, 2);
     conv_fini(&c);
     conv_fini(&d);
     buf_free(&b);
@@ -514,24 +512,6 @@ static void stop_strings(void **state)
     }
 }
 
-static void keywords(void **state)
-{
-    (void)state;
-    struct tokenizer *t = open_small();
-    struct keywords k;
-    struct ids ids = ids_make(1000);
-    struct err e = { 0 };
-    keywords_init(&k, t);
-    assert_int_equal(keywords_add(&k, "###", &e), 0);
-    assert_int_equal(tokenizer_encode(t, "once upon a", 11, &ids, &e), 0);
-    assert_false(keywords_hit(&k, ids.p, ids.n, 3));
-    assert_int_equal(tokenizer_encode_text(t, " time###", 8, &ids, &e), 0);
-    assert_true(keywords_hit(&k, ids.p, ids.n, 6));
-    keywords_fini(&k);
-    ids_free(&ids);
-    tokenizer_close(t);
-}
-
 /* ---- Text ---- */
 
 static void utf8(void **state)
@@ -678,9 +658,6 @@ static void configs(void **state)
     assert_true(tokenizer_is_special(t, 513) && !tokenizer_is_special(t, 512));
     assert_int_equal(tokenizer_add(t, "<im_end>", true, &e), 514);
     assert_int_equal(tokenizer_add(t, "<im_end>", true, &e), 514);
-    assert_int_equal(tokenizer_set_pad(t, "<nothing>", &e), ERR_MISSING);
-    assert_int_equal(tokenizer_set_pad(t, "<unk>", &e), 0);
-    assert_int_equal(tokenizer_info(t)->pad, 0);
     tokenizer_close(t);
 }
 
@@ -770,7 +747,6 @@ int main(void)
         cmocka_unit_test(prompts_llama),
         cmocka_unit_test(streams),
         cmocka_unit_test(stop_strings),
-        cmocka_unit_test(keywords),
         cmocka_unit_test(utf8),
         cmocka_unit_test(limits),
         cmocka_unit_test_setup_teardown(configs, make_folder, NULL),
