@@ -9,8 +9,11 @@
 #include <strings.h>
 
 #include "base/log.h"
+#include "train/schedule.h"
 
 /* ---- values */
+
+static bool is_text(const struct arg_row *r) { return r->kind == ARG_STR || r->kind == ARG_LIST; }
 
 static bool is_none(const char *s) { return !s || !strcmp(s, "None"); }
 
@@ -47,7 +50,8 @@ static const char *listed(char out[200], const char *choices)
 
 static int bad_value(const struct arg_row *r, const char *value, struct err *e)
 {
-    static const char *const wanted[] = { "text", "True or False", "a whole number", "a number" };
+    static const char *const wanted[] = { [ARG_STR] = "text", [ARG_LIST] = "words", [ARG_BOOL] = "True or False",
+                                          [ARG_INT] = "a whole number", [ARG_REAL] = "a number" };
     char words[200];
     const bool one = r->choices && !strchr(r->choices, '|'), why = r->use == ARG_ONLY && r->help;
     return err_set(e, ERR_USAGE, "--%s wants %s%s, not '%s'%s%s", r->name, !r->choices ? "" : one ? "" : "one of ",
@@ -64,7 +68,7 @@ static int read_value(const struct arg_row *r, const char *value, double *real, 
     *whole = 0;
     if (is_none(value)) return r->def ? bad_value(r, value, e) : 0;
     if (r->kind == ARG_STR && r->choices && !in_choices(r->choices, value)) return bad_value(r, value, e);
-    if (r->kind == ARG_STR) return 0;
+    if (is_text(r)) return 0;
     if (r->kind == ARG_BOOL) {
         const int b = read_bool(value);
         *whole = b;
@@ -84,7 +88,7 @@ static bool is_default(const struct arg_row *r, const char *value)
     double a, b;
     int64_t i, j;
     if (!r->def || is_none(value)) return is_none(value) && !r->def;
-    if (r->kind == ARG_STR) return !strcmp(value, r->def);
+    if (is_text(r)) return !strcmp(value, r->def);
     if (read_value(r, value, &a, &i, NULL) < 0 || read_value(r, r->def, &b, &j, NULL) < 0) return false;
     return r->kind == ARG_REAL ? !(a < b) && !(a > b) : i == j;
 }
@@ -100,7 +104,7 @@ static int set(struct train_args *a, const struct arg_row *r, const char *value,
                        r->def ? r->def : "None");
     if (r->use != ARG_USED) return 0;
     void *to = (char *)a + r->offset;
-    if (r->kind == ARG_STR) *(const char **)to = is_none(value) ? NULL : value;
+    if (is_text(r)) *(const char **)to = is_none(value) ? NULL : value;
     else if (r->kind == ARG_BOOL) *(bool *)to = whole;
     else if (r->kind == ARG_INT) *(int64_t *)to = whole;
     else *(double *)to = real;
@@ -177,6 +181,23 @@ bool train_args_given(const struct train_args *a, const char *name)
 /* Is this word a value? Options begin with "-", numbers below 0 do too. */
 static bool is_value(const char *s) { return s && (*s != '-' || isdigit((unsigned char)s[1]) || s[1] == '.'); }
 
+/* How many of n words are values, before the next option. */
+static int count_values(int n, char **word)
+{
+    int k = 0;
+    while (k < n && is_value(word[k])) k++;
+    return k;
+}
+
+/* n words with commas between them; NULL: they are too long. */
+static const char *join(struct train_args *a, int n, char **word)
+{
+    size_t at = 0;
+    for (int i = 0; i < n && at < sizeof a->list; i++)
+        at += (size_t)snprintf(a->list + at, sizeof a->list - at, "%s%s", i ? "," : "", word[i]);
+    return at < sizeof a->list ? a->list : NULL;
+}
+
 /* The option at argv[i]; returns how many words it took. */
 static int parse_one(struct train_args *a, int argc, char **argv, int i, struct err *e)
 {
@@ -198,6 +219,9 @@ static int parse_one(struct train_args *a, int argc, char **argv, int i, struct 
     else if (!value && i + 1 < argc && is_value(argv[i + 1])) value = argv[i + 1], words = 2;
     else if (!value && r->kind == ARG_BOOL) value = "True";
     if (!value) return err_set(e, ERR_USAGE, "--%s wants a value", r->name);
+    if (r->kind == ARG_LIST && words == 2) words = 1 + count_values(argc - i - 1, argv + i + 1);
+    if (words > 2 && r->use == ARG_USED) value = join(a, words - 1, argv + i + 1);
+    if (!value) return err_set(e, ERR_USAGE, "--%s has too many words", r->name);
     rc = set(a, r, value, e);
     a->given[r - train_arg_rows] = true;
     return rc < 0 ? rc : words;
@@ -220,7 +244,7 @@ static int check(const struct train_args *a, struct err *e)
     const struct { const char *name; double v; } sizes[] = {
         { "weight_decay", a->weight_decay }, { "max_grad_norm", a->max_grad_norm }, { "adam_beta1", a->adam_beta1 },
         { "adam_beta2", a->adam_beta2 }, { "adam_epsilon", a->adam_epsilon }, { "warmup_ratio", a->warmup_ratio },
-        { "warmup_steps", (double)a->warmup_steps }, { "lora_dropout", a->lora_dropout },
+        { "warmup_steps", a->warmup_steps }, { "lora_dropout", a->lora_dropout },
         { "dataloader_num_workers", (double)a->dataloader_num_workers }, { "threads", (double)a->threads },
         { "seed", (double)a->seed },
     };
@@ -229,6 +253,11 @@ static int check(const struct train_args *a, struct err *e)
         { "mm_vision_tower_lr", a->mm_vision_tower_lr }, { "logging_steps", a->logging_steps },
         { "save_steps", a->save_steps }, { "eval_steps", a->eval_steps },
     };
+    const struct { const char *name; double v; } steps[] = { /* below 1 they are shares */
+        { "logging_steps", a->logging_steps }, { "save_steps", a->save_steps }, { "eval_steps", a->eval_steps },
+        { "warmup_steps", a->warmup_steps },
+    };
+    struct schedule schedule;
     int rc;
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         TRY(must_be(counts[i].v >= 1 && counts[i].v <= 1 << 24, counts[i].name, "from 1 to 16777216", e));
@@ -236,6 +265,9 @@ static int check(const struct train_args *a, struct err *e)
         TRY(must_be(sizes[i].v >= 0, sizes[i].name, "0 or more", e));
     for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
         TRY(must_be(isnan(rates[i].v) || rates[i].v > 0, rates[i].name, "above 0", e));
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
+        TRY(must_be(!(steps[i].v >= 1) || floor(steps[i].v) >= steps[i].v, steps[i].name, "whole, or below 1", e));
+    TRY(schedule_make(&schedule, a->lr_scheduler_type, a->lr_scheduler_kwargs, a->learning_rate, e));
     TRY(must_be(a->adam_beta1 < 1, "adam_beta1", "below 1", e));
     TRY(must_be(a->adam_beta2 < 1, "adam_beta2", "below 1", e));
     TRY(must_be(a->lora_dropout < 1, "lora_dropout", "below 1", e));
@@ -309,7 +341,8 @@ static void print_wrapped(FILE *f, const char *text, int at, int column)
 void train_args_help(FILE *f)
 {
     enum { COLUMN = 32 };
-    static const char *const types[] = { "TEXT", "[BOOL]", "N", "X" };
+    static const char *const types[] = { [ARG_STR] = "TEXT", [ARG_LIST] = "TEXT...", [ARG_BOOL] = "[BOOL]",
+                                         [ARG_INT] = "N", [ARG_REAL] = "X" };
     for (int i = 0; i < train_arg_count; i++) {
         const struct arg_row *r = &train_arg_rows[i];
         char text[600], words[200] = "";
@@ -352,7 +385,7 @@ json_t *train_args_json(const struct train_args *a)
         const void *at = (const char *)a + r->offset;
         json_t *v = NULL;
         if (r->use != ARG_USED || r->kind == ARG_HEAD) continue;
-        if (r->kind == ARG_STR) v = *(const char *const *)at ? json_string(*(const char *const *)at) : json_null();
+        if (is_text(r)) v = *(const char *const *)at ? json_string(*(const char *const *)at) : json_null();
         else if (r->kind == ARG_BOOL) v = json_boolean(*(const bool *)at);
         else if (r->kind == ARG_INT) v = json_integer(*(const int64_t *)at);
         else v = isnan(*(const double *)at) ? json_null() : json_real(*(const double *)at);

@@ -13,9 +13,10 @@
 
 #include "base/err.h"
 
-enum { TRAIN_ARGS_MAX = 200 };
+enum { TRAIN_ARGS_MAX = 220, TRAIN_LIST_MAX = 200 };
 
-/* Strings are borrowed from argv, or constants. "None" is NULL for strings and NAN for numbers that may be None. */
+/* Strings are borrowed from argv, or constants, or (several words of one argument) inside: not to be copied. "None" is
+ * NULL for strings and NAN for numbers that may be None. */
 struct train_args {
     /* model */
     const char *model_name_or_path, *version, *vision_tower, *pretrain_mm_mlp_adapter, *mm_projector_type;
@@ -34,11 +35,11 @@ struct train_args {
     int64_t model_max_length, bits, lora_r, lora_alpha;
     double lora_dropout, mm_projector_lr, mm_vision_tower_lr; /* rates: NAN for the common one */
     /* steps */
-    const char *lr_scheduler_type, *deepspeed;
+    const char *lr_scheduler_type, *lr_scheduler_kwargs, *deepspeed;
     int64_t per_device_train_batch_size, per_device_eval_batch_size, gradient_accumulation_steps;
-    int64_t max_steps, warmup_steps;
+    int64_t max_steps;
     double learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, num_train_epochs;
-    double warmup_ratio;
+    double warmup_ratio, warmup_steps; /* warmup_steps below 1: a share, too */
     /* data loading */
     int64_t seed, data_seed, dataloader_num_workers;
     bool dataloader_drop_last;
@@ -52,6 +53,7 @@ struct train_args {
     const char *device, *memory_limit, *host_memory_limit, *offload;
     int64_t threads;
     bool dry_run, quiet, pageable, use_cpu, no_cuda;
+    char list[TRAIN_LIST_MAX]; /* report_to's words with commas between them, where it has several */
     /* by row of the table: was it given */
     bool given[TRAIN_ARGS_MAX];
 };
@@ -68,7 +70,7 @@ json_t *train_args_json(const struct train_args *a);
 
 /* ---- the table, for args.c */
 
-enum arg_kind { ARG_STR, ARG_BOOL, ARG_INT, ARG_REAL, ARG_HEAD };
+enum arg_kind { ARG_STR, ARG_LIST /* a word or several */, ARG_BOOL, ARG_INT, ARG_REAL, ARG_HEAD };
 enum arg_use {
     ARG_USED,
     ARG_IGNORED, /* changes nothing here: accepted, and named once if given */

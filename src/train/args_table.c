@@ -72,10 +72,14 @@ const struct arg_row train_arg_rows[] = {
     REAL(mm_projector_lr, NULL, "Highest rate of the projector"),
     REAL(mm_vision_tower_lr, NULL, "Highest rate of the vision tower"),
     WORD(lr_scheduler_type, "linear",
-         "linear|cosine|cosine_with_restarts|polynomial|constant|constant_with_warmup|inverse_sqrt",
+         "linear|cosine|cosine_with_restarts|cosine_with_min_lr|polynomial|constant|constant_with_warmup|"
+         "inverse_sqrt",
          "How the rate goes on after the warm-up"),
+    STR(lr_scheduler_kwargs, NULL,
+        "JSON object for it: num_cycles of the cosines, min_lr or min_lr_rate of cosine_with_min_lr, lr_end and power "
+        "of polynomial, timescale of inverse_sqrt"),
     REAL(warmup_ratio, "0.0", "Share of the steps in which the rate rises from 0"),
-    INT(warmup_steps, "0", "Steps of that; above 0 it replaces warmup_ratio"),
+    REAL(warmup_steps, "0", "Steps of that; above 0 it replaces warmup_ratio; below 1: a share of all"),
     REAL(weight_decay, "0.0", "Of all but norms and biases"),
     WORD(optim, "adamw_torch",
          "adamw_torch|adamw_hf|adamw_torch_fused|adamw_apex_fused|paged_adamw_32bit|adamw_8bit|adamw_bnb_8bit|"
@@ -109,7 +113,8 @@ const struct arg_row train_arg_rows[] = {
     BOOL(logging_first_step, "False", "Log the first step too"),
     WORD(evaluation_strategy, "no", "no|steps|epoch", "When to evaluate (steps, if only --eval_data_path is given)"),
     REAL(eval_steps, NULL, "Steps between evaluations (default logging_steps)"),
-    STR(report_to, "all", "none, tensorboard, wandb, jsonl, all, or a list with commas"),
+    { .name = "report_to", .kind = ARG_LIST, AT(report_to), .def = "all",
+      .help = "none, tensorboard, wandb, jsonl, all, or several of them" },
     STR(logging_dir, NULL, "Folder for TensorBoard's files (default OUTPUT_DIR/runs/DATE_HOST)"),
     STR(run_name, NULL, "Title of loss.svg (default: OUTPUT_DIR's last part)"),
     BOOL(disable_tqdm, "False", "No progress bar"),
@@ -139,7 +144,7 @@ const struct arg_row train_arg_rows[] = {
     SKIP("use_ipex", ARG_BOOL), SKIP("fp16_opt_level", ARG_STR), SKIP("half_precision_backend", ARG_STR),
     SKIP("bf16_full_eval", ARG_BOOL), SKIP("fp16_full_eval", ARG_BOOL),
     SKIP("ddp_backend", ARG_STR), SKIP("tpu_num_cores", ARG_INT), SKIP("tpu_metrics_debug", ARG_BOOL),
-    SKIP("debug", ARG_STR), SKIP("past_index", ARG_INT), SKIP("label_names", ARG_STR),
+    SKIP("debug", ARG_STR), SKIP("past_index", ARG_INT), SKIP("label_names", ARG_LIST),
     SKIP("metric_for_best_model", ARG_STR), SKIP("greater_is_better", ARG_BOOL), SKIP("ignore_data_skip", ARG_BOOL),
     SKIP("fsdp_min_num_params", ARG_INT), SKIP("fsdp_config", ARG_STR),
     SKIP("fsdp_transformer_layer_cls_to_wrap", ARG_STR), SKIP("length_column_name", ARG_STR),
@@ -154,6 +159,15 @@ const struct arg_row train_arg_rows[] = {
     SKIP("split_batches", ARG_BOOL), SKIP("include_tokens_per_second", ARG_BOOL),
     SKIP("include_num_input_tokens_seen", ARG_BOOL), SKIP("hub_model_id", ARG_STR), SKIP("hub_strategy", ARG_STR),
     SKIP("hub_token", ARG_STR), SKIP("hub_private_repo", ARG_BOOL), SKIP("hub_always_push", ARG_BOOL),
+    SKIP("fp16_backend", ARG_STR), SKIP("push_to_hub_model_id", ARG_STR), SKIP("push_to_hub_organization", ARG_STR),
+    SKIP("push_to_hub_token", ARG_STR), SKIP("mp_parameters", ARG_STR),
+    /* Newer than 4.37. */
+    SKIP("dataloader_prefetch_factor", ARG_INT), SKIP("accelerator_config", ARG_STR),
+    SKIP("eval_do_concat_batches", ARG_BOOL), SKIP("batch_eval_metrics", ARG_BOOL),
+    SKIP("eval_use_gather_object", ARG_BOOL), SKIP("include_for_metrics", ARG_LIST),
+    SKIP("restore_callback_states_from_checkpoint", ARG_BOOL), SKIP("torch_empty_cache_steps", ARG_INT),
+    SKIP("use_liger_kernel", ARG_BOOL), SKIP("liger_kernel_config", ARG_STR), SKIP("hub_revision", ARG_STR),
+    SKIP("average_tokens_across_devices", ARG_BOOL),
 
     /* Would change the result: only the default is done here. */
     ONLY("push_to_hub", ARG_BOOL, "False"), ONLY("label_smoothing_factor", ARG_REAL, "0.0"),
@@ -163,7 +177,8 @@ const struct arg_row train_arg_rows[] = {
     LONE("local_rank", ARG_INT, "-1|0"), LONE("num_gpus", ARG_INT, "1"), LONE("num_nodes", ARG_INT, "1"),
     LONE("nproc_per_node", ARG_STR, "1"), LONE("nnodes", ARG_STR, "1"),
     LONE("include", ARG_STR, "localhost:0|localhost"),
-    ONLY("eval_delay", ARG_REAL, "0"), ONLY("lr_scheduler_kwargs", ARG_STR, NULL),
+    ONLY("eval_delay", ARG_REAL, "0"), ONLY("eval_on_start", ARG_BOOL, "False"),
+    ONLY("optim_target_modules", ARG_LIST, NULL),
 };
 const int train_arg_count = sizeof train_arg_rows / sizeof *train_arg_rows;
 _Static_assert(sizeof train_arg_rows / sizeof *train_arg_rows <= TRAIN_ARGS_MAX, "train_args.given is too small");

@@ -14,13 +14,12 @@ int optim_open(struct optim *o, struct trainee *t, const struct train_args *a, i
     o->rate[RATE_COMMON] = a->learning_rate;
     o->rate[RATE_PROJECTOR] = a->mm_projector_lr;
     o->rate[RATE_TOWER] = a->mm_vision_tower_lr;
-    const int kind = schedule_find(a->lr_scheduler_type);
-    ASSERT(kind >= 0);
-    o->schedule = (struct schedule){ (enum schedule_kind)kind,
-                                     schedule_warmup(a->warmup_steps, a->warmup_ratio, total_steps), total_steps,
-                                     a->learning_rate };
+    int rc = schedule_make(&o->schedule, a->lr_scheduler_type, a->lr_scheduler_kwargs, a->learning_rate, e);
+    if (rc < 0) return rc;
+    o->schedule.warmup = schedule_warmup(a->warmup_steps, a->warmup_ratio, total_steps);
+    o->schedule.total = total_steps;
     o->orthogonal = t->muon;
-    const int rc = dev_pinned((void **)&o->host, o->dev, (size_t)t->n * sizeof *o->host, e);
+    rc = dev_pinned((void **)&o->host, o->dev, (size_t)t->n * sizeof *o->host, e);
     return rc >= 0 && t->muon ? muon_open(&o->muon, t->model.dev, t->p, t->n, e) : rc;
 }
 

@@ -165,7 +165,7 @@ static json_t *in_common(const struct trainer *r)
     const struct train_args *a = r->a;
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    return json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sb, sf, ss, ss, ss, sb, sb, sI, sI}", "data", data,
+    json_t *o = json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sb, sf, ss, ss, ss, sb, sb, sI, sI}", "data", data,
                      "world size", 1,
                      "per_device_train_batch_size", (json_int_t)a->per_device_train_batch_size,
                      "gradient_accumulation_steps", (json_int_t)a->gradient_accumulation_steps, "seed",
@@ -176,6 +176,8 @@ static json_t *in_common(const struct trainer *r)
                      dtype_name(r->t.dtype), "optim of 8 bits", r->t.states.how.eight,
                      "master_weights", a->master_weights, "bits", (json_int_t)a->bits,
                      "lora_alpha", (json_int_t)(a->lora_enable ? a->lora_alpha : 0));
+    if (a->lr_scheduler_kwargs) json_object_set_new(o, "lr_scheduler_kwargs", json_string(a->lr_scheduler_kwargs));
+    return o;
 }
 
 /* Tokens that a run may add to its base's tokenizer, by id; those that the base has already are harmless. */

@@ -69,10 +69,17 @@ static void test_forms(void **state)
     assert_int_equal(a.mm_vision_select_layer, -2);
     assert_int_equal(a.data_seed, 7);
     assert_true(train_args_given(&a, "max_grad_norm") && !train_args_given(&a, "weight_decay"));
+    must_parse(&a, NEEDED "--label_names a b --report_to tensorboard jsonl --warmup_steps 0.25 "
+                   "--include_for_metrics x y z --save_steps 0.5 --lr_scheduler_type cosine_with_min_lr "
+                   "--lr_scheduler_kwargs {\"min_lr\":1e-6}");
+    assert_string_equal(a.report_to, "tensorboard,jsonl");
+    assert_true(fabs(a.warmup_steps - 0.25) < 1e-12 && fabs(a.save_steps - 0.5) < 1e-12);
     must_parse(&a, NEEDED "--bf16 False --bf16 1 --eval_strategy epoch --save_total_limit None --data_seed 3");
     assert_true(a.bf16 && a.save_total_limit == 0 && a.data_seed == 3);
     assert_string_equal(a.evaluation_strategy, "epoch");
 }
+
+#define FIFTY "tensorboard tensorboard tensorboard tensorboard a "
 
 static void test_refused(void **state)
 {
@@ -86,6 +93,10 @@ static void test_refused(void **state)
         { "--per_device_train_batch_size 0", "from 1" }, { "--lora_dropout 1", "below 1" },
         { "--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "nothing to train" },
         { "--seed 99999999999999999999", "number" },
+        { "--save_steps 3.5", "whole, or below 1" }, { "--warmup_steps 1.5", "whole" },
+        { "--report_to a b stray c -x", "-x" },
+        { "--lr_scheduler_kwargs {\"power\":1}", "has no 'power'" }, { "--warmup_steps -1", "0 or more" },
+        { "--report_to " FIFTY FIFTY FIFTY FIFTY FIFTY, "too many words" },
         { "--bits 3", "16" }, { "--learning_rate None", "a number" },
     };
     (void)state;
@@ -140,7 +151,7 @@ static void test_deepspeed(void **state)
 
 static void test_schedule(void **state)
 {
-    static const struct { const char *name; int64_t warmup, total, step; double want; } rows[] = {
+    static const struct { const char *name /* and kwargs */; int64_t warmup, total, step; double want; } rows[] = {
         { "cosine", 8, 250, 0, 0 }, { "cosine", 8, 250, 1, 0.125 }, { "cosine", 8, 250, 8, 1 },
         { "cosine", 8, 250, 9, 0.99995787 }, { "cosine", 8, 250, 250, 0 }, { "cosine", 0, 4, 2, 0.5 },
         { "linear", 2, 10, 1, 0.5 }, { "linear", 2, 10, 4, 0.75 }, { "linear", 2, 10, 10, 0 },
@@ -149,20 +160,50 @@ static void test_schedule(void **state)
         { "cosine_with_restarts", 2, 8, 8, 0 }, { "polynomial", 0, 10, 5, 0.5 * (1 + 1e-4) },
         { "polynomial", 0, 10, 10, 1e-4 }, { "polynomial", 0, 10, 11, 1e-4 }, { "inverse_sqrt", 4, 99, 16, 0.5 },
         { "inverse_sqrt", 0, 99, 30000, 0.5 }, { "linear", 3, 3, 3, 0 },
+        { "cosine {\"num_cycles\": 1}", 2, 10, 6, 0 }, { "cosine {\"num_cycles\": 1}", 2, 10, 10, 1 },
+        { "cosine_with_restarts {\"num_cycles\": 2}", 2, 10, 5, 0.14644660940672627 },
+        { "cosine_with_restarts {\"num_cycles\": 2}", 2, 10, 6, 1 },
+        { "cosine_with_restarts {\"num_cycles\": 2}", 2, 10, 10, 0 },
+        { "polynomial {\"power\": 2, \"lr_end\": 1e-4}", 0, 10, 5, 0.1 + 0.9 * 0.25 },
+        { "polynomial {\"power\": 2, \"lr_end\": 1e-4}", 0, 10, 11, 0.1 },
+        { "inverse_sqrt {\"timescale\": 48}", 4, 99, 16, 0.8944271909999159 },
+        { "inverse_sqrt {\"timescale\": null}", 4, 99, 16, 0.5 },
+        { "cosine_with_min_lr {\"min_lr\": 2e-4}", 0, 10, 10, 0.2 },
+        { "cosine_with_min_lr {\"min_lr_rate\": 0.1}", 0, 10, 5, 0.55 },
+        { "cosine_with_min_lr {\"min_lr_rate\": 0.1}", 5, 10, 1, 0.2 },
+    };
+    static const struct { const char *name, *kwargs, *word; } wrong[] = {
+        { "stairs", NULL, "stairs" }, { "linear", "{\"power\": 1}", "'linear' has no 'power'" },
+        { "cosine", "{\"min_lr\": 1}", "'min_lr'" }, { "cosine", "[1]", "JSON object" },
+        { "cosine", "{1}", "cannot parse" },
+        { "cosine", "{\"num_cycles\": \"2\"}", "a number of 0" }, { "cosine", "{\"num_cycles\": -1}", "a number of 0" },
+        { "cosine_with_min_lr", NULL, "min_lr_rate" }, { "polynomial", "{\"lr_end\": 1e-3}", "below --learning_rate" },
+        { "inverse_sqrt", "{\"timescale\": 0}", "1 or more" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        const int kind = schedule_find(rows[i].name);
-        assert_true(kind >= 0);
-        const struct schedule s = { (enum schedule_kind)kind, rows[i].warmup, rows[i].total, 1e-3 };
+        struct schedule s;
+        char name[40];
+        const size_t n = strcspn(rows[i].name, " ");
+        snprintf(name, sizeof name, "%.*s", (int)n, rows[i].name);
+        const char *kwargs = rows[i].name[n] ? rows[i].name + n : NULL;
+        assert_int_equal(schedule_make(&s, name, kwargs, 1e-3, NULL), 0);
+        s.warmup = rows[i].warmup;
+        s.total = rows[i].total;
         const double got = schedule_factor(&s, rows[i].step);
         if (!(fabs(got - rows[i].want) < 2e-8))
             fail_msg("%zu: %s gives %.9g, not %.9g", i, rows[i].name, got, rows[i].want);
     }
-    assert_int_equal(schedule_find("stairs"), -1);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        struct schedule s;
+        struct err e = { 0 };
+        if (schedule_make(&s, wrong[i].name, wrong[i].kwargs, 1e-3, &e) != ERR_USAGE || !strstr(e.msg, wrong[i].word))
+            fail_msg("%zu: %s %s: %s", i, wrong[i].name, wrong[i].kwargs, e.msg);
+    }
     assert_int_equal(schedule_warmup(0, 0.03, 2181), 66);
     assert_int_equal(schedule_warmup(0, 0.03, 5198), 156);
     assert_int_equal(schedule_warmup(10, 0.03, 5198), 10);
+    assert_int_equal(schedule_warmup(0.5, 0.03, 5198), 2599);
 }
 
 /* ---- what is trained */
