@@ -50,9 +50,9 @@ static const struct argp argp = {
     option,
     NULL,
     "Talks about a picture: type a question after \"USER: \", read the answer, go on. An empty line or the "
-    "end of input "
-    "leaves. A further question costs only its own tokens: what was said and seen is kept.\v"
-    "Example:\n  llava chat --model-path liuhaotian/llava-v1.5-7b --image-file cat.jpg\n\n" CMD_EXIT_STATUS,
+    "end of input leaves. A further question costs only its own tokens: what was said and seen is kept.\v"
+    "Example:\n"
+    "  llava chat --model-path liuhaotian/llava-v1.5-7b --image-file cat.jpg\n\n" CMD_EXIT_STATUS,
     children,
     NULL,
     NULL

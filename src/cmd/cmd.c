@@ -100,8 +100,7 @@ static const struct argp_option model_options[] = {
     { NULL, 0, NULL, 0, "Model:", 0 },
     { "model-path", K_PATH, "DIR|ORG/NAME", 0,
       "Folder of the model, or its name on the hub (downloaded once into the Hugging Face cache). A whole "
-      "model, a LoRA "
-      "adapter or a projector",
+      "model, a LoRA adapter or a projector",
       0 },
     { "model-base", K_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
     { "model-name", K_NAME, "NAME", 0, "What the model is called; chooses the conversation template", 0 },

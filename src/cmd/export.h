@@ -15,8 +15,7 @@
 #include "model/save.h"
 #include "text/tokenizer.h"
 
-struct export
-{
+struct export {
     const char *path, *base, *tower; /* folders or names; base and tower may be NULL */
     const char *out;
     enum naming naming;

@@ -57,9 +57,8 @@ static const struct argp argp = {
     options,
     option,
     NULL,
-    "Serves a model in one process and at one port: a web page, an OpenAI API under /v1, and what LLaVA's controller "
-    "and "
-    "worker do. Listens at localhost:7860 unless told otherwise.\v"
+    "Serves a model in one process and at one port: a web page, an OpenAI API under /v1, and what LLaVA's "
+    "controller and worker do. Listens at localhost:7860 unless told otherwise.\v"
     "Example:\n"
     "  llava serve --model-path liuhaotian/llava-v1.5-7b\n"
     "  curl localhost:7860/v1/chat/completions -d \\\n"

@@ -53,7 +53,7 @@ enum { PROMPT_MAX = 64 << 20 };
     "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "         \
     "non-renewable sources are not, and their depletion can lead to economic and social instability.\n"
 
-/* ---- The table --------------------------------------------------------------------------------------- */
+/* ---- the table */
 
 #define NO_EXAMPLE { NULL, NULL }
 #define HUMAN { "Human", "Assistant" }
@@ -121,7 +121,7 @@ bool conv_is_mmtag(const struct conv_template *tpl)
     return strstr(tpl->version, "mmtag") != NULL;
 }
 
-/* ---- Names of models --------------------------------------------------------------------------------- */
+/* ---- names of models */
 
 /* A row fits a name that has all of `has` and not `lacks`. The first that fits wins. */
 struct pick {
@@ -185,7 +185,7 @@ const struct conv_template *conv_pick(const char *model_name, enum conv_caller c
     return conv_find(name ? name : pick(other_picks, model_name, false));
 }
 
-/* ---- Messages ---------------------------------------------------------------------------------------- */
+/* ---- messages */
 
 static int copy_text(char **ret, const char *text, size_t n, struct err *e)
 {
@@ -271,7 +271,7 @@ int conv_copy(struct conv *to, const struct conv *from, struct err *e)
     return 0;
 }
 
-/* ---- Prompts ----------------------------------------------------------------------------------------- */
+/* ---- prompts */
 
 struct writer {
     const struct conv_template *tpl;

@@ -7,7 +7,7 @@
 #include "text/utf8.h"
 
 
-/* ---- Streams ----------------------------------------------------------------------------------------- */
+/* ---- streams */
 
 void stream_init(struct stream *s, const struct tokenizer *t)
 {
@@ -62,7 +62,7 @@ void stream_flush(struct stream *s, struct buf *out)
     detok_init(&s->detok, s->t, true);
 }
 
-/* ---- Stop strings ------------------------------------------------------------------------------------ */
+/* ---- stop strings */
 
 void stopper_init(struct stopper *s)
 {

@@ -93,7 +93,7 @@ static int ignore_all(const struct ids *ids, struct ids *labels, struct err *e)
     return ids_check(labels, "the labels", e);
 }
 
-/* ---- Templates with roles ---------------------------------------------------------------------------- */
+/* ---- templates with roles */
 
 /* Builds the conversation; a first turn that is not the user's is left out. */
 static int build_conv(struct conv *c, const struct supervise *s, const struct turn *turn, size_t n,
@@ -209,7 +209,7 @@ out:
     return rc;
 }
 
-/* ---- plain ------------------------------------------------------------------------------------------- */
+/* ---- plain */
 
 /* Each "<image>" of the question, and nothing else of it; then the answer. */
 static int supervise_plain(const struct supervise *s, const struct turn *turn, size_t n, size_t n_images,
@@ -239,7 +239,7 @@ out:
     return rc;
 }
 
-/* ---- "### Human: " ----------------------------------------------------------------------------------- */
+/* ---- "### Human: " */
 
 /* The reference's tokenized_lens: text-only samples count what is left after cutting, without padding ids. */
 static int count_ids(const struct supervise *s, struct span text, size_t n_images, size_t *ret, struct err *e)

@@ -9,7 +9,7 @@
 
 static const char SPACE_PIECE[] = "\xe2\x96\x81"; /* U+2581, SentencePiece's space */
 
-/* ---- The model's own settings ------------------------------------------------------------------------ */
+/* ---- the model's own settings */
 
 struct wire {
     const unsigned char *p, *end;
@@ -90,7 +90,7 @@ out:
     return rc;
 }
 
-/* ---- Added tokens ------------------------------------------------------------------------------------ */
+/* ---- added tokens */
 
 const struct added *tokenizer_added(const struct tokenizer *t, int32_t id)
 {
@@ -201,7 +201,7 @@ void tokenizer_set_mode(struct tokenizer *t, enum tokenizer_mode mode)
     t->info.mode = mode;
 }
 
-/* ---- Opening ----------------------------------------------------------------------------------------- */
+/* ---- opening */
 
 static void put_id(void *ctx, int32_t id)
 {
@@ -320,7 +320,7 @@ void tokenizer_close(struct tokenizer *t)
     free(t);
 }
 
-/* ---- Encoding ---------------------------------------------------------------------------------------- */
+/* ---- encoding */
 
 /* The longest added token at the start of s, NULL: none. */
 static const struct added *match_added(const struct tokenizer *t, struct span s)

@@ -59,7 +59,7 @@ static struct tokenizer *open_small(void)
     return t;
 }
 
-/* ---- Conversations ---- */
+/* ---- conversations */
 
 static void check_prompt(const char *name, bool image, const char *q1, const char *want)
 {
@@ -210,7 +210,7 @@ static void names_of_models(void **state)
     assert_null(conv_stop(conv_find("plain")));
 }
 
-/* ---- Labels ---- */
+/* ---- labels */
 
 static struct turn turn_of(const char *from, const char *value)
 {
@@ -403,7 +403,7 @@ static void picture_in_turn(void **state)
     }
 }
 
-/* ---- Streams and stop strings ---- */
+/* ---- streams and stop strings */
 
 static void naive_push(const struct tokenizer *t, struct ids *cache, size_t *printed, struct buf *out)
 {
@@ -512,7 +512,7 @@ static void stop_strings(void **state)
     }
 }
 
-/* ---- Text ---- */
+/* ---- text */
 
 static void utf8(void **state)
 {
@@ -567,7 +567,7 @@ static void limits(void **state)
     tokenizer_close(t);
 }
 
-/* ---- Folders ---- */
+/* ---- folders */
 
 static char folder[] = "build/text-XXXXXX";
 

@@ -46,7 +46,7 @@ def compare(name, requests, got, want):
        f'wanted {want[bad[0]]!r}')
 
 
-# ---- Strings -----------------------------------------------------------------------------------------
+# ---- strings
 
 RANGES = [(0x20, 0x7e)] * 6 + [(0xa0, 0x24f), (0x370, 0x52f), (0x590, 0x6ff), (0x900, 0x97f), (0xe00, 0xe7f),
           (0x1100, 0x11ff), (0x2000, 0x206f), (0x2190, 0x27bf), (0x3000, 0x30ff), (0x4e00, 0x9fff), (0xac00, 0xd7a3),
@@ -74,7 +74,7 @@ def string(rng):
     return ''.join(c for c in ''.join(parts) if not 0xd800 <= ord(c) < 0xe000)
 
 
-# ---- Tests -------------------------------------------------------------------------------------------
+# ---- tests
 
 def hexed(text):
     return text.encode().hex()
