@@ -24,6 +24,7 @@ enum dtype bind_quant(const struct bind_row *r, int bits, enum dtype keep);
 
 /* The type that a parameter is kept in when its file has `file` and `want` is asked for. */
 enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file);
+bool bind_is_bias(const struct bind_row *r); /* of a linear, not of a norm */
 /* Data of a file's shape as kernels see it. */
 struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t);
 
@@ -34,6 +35,8 @@ int model_open_files(struct llava_model *m, const struct llava_source *s, struct
                      struct err *e);
 int model_open_tower(struct llava_model *m, const struct llava_source *s, struct index *ix, struct err *e);
 int model_make_layers(struct llava_model *m, struct err *e);
+/* Do tower, projector and language model fit? What config.json leaves open is filled in; `path` is for messages. */
+int model_check_vision(struct llava_model *m, const char *path, struct err *e);
 
 /* A LoRA folder: pairs of matrices by the canonical name of the weight they change. */
 struct lora_pair {
