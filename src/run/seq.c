@@ -216,6 +216,7 @@ static void tell_token(struct seq *q, int32_t token, const float *logits)
     top[n] = token;
     for (int i = 0; i <= n; i++) {
         said[i] = (struct llava_candidate){ .id = top[i], .logprob = (float)(logits[top[i]] - most - log(sum)) };
+        said[i].silent = is_end(&q->g->model.cfg, top[i]) || tokenizer_is_special(q->g->tok, top[i]);
         tokenizer_bytes(q->g->tok, top[i], &text);
         end[i] = text.n;
     }

@@ -144,8 +144,11 @@ static void read_format(struct chat *c, const struct fields *f)
     if (!strcmp(type, "json_object")) c->format = CHAT_JSON;
     else if (!strcmp(type, "json_schema")) c->format = CHAT_SCHEMA;
     else if (strcmp(type, "text") != 0) fields_bad(&format, "type", "is none of text, json_object, json_schema");
+    /* {"type": "json_object", "schema": ...}, as other servers have it */
+    bool inside = c->format == CHAT_JSON && fields_object(&format, "schema", &schema);
+    if (inside) c->format = CHAT_SCHEMA, schema = format;
     if (c->format != CHAT_SCHEMA) return;
-    if (!fields_object(&format, "json_schema", &schema)) fields_need(&format, "json_schema");
+    if (!inside && !fields_object(&format, "json_schema", &schema)) fields_need(&format, "json_schema");
     const json_t *inner = json_object_get(schema.o, "schema");
     if (schema.o && !json_is_object(inner)) fields_need(&schema, "schema");
     else if (inner) c->schema = json_dumps(inner, JSON_COMPACT);

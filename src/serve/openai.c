@@ -1,6 +1,7 @@
 /* See openai.h. */
 #include "serve/openai.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -18,9 +19,9 @@ enum { CANCELLED = -100 }; /* beside the library's codes */
 struct choice {
     struct buf text;      /* of a whole answer */
     struct trim trim;
-    bool role_sent;
+    bool role_sent, said; /* said: a token has had some text */
     json_t *tokens;       /* logprobs since the last chunk */
-    size_t offset;        /* bytes of text before them */
+    size_t offset;        /* characters of text before them */
     enum llava_finish finish;
 };
 
@@ -104,11 +105,17 @@ static void on_token(void *ctx, int i, const struct llava_token *t)
     const struct part *p = ctx;
     struct ask *a = p->a;
     i += p->first;
-    json_t *v = candidate(&t->chosen), *top = json_array();
+    struct llava_candidate said = t->chosen;
+    struct choice *c = &a->choice[i];
+    if (said.silent) said.n = 0;
+    /* What is cut from the front of the text is cut from the tokens: they are the text, joined. */
+    while (a->is_chat && !c->said && said.n && isspace((unsigned char)*said.text)) said.text++, said.n--;
+    c->said |= said.n > 0;
+    json_t *v = candidate(&said), *top = json_array();
     for (int k = 0; k < t->n_top; k++) json_array_append_new(top, candidate(&t->top[k]));
     json_object_set_new(v, "top_logprobs", top);
-    if (!a->choice[i].tokens) a->choice[i].tokens = json_array();
-    json_array_append_new(a->choice[i].tokens, v);
+    if (!c->tokens) c->tokens = json_array();
+    json_array_append_new(c->tokens, v);
 }
 
 /* What completions call logprobs: parallel arrays. */
@@ -124,7 +131,8 @@ static json_t *flat_logprobs(struct choice *c)
         json_array_append(values, json_object_get(v, "logprob"));
         json_array_append_new(tops, top);
         json_array_append_new(offsets, json_integer((json_int_t)c->offset));
-        c->offset += json_array_size(json_object_get(v, "bytes"));
+        json_array_foreach(json_object_get(v, "bytes"), k, t)
+            c->offset += (json_integer_value(t) & 0xc0) != 0x80; /* where a character begins */
     }
     return json_pack("{so,so,so,so}", "tokens", tokens, "token_logprobs", values, "top_logprobs", tops, "text_offset",
                      offsets);
@@ -133,7 +141,7 @@ static json_t *flat_logprobs(struct choice *c)
 /* The logprobs of a choice since last time, in its kind's shape. */
 static json_t *take_logprobs(const struct ask *a, struct choice *c)
 {
-    if (!a->chat.logprobs) return json_null();
+    if (!a->chat.logprobs || (a->chat.stream && !c->tokens)) return json_null();
     if (!c->tokens) c->tokens = json_array();
     json_t *v = a->is_chat ? json_pack("{sO,sn}", "content", c->tokens, "refusal") : flat_logprobs(c);
     json_decref(c->tokens);
@@ -382,6 +390,7 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
         a->part[i] = (struct part){ a, i * a->chat.n };
         r[i] = llava_request_default();
         r[i].prompt = a->is_chat ? prompt->p : a->chat.prompt[i];
+        r[i].follows = !a->is_chat && *r[i].prompt;
         r[i].sampling = a->chat.sampling;
         r[i].n = a->chat.n;
         r[i].top_logprobs = a->chat.top_logprobs;

@@ -25,6 +25,13 @@ void detok_init(struct detok *d, const struct tokenizer *t, bool skip_special)
     run_begin(d);
 }
 
+void detok_follow(struct detok *d)
+{
+    d->any = d->in_segment = true;
+    d->n_tokens = d->n_text = 1;
+    d->at_start = false;
+}
+
 static void emit(struct detok *d, struct buf *out, const char *p, size_t n)
 {
     buf_add(out, p, n);

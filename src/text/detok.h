@@ -28,6 +28,8 @@ struct detok {
 };
 
 void detok_init(struct detok *d, const struct tokenizer *t, bool skip_special);
+/* What comes follows other text: its first piece keeps its space. Before the first push. */
+void detok_follow(struct detok *d);
 void detok_push(struct detok *d, int32_t id, struct buf *out);
 /* The held bytes, as one U+FFFD each. */
 void detok_end(struct detok *d, struct buf *out);

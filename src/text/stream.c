@@ -20,6 +20,8 @@ void stream_fini(struct stream *s)
     buf_free(&s->text);
 }
 
+void stream_follow(struct stream *s) { detok_follow(&s->detok); }
+
 static bool ends_in_cjk(const struct buf *b)
 {
     uint32_t cp;
@@ -44,7 +46,6 @@ void stream_push(struct stream *s, int32_t id, struct buf *out)
     /* Text that was waiting holds neither space nor line break: only the new part is searched. */
     if (s->detok.n_held == 0 && s->text.p[n - 1] == '\n') {
         give(s, n, out);
-        detok_init(&s->detok, s->t, true);
         return;
     }
     if (s->detok.n_held == 0 && ends_in_cjk(&s->text)) {

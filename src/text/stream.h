@@ -1,10 +1,11 @@
 /* Text of a growing list of ids, as it may be shown, and the strings that end it.
  *
  * struct stream: which text is ready after each id, by the rule of transformers' TextStreamer
- * (generation/streamers.py, special tokens skipped): after a line break everything, and decoding starts anew;
- * after a CJK character everything; else up to and including the last space. The reference decodes all ids
- * since the last line break at each step; here a step costs what its piece is long, and gives the same text.
- * Half a character is never given; bytes that turn out to be no character come as U+FFFD.
+ * (generation/streamers.py, special tokens skipped): after a line break or a CJK character everything, else up to and
+ * including the last space. All together it is what tokenizer_decode makes of the ids, as LLaVA's run_llava and its
+ * evaluations have it; the streamer begins anew after a line break, which takes a space from a line that is indented.
+ * A step costs what its piece is long. Half a character is never given; bytes that turn out to be no character come as
+ * U+FFFD.
  *
  * struct stopper: several strings that end the text wherever they appear in it, also spread over pieces. Text
  * that may be the beginning of a stop string is held back, and no byte of a stop string is given.
@@ -28,6 +29,8 @@ struct stream {
 
 void stream_init(struct stream *s, const struct tokenizer *t);
 void stream_fini(struct stream *s);
+/* The text follows other text: the first word keeps its space. Before the first push. */
+void stream_follow(struct stream *s);
 /* Adds to `out` what id makes ready; may be nothing. */
 void stream_push(struct stream *s, int32_t id, struct buf *out);
 /* Adds the rest, bytes of an unfinished character as U+FFFD each, and starts anew. */

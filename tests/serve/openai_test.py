@@ -115,10 +115,23 @@ def test_logprobs(port):
         return
     ok(all(t["logprob"] <= 0 and len(t["top_logprobs"]) == 3 for t in tokens), "each token has its likeliest", tokens)
     ok(all(t["logprob"] == t["top_logprobs"][0]["logprob"] for t in tokens), "a greedy answer takes the first", tokens)
-    ok(bytes(sum((t["bytes"] for t in tokens), [])).decode().strip().startswith("red apple"), "their bytes are the text", tokens)
-    r = post(port, "/v1/completions", {"model": "demo", "prompt": "USER: Hi ASSISTANT:", "logprobs": 2, "max_tokens": 3})
-    lp = r[1]["choices"][0]["logprobs"]
-    ok(len(lp["tokens"]) == len(lp["token_logprobs"]) == len(lp["text_offset"]) > 0, "a completion's logprobs", r)
+    ok(bytes(sum((t["bytes"] for t in tokens), [])).decode() == said(r) == "".join(t["token"] for t in tokens),
+       "joined, they are the text", r)
+    ok(len(tokens) == r[1]["usage"]["completion_tokens"] and tokens[-1]["bytes"] == [] and
+       tokens[-1]["top_logprobs"][0]["token"] == "</s>", "the end is one that adds nothing to it", tokens)
+    _, _, parts, _ = events(port, "/v1/chat/completions", {
+        "messages": [{"role": "user", "content": [text(), picture()]}], "temperature": 0, "logprobs": True})
+    streamed = [t["token"] for p in parts for t in (p["choices"][0]["logprobs"] or {"content": []})["content"]]
+    ok(streamed == [t["token"] for t in tokens] and parts[-1]["choices"][0]["logprobs"] is None, "the same in a stream", parts)
+    prompt = "USER: What is this? ASSISTANT: It is a"
+    for seed in range(4):
+        r = post(port, "/v1/completions", {"prompt": prompt, "logprobs": 2, "max_tokens": 12, "temperature": 1.5, "seed": seed})
+        c, lp = r[1]["choices"][0], r[1]["choices"][0]["logprobs"]
+        ok(len(lp["tokens"]) == len(lp["token_logprobs"]) == len(lp["text_offset"]) == r[1]["usage"]["completion_tokens"] and
+           "".join(lp["tokens"]) == c["text"] and
+           all(c["text"][at:].startswith(t) for at, t in zip(lp["text_offset"], lp["tokens"])), "a completion's logprobs", r)
+    r = post(port, "/v1/completions", {"prompt": "USER: What is this? ASSISTANT:", "max_tokens": 1, "temperature": 0})
+    ok(r[1]["choices"][0]["text"].startswith(" "), "a completion follows its prompt: the first word keeps its space", r)
 
 
 def test_schema(port):
@@ -133,6 +146,8 @@ def test_schema(port):
         answers = [json.loads(c["message"]["content"]) for c in r[1]["choices"]] if r[0] == 200 else []
         ok(answers and all(a["fruit"] in ("apple", "pear") and isinstance(a["red"], bool) for a in answers),
            "answers that fit a schema", r)
+    r = chat(port, [text(), picture()], response_format={"type": "json_object", "schema": {"const": "42"}}, max_tokens=20)
+    ok(r[0] == 200 and json.loads(said(r)) == "42", "a schema beside json_object", r)
     how["response_format"]["json_schema"]["schema"] = {"type": "no such type"}
     r = chat(port, "Hi", **how)
     ok(r[0] == 400 and r[1]["error"]["param"] == "response_format", "a schema that is none", r)
@@ -210,6 +225,8 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("top_logprobs alone", {"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
     ("too many logprobs", {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "20"),
     ("a format", {"response_format": {"type": "xml"}}, 400, "response_format.type", "json_object"),
+    ("a schema that is a number", {"response_format": {"type": "json_object", "schema": 0}}, 400, "response_format.schema",
+     "object"),
     ("a schema that is none", {"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "missing"),
     ("over the context", {"messages": [{"role": "user", "content": "word " * 30000}]}, 400, "messages", "context"),
 ]

@@ -421,10 +421,6 @@ static void naive_push(const struct tokenizer *t, struct ids *cache, size_t *pri
         buf_add(out, text.p + *printed, n - *printed);
         *printed = n;
     }
-    if (line) {
-        *printed = 0;
-        ids_reset(cache);
-    }
     buf_free(&text);
 }
 
