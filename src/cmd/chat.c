@@ -66,6 +66,32 @@ struct talk {
     double ceiling; /* GB/s, measured at the first answer */
 };
 
+/* A string as Python's repr writes it. */
+static void print_repr(const char *s)
+{
+    const char quote = strchr(s, '\'') && !strchr(s, '"') ? '"' : '\'';
+    static const char escaped[] = "\n\r\t\\", letters[] = "nrt\\";
+    putchar(quote);
+    for (; *s; s++) {
+        const char *at = strchr(escaped, *s);
+        if (at) printf("\\%c", letters[at - escaped]);
+        else if (*s == quote) printf("\\%c", quote);
+        else if ((unsigned char)*s < 0x20 || *s == 0x7f) printf("\\x%02x", (unsigned char)*s);
+        else putchar(*s);
+    }
+    putchar(quote);
+}
+
+/* print("\n", {"prompt": prompt, "outputs": outputs}, "\n") of llava.serve.cli */
+static void print_debug(const char *prompt, const char *outputs)
+{
+    printf("\n {'prompt': ");
+    print_repr(prompt);
+    printf(", 'outputs': ");
+    print_repr(outputs);
+    printf("} \n\n");
+}
+
 /* One question and its answer. On an error the conversation is as it was before. */
 static int one_turn(struct chat *c, struct talk *t, const char *question, bool first, struct llava_error *e)
 {
@@ -85,7 +111,7 @@ static int one_turn(struct chat *c, struct talk *t, const char *question, bool f
         ask_end(&text);
     }
     if (rc >= 0) {
-        if (c->debug) printf("\n{'prompt': \"%s\", 'outputs': \"%s\"}\n", prompt, text.text ? text.text : "");
+        if (c->debug) print_debug(prompt, text.text ? text.text : "");
         rc = llava_conversation_answer(t->conv, text.text ? text.text : "", e);
         if (!c->model.quiet) ask_statistics(t->engine, &result, &t->ceiling);
     }

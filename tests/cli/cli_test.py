@@ -5,6 +5,7 @@
 
 Bad models are made here from the fixtures: one line on stderr, which begins with "llava: " and names the file or the
 value; exit code 1, or 2 where the options are at fault; nothing on stdout, no file left behind."""
+import ast
 import glob
 import json
 import os
@@ -133,6 +134,13 @@ def test_chat():
                  input=b"What is it?\nAnd what colour?\n")
     kept = [int(n) for n in re.findall(r"\((\d+) kept\)", loud.err)]
     ok(len(kept) == 2 and kept[0] == 0 < kept[1], "the second turn keeps what was read", loud.text)
+    for question in ("It's \"this\",\\ isn't it?", "It's", 'A "word"', "\t"):
+        r = llava("chat", "--quiet", "--model-path", SEEING, "--image-file", PICTURE, "--temperature", "0", "--max-new-tokens",
+                  "6", "--debug", input=(question + "\n").encode())
+        said = [x for x in r.out.splitlines() if x.startswith(" {'prompt'")]
+        shown = ast.literal_eval(said[0].strip()) if said else {}
+        ok(said == [f" {shown} "] and f"<image>\n{question}" in shown["prompt"] and f"ASSISTANT: {shown['outputs']}" in r.out,
+           f"--debug shows {question!r} as Python does", r.text)
 
 
 def test_bench_train():
