@@ -32,6 +32,7 @@ struct train_args {
     const char *optim, *lora_bias;
     bool master_weights;
     bool freeze_mm_mlp_adapter, lora_enable, bf16, fp16, tf32, gradient_checkpointing, group_by_modality_length;
+    bool group_by_length;
     int64_t model_max_length, bits, lora_r, lora_alpha;
     double lora_dropout, mm_projector_lr, mm_vision_tower_lr; /* rates: NAN for the common one */
     /* steps */

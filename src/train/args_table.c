@@ -54,6 +54,7 @@ const struct arg_row train_arg_rows[] = {
     BOOL(image_augment, "False", "In each pass pictures look a little otherwise: size, place, light, lines, grain"),
     INT(model_max_length, "512", "Longest record, pictures included; longer ones are cut"),
     BOOL(group_by_modality_length, "False", "Micro-batches of one kind and of like lengths"),
+    BOOL(group_by_length, "False", "Micro-batches of like lengths, in transformers' order; the former goes before it"),
     BOOL(packing, "False", "Several micro-batches in one pass; the same loss"),
     WORD(on_bad_record, "fail", "fail|skip", "What to do with records that cannot be used"),
     STR(eval_data_path, NULL, "Records that the loss is measured on and that are not learned"),
@@ -171,7 +172,7 @@ const struct arg_row train_arg_rows[] = {
 
     /* Would change the result: only the default is done here. */
     ONLY("push_to_hub", ARG_BOOL, "False"), ONLY("label_smoothing_factor", ARG_REAL, "0.0"),
-    ONLY("load_best_model_at_end", ARG_BOOL, "False"), ONLY("group_by_length", ARG_BOOL, "False"),
+    ONLY("load_best_model_at_end", ARG_BOOL, "False"),
     ONLY("neftune_noise_alpha", ARG_REAL, NULL), ONLY("fsdp", ARG_STR, ""), ONLY("optim_args", ARG_STR, NULL),
     ONLY("adafactor", ARG_BOOL, "False"), ONLY("auto_find_batch_size", ARG_BOOL, "False"),
     LONE("local_rank", ARG_INT, "-1|0"), LONE("num_gpus", ARG_INT, "1"), LONE("num_nodes", ARG_INT, "1"),

@@ -3,12 +3,23 @@
 
 #include "base/plat.h"
 
+/* Ids of each record, a picture counting as one, as transformers counts them. What model_max_length cuts is as long as
+ * it is then. */
+static void count_ids(struct feed *f, int rows)
+{
+    for (int64_t i = 0; i < f->check.n_row; i++) {
+        const struct check_row *row = &f->check.row[i];
+        f->check.length[i] = row->positions - row->images * (rows - 1);
+    }
+}
+
 int feed_open(struct feed *f, const struct recipe *r, const struct feed_options *o, struct err *e)
 {
     int rc;
     *f = (struct feed){ .data = { .fd = -1 } };
     TRY(dataset_open(&f->data, o->path, e));
     TRY(check_run(&f->check, &f->data, r, plat_threads(), o->skip_bad ? CHECK_SKIP : CHECK_FAIL, e));
+    if (o->kind == ORDER_LENGTH) count_ids(f, r->rows);
     const struct order_opts oo = { .kind = o->kind, .n = f->check.n_row, .length = f->check.length, .seed = o->seed,
                                    .batch = o->batch, .accum = o->accum, .world = 1, .drop_last = o->drop_last };
     TRY(order_init(&f->order, &oo, e));

@@ -100,6 +100,26 @@ static void list_grouped(struct order *r)
     }
 }
 
+/* ---- transformers' LengthGroupedSampler */
+
+/* Shuffled, cut into pieces of up to 50 steps, each sorted by length; the longest record of all goes first, so that
+ * what does not fit into memory fails at once. */
+static void list_length(struct order *r)
+{
+    enum { STEPS_MAX = 50 };
+    const int64_t n = r->o.n, step = (int64_t)r->o.batch * r->o.accum;
+    const int64_t steps = n / (4 * step) < STEPS_MAX ? n / (4 * step) : STEPS_MAX, mega = steps ? steps * step : step;
+    int64_t best = 0;
+    mt19937_perm(r->o.world > 1 ? &r->own : &r->global, r->list, n);
+    for (int64_t i = 0; i < n; i += mega) {
+        sort_by_length(r, r->list + i, n - i < mega ? n - i : mega, 1, r->part);
+        if (r->o.length[r->list[i]] > r->o.length[r->list[best]]) best = i;
+    }
+    const int64_t longest = r->list[best];
+    r->list[best] = r->list[0];
+    r->list[0] = longest;
+}
+
 /* ---- the rest */
 
 static void list_random(struct order *r)
@@ -119,6 +139,7 @@ static void list_next(struct order *r)
     mt19937_i63(&r->global); /* the loader's, for its workers */
     if (r->o.kind == ORDER_RANDOM) list_random(r);
     else if (r->o.kind == ORDER_GROUPED) list_grouped(r);
+    else if (r->o.kind == ORDER_LENGTH) list_length(r);
     else for (int64_t i = 0; i < r->o.n; i++) r->list[i] = i;
     r->epoch++;
 }

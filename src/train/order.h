@@ -5,13 +5,14 @@
  *   RANDOM      torch's RandomSampler
  *   GROUPED     --group_by_modality_length: LLaVA's LengthGroupedSampler (llava/train/llava_trainer.py); needs lengths,
  *               none of them 0
+ *   LENGTH      --group_by_length: transformers' LengthGroupedSampler (trainer_pt_utils.py); needs lengths, in tokens
  *
  * Numbers are drawn as there. set_seed(seed) seeds torch's global generator when the trainer is made; each epoch then
  * takes one 64-bit number for the loader's workers. In a single process RANDOM takes another one that seeds the
- * epoch's permutation, and GROUPED draws its permutations from the global generator. With several processes accelerate
+ * epoch's permutation, and GROUPED and LENGTH draw theirs from the global generator. With several processes accelerate
  * gives the sampler a generator of its own, which starts at torch's default seed whatever --seed says: RANDOM draws
- * from that one (two permutations an epoch, of which the second is thrown away), GROUPED draws the permutations within
- * a kind from the global one and that of the batches from the sampler's.
+ * from that one (two permutations an epoch, of which the second is thrown away), LENGTH too (one), GROUPED draws the
+ * permutations within a kind from the global one and that of the batches from the sampler's.
  *
  * A micro-batch is `batch` consecutive indices of the list. With `world` processes micro-batch b belongs to process
  * b % world, and the list is filled up from its own beginning until every process has full ones; a single process has
@@ -24,12 +25,12 @@
 #include "base/err.h"
 #include "base/mt19937.h"
 
-enum order_kind { ORDER_SEQUENTIAL, ORDER_RANDOM, ORDER_GROUPED };
+enum order_kind { ORDER_SEQUENTIAL, ORDER_RANDOM, ORDER_GROUPED, ORDER_LENGTH };
 
 struct order_opts {
     enum order_kind kind;
     int64_t n;             /* records, at least 1 */
-    const int32_t *length; /* [n] GROUPED: words, negative without picture (dataset_length); borrowed */
+    const int32_t *length; /* [n] GROUPED: words, negative without picture (dataset_length); LENGTH: tokens; borrowed */
     uint64_t seed;
     int batch;             /* records of a micro-batch */
     int accum;             /* micro-batches of an optimiser step */

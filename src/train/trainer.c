@@ -99,7 +99,8 @@ static int open_feeds(struct trainer *r, struct err *e)
     const struct train_args *a = r->a;
     const int64_t rows = a->per_device_train_batch_size * a->model_max_length; /* what padding would take */
     struct feed_options o = {
-        .path = a->data_path, .kind = a->group_by_modality_length ? ORDER_GROUPED : ORDER_RANDOM,
+        .path = a->data_path, .kind = a->group_by_modality_length ? ORDER_GROUPED : a->group_by_length ? ORDER_LENGTH
+                                                                                                : ORDER_RANDOM,
         .seed = (uint64_t)a->data_seed, .batch = (int)a->per_device_train_batch_size,
         .accum = (int)a->gradient_accumulation_steps, .window = r->t.model.cfg.llama.window,
         .threads = (int)a->dataloader_num_workers, .packing = a->packing ? (int)(rows < INT_MAX ? rows : INT_MAX) : 0,
@@ -176,6 +177,7 @@ static json_t *in_common(const struct trainer *r)
                      dtype_name(r->t.dtype), "optim of 8 bits", r->t.states.how.eight,
                      "master_weights", a->master_weights, "bits", (json_int_t)a->bits,
                      "lora_alpha", (json_int_t)(a->lora_enable ? a->lora_alpha : 0));
+    if (a->group_by_length) json_object_set_new(o, "group_by_length", json_true());
     if (a->lr_scheduler_kwargs) json_object_set_new(o, "lr_scheduler_kwargs", json_string(a->lr_scheduler_kwargs));
     return o;
 }

@@ -42,7 +42,8 @@ static struct order_opts order_of(int64_t n, const int32_t *length)
 {
     const char *kind = text_of("kind", "sequential");
     return (struct order_opts){
-        .kind = kind[0] == 's' ? ORDER_SEQUENTIAL : kind[0] == 'r' ? ORDER_RANDOM : ORDER_GROUPED,
+        .kind = kind[0] == 's' ? ORDER_SEQUENTIAL : kind[0] == 'r' ? ORDER_RANDOM
+              : kind[0] == 'l' ? ORDER_LENGTH : ORDER_GROUPED,
         .n = n, .length = length, .seed = (uint64_t)number("seed", 42), .batch = (int)number("batch", 1),
         .accum = (int)number("accum", 1), .world = (int)number("world", 1), .rank = (int)number("rank", 0),
         .drop_last = number("drop", 0) != 0,

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """The order of training records against torch: its own DataLoader where a single process reads, and a restatement of
-LLaVA's LengthGroupedSampler and of accelerate's BatchSamplerShard on torch's randperm."""
+LLaVA's and transformers' LengthGroupedSampler and of accelerate's BatchSamplerShard on torch's randperm."""
 import os
 import random
 import subprocess
@@ -84,6 +84,26 @@ class Grouped(Sampler):
         return iter(by_kind(self.lengths, self.batch, self.world, self.generator))
 
 
+# ---- transformers' sampler, restated
+
+class ByLength(Sampler):
+    def __init__(self, lengths, batch):
+        self.lengths, self.batch, self.generator = lengths, batch, None
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __iter__(self):
+        n = len(self.lengths)
+        mult = min(n // (self.batch * 4), 50) or 1
+        order = torch.randperm(n, generator=self.generator)
+        size = mult * self.batch
+        megas = [sorted(order[i:i + size].tolist(), key=lambda k: self.lengths[k], reverse=True) for i in range(0, n, size)]
+        best = torch.argmax(torch.tensor([self.lengths[m[0]] for m in megas])).item()
+        megas[0][0], megas[best][0] = megas[best][0], megas[0][0]
+        return iter([i for m in megas for i in m])
+
+
 # ---- accelerate 0.21's BatchSamplerShard, restated
 
 def shard(batches, batch, world, rank):
@@ -105,7 +125,8 @@ def shard(batches, batch, world, rank):
 def theirs(kind, lengths, seed, batch, accum, world, rank, epochs):
     torch.manual_seed(seed)
     data = Numbers(len(lengths))
-    sampler = RandomSampler(data) if kind == "random" else Grouped(lengths, batch, world * accum)
+    sampler = (RandomSampler(data) if kind == "random" else ByLength(lengths, batch * accum) if kind == "length" else
+               Grouped(lengths, batch, world * accum))
     if world == 1:
         loader = DataLoader(data, batch_size=batch, sampler=sampler, collate_fn=list)
         return [[b for b in loader] for _ in range(epochs)]
@@ -135,6 +156,7 @@ def main():
                 (100, 4, 2, 2, 1), (37, 4, 1, 3, 2), (3, 4, 1, 2, 0), (1003, 16, 1, 8, 5), (24, 4, 1, 3, 1):
             shape = dict(batch=batch, accum=accum, world=world, rank=rank, epochs=3)
             compare("random", [1] * n, seed, **shape)
+            compare("length", rng.sample(range(1, 10000), n), seed, **shape)
             lengths = mixed(rng, n, 0.7)
             if n > 1:
                 lengths[0], lengths[-1] = 7, -7
@@ -146,6 +168,8 @@ def main():
     compare("grouped", lengths, 42, batch=16, accum=1, world=8, rank=3, epochs=2)
     compare("grouped", lengths, 42, batch=16, accum=8, world=1, rank=0, epochs=2)
     compare("random", lengths, 42, batch=32, accum=8, world=1, rank=0, epochs=2)
+    compare("length", rng.sample(range(1, 90000), 20000), 42, batch=16, accum=8, world=1, rank=0, epochs=2)
+    compare("length", [x % 5 + 1 for x in range(2000)], 7, batch=4, accum=2, world=1, rank=0, epochs=2)
     a = ours(lengths[:500], kind="grouped", batch=4, accum=2, epochs=4)
     b = ours(lengths[:500], kind="grouped", batch=4, accum=2, epochs=4, back=3)
     ok(a == b and a[0] != a[1], "coming back from a later epoch gives the same lists, and epochs differ")
