@@ -2,6 +2,7 @@
 #include "cmd/ask.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -26,10 +27,21 @@ static int fetch(struct buf *body, const char *url, struct err *e)
     return rc;
 }
 
+static bool is_address(const char *where)
+{
+    return !strncmp(where, "http://", 7) || !strncmp(where, "https://", 8);
+}
+
+int ask_there(const char *where, struct llava_error *e)
+{
+    if (is_address(where) || access(where, R_OK) == 0) return 0;
+    snprintf(e->message, sizeof e->message, "cannot open '%s': %s", where, strerror(errno));
+    return e->code = LLAVA_IO;
+}
+
 int ask_image_open(struct llava_image **ret, struct llava_engine *engine, const char *where, struct llava_error *e)
 {
-    if (strncmp(where, "http://", 7) != 0 && strncmp(where, "https://", 8) != 0)
-        return llava_image_open(ret, engine, where, e);
+    if (!is_address(where)) return llava_image_open(ret, engine, where, e);
     struct err err = { 0 };
     struct buf body = buf_make(FETCH_MAX);
     int rc = fetch(&body, where, &err);
@@ -49,7 +61,7 @@ void ask_images_option(struct ask_images *a, char *value, struct argp_state *sta
     a->value[a->n_values++] = value;
 }
 
-int ask_images_open(struct ask_images *a, struct llava_engine *engine, const char *sep, struct llava_error *e)
+int ask_images_find(struct ask_images *a, const char *sep, struct llava_error *e)
 {
     for (int i = 0; i < a->n_values; i++) {
         bool whole = !sep || !*sep || access(a->value[i], F_OK) == 0;
@@ -59,14 +71,23 @@ int ask_images_open(struct ask_images *a, struct llava_engine *engine, const cha
                 *next = 0;
                 next += strlen(sep);
             }
-            if (a->n == ASK_IMAGES_MAX) {
+            if (a->n_names == ASK_IMAGES_MAX) {
                 snprintf(e->message, sizeof e->message, "more than %d pictures", ASK_IMAGES_MAX);
                 return e->code = LLAVA_LIMIT;
             }
-            int rc = ask_image_open(&a->image[a->n], engine, at, e);
+            int rc = ask_there(at, e);
             if (rc < 0) return rc;
-            a->n++;
+            a->name[a->n_names++] = at;
         }
+    }
+    return 0;
+}
+
+int ask_images_open(struct ask_images *a, struct llava_engine *engine, struct llava_error *e)
+{
+    for (; a->n < a->n_names; a->n++) {
+        int rc = ask_image_open(&a->image[a->n], engine, a->name[a->n], e);
+        if (rc < 0) return rc;
     }
     return 0;
 }

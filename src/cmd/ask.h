@@ -6,17 +6,25 @@
 
 /* A path, or an http(s) address that is fetched into memory. */
 int ask_image_open(struct llava_image **ret, struct llava_engine *engine, const char *where, struct llava_error *e);
+/* Is there a file or folder of that name, or is it an address? Asked before a model is opened, which may take a
+ * download of many gigabytes. */
+int ask_there(const char *where, struct llava_error *e);
 enum { ASK_IMAGES_MAX = 64 };
 /* The values of --image-file, each a picture or several with `sep` between them (NULL: none). A value that is
- * the name of a file is not split. Opens them all in order. */
+ * the name of a file is not split. */
 struct ask_images {
     char *value[ASK_IMAGES_MAX];
     int n_values;
+    const char *name[ASK_IMAGES_MAX]; /* of each picture */
+    int n_names;
     struct llava_image *image[ASK_IMAGES_MAX];
     int n;
 };
 void ask_images_option(struct ask_images *a, char *value, struct argp_state *state);
-int ask_images_open(struct ask_images *a, struct llava_engine *engine, const char *sep, struct llava_error *e);
+/* Splits the values; an error where a file is not there. */
+int ask_images_find(struct ask_images *a, const char *sep, struct llava_error *e);
+/* Opens what was found, in order. */
+int ask_images_open(struct ask_images *a, struct llava_engine *engine, struct llava_error *e);
 void ask_images_close(struct ask_images *a);
 
 /* Prints an answer as it comes, without white space at its ends; keeps the whole of it. */

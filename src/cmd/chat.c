@@ -153,7 +153,8 @@ int cmd_chat(int argc, char **argv)
     struct talk t = { 0 };
     struct llava_info info;
     int code = 0;
-    rc = llava_open(&t.engine, &c.model, &e);
+    rc = c.image ? ask_there(c.image, &e) : 0;
+    if (rc >= 0) rc = llava_open(&t.engine, &c.model, &e);
     if (rc >= 0 && c.image) rc = ask_image_open(&t.image, t.engine, c.image, &e);
     if (rc >= 0) rc = llava_session_open(&t.session, t.engine, &e);
     if (rc >= 0) rc = llava_session_adapter(t.session, llava_adapter_name(t.engine, 0), &e);

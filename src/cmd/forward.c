@@ -89,8 +89,9 @@ int cmd_forward(int argc, char **argv)
     struct llava_error e = { 0 };
     struct llava_engine *engine = NULL;
     struct llava_forward out = { 0 };
-    rc = llava_open(&engine, &f.model, &e);
-    if (rc >= 0) rc = ask_images_open(&f.images, engine, ",", &e);
+    rc = ask_images_find(&f.images, ",", &e);
+    if (rc >= 0) rc = llava_open(&engine, &f.model, &e);
+    if (rc >= 0) rc = ask_images_open(&f.images, engine, &e);
     if (rc >= 0) rc = llava_engine_forward(&out, engine, f.prompt, f.images.image, f.images.n, &e);
     if (rc >= 0) rc = save(f.out, &out, &e);
     llava_forward_free(&out);

@@ -162,8 +162,10 @@ int cmd_run(int argc, char **argv)
     if (rc) return rc;
     struct llava_error e = { 0 };
     struct llava_engine *engine = NULL;
-    rc = llava_open(&engine, &r.model, &e);
-    if (rc >= 0) rc = ask_images_open(&r.images, engine, r.sep, &e);
+    rc = r.folder ? ask_there(r.folder, &e) : ask_images_find(&r.images, r.sep, &e);
+    if (rc >= 0 && r.questions) rc = ask_there(r.questions, &e);
+    if (rc >= 0) rc = llava_open(&engine, &r.model, &e);
+    if (rc >= 0) rc = ask_images_open(&r.images, engine, &e);
     if (rc >= 0) rc = r.folder ? answer_folder(&r, engine, &e) : answer(&r, engine, &e);
     ask_images_close(&r.images);
     llava_close(engine);

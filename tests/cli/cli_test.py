@@ -126,6 +126,16 @@ def test_answers():
     ok(r.code == 1 and r.err == "llava: cannot write to standard output\n", "a full disk", r.text)
 
 
+def test_first():
+    """What is cheap to see is seen before a model is fetched or opened."""
+    for args in (("run", "--image-file", f"{PICTURE},/none.png", "--query", "x"), ("chat", "--image-file", "/none.png"),
+                 ("forward", "--image-file", "/none.png", "--prompt", "<image>", "--out", "/dev/null"),
+                 ("run", "--image-folder", "/none.png", "--query", "x", "--output", "/dev/null"),
+                 ("run", "--image-folder", GOLDEN, "--question-file", "/none.png", "--output", "/dev/null")):
+        r = llava(*args, "--model-path", "nobody/has-this")
+        ok(r.code == 1 and r.err == "llava: cannot open '/none.png': No such file or directory\n", f"{args[0]} {args[1]}", r.text)
+
+
 def test_chat():
     r = llava("chat", "--quiet", "--model-path", SEEING, "--image-file", PICTURE, "--temperature", "0", "--max-new-tokens",
               "6", input=b"What is it?\nAnd what colour?\n\n")
@@ -403,8 +413,8 @@ def main():
     test_help(update)
     if update:
         finish()
-    for test in (test_usage, test_answers, test_chat, test_other_commands, test_pictures, test_prompts, test_safetensors,
-                 test_torch_files, test_folders):
+    for test in (test_usage, test_answers, test_first, test_chat, test_other_commands, test_pictures, test_prompts,
+                 test_safetensors, test_torch_files, test_folders):
         test()
     finish()
 
