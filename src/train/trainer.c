@@ -1,6 +1,7 @@
 /* See trainer.h. */
 #include "train/trainer.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <math.h>
 #include <omp.h>
@@ -677,6 +678,19 @@ static int open_device(struct trainer *r, struct err *e)
     return 0;
 }
 
+/* Files that are cheap to look for are looked for before a base model is fetched, which may be many gigabytes. */
+static int look(const struct train_args *a, struct err *e)
+{
+    const struct { const char *name, *path; } files[] = {
+        { "data_path", a->data_path }, { "eval_data_path", a->eval_data_path }, { "image_folder", a->image_folder },
+        { "pretrain_mm_mlp_adapter", a->pretrain_mm_mlp_adapter },
+    };
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (files[i].path && access(files[i].path, R_OK) != 0)
+            return err_set(e, ERR_IO, "--%s: cannot open '%s': %s", files[i].name, files[i].path, strerror(errno));
+    return 0;
+}
+
 int train_run(struct train_args *a, struct err *e)
 {
     struct trainer r = { .a = a, .lock = -1, .train.data.fd = -1, .eval.data.fd = -1 };
@@ -684,6 +698,7 @@ int train_run(struct train_args *a, struct err *e)
     if (a->quiet) log_set_level(LOG_QUIET);
     train_args_report(a);
     TRY(deepspeed_apply(a, e));
+    TRY(look(a, e));
     TRY(open_device(&r, e));
     TRY(trainee_open(&r.t, a, r.dev, e));
     TRY(open_feeds(&r, e));

@@ -70,6 +70,15 @@ def answers(path, *more):
                  "--query", "What is it?", "--temperature", "0", "--max-new-tokens", "4", *more)
 
 
+def test_first(runs):
+    """Files that are not there are said before a base is fetched."""
+    for option in ("data_path", "eval_data_path", "image_folder", "pretrain_mm_mlp_adapter"):
+        r = llava("train", "--model_name_or_path", "nobody/has-this", "--data_path", runs.talk, "--output_dir",
+                  runs.out("none"), f"--{option}", "/none")
+        ok(r.code == 1 and r.err == f"llava: --{option}: cannot open '/none': No such file or directory\n" and
+           not os.path.exists(runs.out("none")), f"--{option} is not there", r.text)
+
+
 def test_modes(runs):
     r = runs.stage1("pretrain", "--num_train_epochs", "4")
     one = runs.out("pretrain")
@@ -222,6 +231,7 @@ def read_safetensors_model_with_nan(t):
 
 with Temp() as temp:
     every = Runs(temp)
+    test_first(every)
     test_modes(every)
     test_bases(every)
     test_bits(every)
