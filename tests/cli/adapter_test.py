@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import PICTURE, Temp, finish, llava, model, ok, read_safetensors, write_safetensors  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import PICTURE, Temp, finish, llava, model, ok, read_safetensors, write_safetensors  # noqa: E402
 
 BASE, R, ALPHA = "vicuna-base", 4, 8
 TOWER = ["--vision-tower", model("clip-tiny")]
@@ -55,20 +55,29 @@ PATTERNS = [
 ]
 
 
+def scales(lora, plain, got):
+    """{module: by what B A was multiplied before it was added}"""
+    out = {}
+    for stem in sorted(k[:-len(".lora_A.weight")] for k in lora if k.endswith(".lora_A.weight")):
+        name = stem[len("base_model.model."):]
+        product = lora[stem + ".lora_B.weight"].astype(np.float64) @ lora[stem + ".lora_A.weight"].astype(np.float64)
+        delta = got[name + ".weight"].astype(np.float64) - plain[name + ".weight"]
+        out[name] = (delta * product).sum() / (product * product).sum()
+    return out
+
+
 def patterns(tmp):
     _, plain = merge(tmp, change(tmp.copy("llava-lora"), lora_alpha=0))
     lora = read_safetensors(os.path.join(model("llava-lora"), FILE))
-    stems = sorted(k[:-len(".lora_A.weight")] for k in lora if k.endswith(".lora_A.weight"))
+    ran, got = merge(tmp, change(tmp.copy("llava-lora"), use_rslora=True))
+    ok(got is not None and all(abs(s / (ALPHA / R ** 0.5) - 1) < 1e-3 for s in scales(lora, plain, got).values()),
+       "rank-stabilised: alpha / sqrt(r)", ran.text)
     for one in PATTERNS:
         ran, got = merge(tmp, change(tmp.copy("llava-lora"), alpha_pattern=one))
         if not ok(got is not None, f"{one}: is understood", ran.text):
             continue
         worst, seen = 0, set()
-        for stem in stems:
-            name = stem[len("base_model.model."):]
-            product = lora[stem + ".lora_B.weight"].astype(np.float64) @ lora[stem + ".lora_A.weight"].astype(np.float64)
-            delta = got[name + ".weight"].astype(np.float64) - plain[name + ".weight"]
-            scale = (delta * product).sum() / (product * product).sum()
+        for name, scale in scales(lora, plain, got).items():
             want = expected(one, name) / R
             seen.add(want)
             worst = max(worst, abs(scale - want) / want)

@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from help.cli import GOLDEN, Temp, finish, llava, model, ok  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
+from cli import GOLDEN, Temp, finish, llava, model, ok  # noqa: E402
 
 COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"),
           "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",

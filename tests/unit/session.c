@@ -340,6 +340,54 @@ static void test_seeds(void **state)
     talk_close(&t);
 }
 
+/* Two tokens stand far above all others, one above the other: the order in which they come is what penalties do. */
+static void test_penalties(void **state)
+{
+    struct talk t;
+    struct tokenizer *tok;
+    struct err e;
+    struct llava_sampling s = greedy(4);
+    (void)state;
+    talk_seeing(&t, 0);
+    assert_int_equal(tokenizer_open(&tok, SEEING, &e), 0);
+    const struct llava_bias bias[] = { { tokenizer_find(tok, "a"), 3e4f }, { tokenizer_find(tok, "b"), 2e4f } };
+    tokenizer_close(tok);
+    s.bias = bias;
+    s.n_bias = 2;
+    answer(&t, QUESTION, 1, &s);
+    assert_string_equal(t.text, "aaaa");
+    s.presence_penalty = 1.5e4f; /* once */
+    answer(&t, QUESTION, 1, &s);
+    assert_string_equal(t.text, "abaa");
+    s.presence_penalty = 0;
+    s.frequency_penalty = 1.5e4f; /* each time */
+    answer(&t, QUESTION, 1, &s);
+    assert_string_equal(t.text, "abab");
+    talk_close(&t);
+}
+
+/* What was used least recently makes room for others. (The third begins as the first does: what a beginning is copied
+ * from counts as used.) */
+static void test_least_recent(void **state)
+{
+    static const char *const prompts[] = { "first, one two three?", "second, four five six?",
+                                           "first, seven eight nine ten eleven, twelve?" };
+    struct talk t;
+    const struct llava_sampling s = greedy(1);
+    (void)state;
+    talk_open(&t, SEEING, NULL, 64); /* four pages of 16: two for each of the first, three for the third */
+    for (int i = 0; i < 2; i++) {
+        const int n = answer(&t, prompts[i], 0, &s).n_prompt;
+        assert_in_range(n, 17, 32);
+    }
+    assert_true(answer(&t, prompts[0], 0, &s).n_cached >= 16);
+    const int n = answer(&t, prompts[2], 0, &s).n_prompt;
+    assert_in_range(n, 33, 48);
+    assert_true(answer(&t, prompts[0], 0, &s).n_cached >= 16);
+    assert_true(answer(&t, prompts[1], 0, &s).n_cached < 16);
+    talk_close(&t);
+}
+
 /* ---- what is refused */
 
 static void refuse(struct talk *t, const char *prompt, int n_images, int code, const char *part)
@@ -446,6 +494,7 @@ int main(void)
         cmocka_unit_test(test_stop),            cmocka_unit_test(test_length_and_cancel),
         cmocka_unit_test(test_seeds),           cmocka_unit_test(test_refused),
         cmocka_unit_test(test_open_refused),    cmocka_unit_test(test_conversation),
+        cmocka_unit_test(test_penalties),       cmocka_unit_test(test_least_recent),
     };
     return cmocka_run_group_tests_name("session", tests, NULL, NULL);
 }
