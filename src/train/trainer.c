@@ -161,25 +161,32 @@ static void name_tensor(struct trainer *r, const char *prefix, int i, struct ten
     *w = (struct weight){ .name = name, .t = states_rest(&r->t.states, i, t) };
 }
 
+/* Arguments that must be equal for a run to go on from another's checkpoint; the second list is not written where it
+ * asks for nothing, for checkpoints that are older than it. */
+static const char *const EQUAL[] = {
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "model_max_length", "packing",
+    "group_by_modality_length", "image_augment", "learning_rate", "lr_scheduler_type", "master_weights", "bits", NULL
+};
+static const char *const EQUAL_IF_ASKED[] = { "group_by_length", "lr_scheduler_kwargs", NULL };
+
 /* What two runs must have in common for one to go on from the other's checkpoint. */
 static json_t *in_common(const struct trainer *r)
 {
-    const struct train_args *a = r->a;
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    json_t *o = json_pack("{ss, si, sI, sI, sI, sI, sI, sb, sb, sb, sf, ss, ss, ss, sb, sb, sI, sI}", "data", data,
-                     "world size", 1,
-                     "per_device_train_batch_size", (json_int_t)a->per_device_train_batch_size,
-                     "gradient_accumulation_steps", (json_int_t)a->gradient_accumulation_steps, "seed",
-                     (json_int_t)a->seed, "data_seed", (json_int_t)a->data_seed, "model_max_length",
-                     (json_int_t)a->model_max_length, "packing", a->packing, "group_by_modality_length",
-                     a->group_by_modality_length, "image_augment", a->image_augment, "learning_rate", a->learning_rate,
-                     "lr_scheduler_type", a->lr_scheduler_type, "optim", r->t.muon ? "muon" : "adamw", "precision",
-                     dtype_name(r->t.dtype), "optim of 8 bits", r->t.states.how.eight,
-                     "master_weights", a->master_weights, "bits", (json_int_t)a->bits,
-                     "lora_alpha", (json_int_t)(a->lora_enable ? a->lora_alpha : 0));
-    if (a->group_by_length) json_object_set_new(o, "group_by_length", json_true());
-    if (a->lr_scheduler_kwargs) json_object_set_new(o, "lr_scheduler_kwargs", json_string(a->lr_scheduler_kwargs));
+    json_t *o = json_pack("{ss, si, ss, ss, sb, sI}", "data", data, "world size", 1,
+                          "optim", r->t.muon ? "muon" : "adamw", "precision", dtype_name(r->t.dtype),
+                          "optim of 8 bits", r->t.states.how.eight,
+                          "lora_alpha", (json_int_t)(r->a->lora_enable ? r->a->lora_alpha : 0));
+    for (const char *const *name = EQUAL; *name; name++) {
+        json_t *v = json_object_get(r->args, *name);
+        ASSERT(v);
+        json_object_set(o, *name, v);
+    }
+    for (const char *const *name = EQUAL_IF_ASKED; *name; name++) {
+        json_t *v = json_object_get(r->args, *name);
+        if (v && !json_is_false(v) && !json_is_null(v)) json_object_set(o, *name, v);
+    }
     return o;
 }
 
@@ -220,7 +227,7 @@ static int describe_run(struct trainer *r, struct err *e)
     const struct train_args *a = r->a;
     r->args = train_args_json(a);
     r->config = trainee_config(&r->t, a);
-    r->same = in_common(r);
+    r->same = r->args ? in_common(r) : NULL;
     r->tokens = added_tokens(r);
     r->tensors = calloc((size_t)r->t.n * 5, sizeof *r->tensors);
     if (!r->args || !r->config || !r->same || !r->tensors) return err_set(e, ERR_NOMEM, "no memory for a run");
