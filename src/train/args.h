@@ -49,7 +49,7 @@ struct train_args {
     const char *evaluation_strategy, *save_strategy, *logging_strategy;
     double logging_steps, eval_steps, save_steps; /* below 1: a share of all steps */
     int64_t save_total_limit;                     /* 0: all are kept */
-    bool logging_first_step, overwrite_output_dir, disable_tqdm;
+    bool logging_first_step, overwrite_output_dir, disable_tqdm, load_best_model_at_end;
     /* this program's */
     const char *device, *memory_limit, *host_memory_limit, *offload;
     int64_t threads;

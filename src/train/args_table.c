@@ -114,6 +114,8 @@ const struct arg_row train_arg_rows[] = {
     BOOL(logging_first_step, "False", "Log the first step too"),
     WORD(evaluation_strategy, "no", "no|steps|epoch", "When to evaluate (steps, if only --eval_data_path is given)"),
     REAL(eval_steps, NULL, "Steps between evaluations (default logging_steps)"),
+    BOOL(load_best_model_at_end, "False",
+         "The result is that of the checkpoint with the smallest evaluation loss, which is kept"),
     { .name = "report_to", .kind = ARG_LIST, AT(report_to), .def = "all",
       .help = "none, tensorboard, wandb, jsonl, all, or several of them" },
     STR(logging_dir, NULL, "Folder for TensorBoard's files (default OUTPUT_DIR/runs/DATE_HOST)"),
@@ -146,7 +148,7 @@ const struct arg_row train_arg_rows[] = {
     SKIP("bf16_full_eval", ARG_BOOL), SKIP("fp16_full_eval", ARG_BOOL),
     SKIP("ddp_backend", ARG_STR), SKIP("tpu_num_cores", ARG_INT), SKIP("tpu_metrics_debug", ARG_BOOL),
     SKIP("debug", ARG_STR), SKIP("past_index", ARG_INT), SKIP("label_names", ARG_LIST),
-    SKIP("metric_for_best_model", ARG_STR), SKIP("greater_is_better", ARG_BOOL), SKIP("ignore_data_skip", ARG_BOOL),
+    SKIP("ignore_data_skip", ARG_BOOL),
     SKIP("fsdp_min_num_params", ARG_INT), SKIP("fsdp_config", ARG_STR),
     SKIP("fsdp_transformer_layer_cls_to_wrap", ARG_STR), SKIP("length_column_name", ARG_STR),
     SKIP("ddp_find_unused_parameters", ARG_BOOL), SKIP("ddp_bucket_cap_mb", ARG_INT),
@@ -172,13 +174,16 @@ const struct arg_row train_arg_rows[] = {
 
     /* Would change the result: only the default is done here. */
     ONLY("push_to_hub", ARG_BOOL, "False"), ONLY("label_smoothing_factor", ARG_REAL, "0.0"),
-    ONLY("load_best_model_at_end", ARG_BOOL, "False"),
+
     ONLY("neftune_noise_alpha", ARG_REAL, NULL), ONLY("fsdp", ARG_STR, ""), ONLY("optim_args", ARG_STR, NULL),
     ONLY("adafactor", ARG_BOOL, "False"), ONLY("auto_find_batch_size", ARG_BOOL, "False"),
     LONE("local_rank", ARG_INT, "-1|0"), LONE("num_gpus", ARG_INT, "1"), LONE("num_nodes", ARG_INT, "1"),
     LONE("nproc_per_node", ARG_STR, "1"), LONE("nnodes", ARG_STR, "1"),
     LONE("include", ARG_STR, "localhost:0|localhost"),
-    ONLY("eval_delay", ARG_REAL, "0"), ONLY("eval_on_start", ARG_BOOL, "False"),
+    { .name = "metric_for_best_model", .kind = ARG_STR, .use = ARG_ONLY, .choices = "loss|eval_loss",
+      .help = "the loss is the only measure" },
+    ONLY("greater_is_better", ARG_BOOL, "False"), ONLY("eval_delay", ARG_REAL, "0"),
+    ONLY("eval_on_start", ARG_BOOL, "False"),
     ONLY("optim_target_modules", ARG_LIST, NULL),
 };
 const int train_arg_count = sizeof train_arg_rows / sizeof *train_arg_rows;

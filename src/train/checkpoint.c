@@ -89,14 +89,16 @@ static void discard(const char *dir, int64_t n)
     else out_remove_tree(gone);
 }
 
-static void rotate(const struct checkpoint *c, int64_t now)
+/* The newest stays, and the best, as the two that they may be even where one is the limit. */
+static void rotate(const struct checkpoint *c, int64_t now, int64_t best)
 {
     int64_t *at;
-    size_t n = list(&at, c->output_dir, "");
-    if (c->total_limit > 0 && n > (size_t)c->total_limit) {
-        size_t surplus = n - (size_t)c->total_limit;
+    size_t n = list(&at, c->output_dir, ""), most = c->total_limit > 0 ? (size_t)c->total_limit : n;
+    if (most < 2 && best && best != now) most = 2;
+    if (n > most) {
+        size_t surplus = n - most;
         for (size_t i = 0; i < n && surplus; i++) {
-            if (at[i] == now) continue;
+            if (at[i] == now || at[i] == best) continue;
             discard(c->output_dir, at[i]);
             surplus--;
         }
@@ -185,9 +187,13 @@ static int put_trainer_state(struct saver *out, const struct writing *w, struct 
 {
     const struct checkpoint *c = w->c;
     const struct train_state *s = w->s;
-    json_t *o = json_pack("{s:o,s:n,s:f,s:I,s:I,s:b,s:b,s:b,s:O,s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:n,s:n}",
+    char best[PATH_BYTES] = "";
+    int rc = c->keep_best && s->best_step ? folder(best, c->output_dir, s->best_step, "", e) : 0;
+    if (rc < 0) return rc;
+    json_t *o = json_pack("{s:o,s:o,s:f,s:I,s:I,s:b,s:b,s:b,s:O,s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:n,s:n}",
                           "best_metric", null_or(json_real(s->best_metric), s->best_step > 0),
-                          "best_model_checkpoint", "epoch", s->epoch, "eval_steps", (json_int_t)c->eval_steps,
+                          "best_model_checkpoint", null_or(json_string(best), *best), "epoch", s->epoch,
+                          "eval_steps", (json_int_t)c->eval_steps,
                           "global_step", (json_int_t)s->step, "is_hyper_param_search", 0, "is_local_process_zero", 1,
                           "is_world_process_zero", 1, "log_history", s->history, "logging_steps",
                           (json_int_t)c->logging_steps, "max_steps", (json_int_t)c->max_steps, "num_input_tokens_seen",
@@ -196,8 +202,8 @@ static int put_trainer_state(struct saver *out, const struct writing *w, struct 
                           (json_int_t)c->batch_size, "trial_name", "trial_params");
     size_t form = JSON_INDENT(2) | JSON_ENSURE_ASCII | JSON_SORT_KEYS | JSON_REAL_PRECISION(15);
     char *text = o ? json_dumps(o, form) : NULL;
-    int rc = text ? saver_bytes(out, state_file, text, strlen(text), e)
-                  : err_set(e, ERR_NOMEM, "no memory to write '%s'", state_file);
+    rc = text ? saver_bytes(out, state_file, text, strlen(text), e)
+              : err_set(e, ERR_NOMEM, "no memory to write '%s'", state_file);
     free(text);
     json_decref(o);
     return rc;
@@ -336,7 +342,7 @@ int checkpoint_save(const struct checkpoint *c, const struct train_state *s, str
     rc = write_folder(c, s, path, false, e);
     if (again && rc < 0) rename(old, path);
     else if (again) out_remove_tree(old);
-    if (rc >= 0) rotate(c, s->step);
+    if (rc >= 0) rotate(c, s->step, c->keep_best ? s->best_step : 0);
 out:
     return rc;
 }

@@ -43,6 +43,7 @@ struct checkpoint {
     int (*put)(void *ctx, const struct weight *w, const void *bytes, struct err *e); /* and write one; NULL: memcpy */
     void *ctx;
     int total_limit;         /* --save_total_limit; 0: keep all */
+    bool keep_best;          /* train_state.best_step is a checkpoint's, and that stays */
     /* numbers that only trainer_state.json wants */
     int64_t max_steps, epochs, logging_steps, save_steps, eval_steps, batch_size;
 };

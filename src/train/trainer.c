@@ -93,6 +93,18 @@ static void count_events(struct trainer *r)
                   : every(isnan(a->eval_steps) ? a->logging_steps : a->eval_steps, r->total);
 }
 
+/* The best can only be taken if it was saved. TrainingArguments.__post_init__ */
+static int check_best(const struct trainer *r, struct err *e)
+{
+    const struct train_args *a = r->a;
+    const bool by_epoch = a->eval_data_path && !strcmp(a->save_strategy, "epoch") &&
+                          !strcmp(a->evaluation_strategy, "epoch");
+    const bool by_step = r->save_every && r->eval_every && r->save_every % r->eval_every == 0;
+    if (!a->load_best_model_at_end || by_epoch || by_step) return 0;
+    return err_set(e, ERR_USAGE, "--load_best_model_at_end wants --eval_data_path and an evaluation wherever a "
+                   "checkpoint is written: the same strategy for both, --save_steps a multiple of --eval_steps");
+}
+
 /* ---- opening */
 
 static int open_feeds(struct trainer *r, struct err *e)
@@ -115,6 +127,7 @@ static int open_feeds(struct trainer *r, struct err *e)
                        "--model_max_length %lld", a->data_path, (long long)a->model_max_length);
     count_steps(r, &r->train.opts.epochs);
     count_events(r);
+    if ((rc = check_best(r, e)) < 0) return rc;
     loader_limits(&r->train.most, &r->train.opts);
     if (!a->eval_data_path) return 0;
     o.path = a->eval_data_path;
@@ -239,7 +252,7 @@ static int describe_run(struct trainer *r, struct err *e)
         .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args,
         .same = r->same, .tokens = r->tokens,
         .state = r->tensors, .fetch = state_fetch, .put = state_put, .ctx = r,
-        .total_limit = (int)a->save_total_limit, .max_steps = r->total,
+        .total_limit = (int)a->save_total_limit, .keep_best = a->load_best_model_at_end, .max_steps = r->total,
         .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
         .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
     };
@@ -262,6 +275,24 @@ static int keep_apart(const struct trainer *r, struct err *e)
     if (out.st_dev != base.st_dev || out.st_ino != base.st_ino) return 0;
     return err_set(e, ERR_USAGE, "--output_dir '%s' is the folder of the model itself, whose files would be replaced",
                    r->a->output_dir);
+}
+
+/* The weights of the checkpoint that was best, in place of the last ones. */
+static int take_best(struct trainer *r, struct err *e)
+{
+    struct train_state then;
+    char dir[4096];
+    int rc;
+    if (!r->a->load_best_model_at_end || !r->state.best_step || r->state.best_step == r->state.step) return 0;
+    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", r->a->output_dir, (long long)r->state.best_step);
+    TRY(state_init(&then, e));
+    rc = checkpoint_load(&r->ck, dir, &then, e);
+    state_fini(&then);
+    if (rc < 0) goto out;
+    states_round(&r->t.states, &r->step.kern, &r->step.kc);
+    log_info("the result is that of '%s', whose evaluation loss %.4f is the smallest", dir, r->state.best_metric);
+out:
+    return rc;
 }
 
 /* Goes on from a checkpoint, where there is one and it is wanted. */
@@ -298,6 +329,8 @@ static int save(struct trainer *r, struct err *e)
 {
     show_clear(&r->show);
     r->at_step.history = r->state.history;
+    r->at_step.best_metric = r->state.best_metric;
+    r->at_step.best_step = r->state.best_step;
     r->at_step.seconds = r->seconds_before + plat_now_s() - r->start_s;
     const int rc = checkpoint_save(&r->ck, &r->at_step, e);
     if (rc >= 0) r->saved = r->at_step.step;
@@ -356,7 +389,8 @@ static int evaluate(struct trainer *r, struct err *e)
     const double loss = sum / fmax(n, 1), s = fmax(plat_now_s() - start, 1e-9);
     const struct scalar all[] = { { "eval_loss", loss }, { "eval_runtime", s }, { "eval_samples_per_second", n / s },
                                   { "eval_steps_per_second", batches / s } };
-    if (!r->state.best_step || loss < r->state.best_metric) {
+    const bool taken = !r->a->load_best_model_at_end || !r->save_every || r->state.step % r->save_every == 0;
+    if (taken && (!r->state.best_step || loss < r->state.best_metric)) {
         r->state.best_metric = loss;
         r->state.best_step = r->state.step;
     }
@@ -414,6 +448,12 @@ static int blame(struct trainer *r, const char *what, struct err *e)
     return e->code;
 }
 
+/* The run's end is that of its last pass, too, however far that came: Trainer._inner_training_loop. */
+static bool pass_ends(const struct trainer *r, const struct batch *b)
+{
+    return b->micro == r->train.order.n_micro || (b->update && r->state.step == r->total);
+}
+
 static bool due(int64_t step, int64_t every_steps) { return every_steps && step % every_steps == 0; }
 
 /* The optimiser's step and what is due after it. */
@@ -443,7 +483,7 @@ static int update(struct trainer *r, const struct batch *b, struct err *e)
     r->n_record = 0;
     show_step(&r->show, &v);
     if (due(s->step, r->log_every) || (s->step == 1 && r->a->logging_first_step)) TRY(log_step(r, &v, e));
-    else if (!strcmp(r->a->logging_strategy, "epoch") && b->micro == r->train.order.n_micro) TRY(log_step(r, &v, e));
+    else if (!strcmp(r->a->logging_strategy, "epoch") && pass_ends(r, b)) TRY(log_step(r, &v, e));
     if (due(s->step, r->eval_every) && !stop_asked()) TRY(evaluate(r, e));
     r->at_step = *s;
     if (due(s->step, r->save_every)) TRY(save(r, e));
@@ -485,7 +525,7 @@ static int finish(struct trainer *r, const struct batch *b, struct err *e)
     r->show.tokens += b->T;
     r->pass_used += b->n;
     int rc = b->update ? update(r, b, e) : 0;
-    if (rc >= 0 && b->micro == r->train.order.n_micro) rc = end_pass(r, e);
+    if (rc >= 0 && pass_ends(r, b)) rc = end_pass(r, e);
     return rc;
 }
 
@@ -636,6 +676,7 @@ static int train(struct trainer *r, double peak, struct err *e)
     TRY(loop(r, e));
     stop_end();
     if (rc == TRAIN_STOPPED) goto out;
+    TRY(take_best(r, e));
     TRY(checkpoint_finish(&r->ck, &r->state, e));
     if (r->state.skipped) log_warn("%lld times a record was left out", (long long)r->state.skipped);
     log_info("done: %lld step%s, loss %.4f; '%s'", (long long)r->state.step, r->state.step == 1 ? "" : "s",

@@ -179,6 +179,37 @@ def test_evaluation(runs):
     ok(abs(np.mean(losses(runs.out("eval"))) - e[0]) < 0.2, "its loss is that of the same records", f"{e}")
 
 
+def test_best(runs):
+    """A rate that is far too high: the first evaluations are the best."""
+    def has(out, *names):
+        return [open(os.path.join(runs.out(out), n, "model.safetensors"), "rb").read() for n in names]
+
+    often = ("--eval_data_path", runs.talk, "--learning_rate", "0.03", "--lr_scheduler_type", "constant", "--max_steps", "9",
+             "--load_best_model_at_end", "True")
+    for name, how, limit, kept in (("steps", ("--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"), "1", 2),
+                                   ("epoch", ("--eval_strategy", "epoch", "--save_strategy", "epoch", "--learning_rate", "0.3"),
+                                    "2", 2)):
+        out = "best-" + name
+        r = runs.stage2(out, *often, *how, "--save_total_limit", limit)
+        e = {h["step"]: h["eval_loss"] for h in history(runs.out(out)) if "eval_loss" in h}
+        best = min(e, key=e.get) if e else 0
+        there = sorted(int(d[11:]) for d in os.listdir(runs.out(out)) if d.startswith("checkpoint-"))
+        with open(os.path.join(runs.out(out), "trainer_state.json"), encoding="utf-8") as f:
+            state = json.load(f)
+        if not ok(r.code == 0 and 0 < best < max(e) and there == [best, max(e)] and len(there) == kept,
+                  f"by {name}: the best and the last checkpoint are kept", (e, there, r.text)):
+            continue
+        got = has(out, "", f"checkpoint-{best}", f"checkpoint-{max(e)}")
+        ok(got[0] == got[1] != got[2] and state["best_model_checkpoint"].endswith(f"/checkpoint-{best}"),
+           f"by {name}: the result is the best", r.text)
+    before = has("best-steps", "")
+    again = runs.stage2("best-steps", *often, "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1")
+    ok(again.code == 0 and has("best-steps", "") == before, "started again it ends the same", again.text)
+    for wrong in (("--eval_strategy", "epoch"), ("--eval_steps", "3", "--save_steps", "4"), ("--eval_data_path", "None")):
+        r = runs.stage2("best-wrong", *often, *wrong)
+        ok(r.code in (1, 2) and "--load_best_model_at_end wants" in r.err, f"{wrong}", r.text)
+
+
 def test_dry(runs):
     r = runs.stage1("dry", "--dry_run", "True")
     ok(r.code == 0 and not os.path.exists(runs.out("dry")), "a dry run writes nothing", r.text)
@@ -237,6 +268,7 @@ with Temp() as temp:
     test_bits(every)
     test_same(every)
     test_evaluation(every)
+    test_best(every)
     test_dry(every)
     test_refused(every)
 finish()
