@@ -20,9 +20,10 @@
  *
  * On a device the arguments are put into its memory before a run and read back after it.
  *
- *     rows [--device cpu|emu|cuda:0|hip:0] [--bench] [kernel ...]
+ *     rows [--device cpu|emu|cuda:0|hip:0] [--bench] [--shape "T7 I33 O65; ..."] [--type BF16] [kernel ...]
  *
- * Without --device: the emulated device where the build has one, else the processor's backends.
+ * Without --device: the emulated device where the build has one, else the processor's backends. With --shape: these
+ * and none of the table's, --type: of activations and weights, no other; for checkers that take their time.
  */
 #include <ctype.h>
 #include <math.h>
@@ -368,6 +369,7 @@ struct backend {
     struct kctx kc; /* with scratch in the device's memory */
     enum dtype act[4];
     int n_act;
+    const char *shape, *type; /* the only ones; NULL: the table's, all */
 };
 
 /* What a backend computes from `got`, in place. On a device a block of its own for each argument, so that the emulator
@@ -637,10 +639,9 @@ static int types_of(const struct row *row, enum dtype types[5])
     return n;
 }
 
-/* The shapes, for one choice of types. The absent argument changes from run to run. */
-static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *runs, double *worst)
+/* All shapes of a list, for one choice of types. The absent argument changes from run to run. */
+static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, const char *next, int *runs, double *worst)
 {
-    const char *next = c->row->shapes;
     while (next) {
         struct rng r;
         rng_seed(&r, (uint64_t)*runs);
@@ -661,6 +662,14 @@ static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *
     return 0;
 }
 
+static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *runs, double *worst)
+{
+    const bool card = b->kc.dev && strcmp(b->name, "emu");
+    if (b->shape) return check_shapes(c, b, kc, b->shape, runs, worst);
+    if (check_shapes(c, b, kc, c->row->shapes, runs, worst) < 0) return -1;
+    return card ? check_shapes(c, b, kc, c->row->large, runs, worst) : 0;
+}
+
 static int check_row(const struct row *row, struct backend *b, struct kctx *kc, int *runs, double *worst)
 {
     enum dtype weights[5];
@@ -668,6 +677,7 @@ static int check_row(const struct row *row, struct backend *b, struct kctx *kc, 
     for (int i = 0; i < b->n_act * n_weights; i++) {
         struct test c = { .row = row, .n_args = count_args(row), .threads = 1 + i % 3,
                           .act = b->act[i / n_weights], .weight = weights[i % n_weights], .product = DT_F32 };
+        if (b->type && (strcmp(b->type, dtype_name(c.act)) || (uses_weight(row) && c.weight != c.act))) continue;
         if (check_types(&c, b, kc, runs, worst) < 0) return -1;
         c.product = other_product(&c);
         if (c.product != DT_F32 && check_types(&c, b, kc, runs, worst) < 0) return -1;
@@ -813,6 +823,7 @@ static void bench_row(const struct row *row, struct backend *b, struct kctx *kc)
 struct options {
     const char *device; /* NULL: the default */
     bool bench;
+    const char *shape, *type;
     char **kernel;
     int n_kernel; /* 0: all */
 };
@@ -823,6 +834,8 @@ static void options_read(struct options *o, int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--bench")) o->bench = true;
         else if (!strcmp(argv[i], "--device") && i + 1 < argc) o->device = argv[++i];
+        else if (!strcmp(argv[i], "--shape") && i + 1 < argc) o->shape = argv[++i];
+        else if (!strcmp(argv[i], "--type") && i + 1 < argc) o->type = argv[++i];
         else argv[o->n_kernel++] = argv[i];
     }
     if (!o->device) o->device = strstr(dev_kinds(), "emu") ? "emu" : "cpu";
@@ -852,6 +865,8 @@ static int backend_run(struct backend *b, struct kctx *kc, const struct options 
     int failed = 0;
     for (const struct row *row = rows; row < rows + sizeof rows / sizeof *rows; row++) {
         if (!is_wanted(o, row) || !has_own(b, row)) continue;
+        b->shape = o->shape;
+        b->type = o->type;
         if (o->bench) bench_row(row, b, kc);
         else failed += !report_row(row, b, kc, ++*n);
         fflush(stdout);
@@ -861,9 +876,9 @@ static int backend_run(struct backend *b, struct kctx *kc, const struct options 
 
 static int run_processor(struct kctx *kc, const struct options *o, int *n)
 {
-    struct backend backends[] = { { "ref", kern_ref, *kc, { DT_F32, DT_F64, DT_BF16, DT_F16 }, 4 },
-                                  { "avx2", kern_ref, *kc, { DT_F32 }, 1 },
-                                  { "avx512", kern_ref, *kc, { DT_F32 }, 1 } };
+    struct backend backends[] = { { "ref", kern_ref, *kc, { DT_F32, DT_F64, DT_BF16, DT_F16 }, 4, NULL, NULL },
+                                  { "avx2", kern_ref, *kc, { DT_F32 }, 1, NULL, NULL },
+                                  { "avx512", kern_ref, *kc, { DT_F32 }, 1, NULL, NULL } };
     int failed = 0;
     for (struct backend *b = backends; b < backends + sizeof backends / sizeof *backends; b++) {
         if (b->n_act > 1 || !strcmp(kern_init_cpu(&b->k, b->name), b->name)) failed += backend_run(b, kc, o, n);
@@ -874,7 +889,7 @@ static int run_processor(struct kctx *kc, const struct options *o, int *n)
 
 static int run_device(struct kctx *kc, const struct options *o, int *n)
 {
-    struct backend b = { o->device, { 0 }, *kc, { DT_F32, DT_BF16, DT_F16 }, 3 };
+    struct backend b = { o->device, { 0 }, *kc, { DT_F32, DT_BF16, DT_F16 }, 3, NULL, NULL };
     struct arena scratch = { 0 };
     struct err e;
     int failed = 1, rc;

@@ -45,6 +45,7 @@ struct row {
     bool fresh;                 /* gradients may be TENSOR_FRESH, if kern.fresh */
     bool by_place;              /* what a row becomes depends on where it stands */
     const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
+    const char *large; /* more shapes to check, on a card, where blocks have much to do; NULL: none */
     const char *bench_dev;      /* on a device, where bench is too small */
     const char *flops;          /* a product of letters and digits */
 };
@@ -197,6 +198,8 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
     "T1 S1 H1 K1 D2; T1 S33 H4 K4 D64; T1 S577 H8 K2 D128; T7 S7 H3 K3 D7; T5 S37 H4 K1 D32; "           \
     "T65 S65 H2 K2 D64; T33 S33 H4 K2 D80 M1; T70 S70 H2 K1 D64 M2; T19 S130 H2 K2 D128; "               \
     "T9 S577 H1 K1 D64 M1"
+#define ATTNS_LARGE                                                                                        \
+    "T300 S300 H2 K1 D128 M2; T290 S290 H2 K2 D64 M2; T200 S520 H1 K1 D128; T577 S577 H1 K1 D64 M1; T257 S385 H3 K1 D64"
 /* Two to five sequences (B) of up to N pages; M: the window, 0 none */
 #define ATTNS_PAGED                                                                                      \
     "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
@@ -219,7 +222,8 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 static const struct row rows[] = {
     { ROW(matmul),
       .arg = { { OUT, "T.O" }, { IN, "T.I" }, { MATRIX, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
-      .sum = "I", .same = 4, .product = true, .q8 = true, .q4 = true, .shapes = MATMULS, .bench_dev = MATMUL_BENCH_DEV,
+      .sum = "I", .same = 4, .product = true, .q8 = true, .q4 = true, .shapes = MATMULS,
+      .large = "T5 I96 O18000; T20 I200 O18000; T40 I72 O9000", .bench_dev = MATMUL_BENCH_DEV,
       .bench = MATMUL_BENCH, .flops = "2TIO" },
     { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { MATRIX, "O.I" } },
       .sum = "O", .product = true, .q8 = true, .q4 = true, .fresh = true,
@@ -251,17 +255,20 @@ static const struct row rows[] = {
     { ROW(attn_fwd),
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.2" } },
-      .sum = "SD", .rounds = true, .q8 = true, .shapes = ATTNS, .bench_dev = ATTN_BENCH_DEV,
+      .sum = "SD", .rounds = true, .q8 = true, .shapes = ATTNS, .large = ATTNS_LARGE, .bench_dev = ATTN_BENCH_DEV,
       .bench = ATTN_BENCH, .flops = "4THSD" },
     { .name = "attn_fwd_paged", .slot = offsetof(struct kern, attn_fwd), .call = call_attn_fwd,
       .arg = { { OUT, "T.HD" }, { OUT_STAT, "?T.H" }, { IN, "T.HD" }, { CACHE, "S.KD" }, { CACHE, "S.KD" },
                { RANGE, "T.3" }, { PAGES, "B.N" } },
-      .sum = "SD", .rounds = true, .q8 = true, .shapes = ATTNS_PAGED, .bench = "T16 B16 N64 S16384 H32 K32 D128",
+      .sum = "SD", .rounds = true, .q8 = true, .shapes = ATTNS_PAGED,
+      .large = "T290 B2 N40 S1280 H2 K1 D128; T300 B5 N20 S1600 H2 K2 D64 M100; T130 B1 N50 S800 H1 K1 D128",
+      .bench = "T16 B16 N64 S16384 H32 K32 D128",
       .flops = "4THSD" },
     { ROW(attn_bwd), .prepare = prepare_attn,
       .arg = { { ADD, "?T.HD" }, { ADD, "?S.KD" }, { ADD, "?S.KD" }, { IN, "T.HD" }, { IN, "T.HD" },
                { STAT, "T.H" }, { IN, "T.HD" }, { IN, "S.KD" }, { IN, "S.KD" }, { RANGE, "T.2" } },
-      .sum = "SDT", .rounds = true, .shapes = ATTNS, .bench_dev = ATTN_BWD_BENCH_DEV,
+      .sum = "SDT", .rounds = true, .fresh = true, .shapes = ATTNS, .large = ATTNS_LARGE,
+      .bench_dev = ATTN_BWD_BENCH_DEV,
       .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
       .flops = "52THSD" },
     { ROW(norm_matmul),
@@ -273,7 +280,7 @@ static const struct row rows[] = {
     { ROW(norm_glu),
       .arg = { { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { MATRIX, "F.I" }, { MATRIX, "F.I" } },
       .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true,
-      .shapes = COMPOSITES, .bench = "T1 I2048 F5632",
+      .shapes = COMPOSITES, .large = "T1 I576 F4500; T20 I128 F9000", .bench = "T1 I2048 F5632",
       .bench_dev = "T1 I5120 F13824; T32 I5120 F13824", .flops = "4TIF" },
     { ROW(rope_store),
       .arg = { { CHANGE, "T.HD" }, { CHANGE, "T.KD" }, { IN, "T.KD" }, { POS, "T" }, { TABLE, "V.D" },
