@@ -52,9 +52,9 @@ struct adamw;
 
 struct kern {
     const char *name; /* "ref", "avx2", "avx512" */
-    bool fresh; /* y of axpy and gradients of activations (not of weights) by matmul_dx, swiglu_bwd, dropout_bwd and
-                   xent_bwd may be TENSOR_FRESH, as if they were zeros: what would be added is written, and what is
-                   there is not read */
+    bool fresh; /* y of axpy and gradients of activations (not of weights) by matmul_dx, attn_bwd, swiglu_bwd,
+                   dropout_bwd and xent_bwd may be TENSOR_FRESH, as if they were zeros: what would be added is written,
+                   and what is there is not read */
 
     /* ---- matrix products. w[O,I] is a weight as checkpoints store it: rows are outputs. */
 

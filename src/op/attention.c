@@ -25,8 +25,8 @@ struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos, stru
 static void attention_bwd(struct op_ctx *o, const struct rec *r)
 {
     struct tensor q = r->x[0], k = r->x[1], v = r->x[2];
-    OP_RUN(o, attn_bwd, tape_grad(o, q), tape_grad(o, k), tape_grad(o, v), tape_grad(o, r->y), r->y, r->saved[0], q, k,
-           v, r->saved[1], r->i, r->f);
+    const struct tensor dq = tape_grad_fresh(o, q), dk = tape_grad_fresh(o, k), dv = tape_grad_fresh(o, v);
+    OP_RUN(o, attn_bwd, dq, dk, dv, tape_grad(o, r->y), r->y, r->saved[0], q, k, v, r->saved[1], r->i, r->f);
 }
 
 struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v, struct tensor range,

@@ -257,6 +257,14 @@ static void launch_bwd(struct bench *b, void *what)
 
 enum seen { CAUSAL, ALL, PACKED }; /* PACKED: segments of a quarter each, causal */
 
+/* Keys and values of 8 bits, as a cache may have them. */
+static struct tensor rounded(struct bench *b, struct tensor x)
+{
+    struct tensor y = take(b, DT_Q8, tensor_rows(x), tensor_cols(x));
+    b->k.cast(&b->kc, y, x);
+    return y;
+}
+
 static void prompt(struct bench *b, int64_t T, int64_t H, int64_t D, enum seen seen)
 {
     static const char *const how[] = { "causal", "all", "packed in 4" };
@@ -279,6 +287,10 @@ static void prompt(struct bench *b, int64_t T, int64_t H, int64_t D, enum seen s
     if (is_wanted(b, name)) report(b, name, time_of(b, launch_fwd, &p), 0, 4 * pairs * (double)(H * D));
     snprintf(name, sizeof name, "attention backward, T %d H %d D %d, %s", (int)T, (int)H, (int)D, how[seen]);
     if (is_wanted(b, name)) report(b, name, time_of(b, launch_bwd, &p), 0, 10 * pairs * (double)(H * D));
+    snprintf(name, sizeof name, "attention forward, Q8 cache, T %d H %d D %d, %s", (int)T, (int)H, (int)D, how[seen]);
+    if (!is_wanted(b, name)) return;
+    p.k = rounded(b, p.k), p.v = rounded(b, p.v);
+    report(b, name, time_of(b, launch_fwd, &p), 0, 4 * pairs * (double)(H * D));
 }
 
 static void prompts(struct bench *b)

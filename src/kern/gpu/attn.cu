@@ -204,10 +204,12 @@ void gpu_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct te
     if (!a.T) return;
     if (kc->decode && attn_split_takes(&a))
         attn_split_fwd(kc, &a);
-    else if (attn_wgmma_takes(kc, &a))
+    else if (attn_wgmma_takes(&a))
         attn_wgmma_fwd(kc, &a);
     else if (attn_mma_takes(&a))
         attn_mma_fwd(kc, &a);
+    else if (attn_gemm_takes(kc, &a, false))
+        attn_gemm_fwd(kc, &a);
     else
         attn_tile_fwd(kc, &a);
 }
@@ -235,9 +237,9 @@ void gpu_attn_bwd(struct kctx *kc, struct tensor dq, struct tensor dk, struct te
 {
     struct attn_back b = { attn_of(y, lse, q, k, v, range, tensor{}, heads, scale),
                            view_of(dy),
-                           view_of(dq),
-                           view_of(dk),
-                           view_of(dv),
+                           { view_of(dq), is_fresh(dq) },
+                           { view_of(dk), is_fresh(dk) },
+                           { view_of(dv), is_fresh(dv) },
                            NULL };
     const int64_t n = (int64_t)b.a.T * b.a.H;
     const size_t mark = arena_mark(kc->scratch);
@@ -245,8 +247,12 @@ void gpu_attn_bwd(struct kctx *kc, struct tensor dq, struct tensor dk, struct te
     b.a.wide = b.a.wide && is_wide(b.a.D, dy, dq, dk, dv);
     b.delta = (float *)arena_take(kc->scratch, (size_t)n * sizeof(float));
     gpu_launch(dy_dot_y, dim3((unsigned)ceil_div(n * GPU_WARP, BLOCK)), BLOCK, 0, stream_of(kc), b);
-    if (attn_mma_takes(&b.a))
+    if (attn_wgmma_takes(&b.a))
+        attn_wgmma_bwd(kc, &b);
+    else if (attn_mma_takes(&b.a))
         attn_mma_bwd(kc, &b);
+    else if (attn_gemm_takes(kc, &b.a, true))
+        attn_gemm_bwd(kc, &b);
     else
         attn_tile_bwd(kc, &b);
     arena_rewind(kc->scratch, mark);

@@ -1,8 +1,9 @@
-/* Attention on a GPU: four ways to the same result, chosen in attn.cu by type, head size and kctx.decode.
+/* Attention on a GPU: five ways to the same result, chosen in attn.cu by type, head size and kctx.decode.
  *
  *   attn_split.cu  decode: the keys of a query are divided among blocks, whose results are put together
- *   attn_wgmma.cu  sm_90a, 16-bit types, heads of 64 and 128: larger tiles on its own matrix units
+ *   attn_wgmma*.cu sm_90a, 16-bit types, heads of 64 and 128: larger tiles on its own matrix units
  *   attn_mma.cu    16-bit types, heads of 64 and 128: tiles on the matrix units (only where there are any)
+ *   attn_gemm.cu   where there are none: heads of 64 and 128, by the vendor's products
  *   attn_tile.cu   anything: tiles in f32
  *
  * A query's result has the same bits whatever the other queries are: pieces of keys start at fixed places,
@@ -26,10 +27,21 @@ struct attn {
     quant_view kq, vq; /* k and v where their rows are quantised */
 };
 
+/* What is added to; fresh: there is nothing yet. */
+struct gradient {
+    view to;
+    bool fresh;
+};
+__device__ inline void gradient_add(const gradient &g, int64_t i, float v)
+{
+    view_put(g.to, i, g.fresh ? v : view_get(g.to, i) + v);
+}
+
 /* The gradients, and what they are made from. */
 struct attn_back {
     struct attn a; /* y and lse of the forward */
-    view dy, dq, dk, dv;
+    view dy;
+    gradient dq, dk, dv;
     float *delta; /* [T,H]: dy . y */
 };
 
@@ -40,8 +52,14 @@ bool attn_mma_takes(const struct attn *a);
 void attn_mma_fwd(struct kctx *kc, const struct attn *a);
 void attn_mma_bwd(struct kctx *kc, const struct attn_back *b);
 
-bool attn_wgmma_takes(const struct kctx *kc, const struct attn *a);
+bool attn_wgmma_takes(const struct attn *a);
 void attn_wgmma_fwd(struct kctx *kc, const struct attn *a);
+void attn_wgmma_bwd(struct kctx *kc, const struct attn_back *b);
+
+/* back: of the backward. What it says holds while scratch is as it is. */
+bool attn_gemm_takes(struct kctx *kc, const struct attn *a, bool back);
+void attn_gemm_fwd(struct kctx *kc, const struct attn *a);
+void attn_gemm_bwd(struct kctx *kc, const struct attn_back *b);
 
 void attn_tile_fwd(struct kctx *kc, const struct attn *a);
 void attn_tile_bwd(struct kctx *kc, const struct attn_back *b);

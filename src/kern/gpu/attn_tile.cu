@@ -176,7 +176,7 @@ __global__ __launch_bounds__(BLOCK) void tile_bwd_q(attn_back b)
 #pragma unroll
     for (int j = 0; j < COLS; j++) {
         const int64_t at = ((int64_t)(t0 + r) * a.H + head) * D + c + TILE * j;
-        if (t0 + r < a.T && c + TILE * j < D) view_put(b.dq, at, view_get(b.dq, at) + acc[j]);
+        if (t0 + r < a.T && c + TILE * j < D) gradient_add(b.dq, at, acc[j]);
     }
 }
 
@@ -215,8 +215,8 @@ __global__ __launch_bounds__(BLOCK) void tile_bwd_kv(attn_back b)
     for (int j = 0; j < COLS; j++) {
         const int64_t at = ((int64_t)(s0 + r) * a.K + kv) * D + c + TILE * j;
         if (s0 + r >= a.S || c + TILE * j >= D) continue;
-        if (b.dk.p) view_put(b.dk, at, view_get(b.dk, at) + acc_k[j]);
-        if (b.dv.p) view_put(b.dv, at, view_get(b.dv, at) + acc_v[j]);
+        if (b.dk.to.p) gradient_add(b.dk, at, acc_k[j]);
+        if (b.dv.to.p) gradient_add(b.dv, at, acc_v[j]);
     }
 }
 
@@ -225,10 +225,10 @@ void attn_tile_bwd(struct kctx *kc, const struct attn_back *b)
     const struct attn *a = &b->a;
     const size_t shared = 4 * TILE * (size_t)(a->D + 1) * sizeof(float);
     ASSERT(a->D <= HEAD_MAX);
-    if (b->dq.p)
+    if (b->dq.to.p)
         gpu_launch(tile_bwd_q, dim3((unsigned)ceil_div(a->T, TILE), (unsigned)a->H), BLOCK, shared,
                    stream_of(kc), *b);
-    if (b->dk.p || b->dv.p)
+    if (b->dk.to.p || b->dv.to.p)
         gpu_launch(tile_bwd_kv, dim3((unsigned)ceil_div(a->S, TILE), (unsigned)a->K), BLOCK, shared,
                    stream_of(kc), *b);
 }

@@ -1,179 +1,222 @@
-/* Attention over prompts on sm_90a's matrix units: as attn_mma.cu, with tiles twice as large. Two groups of four warps
- * have 64 queries each. While a tile's scores become exponentials, the next tile's are computed; what the tile after
- * that needs is being copied. arXiv:2407.08608 */
+/* Attention over prompts on sm_90a's matrix units, forward; see attn_mma.cu for what is computed. Two groups of four
+ * warps have 64 queries each, four more warps copy keys and values into a ring (wgmma.h). A group's values are added up
+ * while its next scores become exponentials, and the other group's products run meanwhile: they take turns.
+ * arXiv:2407.08608 */
+#include "kern/gpu/attn_rows.h"
 #include "kern/gpu/wgmma.h"
 
 #if GPU_HAS_WGMMA
 
-enum { GROUPS = 2, THREADS = GROUPS * 128, FWD_T = GROUPS * 64, FWD_S = 128, ALIGN = 1024 };
+enum { FWD_T = WG_GROUPS * 64, FWD_S = 128, STAGES = 4 };
 
-bool attn_wgmma_takes(const struct kctx *kc, const struct attn *a)
+bool attn_wgmma_takes(const struct attn *a)
 {
     int device = 0, major = 0;
-    if (!attn_mma_takes(a) || a->k.type != a->q.type) return false; /* quantised rows pass through registers */
+    if (!attn_mma_takes(a)) return false;
     gpu_check(gpu(GetDevice)(&device));
     gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
-    (void)kc;
     return major == 9;
 }
 
-#    if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-/* What a thread knows of its rows g and g + 8. */
-struct fwd_rows {
-    float top[2], sum[2]; /* sum: of this thread's columns */
+/* Tiles: queries, then each stage's keys or values. */
+template <int D> struct fwd_tiles {
+    enum { QUERIES = FWD_T * D * 2, TILE = FWD_S * D * 2, BYTES = QUERIES + STAGES * TILE };
+    __device__ static uint32_t item(uint32_t q, int n) { return q + QUERIES + (uint32_t)(n % STAGES) * TILE; }
 };
 
-/* s = q k^T of this group: rows of the tiles from q and k on. */
-template <class E, int D> __device__ inline void scores(float (&s)[FWD_S / 8][4], uint32_t q, uint32_t k)
+/* A tile of 8 bits on its way: each thread's own pieces, and the words that their scales are in. */
+template <int D> struct raw_tile {
+    enum { PIECES = D / 8, STEP = WG_FILLERS / PIECES, N = FWD_S / STEP };
+    uint2 q[N][WG_FILLERS];
+    uint32_t scales[N][WG_FILLERS];
+};
+
+#    if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/* The tiles of keys that queries from t0 on see, one sequence after the other; mostly there is one. */
+struct key_walk {
+    reach see;
+    int t0, t1, s0; /* this tile's first key */
+    bool whole;     /* all the queries are of one sequence */
+};
+
+__device__ inline void walk_enter(const attn &a, key_walk &w, int first)
 {
-    wg_begin();
-#pragma unroll
-    for (int c = 0; c < D / 16; c++)
-        wg_scores<E>(s, wg_tile(q + c / 4 * FWD_T * 128 + c % 4 * 32, 16),
-                     wg_tile(k + c / 4 * FWD_S * 128 + c % 4 * 32, 16), c > 0);
-    wg_commit();
+    w.see = warp_reach(a, first, w.t1);
+    w.s0 = w.see.lo / FWD_S * FWD_S;
+    w.whole = w.see.t0 == w.t0 && w.see.t1 == w.t1;
+}
+__device__ inline key_walk walk_start(const attn &a, int t0)
+{
+    key_walk w;
+    w.t0 = t0, w.t1 = min(t0 + FWD_T, a.T);
+    walk_enter(a, w, t0);
+    return w;
+}
+/* The next tile; false behind the last. */
+__device__ inline bool walk_on(const attn &a, key_walk &w)
+{
+    w.s0 += FWD_S;
+    if (w.s0 < w.see.hi) return true;
+    if (w.see.t1 == w.t1) return false;
+    walk_enter(a, w, w.see.t1);
+    return true;
 }
 
-/* acc += p v; p must stay as it is until that is waited for. */
+/* Items: the first tile's keys, its values, the next tile's keys, ... The queries come with the first. */
 template <class E, int D>
-__device__ inline void weigh(float (&acc)[D / 8][4], const uint32_t (&p)[FWD_S / 16][4], uint32_t v)
+__device__ inline void fwd_fill(const attn &a, wg_ring<STAGES> *ring, uint32_t q, int head, key_walk w)
 {
-    wg_begin();
-#pragma unroll
-    for (int k = 0; k < FWD_S / 16; k++) wg_weigh<E>(acc, p[k], wg_tile(v + k * 16 * 128, FWD_S * 128));
-    wg_commit();
-}
-
-/* What is not seen becomes -infinity. `row`: the warp's first query. */
-__device__ inline void mask(const attn &a, const reach &see, float (&s)[FWD_S / 8][4], int row, int s0)
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int t = row + (int)threadIdx.x % 32 / 4 + 8 * h, key = s0 + 2 * ((int)threadIdx.x % 4);
-        const int2 range = t >= see.t0 && t < see.t1 ? attn_range(a, t) : make_int2(0, 0);
-        const int from = range.x - key, to = range.y - key;
-#pragma unroll
-        for (int n = 0; n < FWD_S / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                if (8 * n + i < from || 8 * n + i >= to) s[n][h * 2 + i] = -INFINITY;
-    }
-}
-
-/* Scores become exponentials, in 16 bits; what there is so far fades. */
-template <class E, int D>
-__device__ inline void softmax_step(fwd_rows &r, float (&s)[FWD_S / 8][4], float (&acc)[D / 8][4],
-                                    uint32_t (&p)[FWD_S / 16][4], float scale2)
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float top = r.top[h];
-#pragma unroll
-        for (int n = 0; n < FWD_S / 8; n++) top = fmaxf(top, fmaxf(s[n][h * 2], s[n][h * 2 + 1]));
-        top = quad_max(top);
-        const bool any = top > -INFINITY; /* else all is 0, and stays so */
-        const float base = any ? top * scale2 : 0.0f;
-        const float fade = any ? exp2_fast((r.top[h] - top) * scale2) : 1.0f; /* exactly 1 if the top stays */
-        r.top[h] = top;
-        r.sum[h] *= fade;
-#pragma unroll
-        for (int n = 0; n < FWD_S / 8; n++) {
-            const float x = exp2_fast(s[n][h * 2] * scale2 - base), y = exp2_fast(s[n][h * 2 + 1] * scale2 - base);
-            r.sum[h] += x + y;
-            p[n / 2][n % 2 * 2 + h] = mma_pair<E>(x, y);
-        }
-#pragma unroll
-        for (int n = 0; n < D / 8; n++) {
-            acc[n][h * 2] *= fade;
-            acc[n][h * 2 + 1] *= fade;
-        }
-    }
-}
-
-template <class E, int D>
-__device__ inline void fwd_store(const attn &a, fwd_rows &r, float (&acc)[D / 8][4], int row, int head)
-{
-    const int g = (int)threadIdx.x % 32 / 4, q = (int)threadIdx.x % 4;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int t = row + g + 8 * h;
-        const float sum = quad_sum(r.sum[h]), scale = 1.0f / sum;
-        if (t >= a.T) continue;
-        uint32_t *y = (uint32_t *)((E *)a.y.p + ((int64_t)t * a.H + head) * D);
-#pragma unroll
-        for (int n = 0; n < D / 8; n++) y[4 * n + q] = mma_pair<E>(acc[n][h * 2] * scale, acc[n][h * 2 + 1] * scale);
-        if (a.lse && q == 0) a.lse[(int64_t)t * a.H + head] = r.top[h] * a.scale + LN2 * log2f(sum);
-    }
-}
-
-/* Keys that are seen by queries of one sequence, added to what there is. The tiles k, v: two of each. */
-template <class E, int D>
-__device__ inline void fwd_keys(const attn &a, const reach &see, bool whole, fwd_rows &r, float (&acc)[D / 8][4],
-                                uint32_t q, uint32_t k, int row, int kv)
-{
-    enum { TILE = FWD_S * D * 2 };
-    const E *k_head = (const E *)a.k.p + kv * D, *v_head = (const E *)a.v.p + kv * D;
+    typedef fwd_tiles<D> at;
+    const int kv = head / (a.H / a.K);
     const int64_t stride = (int64_t)a.K * D;
-    const int32_t *table = attn_table(a, see.t0);
-    const uint32_t v = k + 2 * TILE;
-    float s[FWD_S / 8][4], next[FWD_S / 8][4];
-    int s0 = see.lo / FWD_S * FWD_S;
-    wg_copy<E, D, FWD_S, THREADS>(k, k_head, stride, s0, see.lo, see.hi, table);
-    copy_commit();
-    wg_copy<E, D, FWD_S, THREADS>(k + TILE, k_head, stride, s0 + FWD_S, see.lo, see.hi, table);
-    wg_copy<E, D, FWD_S, THREADS>(v, v_head, stride, s0, see.lo, see.hi, table);
-    copy_commit();
-    copy_wait<1>();
-    wg_publish();
-    __syncthreads();
-    scores<E, D>(s, q, k);
-    wg_wait<0>();
-    wg_pin(s);
-    for (uint32_t which = 0; s0 < see.hi; s0 += FWD_S, which ^= 1) {
-        uint32_t p[FWD_S / 16][4];
-        copy_wait<0>();
-        wg_publish();
-        __syncthreads(); /* the next keys and these values are there; these keys and the values before are free */
-        wg_copy<E, D, FWD_S, THREADS>(k + which * TILE, k_head, stride, s0 + 2 * FWD_S, see.lo, see.hi, table);
-        wg_copy<E, D, FWD_S, THREADS>(v + (which ^ 1) * TILE, v_head, stride, s0 + FWD_S, see.lo, see.hi, table);
-        copy_commit();
-        scores<E, D>(next, q, k + (which ^ 1) * TILE);
-        if (!whole || s0 < see.in || s0 + FWD_S > see.out) mask(a, see, s, row, s0);
-        softmax_step<E, D>(r, s, acc, p, a.scale * LOG2E);
-        weigh<E, D>(acc, p, v + which * TILE);
-        wg_wait<0>();
-        wg_pin(next);
-        wg_pin(acc);
+    ring_filler<STAGES> f = { ring, 0, 0 };
+    wg_copy<E, D, FWD_T>(q, (const E *)a.q.p + head * D, (int64_t)a.H * D, w.t0, 0, a.T);
+    do {
+        const int32_t *table = attn_table(a, w.see.t0);
 #pragma unroll
-        for (int n = 0; n < FWD_S / 8; n++)
+        for (int values = 0; values < 2; values++) {
+            const E *x = (const E *)(values ? a.v.p : a.k.p) + kv * D;
+            filler_begin(f);
+            wg_copy<E, D, FWD_S>(at::item(q, f.n), x, stride, w.s0, w.see.lo, w.see.hi, table);
+            filler_end(f);
+        }
+    } while (walk_on(a, w));
+    filler_put<0>(f);
+}
+
+template <int D>
+__device__ inline void raw_copy(raw_tile<D> *to, const quant_view &x, int col, const key_walk &w, const int32_t *table)
+{
+    typedef raw_tile<D> t;
+    const int i = (int)threadIdx.x % WG_FILLERS;
+    col += i % t::PIECES * 8;
+    const int scale = x.scales_at + col / QUANT_GROUP / 2 * 4;
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[n][i] = next[n][i];
+    for (int n = 0; n < t::N; n++) {
+        const int row = w.s0 + i / t::PIECES + n * t::STEP;
+        const bool there = row >= w.see.lo && row < w.see.hi;
+        const char *p = x.p + (there ? attn_row(table, row) : 0) * x.pitch;
+        copy_small<8>(shared_at(&to->q[n][i]), p + col, there);
+        copy_small<4>(shared_at(&to->scales[n][i]), p + scale, there);
     }
-    copy_wait<0>();
-    __syncthreads(); /* all tiles are free */
+}
+
+/* Into a tile of numbers. */
+template <class E, int D> __device__ inline void raw_round(uint32_t tile, const raw_tile<D> *from, int col)
+{
+    typedef raw_tile<D> t;
+    const int i = (int)threadIdx.x % WG_FILLERS, c = i % t::PIECES, upper = (col / 8 + c) * 8 / QUANT_GROUP % 2;
+    const uint32_t first = wg_piece<FWD_S>(tile, i / t::PIECES, c);
+#pragma unroll 4
+    for (int n = 0; n < t::N; n++) {
+        const gpu_f16 s = { (uint16_t)(from->scales[n][i] >> 16 * upper) };
+        q8_store<E>(first + (uint32_t)(n * t::STEP * 128), from->q[n][i], gpu_float(s));
+    }
+}
+
+/* As fwd_fill where keys and values are stored in 8 bits: an item's bytes are copied while those before become
+ * numbers. */
+template <class E, int D>
+__device__ inline void fwd_fill_q8(const attn &a, wg_ring<STAGES> *ring, uint32_t q, raw_tile<D> *raw, int head,
+                                   key_walk w)
+{
+    typedef fwd_tiles<D> at;
+    const int col = head / (a.H / a.K) * D;
+    ring_filler<STAGES> f = { ring, 0, 0 };
+    wg_copy<E, D, FWD_T>(q, (const E *)a.q.p + head * D, (int64_t)a.H * D, w.t0, 0, a.T);
+    raw_copy<D>(raw, a.kq, col, w, attn_table(a, w.see.t0));
+    copy_commit();
+    for (bool more = true; more;) {
+        const bool values = f.n % 2; /* the next item's bytes are keys then, of another tile */
+        if (values) more = walk_on(a, w);
+        if (more) raw_copy<D>(raw + (f.n + 1) % 2, values ? a.kq : a.vq, col, w, attn_table(a, w.see.t0));
+        copy_commit();
+        copy_wait<1>();
+        filler_begin(f);
+        raw_round<E, D>(at::item(q, f.n), raw + f.n % 2, col);
+        filler_wrote(f);
+    }
+}
+
+/* Scores of one tile, as far as its queries see its keys, become exponentials. */
+__device__ inline void fwd_weights(const attn &a, const key_walk &w, fwd_rows<1> &r, float (&fade)[2],
+                                   float (&s)[1][FWD_S / 8][4], int row)
+{
+    if (!w.whole || w.s0 < w.see.in || w.s0 + FWD_S > w.see.out) rows_mask(a, w.see, s, row, w.s0);
+    rows_softmax(r, fade, s, a.scale * LOG2E);
+}
+
+template <class E, int D>
+__device__ inline void fwd_read(const attn &a, wg_ring<STAGES> *ring, uint32_t q, int head, key_walk w)
+{
+    typedef fwd_tiles<D> at;
+    const int group = wg_group(), row = w.t0 + (int)threadIdx.x / 32 * 16;
+    const uint32_t mine = q + (uint32_t)group * 64 * 128;
+    float acc[1][D / 8][4] = {}, s[1][FWD_S / 8][4], fade[2];
+    uint32_t p[FWD_S / 16][4];
+    fwd_rows<1> r;
+    int n = 1; /* tiles begun */
+    rows_start(r);
+    if (group == 1) turn_give(group);
+    ring_await(ring, 0);
+    wg_abt<E, D, FWD_T>(s[0], mine, at::item(q, 0));
+    wg_wait<0>();
+    wg_pin(s[0]);
+    ring_free(ring, 0);
+    fwd_weights(a, w, r, fade, s, row);
+    rows_pairs<E>(p, s[0]);
+    for (bool more = walk_on(a, w); more; n++) {
+        ring_await(ring, 2 * n);
+        turn_wait(group);
+        wg_abt<E, D, FWD_T>(s[0], mine, at::item(q, 2 * n));
+        ring_await(ring, 2 * n - 1);
+        wg_ab<E>(acc[0], p, at::item(q, 2 * n - 1));
+        turn_give(group);
+        wg_wait<1>();
+        wg_pin(s[0]);
+        ring_free(ring, 2 * n);
+        fwd_weights(a, w, r, fade, s, row);
+        wg_wait<0>();
+        wg_pin(acc[0]);
+        ring_free(ring, 2 * n - 1);
+        rows_fade(acc, fade);
+        rows_pairs<E>(p, s[0]);
+        more = walk_on(a, w);
+    }
+    if (group == 0) turn_wait(group);
+    ring_await(ring, 2 * n - 1);
+    wg_ab<E>(acc[0], p, at::item(q, 2 * n - 1));
+    wg_wait<0>();
+    wg_pin(acc[0]);
+    rows_store<E, D>(a, r, acc, row, head);
 }
 
 #    endif
 
-/* Block (head, tile of queries): those with the most keys, if attention is causal, come first. */
-template <class E, int D> __global__ __launch_bounds__(THREADS, 1) void wgmma_fwd(attn a)
+/* Block (tile of queries, head): a head's blocks run side by side, for they read the same; those with the most keys, if
+ * attention is causal, come first. Q8: keys and values are
+ * stored so. */
+template <class E, int D, bool Q8> __global__ __launch_bounds__(WG_THREADS, 1) void wgmma_fwd(attn a)
 {
 #    if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     GPU_SHARED(E, mem);
-    const int head = (int)blockIdx.x, kv = head / (a.H / a.K), t0 = (int)(gridDim.y - 1 - blockIdx.y) * FWD_T;
-    const int group = (int)threadIdx.x / 128, row = t0 + (int)threadIdx.x / 32 * 16, last = min(t0 + FWD_T, a.T);
-    const uint32_t q = (shared_at(mem) + ALIGN - 1) & ~(uint32_t)(ALIGN - 1);
-    fwd_rows r = { { -INFINITY, -INFINITY }, { 0, 0 } };
-    float acc[D / 8][4] = {};
-    wg_copy<E, D, FWD_T, THREADS>(q, (const E *)a.q.p + head * D, (int64_t)a.H * D, t0, 0, a.T);
-    for (int first = t0; first < last;) { /* one sequence after the other; mostly there is one */
-        const reach see = warp_reach(a, first, t0 + FWD_T);
-        fwd_keys<E, D>(a, see, see.t0 == t0 && see.t1 == last, r, acc, q + (uint32_t)group * 64 * 128,
-                       q + FWD_T * D * 2, row, kv);
-        first = see.t1;
+    __shared__ wg_ring<STAGES> ring;
+    const uint32_t q = wg_align(mem);
+    const key_walk w = walk_start(a, (int)(gridDim.x - 1 - blockIdx.x) * FWD_T);
+    if (threadIdx.x == 0) ring_start(&ring);
+    __syncthreads();
+    if (threadIdx.x >= WG_READERS) {
+        wg_fewer_registers<72>();
+        if (Q8)
+            fwd_fill_q8<E, D>(a, &ring, q, (raw_tile<D> *)((char *)mem + (q - shared_at(mem)) + fwd_tiles<D>::BYTES),
+                              (int)blockIdx.y, w);
+        else
+            fwd_fill<E, D>(a, &ring, q, (int)blockIdx.y, w);
+    } else {
+        wg_more_registers<216>();
+        fwd_read<E, D>(a, &ring, q, (int)blockIdx.y, w);
     }
-    fwd_store<E, D>(a, r, acc, row, head);
 #    else
     (void)a;
     __trap(); /* attn_wgmma_takes has seen a card that this is not compiled for */
@@ -182,8 +225,12 @@ template <class E, int D> __global__ __launch_bounds__(THREADS, 1) void wgmma_fw
 
 template <class E, int D> static void fwd_launch(struct kctx *kc, const struct attn *a)
 {
-    const dim3 grid((unsigned)a->H, (unsigned)ceil_div(a->T, FWD_T));
-    gpu_launch(wgmma_fwd<E, D>, grid, THREADS, ALIGN + (FWD_T + 4 * FWD_S) * D * sizeof(E), stream_of(kc), *a);
+    const dim3 grid((unsigned)ceil_div(a->T, FWD_T), (unsigned)a->H);
+    if (a->k.type == DT_Q8)
+        gpu_launch(wgmma_fwd<E, D, true>, grid, WG_THREADS, WG_ALIGN + fwd_tiles<D>::BYTES + 2 * sizeof(raw_tile<D>),
+                   stream_of(kc), *a);
+    else
+        gpu_launch(wgmma_fwd<E, D, false>, grid, WG_THREADS, WG_ALIGN + fwd_tiles<D>::BYTES, stream_of(kc), *a);
 }
 
 void attn_wgmma_fwd(struct kctx *kc, const struct attn *a)
@@ -196,7 +243,7 @@ void attn_wgmma_fwd(struct kctx *kc, const struct attn *a)
 
 #else
 
-bool attn_wgmma_takes(const struct kctx *, const struct attn *) { return false; }
+bool attn_wgmma_takes(const struct attn *) { return false; }
 void attn_wgmma_fwd(struct kctx *, const struct attn *) {}
 
 #endif

@@ -83,7 +83,7 @@ bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tenso
     struct tensor bias = in_type(kc, b, (enum dtype)y.type);
     const bool right = w.p && (bias.p || !b.p) &&
                        run(kc, { O, T, I, I, I, w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type,
-                                 (enum dtype)y.type, true, false, like_rows(kc, T), 1, 0, 0, 0, false });
+                                 (enum dtype)y.type, true, false, like_rows(kc, T), 1, 0, 0, 0, false, 0 });
     arena_rewind(kc->scratch, mark);
     return right;
 }
@@ -107,7 +107,7 @@ bool blas_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, 
         (b[0].p && (b[0].type != x.type || next_b < O)))
         return false;
     return run(kc, { O, T, I, I, I, w[0].p, x.p, NULL, b[0].p, y[0].p, (enum dtype)x.type, (enum dtype)x.type, true,
-                     false, LIKE_ROWS, n, next_w, next_y, next_b, false });
+                     false, LIKE_ROWS, n, next_w, next_y, next_b, false, 0 });
 }
 
 bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w)
@@ -118,7 +118,7 @@ bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct 
     w = in_type(kc, w, (enum dtype)dy.type);
     const void *add = is_fresh(dx) ? NULL : dx.p;
     const bool right = w.p && run(kc, { I, T, O, I, O, w.p, dy.p, add, NULL, dx.p, (enum dtype)dy.type,
-                                        (enum dtype)dx.type, false, false, like_rows(kc, T), 1, 0, 0, 0, false });
+                                        (enum dtype)dx.type, false, false, like_rows(kc, T), 1, 0, 0, 0, false, 0 });
     arena_rewind(kc->scratch, mark);
     return right;
 }
@@ -128,17 +128,61 @@ bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct 
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
     if (!dev_attached(kc->dev) || x.type != dy.type) return false;
     return run(kc, { I, O, T, I, O, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type,
-                     false, true, O, 1, 0, 0, 0, true });
+                     false, true, O, 1, 0, 0, 0, true, 0 });
+}
+
+bool blas_has_batched(const struct kctx *kc) { return blas_library_batches(dev_attached(kc->dev)); }
+bool blas_batched(struct kctx *kc, const struct blas_product *p)
+{
+    return blas_library_run(dev_attached(kc->dev), kc, p);
 }
 
 #if defined(GPU_EMU)
+/* There is no library: products run on the kernels that are to be tested. But what needs batches of products gets them,
+ * from loops. */
 void *blas_library_open(struct dev *, struct err *)
 {
     return NULL;
 }
 void blas_library_close(void *) {}
-bool blas_library_run(void *, struct kctx *, const struct blas_product *)
+bool blas_library_batches(const void *)
 {
-    return false;
+    return true;
+}
+
+/* y[rows][cols], row by row; x has its rows one behind the other, or its columns. */
+static std::vector<float> gather(view x, bool by_rows, int64_t rows, int64_t cols, int64_t ld)
+{
+    std::vector<float> y((size_t)(rows * cols));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) y[(size_t)(i * cols + j)] = view_get(x, by_rows ? i * ld + j : j * ld + i);
+    return y;
+}
+
+static void multiply_one(const struct blas_product *p, int i)
+{
+    const view a = view_at({ (char *)p->a, p->in }, i * p->next_a), b = view_at({ (char *)p->b, p->in }, i * p->next_b),
+               d = view_at({ (char *)p->d, p->out }, i * p->next_d);
+    const std::vector<float> at = gather(a, !p->ta, p->k, p->m, p->lda), bt = gather(b, !p->tb, p->n, p->k, p->ldb);
+    std::vector<double> sum((size_t)p->m); /* at least as exact as a library, which adds up in parts */
+    for (int64_t n = 0; n < p->n; n++) {
+        for (double &s : sum) s = 0;
+        for (int64_t k = 0; k < p->k; k++) {
+            const float f = bt[(size_t)(n * p->k + k)], *row = &at[(size_t)(k * p->m)];
+            for (int64_t m = 0; m < p->m; m++) sum[(size_t)m] += (double)f * row[m];
+        }
+        for (int64_t m = 0; m < p->m; m++)
+            view_put(d, n * p->m + m, (float)sum[(size_t)m] + (p->c ? view_get(d, n * p->m + m) : 0.0f));
+    }
+}
+
+bool blas_library_run(void *, struct kctx *, const struct blas_product *product)
+{
+    const struct blas_product p = *product;
+    ASSERT(!p.bias && (!p.c || p.c == p.d));
+    emu_do([=] {
+        for (int i = 0; i < p.batch; i++) multiply_one(&p, i);
+    });
+    return true;
 }
 #endif

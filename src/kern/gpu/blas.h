@@ -14,6 +14,11 @@ bool blas_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, 
 bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w);
 bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct tensor x);
 
+struct blas_product;
+/* Many products of one shape, without bias. Does the library have such for this device? Then none fails. */
+bool blas_has_batched(const struct kctx *kc);
+bool blas_batched(struct kctx *kc, const struct blas_product *p);
+
 /* ---- between blas.cu and the libraries (blas_cuda.cu, blas_hip.cu), column by column as they count:
  * d[m,n] = op(a)[m,k] op(b)[k,n] + c[m,n] + bias[m]; a, b of one type; c may be d or NULL; bias of d's type
  * or NULL. */
@@ -24,11 +29,14 @@ struct blas_product {
     enum dtype in, out;
     bool ta, tb;    /* transposed */
     int64_t like_n; /* choose the library's kernel as for so many columns: results do not depend on n */
-    int batch;      /* 0 or 1: one product; else so many with one b, and a, d, bias so many elements further each */
+    int batch;      /* 0 or 1: one product; else so many, and a, d, bias, b so many elements further each (c is d) */
     int64_t next_a, next_d, next_bias;
     bool divides;   /* the sum may be divided into parts, which are added up in a fixed order */
+    int64_t next_b; /* 0: all have one b */
 };
 /* A library's handle, to be kept with the device; NULL and a reason where there is none. */
 void *blas_library_open(struct dev *d, struct err *why);
 void blas_library_close(void *library);
 bool blas_library_run(void *library, struct kctx *kc, const struct blas_product *p);
+/* Each with a b of its own. */
+bool blas_library_batches(const void *library);

@@ -400,9 +400,15 @@ static plan *find(library *l, struct kctx *kc, const blas_product *p)
     return make(l, &once, kc, &of, p);
 }
 
+bool blas_library_batches(const void *)
+{
+    return false; /* nobody asks where there are matrix units */
+}
+
 bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product *p)
 {
     library *l = (library *)library_;
+    if (p->next_b) return false;
     plan *x = find(l, kc, p);
     if (x->none) return false;
     run_plan(l, x, &x->algo, kc, p, p->d);

@@ -25,6 +25,8 @@ struct library {
     int (*set_stream)(void *, hipStream_t);
     int (*gemm_ex)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int,
                    int, const void *, void *, int, int, int, int);
+    int (*gemm_batched)(void *, int, int, int, int, int, const void *, const void *, int, int, long long, const void *,
+                        int, int, long long, const void *, void *, int, int, long long, int, int, int); /* or NULL */
 };
 
 static void *open_so(void)
@@ -68,6 +70,7 @@ void *blas_library_open(struct dev *d, struct err *why)
         l->destroy = (decltype(l->destroy))dlsym(l->so, "hipblasDestroy");
         l->set_stream = (decltype(l->set_stream))dlsym(l->so, "hipblasSetStream");
         l->gemm_ex = (decltype(l->gemm_ex))dlsym(l->so, "hipblasGemmEx");
+        l->gemm_batched = (decltype(l->gemm_batched))dlsym(l->so, "hipblasGemmStridedBatchedEx");
     }
     if (!l->so || !l->create || !l->destroy || !l->set_stream || !l->gemm_ex)
         err_set(why, ERR_MISSING, "no libhipblas.so on this machine");
@@ -91,10 +94,29 @@ __global__ __launch_bounds__(BLOCK) void prepare(view d, view c, view bias, int6
     if (i < count) view_put(d, i, (c.p ? view_get(c, i) : 0.0f) + (bias.p ? view_get(bias, i % m) : 0.0f));
 }
 
+bool blas_library_batches(const void *library_)
+{
+    const library *l = (const library *)library_;
+    return l && l->gemm_batched;
+}
+
+static int run_batched(library *l, const struct blas_product *p)
+{
+    const float one = 1, beta = p->c ? 1 : 0;
+    return l->gemm_batched(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N, p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N,
+                           (int)p->m, (int)p->n, (int)p->k, &one, p->a, type_of(p->in), (int)p->lda, p->next_a, p->b,
+                           type_of(p->in), (int)p->ldb, p->next_b, &beta, p->d, type_of(p->out), (int)p->m, p->next_d,
+                           p->batch, HIPBLAS_R_32F, HIPBLAS_GEMM_DEFAULT);
+}
+
 bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product *p)
 {
     library *l = (library *)library_;
-    if (p->batch > 1) return false; /* one by one, then */
+    if (p->batch > 1) {
+        if (p->bias || (p->c && p->c != p->d) || !l->gemm_batched) return false; /* one by one, then */
+        if (run_batched(l, p) == 0) return true;
+        gpu_lost("hipblasGemmStridedBatchedEx");
+    }
     const int64_t count = p->m * p->n;
     const float one = 1, beta = p->c || p->bias ? 1 : 0;
     if (p->bias || (p->c && p->c != p->d)) {

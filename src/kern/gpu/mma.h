@@ -86,6 +86,13 @@ template <int D> __device__ inline uint32_t tile_at(uint32_t tile, int row, int 
     return tile + (uint32_t)(row * D + ((piece ^ (row & 7)) << 3)) * 2;
 }
 
+/* As copy_16: 4 or 8 bytes. */
+template <int n> __device__ inline void copy_small(uint32_t to, const void *from, bool there)
+{
+    const int bytes = there ? n : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(n), "r"(bytes) : "memory");
+}
+
 /* Rows [at, at+ROWS) of one head, by `table` if there is one, zeros outside [from, to), each PITCH bytes behind the one
  * before; by all threads of a block. This thread has piece c of row r, whose place is `first`, and of every STEP-th row
  * after it. */
@@ -94,12 +101,19 @@ __device__ inline void copy_rows(uint32_t first, int r, int c, const E *x, int64
                                  const int32_t *table)
 {
     x += c * 8;
+    if (table) {
 #pragma unroll
-    for (int i = 0; i < ROWS; i += STEP) {
-        const int row = at + r + i;
-        const bool there = row >= from && row < to;
-        copy_16(first + i * PITCH, x + (there ? attn_row(table, row) : 0) * stride, there);
+        for (int i = 0; i < ROWS; i += STEP) {
+            const int row = at + r + i;
+            const bool there = row >= from && row < to;
+            copy_16(first + i * PITCH, x + (there ? attn_row(table, row) : 0) * stride, there);
+        }
+        return;
     }
+    x += (int64_t)(at + r) * stride; /* not looked at where there is no such row */
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP, x += STEP * stride)
+        copy_16(first + i * PITCH, x, at + r + i >= from && at + r + i < to);
 }
 
 /* As copy_rows, into a tile. */
@@ -114,7 +128,20 @@ __device__ inline void tile_copy(uint32_t tile, const E *x, int64_t stride, int 
     copy_rows<E, ROWS, STEP, D * 2>(first, r, c, x, stride, at, from, to, table);
 }
 
-/* The same from rows of 8 bits, whose columns from `col` on are the head. These pass through registers. */
+/* Eight numbers of 8 bits, times s, and where they go. */
+template <class E> __device__ inline void q8_store(uint32_t to, uint2 q, float s)
+{
+    uint32_t w[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t b = j < 2 ? q.x : q.y;
+        w[j] = mma_pair<E>(s * byte_float(b, 2 * j % 4), s * byte_float(b, 2 * j % 4 + 1));
+    }
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
+}
+
+/* As tile_copy from rows of 8 bits, whose columns from `col` on are the head. These pass through registers. */
 template <class E, int D, int ROWS, int THREADS>
 __device__ inline void tile_copy_q8(uint32_t tile, const quant_view &x, int col, int at, int from, int to,
                                     const int32_t *table)
@@ -134,17 +161,7 @@ __device__ inline void tile_copy_q8(uint32_t tile, const quant_view &x, int col,
         s[i] = there ? quant_scale(x, p, col / QUANT_GROUP) : 0.0f;
     }
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        uint32_t w[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint32_t b = j < 2 ? q[i].x : q[i].y;
-            w[j] = mma_pair<E>(s[i] * byte_float(b, 2 * j % 4), s[i] * byte_float(b, 2 * j % 4 + 1));
-        }
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(first + (uint32_t)(i * STEP * D * 2)), "r"(w[0]),
-                     "r"(w[1]), "r"(w[2]), "r"(w[3])
-                     : "memory");
-    }
+    for (int i = 0; i < N; i++) q8_store<E>(first + (uint32_t)(i * STEP * D * 2), q[i], s[i]);
 }
 
 /* Where this lane's part of a fragment starts. For tile_a and tile_bt, and for tile_b. */
@@ -186,48 +203,6 @@ __device__ inline float exp2_fast(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-/* ---- rows of attention */
-
-/* Over the 4 lanes of a row. */
-__device__ inline float quad_max(float v)
-{
-    v = fmaxf(v, gpu_shfl_xor(v, 1));
-    return fmaxf(v, gpu_shfl_xor(v, 2));
-}
-__device__ inline float quad_sum(float v)
-{
-    v += gpu_shfl_xor(v, 1);
-    return v + gpu_shfl_xor(v, 2);
-}
-
-__device__ inline int warp_least(int v)
-{
-#pragma unroll
-    for (int m = 16; m > 0; m /= 2) v = min(v, gpu_shfl_xor(v, m));
-    return v;
-}
-
-/* The queries from t0 on that have one sequence, up to t1; by a warp. */
-__device__ inline reach warp_reach(const attn &a, int t0, int t1)
-{
-    reach r = { t0, min(t1, a.T), 0x7fffffff, 0, 0, 0x7fffffff };
-    const int lane = (int)threadIdx.x % 32;
-    if (a.pages) {
-        int end = r.t1;
-        for (int t = t0 + lane; t < r.t1; t += 32)
-            if (attn_table(a, t) != attn_table(a, t0)) end = min(end, t);
-        r.t1 = warp_least(end);
-    }
-    for (int t = t0 + lane; t < r.t1; t += 32) {
-        const int2 range = attn_range(a, t);
-        r.lo = min(r.lo, range.x), r.in = max(r.in, range.x);
-        r.hi = max(r.hi, range.y), r.out = min(r.out, range.y);
-    }
-    r.lo = warp_least(r.lo), r.hi = -warp_least(-r.hi);
-    r.in = -warp_least(-r.in), r.out = warp_least(r.out);
-    return r;
 }
 
 #endif

@@ -38,58 +38,208 @@ template <int N> __device__ inline void wg_pin(float (&d)[N][4])
 /* What copies have written to shared memory is seen by the units, after a barrier. */
 __device__ inline void wg_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-/* Where a tile's part is: 8 rows are 1,024 bytes; `next`: bytes to the next 64 columns, where they are not summed
- * over. */
-__device__ inline uint64_t wg_tile(uint32_t at, uint32_t next)
+/* Where a tile is, and a part of it so many bytes on: 8 rows are 1,024 bytes; `next`: bytes to the next 64 columns,
+ * where they are not summed over. */
+__device__ inline uint32_t wg_tile(uint32_t at, uint32_t next) { return at >> 4 | next >> 4 << 16; }
+__device__ inline uint64_t wg_part(uint32_t tile, uint32_t bytes)
 {
-    return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(next >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
+    return (uint64_t)(1024 >> 4 | 1u << 30) << 32 | (tile + (bytes >> 4));
 }
 
-/* d (+)= a b^T, both from shared memory, 64 rows of a, 8 N of b; add: 0 or 1. */
-#define WG_SCORES(type)                                                                                          \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." type       \
-                 " {" WG_NAMES64 "}, %64, %65, p, 1, 1, 0, 0;}"                                                  \
-                 : WG_REGS64(d)                                                                                  \
+/* d (+)= a b^T, both from shared memory, 64 rows of a, 8 N of b, 16 columns; add: 0 or 1. */
+#define WG_ABT(type, shape, names, regs, ia, ib, iadd)                                                           \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" iadd ", 0; wgmma.mma_async.sync.aligned." shape ".f32." type  \
+                 " {" names "}, %" ia ", %" ib ", p, 1, 1, 0, 0;}"                                               \
+                 : regs(d)                                                                                       \
                  : "l"(a), "l"(b), "r"(add))
-template <class E> __device__ inline void wg_scores(float (&d)[16][4], uint64_t a, uint64_t b, int add)
+template <class E> __device__ inline void wg_abt16(float (&d)[16][4], uint64_t a, uint64_t b, int add)
 {
     if constexpr (mma_type<E>::BF16)
-        WG_SCORES("bf16.bf16");
+        WG_ABT("bf16.bf16", "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66");
     else
-        WG_SCORES("f16.f16");
+        WG_ABT("f16.f16", "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66");
+}
+template <class E> __device__ inline void wg_abt16(float (&d)[8][4], uint64_t a, uint64_t b, int add)
+{
+    if constexpr (mma_type<E>::BF16)
+        WG_ABT("bf16.bf16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34");
+    else
+        WG_ABT("f16.f16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34");
 }
 
-/* d += a b, a from registers, 16 rows of b. */
-#define WG_WEIGH(type, shape, names, regs, a0, a1, a2, a3, tile)                                                 \
+/* d += a b, 16 columns of a from registers, as many rows of b. */
+#define WG_AB(type, shape, names, regs, a0, a1, a2, a3, tile)                                                 \
     asm volatile("wgmma.mma_async.sync.aligned." shape ".f32." type " {" names "}, {%" a0 ", %" a1 ", %" a2      \
                  ", %" a3 "}, %" tile ", 1, 1, 1, 1;"                                                            \
                  : regs(d)                                                                                       \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-template <class E> __device__ inline void wg_weigh(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b)
+template <class E> __device__ inline void wg_ab16(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b)
 {
     if constexpr (mma_type<E>::BF16)
-        WG_WEIGH("bf16.bf16", "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66", "67", "68");
+        WG_AB("bf16.bf16", "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66", "67", "68");
     else
-        WG_WEIGH("f16.f16", "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66", "67", "68");
+        WG_AB("f16.f16", "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66", "67", "68");
 }
-template <class E> __device__ inline void wg_weigh(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b)
+template <class E> __device__ inline void wg_ab16(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b)
 {
     if constexpr (mma_type<E>::BF16)
-        WG_WEIGH("bf16.bf16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36");
+        WG_AB("bf16.bf16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36");
     else
-        WG_WEIGH("f16.f16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36");
+        WG_AB("f16.f16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36");
 }
 
-/* As copy_rows, into a tile. */
-template <class E, int D, int ROWS, int THREADS>
+/* d = a b^T, 64 rows of a tile of A_ROWS, all B_ROWS = 8 N of one, both D wide. Under way until it is waited for. */
+template <class E, int D, int A_ROWS, int N> __device__ inline void wg_abt(float (&d)[N][4], uint32_t a, uint32_t b)
+{
+    const uint32_t a_tile = wg_tile(a, 16), b_tile = wg_tile(b, 16);
+    wg_begin();
+#pragma unroll
+    for (int c = 0; c < D / 16; c++)
+        wg_abt16<E>(d, wg_part(a_tile, c / 4 * A_ROWS * 128 + c % 4 * 32),
+                    wg_part(b_tile, c / 4 * N * 8 * 128 + c % 4 * 32), c > 0);
+    wg_commit();
+}
+
+/* d += a b, all 16 K rows of b. a must stay as it is until that is waited for. */
+template <class E, int K, int N> __device__ inline void wg_ab(float (&d)[N][4], const uint32_t (&a)[K][4], uint32_t b)
+{
+    const uint32_t tile = wg_tile(b, K * 16 * 128);
+    wg_begin();
+#pragma unroll
+    for (int k = 0; k < K; k++) wg_ab16<E>(d, a[k], wg_part(tile, k * 16 * 128));
+    wg_commit();
+}
+
+/* ---- who fills tiles, and who reads them
+ *
+ * The last four warps of a block fill a ring of N stages, item after item, and GROUPS times four warps read them, each
+ * at its own pace. Item i is in stage i % N. Two barriers a stage: `full` when all who fill have put it there, `free`
+ * when each warp that reads has given it back. (PTX ISA, "mbarrier") */
+
+enum { WG_GROUPS = 2, WG_READERS = WG_GROUPS * 128, WG_FILLERS = 128, WG_THREADS = WG_READERS + WG_FILLERS };
+
+template <int N> struct wg_ring {
+    uint64_t full[N], free[N];
+};
+
+__device__ inline void barrier_start(uint64_t *b, int arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(b)), "r"(arrivals) : "memory");
+}
+__device__ inline bool barrier_passed(const uint64_t *b, int turn)
+{
+    uint32_t passed;
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(passed)
+                 : "r"(shared_at(b)), "r"(turn & 1)
+                 : "memory");
+    return passed;
+}
+__device__ inline void barrier_wait(const uint64_t *b, int turn)
+{
+    while (!barrier_passed(b, turn)) {}
+}
+__device__ inline void barrier_arrive(uint64_t *b)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(b)) : "memory");
+}
+
+/* By one thread, before a barrier of the block. */
+template <int N> __device__ inline void ring_start(wg_ring<N> *r)
+{
+    for (int i = 0; i < N; i++) {
+        barrier_start(r->full + i, WG_FILLERS);
+        barrier_start(r->free + i, WG_READERS / 32);
+    }
+}
+
+/* Which of the groups of readers; in a way that shows the compiler that all of a warp are in one. */
+__device__ inline int wg_group() { return gpu_shfl((int)threadIdx.x / 128, 0); }
+
+/* A reader waits for item i, and gives it back when it has waited for its products. */
+template <int N> __device__ inline void ring_await(wg_ring<N> *r, int i) { barrier_wait(r->full + i % N, i / N); }
+template <int N> __device__ inline void ring_free(wg_ring<N> *r, int i)
+{
+    gpu_sync_warp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(r->free + i % N);
+}
+
+/* A thread that fills: items [0, put) are there for all it knows, those up to n have been begun. */
+template <int N> struct ring_filler {
+    wg_ring<N> *r;
+    int n, put;
+};
+/* All but the last `left` items have been copied. */
+template <int left, int N> __device__ inline void filler_put(ring_filler<N> &f)
+{
+    copy_wait<left>();
+    wg_publish();
+    for (; f.put < f.n - left; f.put++) barrier_arrive(f.r->full + f.put % N);
+}
+/* Item n may be copied. */
+template <int N> __device__ inline void filler_begin(ring_filler<N> &f)
+{
+    const uint64_t *free = f.r->free + f.n % N;
+    if (f.n < N || barrier_passed(free, f.n / N - 1)) return;
+    filler_put<0>(f); /* nobody waits for these meanwhile */
+    barrier_wait(free, f.n / N - 1);
+}
+/* It is under way; the one before it is waited for. */
+template <int N> __device__ inline void filler_end(ring_filler<N> &f)
+{
+    copy_commit();
+    f.n++;
+    filler_put<1>(f);
+}
+/* It was written by this thread, and is there, as are all before it. */
+template <int N> __device__ inline void filler_wrote(ring_filler<N> &f)
+{
+    wg_publish();
+    barrier_arrive(f.r->full + f.n++ % N);
+    f.put = f.n;
+}
+
+/* So many registers for a thread from here on; those of all threads are what the launch gave them. */
+template <int n> __device__ inline void wg_fewer_registers()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n));
+}
+template <int n> __device__ inline void wg_more_registers()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n));
+}
+
+/* Two groups take turns: each waits for its own, and gives the other its. */
+__device__ inline void turn_wait(int group)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"((int)WG_READERS) : "memory");
+}
+__device__ inline void turn_give(int group)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(1 + (group ^ 1)), "n"((int)WG_READERS) : "memory");
+}
+
+enum { WG_ALIGN = 1024 };
+/* The first tile in shared memory. */
+__device__ inline uint32_t wg_align(const void *mem)
+{
+    return (shared_at(mem) + WG_ALIGN - 1) & ~(uint32_t)(WG_ALIGN - 1);
+}
+/* Where piece c of row r is. */
+template <int ROWS> __device__ inline uint32_t wg_piece(uint32_t tile, int r, int c)
+{
+    return tile + (uint32_t)(c / 8 * ROWS * 128 + r * 128 + ((c % 8) ^ (r % 8)) * 16);
+}
+
+/* As copy_rows, into a tile, by those who fill. */
+template <class E, int D, int ROWS>
 __device__ inline void wg_copy(uint32_t tile, const E *x, int64_t stride, int at, int from, int to,
                                const int32_t *table = NULL)
 {
-    enum { PIECES = D / 8, STEP = THREADS / PIECES };
-    const int r = (int)threadIdx.x / PIECES, c = (int)threadIdx.x % PIECES;
+    enum { PIECES = D / 8, STEP = WG_FILLERS / PIECES };
+    const int i = (int)threadIdx.x % WG_FILLERS, r = i / PIECES, c = i % PIECES;
     static_assert(STEP % 8 == 0, "a thread's pieces have one place in all its rows");
-    const uint32_t first = tile + (uint32_t)(c / 8 * ROWS * 128 + r * 128 + ((c % 8) ^ (r % 8)) * 16);
-    copy_rows<E, ROWS, STEP, 128>(first, r, c, x, stride, at, from, to, table);
+    copy_rows<E, ROWS, STEP, 128>(wg_piece<ROWS>(tile, r, c), r, c, x, stride, at, from, to, table);
 }
 
 #endif
