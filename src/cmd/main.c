@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/name.h"
 #include "base/plat.h"
 #include "cmd/cmd.h"
 
@@ -38,31 +39,13 @@ static void usage(FILE *f)
                "this?\"\n\n" CMD_EXIT_STATUS "\n");
 }
 
-/* Edits needed to turn one word into another; small words only. */
-static int distance(const char *a, const char *b)
-{
-    int row[32], n = (int)strlen(b);
-    if (n > 30) return 99;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; a[i - 1]; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            int change = diagonal + (a[i - 1] != b[j - 1]), add = row[j - 1] + 1, drop = row[j] + 1;
-            diagonal = row[j];
-            row[j] = change < add ? (change < drop ? change : drop) : add < drop ? add : drop;
-        }
-    }
-    return row[n];
-}
-
 static int unknown(const char *name)
 {
     int best = 0;
     for (int i = 1; i < N_COMMANDS; i++)
-        if (distance(name, commands[i].name) < distance(name, commands[best].name)) best = i;
+        if (name_distance(name, commands[i].name) < name_distance(name, commands[best].name)) best = i;
     fprintf(stderr, "llava: no command '%s'", name);
-    if (distance(name, commands[best].name) <= 2) fprintf(stderr, ", did you mean '%s'?", commands[best].name);
+    if (name_distance(name, commands[best].name) <= 2) fprintf(stderr, ", did you mean '%s'?", commands[best].name);
     fprintf(stderr, "\n");
     return 2;
 }

@@ -9,6 +9,7 @@
 #include <strings.h>
 
 #include "base/log.h"
+#include "base/name.h"
 #include "train/schedule.h"
 
 /* ---- values */
@@ -113,32 +114,16 @@ static int set(struct train_args *a, const struct arg_row *r, const char *value,
 
 /* ---- names */
 
-/* Edits needed to turn one name into another. */
-static int distance(const char *a, const char *b)
-{
-    int row[64], n = (int)strlen(b);
-    if (n > 62) return 99;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; a[i - 1]; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            const int change = diagonal + (a[i - 1] != b[j - 1]), add = row[j - 1] + 1, drop = row[j] + 1;
-            diagonal = row[j];
-            row[j] = change < add ? (change < drop ? change : drop) : add < drop ? add : drop;
-        }
-    }
-    return row[n];
-}
-
 static int unknown(const char *name, const char *typed, struct err *e)
 {
     int best = 99;
     const char *nearest = NULL;
     for (int i = 0; i < train_arg_count; i++) {
         const char *known = train_arg_rows[i].name;
-        const int d = known ? distance(name, known) : 99;
-        if (d < best) best = d, nearest = known;
+        const int d = known ? name_distance(name, known) : best;
+        if (d >= best) continue;
+        best = d;
+        nearest = known;
     }
     if (nearest && best <= 2 + (int)strlen(name) / 4)
         return err_set(e, ERR_USAGE, "unknown option '%s', did you mean '--%s'?", typed, nearest);
