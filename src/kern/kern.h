@@ -182,8 +182,16 @@ struct kern {
     void (*adamw8)(struct kctx *, struct tensor w, struct tensor m, struct tensor ms, struct tensor v, struct tensor vs,
                    struct tensor g, const struct adamw *a);
 
-    /* ---- composites. NULL: there is none, and op/fused.c uses the kernels above. In decode only; h = rmsnorm(x, norm)
-     * may be rounded to act, before or after it is divided by the root. */
+    /* ---- composites. NULL: there is none, and op uses the kernels above. */
+
+    /* rmsnorm_fwd and swiglu_fwd, and yd = dropout(y, p, key) in one, for even widths; y absent: nobody reads it. The
+     * bits of the kernels one by one. */
+    void (*rmsnorm_drop)(struct kctx *, struct tensor y, struct tensor yd, struct tensor rstd, struct tensor x,
+                         struct tensor w, float eps, float p, uint64_t key);
+    void (*swiglu_drop)(struct kctx *, struct tensor y, struct tensor yd, struct tensor g, struct tensor u, float p,
+                        uint64_t key);
+
+    /* In decode only; h = rmsnorm(x, norm) may be rounded to act, before or after it is divided by the root. */
 
     /* y[i] = h w[i]^T + b[i], i < n <= 3.  x[T,I], norm[I], w[i][O_i,I] of one type of matmul's, y[i][T,O_i] act; b[i]
      * may be absent */

@@ -7,17 +7,25 @@ static void swiglu_bwd(struct op_ctx *o, const struct rec *r)
     OP_RUN(o, swiglu_bwd, dg, du, tape_grad(o, r->y), r->x[0], r->x[1]);
 }
 
-struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u)
+struct op_read op_swiglu_for(struct op_ctx *o, struct tensor g, struct tensor u, const struct linear *const *l, int n)
 {
     OP_CHECK(tensor_same_shape(g, u), g, u);
-    struct tensor y = op_new(o, g.id || u.id, tensor_rows(g), tensor_cols(g));
-    OP_RUN(o, swiglu_fwd, y, g, u);
+    const struct lora *d = o->k->swiglu_drop ? op_drop_alike(o, l, n, tensor_cols(g)) : NULL;
+    const struct op_read h = op_read_new(o, g.id || u.id, tensor_rows(g), tensor_cols(g), d, l, n);
+    const struct tensor y = h.x, plain = h.unread ? (struct tensor){ 0 } : y;
+    if (d) OP_RUN(o, swiglu_drop, plain, h.dropped, g, u, d->drop, o->drop_key ^ d->id);
+    else if (!h.unread) OP_RUN(o, swiglu_fwd, y, g, u);
     struct rec *r = op_record(o, swiglu_bwd, y);
     if (r) {
         r->x[0] = g;
         r->x[1] = u;
     }
-    return y;
+    return h;
+}
+
+struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u)
+{
+    return op_swiglu_for(o, g, u, NULL, 0).x;
 }
 
 static void gelu_bwd(struct op_ctx *o, const struct rec *r)

@@ -24,11 +24,11 @@ static bool are_alike(const struct op_ctx *o, const struct linear *const *l, int
     return true;
 }
 
-void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n)
+static void linears(struct op_ctx *o, struct tensor *y, struct op_read h, const struct linear *const *l, int n)
 {
-    struct tensor w[3], b[3];
+    struct tensor w[3], b[3], x = h.x;
     if (!o->k->matmul_each || !are_alike(o, l, n)) {
-        op_linear_each(o, y, x, l, n, (struct tensor){ 0 });
+        op_linear_each(o, y, h, l, n, (struct tensor){ 0 });
         return;
     }
     const int64_t rows = tensor_rows(x);
@@ -42,13 +42,18 @@ void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struc
     OP_RUN(o, matmul_each, y, x, w, b, n);
 }
 
+void op_linears(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n)
+{
+    linears(o, y, (struct op_read){ .x = x }, l, n);
+}
+
 struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                           const struct linear *q, const struct linear *k, const struct linear *v)
 {
     const struct linear *const l[3] = { q, k, v };
     struct tensor y[3];
     if (!o->k->norm_matmul || !is_fused(o, l, 3)) {
-        op_linears(o, y, op_rmsnorm(o, x, norm, eps), l, 3);
+        linears(o, y, op_rmsnorm_for(o, x, norm, eps, l, 3), l, 3);
         return (struct op_qkv){ y[0], y[1], y[2] };
     }
     struct tensor w[3], b[3];
@@ -67,13 +72,10 @@ struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct pa
 {
     const struct linear *const l[2] = { gate, up };
     if (!o->k->norm_glu || !is_fused(o, l, 2) || gate->b.w.p || up->b.w.p) {
-        struct tensor y[2];
-        const bool dry = o->dry;
-        op_linears(o, y, op_rmsnorm(o, x, norm, eps), l, 2);
-        o->dry |= op_has(o) && !op_keeps_input(down); /* nobody reads it */
-        const struct tensor h = op_swiglu(o, y[0], y[1]);
-        o->dry = dry;
-        return op_linear_add(o, h, down, x);
+        struct tensor y[2], z;
+        linears(o, y, op_rmsnorm_for(o, x, norm, eps, l, 2), l, 2);
+        op_linear_each(o, &z, op_swiglu_for(o, y[0], y[1], &down, 1), &down, 1, x);
+        return z;
     }
     OP_CHECK(tensor_cols(x) == gate->w.w.n[1] && tensor_same_shape(gate->w.w, up->w.w), x, gate->w.w);
     struct tensor h = op_new(o, false, tensor_rows(x), gate->w.w.n[0]);

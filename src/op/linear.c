@@ -139,22 +139,52 @@ static void record(struct op_ctx *o, void (*bwd)(struct op_ctx *, const struct r
     r->arg = l;
 }
 
-void op_linear_each(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n,
+const struct lora *op_drop_alike(const struct op_ctx *o, const struct linear *const *l, int n, int64_t cols)
+{
+    for (int i = 0; i < n; i++)
+        if (!drops(o, l[i]->lora) || l[i]->lora->id != l[0]->lora->id) return NULL;
+    return n && cols % 2 == 0 ? l[0]->lora : NULL;
+}
+
+/* Does any of them read x itself? */
+static bool read_plain(const struct op_ctx *o, const struct lora *d, const struct linear *const *l, int n)
+{
+    bool all = !n || !op_has(o);
+    for (int i = 0; i < n; i++) all |= param_trains(&l[i]->w) || param_trains(&l[i]->b) || (l[i]->lora && !d);
+    return all;
+}
+
+struct op_read op_read_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols, const struct lora *d,
+                           const struct linear *const *l, int n)
+{
+    struct op_read h = { .unread = !read_plain(o, d, l, n) };
+    if (!d || !h.unread) h.x = op_new(o, want, rows, cols);
+    if (d) h.dropped = op_new(o, want, rows, cols);
+    if (!d || !h.unread) return h;
+    h.x = h.dropped;
+    h.x.id = 0;
+    if (want) h.x = tape_want(o, h.x);
+    return h;
+}
+
+void op_linear_each(struct op_ctx *o, struct tensor *y, struct op_read h, const struct linear *const *l, int n,
                     struct tensor res)
 {
+    const struct tensor x = h.x;
     struct tensor in[3], su[3] = { { 0 } };
     int first[3];
     for (int i = 0; i < n; i++) {
         first[i] = i;
-        for (int k = 0; k < i && l[i]->lora; k++)
+        for (int k = 0; k < i && drops(o, l[i]->lora); k++)
             if (drops(o, l[k]->lora) && l[k]->lora->id == l[i]->lora->id) first[i] = first[k];
-        in[i] = !drops(o, l[i]->lora) ? x : first[i] < i ? in[first[i]] : dropped(o, l[i]->lora, x);
+        in[i] = !drops(o, l[i]->lora) ? x : first[i] < i ? in[first[i]] : h.dropped.p ? h.dropped
+              : dropped(o, l[i]->lora, x);
         y[i] = forward(o, l[i], x, in[i], res, &su[i]);
     }
     /* On the way back the adapters are first, then what they read is made x's gradient, to which the others add. */
     for (int i = 0; i < n; i++) record(o, linear_bwd, l[i], y[i], x, res);
     for (int i = 0; i < n; i++)
-        if (in[i].p != x.p && first[i] == i) record_dropped(o, l[i]->lora, in[i], x);
+        if (drops(o, l[i]->lora) && first[i] == i) record_dropped(o, l[i]->lora, in[i], x);
     for (int i = 0; i < n; i++)
         if (l[i]->lora) record(o, lora_bwd, l[i], y[i], in[i], su[i]);
 }
@@ -162,7 +192,7 @@ void op_linear_each(struct op_ctx *o, struct tensor *y, struct tensor x, const s
 struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res)
 {
     struct tensor y;
-    op_linear_each(o, &y, x, &l, 1, res);
+    op_linear_each(o, &y, (struct op_read){ .x = x }, &l, 1, res);
     return y;
 }
 

@@ -7,19 +7,28 @@ static void rmsnorm_bwd(struct op_ctx *o, const struct rec *r)
     OP_RUN(o, rmsnorm_bwd, tape_grad(o, r->x[0]), param_grad(w), tape_grad(o, r->y), r->x[0], w->w, r->saved[0]);
 }
 
-struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps)
+struct op_read op_rmsnorm_for(struct op_ctx *o, struct tensor x, const struct param *w, float eps,
+                              const struct linear *const *l, int n)
 {
     OP_CHECK(tensor_count(w->w) == tensor_cols(x), x, w->w);
-    struct tensor y = op_new(o, x.id || param_trains(w), tensor_rows(x), tensor_cols(x));
-    struct tensor rstd = op_new_1d(o, op_stat_type(o), tensor_rows(x));
-    OP_RUN(o, rmsnorm_fwd, y, rstd, x, w->w, eps);
+    const struct lora *d = o->k->rmsnorm_drop ? op_drop_alike(o, l, n, tensor_cols(x)) : NULL;
+    const struct op_read h = op_read_new(o, x.id || param_trains(w), tensor_rows(x), tensor_cols(x), d, l, n);
+    const struct tensor rstd = op_new_1d(o, op_stat_type(o), tensor_rows(x));
+    const struct tensor y = h.x, plain = h.unread ? (struct tensor){ 0 } : y;
+    if (d) OP_RUN(o, rmsnorm_drop, plain, h.dropped, rstd, x, w->w, eps, d->drop, o->drop_key ^ d->id);
+    else OP_RUN(o, rmsnorm_fwd, y, rstd, x, w->w, eps);
     struct rec *r = op_record(o, rmsnorm_bwd, y);
     if (r) {
         r->x[0] = x;
         r->saved[0] = rstd;
         r->arg = w;
     }
-    return y;
+    return h;
+}
+
+struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps)
+{
+    return op_rmsnorm_for(o, x, w, eps, NULL, 0).x;
 }
 
 static void layernorm_bwd(struct op_ctx *o, const struct rec *r)

@@ -228,10 +228,19 @@ static inline struct tensor param_grad(const struct param *p)
 {
     return param_trains(p) ? p->g : (struct tensor){ 0 };
 }
-/* Does its way back read what it was given? */
-static inline bool op_keeps_input(const struct linear *l) { return param_trains(&l->w) || l->lora; }
+/* What linears side by side read: x, and x with elements dropped for their adapters if that was made with it. unread: of
+ * x nobody reads the values any more (the linears' results are there); its memory is then that of `dropped`. */
+struct op_read { struct tensor x, dropped; bool unread; };
+/* The adapter that drops x, of so many columns, for all of l[0..n) alike; NULL: there is none. */
+const struct lora *op_drop_alike(const struct op_ctx *o, const struct linear *const *l, int n, int64_t cols);
+/* Memory for what they read; d: op_drop_alike's, or NULL. */
+struct op_read op_read_new(struct op_ctx *o, bool want, int64_t rows, int64_t cols, const struct lora *d,
+                           const struct linear *const *l, int n);
+struct op_read op_rmsnorm_for(struct op_ctx *o, struct tensor x, const struct param *w, float eps,
+                              const struct linear *const *l, int n);
+struct op_read op_swiglu_for(struct op_ctx *o, struct tensor g, struct tensor u, const struct linear *const *l, int n);
 /* op_linears made of single products, each + res if that is there; adapters of one id have x dropped once. */
-void op_linear_each(struct op_ctx *o, struct tensor *y, struct tensor x, const struct linear *const *l, int n,
+void op_linear_each(struct op_ctx *o, struct tensor *y, struct op_read h, const struct linear *const *l, int n,
                     struct tensor res);
 /* The product is computed before the next kernel, if there is one while o->puts_off; at most two may wait. */
 void op_put_off(struct op_ctx *o, struct op_late p);

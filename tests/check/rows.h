@@ -135,6 +135,34 @@ static void call_norm_glu(const struct kern *k, struct kctx *kc, const struct te
     arena_rewind(kc->scratch, mark);
 }
 
+static void call_rmsnorm_drop(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    (void)d;
+    if (k->rmsnorm_drop) {
+        k->rmsnorm_drop(kc, a[0], a[1], a[2], a[3], a[4], eps, 0.3f, 77);
+        return;
+    }
+    const size_t mark = arena_mark(kc->scratch);
+    const struct tensor y = a[0].p ? a[0] : hidden(kc, a[1], tensor_cols(a[1]));
+    k->rmsnorm_fwd(kc, y, a[2], a[3], a[4], eps);
+    k->dropout(kc, a[1], y, 0.3f, 77);
+    arena_rewind(kc->scratch, mark);
+}
+
+static void call_swiglu_drop(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    (void)d;
+    if (k->swiglu_drop) {
+        k->swiglu_drop(kc, a[0], a[1], a[2], a[3], 0.3f, 77);
+        return;
+    }
+    const size_t mark = arena_mark(kc->scratch);
+    const struct tensor y = a[0].p ? a[0] : hidden(kc, a[1], tensor_cols(a[1]));
+    k->swiglu_fwd(kc, y, a[2], a[3]);
+    k->dropout(kc, a[1], y, 0.3f, 77);
+    arena_rewind(kc->scratch, mark);
+}
+
 static void call_rope_store(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
 {
     (void)d;
@@ -282,6 +310,13 @@ static const struct row rows[] = {
       .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true,
       .shapes = COMPOSITES, .large = "T1 I576 F4500; T20 I128 F9000", .bench = "T1 I2048 F5632",
       .bench_dev = "T1 I5120 F13824; T32 I5120 F13824", .flops = "4TIF" },
+    { ROW(rmsnorm_drop),
+      .arg = { { OUT, "?T.C" }, { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },
+      .sum = "C", .rounds = true, .by_place = true, .shapes = "T1 C2; T3 C34; T7 C578; T33 C128; T5 C1024",
+      .bench_dev = NORM_BENCH_DEV, .bench = NORM_BENCH, .flops = "5TC" },
+    { ROW(swiglu_drop), .arg = { { OUT, "?T.F" }, { OUT, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
+      .sum = "", .rounds = true, .by_place = true, .shapes = "T1 F2; T3 F34; T7 F578; T64 F512; T300 F250",
+      .bench_dev = ELEM_BENCH_DEV, .bench = ELEM_BENCH, .flops = "5TF" },
     { ROW(rope_store),
       .arg = { { CHANGE, "T.HD" }, { CHANGE, "T.KD" }, { IN, "T.KD" }, { POS, "T" }, { TABLE, "V.D" },
                { PUT, "M.KD" }, { PUT, "M.KD" }, { DISTINCT, "T" } },

@@ -1,5 +1,6 @@
 /* Element by element: activations, sums, conversions. Bound by memory; a thread moves 8 elements. Scratch:
  * none. */
+#include "kern/gpu/drop.h"
 #include "kern/gpu/quant.h"
 
 /* y = op(inputs): as many inputs as the op's call has. y may be one of them. */
@@ -111,6 +112,35 @@ struct quick_gelu_back_op {
 void gpu_swiglu_fwd(struct kctx *kc, struct tensor y, struct tensor g, struct tensor u)
 {
     run2(kc, y, g, u, swiglu_op());
+}
+
+template <class A>
+__global__ __launch_bounds__(BLOCK) void swiglu_dropped(A *y, A *yd, const A *g, const A *u, int64_t n, bool wide,
+                                                        dropping d)
+{
+    const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
+    const swiglu_op op{};
+    float v[LANES], up[LANES];
+    if (i >= n) return;
+    load8(v, g, i, n, wide);
+    load8(up, u, i, n, wide);
+#pragma unroll
+    for (int j = 0; j < LANES; j++) v[j] = op(v[j], up[j]);
+    if (y) store8(y, v, i, n, wide);
+    round8<A>(v);
+    drop8(v, i, d);
+    store8(yd, v, i, n, wide);
+}
+
+void gpu_swiglu_drop(struct kctx *kc, struct tensor y, struct tensor yd, struct tensor g, struct tensor u, float p,
+                     uint64_t key)
+{
+    const int64_t n = tensor_count(yd);
+    const bool wide = is_wide(LANES, y, yd, g, u);
+    if (n)
+        GPU_BY_TYPE(yd.type, A,
+                    gpu_launch((swiglu_dropped<A>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p, (A *)yd.p,
+                               (const A *)g.p, (const A *)u.p, n, wide, dropping_of(p, key)));
 }
 
 void gpu_gelu_fwd(struct kctx *kc, struct tensor y, struct tensor x) { run1(kc, y, x, gelu_op()); }

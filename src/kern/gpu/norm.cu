@@ -1,6 +1,6 @@
 /* RMSNorm and LayerNorm; the formulas of the backwards are in ref/norm.c. A block has one row; sums of dw and
  * db run over the rows in a fixed order: pieces of the rows first, then the pieces. Scratch: those pieces. */
-#include "kern/gpu/num.h"
+#include "kern/gpu/drop.h"
 
 /* For each i of a row that this thread has, eight at a time. */
 #define FOR_ROW(i, c) for (int64_t i = LANES * (int64_t)threadIdx.x; i < (c); i += LANES * blockDim.x)
@@ -8,18 +8,18 @@
 /* Threads of a row's block: a short row needs few, and more blocks are at work. */
 static unsigned row_threads(int64_t c) { return (unsigned)least(ceil_div(c, LANES * GPU_WARP) * GPU_WARP, BLOCK); }
 
-template <class A>
-__global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, float *rstd, const A *x, view w, int64_t c, float eps,
-                                                 bool wide)
+/* yd, if it is there: y dropped; then y may be absent. */
+template <class A, bool DROPS>
+__global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, A *yd, float *rstd, const A *x, view w, int64_t c, float eps,
+                                                 bool wide, dropping d)
 {
     gpu_let_next();
     gpu_wait_for_previous();
     float v[LANES], g[LANES], sq = 0;
-    x += (int64_t)blockIdx.x * c;
-    y += (int64_t)blockIdx.x * c;
+    const int64_t row = (int64_t)blockIdx.x * c;
     FOR_ROW(i, c)
     {
-        load8(v, x, i, c, wide);
+        load8(v, x + row, i, c, wide);
 #pragma unroll
         for (int j = 0; j < LANES; j++) sq += v[j] * v[j];
     }
@@ -27,11 +27,15 @@ __global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, float *rstd, const A *x, 
     if (rstd && threadIdx.x == 0) rstd[blockIdx.x] = r;
     FOR_ROW(i, c)
     {
-        load8(v, x, i, c, wide);
+        load8(v, x + row, i, c, wide);
         load8(g, w, i, c, wide);
 #pragma unroll
         for (int j = 0; j < LANES; j++) v[j] *= g[j] * r;
-        store8(y, v, i, c, wide);
+        if (!DROPS || y) store8(y + row, v, i, c, wide);
+        if (!DROPS) continue;
+        round8<A>(v);
+        drop8(v, row + i, d);
+        store8(yd + row, v, i, c, wide);
     }
 }
 
@@ -42,8 +46,21 @@ void gpu_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struc
     const bool wide = is_wide(C, y, x, w);
     if (T)
         GPU_BY_TYPE(x.type, A,
-                    gpu_launch_early((rmsnorm<A>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
-                                     (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide));
+                    gpu_launch_early((rmsnorm<A, false>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
+                                     (A *)NULL, (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide,
+                                     dropping{}));
+}
+
+void gpu_rmsnorm_drop(struct kctx *kc, struct tensor y, struct tensor yd, struct tensor rstd, struct tensor x,
+                      struct tensor w, float eps, float p, uint64_t key)
+{
+    const int64_t T = tensor_rows(x), C = tensor_cols(x);
+    const bool wide = is_wide(C, y, yd, x, w);
+    if (T)
+        GPU_BY_TYPE(x.type, A,
+                    gpu_launch((rmsnorm<A, true>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
+                               (A *)yd.p, (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide,
+                               dropping_of(p, key)));
 }
 
 template <class A>

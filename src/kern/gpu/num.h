@@ -307,6 +307,8 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(sumsq)          \
     XX(adamw)          \
     XX(adamw8)         \
+    XX(rmsnorm_drop)   \
+    XX(swiglu_drop)    \
     XX(norm_matmul)    \
     XX(norm_glu)       \
     XX(matmul_each)    \

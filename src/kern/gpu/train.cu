@@ -1,27 +1,15 @@
 /* Dropout, the size of gradients, and the optimiser's step. Scratch: sumsq's pieces. */
-#include "kern/gpu/num.h"
+#include "kern/gpu/drop.h"
 #include "kern/code8.h"
 
-/* v of eight elements from i on, which is even: zeros, or times `kept`. */
-__device__ inline void drop8(float (&v)[LANES], int64_t i, uint32_t below, float kept, uint64_t key)
-{
-#pragma unroll
-    for (int j = 0; j < LANES; j += 2) {
-        const uint32_t h = kern_drop_hash(key, (uint32_t)((i + j) / 2));
-        v[j] = (h & 0xffff) < below ? 0.0f : v[j] * kept;
-        v[j + 1] = h >> 16 < below ? 0.0f : v[j + 1] * kept;
-    }
-}
-
 template <class A>
-__global__ __launch_bounds__(BLOCK) void drop(A *y, const A *x, int64_t n, bool wide, uint32_t below,
-                                              float kept, uint64_t key)
+__global__ __launch_bounds__(BLOCK) void drop(A *y, const A *x, int64_t n, bool wide, dropping d)
 {
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     float v[LANES];
     if (i >= n) return;
     load8(v, x, i, n, wide);
-    drop8(v, i, below, kept, key);
+    drop8(v, i, d);
     store8(y, v, i, n, wide);
 }
 
@@ -30,19 +18,19 @@ void gpu_dropout(struct kctx *kc, struct tensor y, struct tensor x, float p, uin
     const int64_t n = tensor_count(x);
     GPU_BY_TYPE(x.type, A,
                 gpu_launch(drop<A>, blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p, (const A *)x.p, n,
-                           is_wide(LANES, y, x), kern_drop_below(p), 1 / (1 - p), key));
+                           is_wide(LANES, y, x), dropping_of(p, key)));
 }
 
 template <class A>
 __global__ __launch_bounds__(BLOCK) void drop_back(A *dx, const A *dy, int64_t n, bool wide, bool fresh,
-                                                   uint32_t below, float kept, uint64_t key)
+                                                   dropping how)
 {
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     float d[LANES] = { 0 }, v[LANES];
     if (i >= n) return;
     if (!fresh) load8(d, dx, i, n, wide);
     load8(v, dy, i, n, wide);
-    drop8(v, i, below, kept, key);
+    drop8(v, i, how);
 #pragma unroll
     for (int j = 0; j < LANES; j++) d[j] += v[j];
     store8(dx, d, i, n, wide);
@@ -54,7 +42,7 @@ void gpu_dropout_bwd(struct kctx *kc, struct tensor dx, struct tensor dy, float 
     if (!dx.p) return;
     GPU_BY_TYPE(dx.type, A,
                 gpu_launch(drop_back<A>, blocks_for(n), BLOCK, 0, stream_of(kc), (A *)dx.p, (const A *)dy.p, n,
-                           is_wide(LANES, dx, dy), is_fresh(dx), kern_drop_below(p), 1 / (1 - p), key));
+                           is_wide(LANES, dx, dy), is_fresh(dx), dropping_of(p, key)));
 }
 
 enum { PIECES = (int)BLOCK }; /* a thread has one in the end */
