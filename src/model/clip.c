@@ -5,6 +5,7 @@ struct layer_arg {
     const struct clip *m;
     const struct clip_layer *l;
     struct tensor range;
+    int apart; /* rows that attention takes at a time; 0: all */
 };
 
 static struct tensor clip_layer_forward(struct op_ctx *o, const void *arg, struct tensor x)
@@ -16,7 +17,7 @@ static struct tensor clip_layer_forward(struct op_ctx *o, const void *arg, struc
     const struct linear *const kvq[3] = { &l->k, &l->v, &l->q }; /* as they lie in files */
     struct tensor y[3];
     op_linears(o, y, h, kvq, 3);
-    x = op_linear_add(o, op_attention(o, y[2], y[0], y[1], a->range, (struct tensor){ 0 }, a->m->cfg.H), &l->o, x);
+    x = op_linear_add(o, op_attention_parts(o, y[2], y[0], y[1], a->range, a->m->cfg.H, a->apart), &l->o, x);
     h = op_linear(o, op_layernorm(o, x, &l->ln2, eps), &l->fc1);
     h = a->m->cfg.quick_gelu ? op_quick_gelu(o, h) : op_gelu(o, h);
     return op_linear_add(o, h, &l->fc2, x);
@@ -70,7 +71,7 @@ struct tensor clip_forward(struct op_ctx *o, const struct clip *m, const struct 
     struct tensor x = op_layernorm(o, clip_embed(o, m, seq, pixels), &m->pre, m->cfg.eps);
     int layers = clip_layers_used(&m->cfg, select_layer);
     for (int i = 0; i < layers; i++) {
-        struct layer_arg a = { m, &m->layer[i], seq->range };
+        struct layer_arg a = { m, &m->layer[i], seq->range, seq->apart ? clip_patches(&m->cfg) + 1 : 0 };
         if (o->tape && o->tower_again) {
             x = op_checkpoint(o, clip_layer_forward, &a, sizeof a, OP_KEPT_NONE, x);
             continue;

@@ -29,6 +29,8 @@ struct clip_seq {
     struct tensor cls, pos; /* [N*(P+1)] row 0 of the class token's table or none; row of the positions' table */
     struct tensor put;      /* [N*P] where each patch goes, and is found at the end */
     struct tensor range;    /* [N*(P+1),2] rows that each sees: its picture's */
+    bool apart;             /* no tape: attention takes them one by one, so that a picture's bits do not depend on its
+                               place among them */
 };
 struct clip_seq clip_seq_new(struct op_ctx *o, const struct clip *m, int n); /* in o's arena */
 

@@ -55,3 +55,17 @@ struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, s
     }
     return y;
 }
+
+struct tensor op_attention_parts(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v,
+                                 struct tensor range, int heads, int rows)
+{
+    const struct tensor none = { 0 };
+    const int64_t n = tensor_rows(q), D = tensor_cols(q) / heads;
+    if (!rows || rows >= n) return op_attention(o, q, k, v, range, none, heads);
+    OP_CHECK(!o->tape && n % rows == 0 && tensor_same_shape(q, k) && tensor_same_shape(k, v), q, k);
+    const struct tensor y = op_new(o, false, n, tensor_cols(q)), first = tensor_slice(range, 0, rows);
+    for (int64_t i = 0; i < n; i += rows)
+        OP_RUN(o, attn_fwd, tensor_slice(y, i, rows), none, tensor_slice(q, i, rows), tensor_slice(k, i, rows),
+               tensor_slice(v, i, rows), first, none, heads, (float)(1 / sqrt((double)D)));
+    return y;
+}

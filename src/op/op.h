@@ -59,7 +59,7 @@ struct rec {
     struct tensor x[3], y, saved[3];
     const void *arg;  /* parameters */
     op_block_fn fn;   /* checkpoint only */
-    char local[64];   /* checkpoint only: a copy of the block's argument */
+    char local[80];   /* checkpoint only: a copy of the block's argument */
     float f;
     int i;
     uint64_t key;
@@ -159,6 +159,10 @@ struct tensor op_rope(struct op_ctx *o, struct tensor x, struct tensor pos,
  * 1/sqrt(D). See kern.h attn_fwd. */
 struct tensor op_attention(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v,
                            struct tensor range, struct tensor pages, int heads);
+/* The first `rows` positions see themselves alone, as range says, and so do the next ones: one part after another, so
+ * that each has the bits that it has alone. 0: op_attention of all. No tape but with 0. */
+struct tensor op_attention_parts(struct op_ctx *o, struct tensor q, struct tensor k, struct tensor v,
+                                 struct tensor range, int heads, int rows);
 struct tensor op_swiglu(struct op_ctx *o, struct tensor g, struct tensor u);
 struct tensor op_gelu(struct op_ctx *o, struct tensor x);
 struct tensor op_quick_gelu(struct op_ctx *o, struct tensor x);
@@ -186,7 +190,7 @@ struct tensor op_tokens(struct op_ctx *o, struct tensor chosen, struct tensor id
 
 /* Runs fn(o, arg, x) and keeps of it what `kept` says; if that is not all, runs it again on the way back, with a tape
  * of its own. Same bits whatever it says. When the block was walked back the memory that it took, and all that was
- * taken after it (its result too), is given back or written over. The `bytes` (at most 64) of arg are copied; what it
+ * taken after it (its result too), is given back or written over. The `bytes` (at most 80) of arg are copied; what it
  * points to must live until tape_back. A block that runs again is walked back even if nothing in it trains and x wants
  * no gradient.  arXiv:1604.06174 */
 struct tensor op_checkpoint(struct op_ctx *o, op_block_fn fn, const void *arg, size_t bytes, enum op_kept kept,
@@ -228,8 +232,8 @@ static inline struct tensor param_grad(const struct param *p)
 {
     return param_trains(p) ? p->g : (struct tensor){ 0 };
 }
-/* What linears side by side read: x, and x with elements dropped for their adapters if that was made with it. unread: of
- * x nobody reads the values any more (the linears' results are there); its memory is then that of `dropped`. */
+/* What linears side by side read: x, and x with elements dropped for their adapters if that was made with it. unread:
+ * nobody reads x's values any more (the linears' results are there), and its memory is that of `dropped`. */
 struct op_read { struct tensor x, dropped; bool unread; };
 /* The adapter that drops x, of so many columns, for all of l[0..n) alike; NULL: there is none. */
 const struct lora *op_drop_alike(const struct op_ctx *o, const struct linear *const *l, int n, int64_t cols);

@@ -143,11 +143,11 @@ static struct op_ctx context_of(struct step *s, bool back, uint64_t drop_key)
 }
 
 /* Of the tower's sequences the first n pictures. */
-static struct clip_seq first_pictures(const struct step *s, int n)
+static struct clip_seq first_pictures(const struct step *s, int n, bool apart)
 {
     const int64_t p = clip_patches(&s->m->cfg.clip), rows = n * (p + 1);
     return (struct clip_seq){ tensor_slice(s->tower.cls, 0, rows), tensor_slice(s->tower.pos, 0, rows),
-                              tensor_slice(s->tower.put, 0, n * p), tensor_slice(s->tower.range, 0, rows) };
+                              tensor_slice(s->tower.put, 0, n * p), tensor_slice(s->tower.range, 0, rows), apart };
 }
 
 /* Pictures from..from+n in the type of activations. */
@@ -183,7 +183,7 @@ static struct tensor frozen_features(struct op_ctx *o, struct step *s)
     for (int i = 0; i < made; i += s->group) {
         const int n = made - i < s->group ? made - i : s->group;
         const size_t mark = arena_mark(o->act);
-        struct clip_seq seq = first_pictures(s, n);
+        struct clip_seq seq = first_pictures(s, n, true);
         struct tensor f = clip_forward(o, &s->m->clip, &seq, pixels(o, s, i, n), c->select_layer, c->select_cls);
         for (int k = 0; k < n; k++) put_features(o, s, all, i + k, tensor_slice(f, k * rows, rows));
         arena_rewind(o->act, mark);
@@ -201,7 +201,7 @@ static struct tensor embed(struct op_ctx *o, struct step *s)
     struct tensor x = op_embed(o, &s->m->llama.embed, s->in.token), f;
     if (!s->in.n_images) return x;
     if (s->tower_trains) {
-        struct clip_seq seq = first_pictures(s, s->in.n_images);
+        struct clip_seq seq = first_pictures(s, s->in.n_images, false);
         f = llava_encode(o, s->m, &s->m->projector, &seq, pixels(o, s, 0, s->in.n_images));
     } else {
         f = projector_forward(o, s->m, &s->m->projector, frozen_features(o, s));
