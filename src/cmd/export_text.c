@@ -36,17 +36,11 @@ static bool is_mark(const json_t *v)
     return s && (!strcmp(s, marks[0]) || !strcmp(s, marks[1]));
 }
 
-static json_t *added_token(const char *text)
-{
-    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b}", "content", text, "lstrip", 0, "normalized", 0, "rstrip", 0,
-                     "single_word", 0, "special", 1);
-}
-
 static void put_decoder(json_t *decoder, const char *text, int id)
 {
     char key[16];
     snprintf(key, sizeof key, "%d", id);
-    if (id >= 0 && !json_object_get(decoder, key)) json_object_set_new(decoder, key, added_token(text));
+    if (id >= 0 && !json_object_get(decoder, key)) json_object_set_new(decoder, key, save_added_token(text));
 }
 
 /* tokenizer_config.json. A new added_tokens_decoder must name every added token: readers look nowhere else
@@ -94,7 +88,7 @@ static int fast_add(struct saver *s, const char *const dirs[2], const int ids[2]
         bool there = false;
         json_array_foreach(list, i, one) there = there || (content(one) && !strcmp(content(one), marks[k]));
         if (there) continue;
-        one = added_token(marks[k]);
+        one = save_added_token(marks[k]);
         json_object_set_new(one, "id", json_integer(ids[k]));
         json_array_append_new(list, one);
     }

@@ -69,5 +69,7 @@ json_t *save_config(const struct llava_config *c, const struct save_options *o, 
 json_t *save_clip_config(const struct clip_config *c, enum dtype dtype);
 json_t *save_adapter_config(const struct llava_model *m, const struct save_lora *l); /* PEFT's adapter_config.json */
 json_t *save_processor_config(const struct clip_config *c);
+/* A special token as transformers describes one in tokenizer_config.json and tokenizer.json: a new reference. */
+json_t *save_added_token(const char *text);
 /* "mlp2x_gelu", "linear", "identity" */
 void save_projector_type(char *out, size_t size, int n);

@@ -298,3 +298,9 @@ json_t *save_adapter_config(const struct llava_model *m, const struct save_lora 
                      "peft_type", "LORA", "r", l->rank, "rank_pattern", "revision", "target_modules", t.list,
                      "task_type", "CAUSAL_LM", "use_dora", 0, "use_rslora", 0);
 }
+
+json_t *save_added_token(const char *text)
+{
+    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b}", "content", text, "lstrip", 0, "normalized", 0, "rstrip", 0,
+                     "single_word", 0, "special", 1);
+}

@@ -104,15 +104,6 @@ static struct byte_set bytes_between(unsigned lo, unsigned hi)
 
 /* ---- characters */
 
-static int utf8_put(unsigned char *out, uint32_t c)
-{
-    if (c < 0x80) return out[0] = (unsigned char)c, 1;
-    int n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (int i = n - 1; i > 0; i--, c >>= 6) out[i] = (unsigned char)(0x80 | (c & 0x3f));
-    out[0] = (unsigned char)((0xf00 >> n & 0xff) | c);
-    return n;
-}
-
 /* Alternatives of `rule` for the characters lo..hi, all of n bytes: split until each byte has a range of its own. */
 static int range_alts(struct parser *p, int32_t rule, uint32_t lo, uint32_t hi, int n)
 {
@@ -125,11 +116,11 @@ static int range_alts(struct parser *p, int32_t rule, uint32_t lo, uint32_t hi, 
         rc = range_alts(p, rule, lo, cut, n);
         return rc < 0 ? rc : range_alts(p, rule, cut + 1, hi, n);
     }
-    unsigned char a[4], b[4];
+    char a[4], b[4];
     struct seq_buf s = { 0 };
     utf8_put(a, lo);
     utf8_put(b, hi);
-    for (int i = 0; i < n && rc >= 0; i++) rc = set_add(p, &s, bytes_between(a[i], b[i]));
+    for (int i = 0; i < n && rc >= 0; i++) rc = set_add(p, &s, bytes_between((unsigned char)a[i], (unsigned char)b[i]));
     if (rc >= 0) rc = alt_add(p, rule, &s);
     free(s.p);
     return rc;
@@ -177,13 +168,13 @@ static int character(struct parser *p, uint32_t *c)
 static int literal(struct parser *p, struct seq_buf *s)
 {
     int rc = 0;
-    unsigned char b[4];
+    char b[4];
     uint32_t c;
     for (p->at++; p->at < p->end && *p->at != '"';) {
         if ((rc = character(p, &c)) < 0) return rc;
-        int n = utf8_put(b, c);
-        for (int i = 0; i < n; i++)
-            if ((rc = set_add(p, s, bytes_between(b[i], b[i]))) < 0) return rc;
+        const size_t n = utf8_put(b, c);
+        for (size_t i = 0; i < n; i++)
+            if ((rc = set_add(p, s, bytes_between((unsigned char)b[i], (unsigned char)b[i]))) < 0) return rc;
     }
     if (p->at >= p->end) return bad(p, "a literal does not end");
     p->at++;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/proto.h"
 #include "text/tokenizer_in.h"
 
 enum piece_type { PIECE_NORMAL = 1, PIECE_UNKNOWN = 2, PIECE_CONTROL = 3, PIECE_BYTE = 6 };
@@ -105,33 +106,6 @@ static void mark_added(struct bpe *b, const json_t *added)
     }
 }
 
-static void put_varint(struct buf *b, uint64_t v)
-{
-    for (; v >= 0x80; v >>= 7) buf_chr(b, (char)(v | 0x80));
-    buf_chr(b, (char)v);
-}
-
-static void put_number(struct buf *b, unsigned field, uint64_t v)
-{
-    put_varint(b, field << 3);
-    put_varint(b, v);
-}
-
-static void put_bytes(struct buf *b, unsigned field, const void *p, size_t n)
-{
-    put_varint(b, field << 3 | 2);
-    put_varint(b, n);
-    buf_add(b, p, n);
-}
-
-static void put_float(struct buf *b, unsigned field, float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    put_varint(b, field << 3 | 5);
-    for (int i = 0; i < 4; i++) buf_chr(b, (char)(u >> 8 * i));
-}
-
 /* Field numbers: ModelProto pieces 1 {piece 1, score 2, type 3}, trainer_spec 2 {model_type 3, vocab_size 4,
  * byte_fallback 35, unk_piece 45}, normalizer_spec 3 {name 1, add_dummy_prefix 3, remove_extra_whitespaces 4,
  * escape_whitespaces 5}. */
@@ -140,23 +114,23 @@ static int write_model(struct buf *out, const struct bpe *b, const char *unk, st
     struct buf m = buf_make(TOKENIZER_FILE_MAX);
     for (size_t i = 0; i < b->n; i++) {
         buf_reset(&m);
-        put_bytes(&m, 1, b->piece[i].text, b->piece[i].n);
-        put_float(&m, 2, b->piece[i].score);
-        put_number(&m, 3, b->piece[i].type);
-        put_bytes(out, 1, m.p, m.n);
+        proto_bytes(&m, 1, b->piece[i].text, b->piece[i].n);
+        proto_float(&m, 2, b->piece[i].score);
+        proto_int(&m, 3, b->piece[i].type);
+        proto_bytes(out, 1, m.p, m.n);
     }
     buf_reset(&m);
-    put_number(&m, 3, 2);
-    put_number(&m, 4, b->n);
-    put_number(&m, 35, 1);
-    put_bytes(&m, 45, unk, strlen(unk));
-    put_bytes(out, 2, m.p, m.n);
+    proto_int(&m, 3, 2);
+    proto_int(&m, 4, (int64_t)b->n);
+    proto_int(&m, 35, 1);
+    proto_text(&m, 45, unk);
+    proto_bytes(out, 2, m.p, m.n);
     buf_reset(&m);
-    put_bytes(&m, 1, "identity", 8);
-    put_number(&m, 3, 1);
-    put_number(&m, 4, 0);
-    put_number(&m, 5, 1);
-    put_bytes(out, 3, m.p, m.n);
+    proto_text(&m, 1, "identity");
+    proto_int(&m, 3, 1);
+    proto_int(&m, 4, 0);
+    proto_int(&m, 5, 1);
+    proto_bytes(out, 3, m.p, m.n);
     bool failed = m.failed;
     buf_free(&m);
     return failed ? err_set(e, ERR_LIMIT, "'%s' is too large", b->path) : buf_check(out, b->path, e);

@@ -53,6 +53,14 @@ enum utf8_kind utf8_next(const char *p, size_t n, uint32_t *cp, size_t *len)
     return UTF8_OK;
 }
 
+size_t utf8_put(char *to, uint32_t cp)
+{
+    const size_t n = cp < 0x80 ? 1 : cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
+    for (size_t i = n; --i > 0; cp >>= 6) to[i] = (char)(0x80 | (cp & 0x3f));
+    to[0] = (char)(n == 1 ? cp : (0xf00 >> n & 0xff) | cp);
+    return n;
+}
+
 int text_check_utf8(const char *p, size_t n, const char *what, struct err *e)
 {
     uint32_t cp;

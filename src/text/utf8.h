@@ -13,6 +13,9 @@ enum utf8_kind { UTF8_OK, UTF8_BAD, UTF8_SHORT };
  * (overlong forms, surrogates and values above U+10FFFF are bad). */
 enum utf8_kind utf8_next(const char *p, size_t n, uint32_t *cp, size_t *len);
 
+/* Writes cp, up to U+10FFFF (a surrogate as if it were a character), to `to`: how many bytes, 1..4. */
+size_t utf8_put(char *to, uint32_t cp);
+
 /* 0, or ERR_FORMAT with `what` and the offset of the first bad byte. */
 int text_check_utf8(const char *p, size_t n, const char *what, struct err *e);
 

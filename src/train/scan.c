@@ -240,15 +240,6 @@ static const char *next_char(const char *p, const char *end, uint32_t *cp)
     return p + 6;
 }
 
-static size_t utf8_put(char *to, uint32_t cp)
-{
-    if (cp < 0x80) return to[0] = (char)cp, 1;
-    size_t n = cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
-    for (size_t i = n; --i > 0; cp >>= 6) to[i] = (char)(0x80 | (cp & 0x3f));
-    to[0] = (char)(0xf00 >> n | cp);
-    return n;
-}
-
 ptrdiff_t scan_text(char *to, struct span raw)
 {
     char *at = to;

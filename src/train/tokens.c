@@ -9,12 +9,6 @@
 #include "file/json.h"
 #include "model/save.h"
 
-static json_t *added_token(const char *text)
-{
-    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:b}", "content", text, "lstrip", 0, "normalized", 0, "rstrip", 0,
-                     "single_word", 0, "special", 1);
-}
-
 /* {"32000": {"content": "<im_start>", ...}} of tokenizer_config.json. Without one readers look into added_tokens.json;
  * with one nowhere else. */
 static void add_to_config(json_t *file, const json_t *tokens)
@@ -25,7 +19,7 @@ static void add_to_config(json_t *file, const json_t *tokens)
     {
         char key[24];
         snprintf(key, sizeof key, "%lld", (long long)json_integer_value(id));
-        if (decoder) json_object_set_new(decoder, key, added_token(text));
+        if (decoder) json_object_set_new(decoder, key, save_added_token(text));
     }
 }
 
@@ -40,7 +34,7 @@ static void add_to_fast(json_t *file, const json_t *tokens)
     {
         bool there = false;
         json_array_foreach(list, i, old) there = there || json_equal(json_object_get(old, "id"), id);
-        json_t *one = there ? NULL : added_token(text);
+        json_t *one = there ? NULL : save_added_token(text);
         if (one) json_object_set(one, "id", id);
         if (one) json_array_append_new(list, one);
     }
