@@ -9,6 +9,7 @@ struct layer_arg {
     const struct llama_layer *l;
     const struct llama_seq *seq;
     const struct llama_cache *cache;
+    bool few; /* seq->few, in the last layer */
 };
 
 static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, struct tensor x)
@@ -23,7 +24,14 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
         h.q = op_rope(o, h.q, a->seq->pos, a->m->rope);
         h.k = op_rope(o, h.k, a->seq->pos, a->m->rope);
     }
-    x = op_linear_add(o, op_attention(o, h.q, h.k, h.v, a->seq->range, a->seq->pages, c->H), &l->o, x);
+    if (a->few && !a->seq->out.p) return (struct tensor){ 0 };
+    struct tensor y = op_attention(o, h.q, h.k, h.v, a->seq->range, a->seq->pages, c->H);
+    if (a->few) {
+        y = op_gather(o, y, a->seq->out);
+        x = op_gather(o, x, a->seq->out);
+        o->kc->decode = true;
+    }
+    x = op_linear_add(o, y, &l->o, x);
     return op_norm_glu_add(o, x, &l->ln2, c->eps, &l->gate, &l->up, &l->down);
 }
 
@@ -31,20 +39,20 @@ struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tens
                             const struct llama_cache *cache)
 {
     for (int i = 0; i < m->cfg.L; i++) {
-        struct layer_arg a = { m, &m->layer[i], seq, cache ? &cache[i] : NULL };
+        struct layer_arg a = { m, &m->layer[i], seq, cache ? &cache[i] : NULL, seq->few && i + 1 == m->cfg.L };
         if (!o->tape) { /* nothing of the layer is needed but its output, which takes the input's place */
             size_t mark = arena_mark(o->act);
             o->overwrite = true;
             x = llama_layer_forward(o, &a, x);
             o->overwrite = false;
-            arena_rewind(o->act, mark);
+            if (!a.few) arena_rewind(o->act, mark);
             continue;
         }
         op_mark(o, x, i);
         x = op_checkpoint(o, llama_layer_forward, &a, sizeof a, o->kept ? (enum op_kept)o->kept[i] : OP_KEPT_ALL, x);
     }
     op_mark(o, x, m->cfg.L);
-    return op_rmsnorm(o, x, &m->norm, m->cfg.eps);
+    return !x.p ? x : op_rmsnorm(o, x, &m->norm, m->cfg.eps);
 }
 
 struct tensor llama_logits(struct op_ctx *o, const struct llama *m, struct tensor h)

@@ -74,13 +74,15 @@ static struct tensor step_embed(struct op_ctx *o, const struct engine *g, const 
 /* all: logits of every row; else of those in `out`, or none. */
 static struct tensor step_body(struct op_ctx *o, struct engine *g, struct cache *c, const struct inputs *in, bool all)
 {
-    const struct llama_seq seq = { .pos = in->pos, .row = in->row, .range = in->range, .pages = in->pages };
+    const bool few = !all && !g->kc.decode && !g->model.n_adapters; /* so that company changes no bit */
+    const struct llama_seq seq = { .pos = in->pos, .row = in->row, .range = in->range, .pages = in->pages,
+                                   .few = few, .out = in->out };
     struct tensor h = llama_forward(o, &g->model.llama, step_embed(o, g, in), &seq, c->layer), none = { 0 };
     o->n_spans = 0; /* the head's rows are others */
     if (all) return llama_logits(o, &g->model.llama, h);
     if (!in->out.p) return none;
     g->kc.decode = true; /* few rows, in prefill too; never as many as all */
-    struct tensor logits = llama_logits(o, &g->model.llama, op_gather(o, h, in->out));
+    struct tensor logits = llama_logits(o, &g->model.llama, few ? h : op_gather(o, h, in->out));
     if (in->how.p) op_choose(o, chosen(g), logits, in->how);
     return logits;
 }
