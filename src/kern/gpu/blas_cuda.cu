@@ -8,7 +8,7 @@
 #    include <stdio.h>
 #    include <stdlib.h>
 
-enum { PLANS = 1024, TRIES = 16, COMPARED = 128, TRIED = 512, FEW = 128, SOME = 6 };
+enum { PLANS = 1024, TRIES = 32, COMPARED = 256, TRIED = 512, FEW = 128, SOME = 16 };
 static const size_t WORKSPACE = 64 << 20;
 
 #    define BLAS_MAP(XX)                                                                                     \

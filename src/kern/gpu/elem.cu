@@ -7,6 +7,8 @@
 template <class A, class Op>
 __global__ __launch_bounds__(BLOCK) void map1(A *y, const A *a, int64_t n, bool wide, Op op)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     float u[LANES];
     if (i >= n) return;
@@ -19,6 +21,8 @@ __global__ __launch_bounds__(BLOCK) void map1(A *y, const A *a, int64_t n, bool 
 template <class A, class Op>
 __global__ __launch_bounds__(BLOCK) void map2(A *y, const A *a, const A *b, int64_t n, bool wide, Op op)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     float u[LANES], v[LANES];
     if (i >= n) return;
@@ -33,6 +37,8 @@ template <class A, class Op>
 __global__ __launch_bounds__(BLOCK) void map3(A *y, const A *a, const A *b, const A *c, int64_t n, bool wide,
                                               Op op)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     float u[LANES], v[LANES], w[LANES];
     if (i >= n) return;
@@ -50,7 +56,7 @@ template <class Op> static void run1(struct kctx *kc, struct tensor y, struct te
     const bool wide = is_wide(LANES, y, a);
     if (n)
         GPU_BY_TYPE(y.type, A,
-                    gpu_launch((map1<A, Op>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p,
+                    gpu_launch_early((map1<A, Op>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p,
                                (const A *)a.p, n, wide, op));
 }
 
@@ -61,7 +67,7 @@ static void run2(struct kctx *kc, struct tensor y, struct tensor a, struct tenso
     const bool wide = is_wide(LANES, y, a, b);
     if (n)
         GPU_BY_TYPE(y.type, A,
-                    gpu_launch((map2<A, Op>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p,
+                    gpu_launch_early((map2<A, Op>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p,
                                (const A *)a.p, (const A *)b.p, n, wide, op));
 }
 
@@ -73,7 +79,7 @@ static void run3(struct kctx *kc, struct tensor y, struct tensor a, struct tenso
     const bool wide = is_wide(LANES, y, a, b);
     if (n)
         GPU_BY_TYPE(y.type, A,
-                    gpu_launch((map3<A, Op>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p,
+                    gpu_launch_early((map3<A, Op>), blocks_for(n), BLOCK, 0, stream_of(kc), (A *)y.p,
                                (const A *)y.p, (const A *)a.p, (const A *)b.p, n, wide, op));
 }
 
@@ -225,6 +231,8 @@ void gpu_axpy(struct kctx *kc, struct tensor y, struct tensor x, float a)
 
 __global__ __launch_bounds__(BLOCK) void convert(view y, view x, int64_t n, bool wide)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t i = LANES * ((int64_t)blockIdx.x * BLOCK + threadIdx.x);
     float v[LANES];
     if (i >= n) return;
@@ -264,7 +272,7 @@ void gpu_cast(struct kctx *kc, struct tensor y, struct tensor x)
     else if (dtype_is_quant((enum dtype)y.type) || dtype_is_quant((enum dtype)x.type))
         quant_cast(kc, y, x);
     else if (n)
-        gpu_launch(convert, blocks_for(n), BLOCK, 0, stream_of(kc), view_of(y), view_of(x), n, wide);
+        gpu_launch_early(convert, blocks_for(n), BLOCK, 0, stream_of(kc), view_of(y), view_of(x), n, wide);
 }
 
 void gpu_zero(struct kctx *kc, struct tensor y)

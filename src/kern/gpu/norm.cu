@@ -8,65 +8,77 @@
 /* Threads of a row's block: a short row needs few, and more blocks are at work. */
 static unsigned row_threads(int64_t c) { return (unsigned)least(ceil_div(c, LANES * GPU_WARP) * GPU_WARP, BLOCK); }
 
-/* yd, if it is there: y dropped; then y may be absent. */
-template <class A, bool DROPS>
+/* Where the k-th eight of this thread's are. */
+__device__ inline int64_t row_at(int k) { return LANES * ((int64_t)threadIdx.x + k * (int64_t)blockDim.x); }
+
+/* yd, with DROPS: y dropped; then y may be absent. A thread holds HELD eights of its row: x is read once, and all of
+ * it at once. */
+template <class A, bool DROPS, int HELD>
 __global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, A *yd, float *rstd, const A *x, view w, int64_t c, float eps,
                                                  bool wide, dropping d)
 {
     gpu_let_next();
     gpu_wait_for_previous();
-    float v[LANES], g[LANES], sq = 0;
+    float v[HELD][LANES], g[LANES], sq = 0;
     const int64_t row = (int64_t)blockIdx.x * c;
-    FOR_ROW(i, c)
-    {
-        load8(v, x + row, i, c, wide);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) sq += v[j] * v[j];
-    }
+    for (int k = 0; k < HELD; k++) load8(v[k], x + row, row_at(k), c, wide);
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+#pragma unroll
+        for (int j = 0; j < LANES; j++) sq += v[k][j] * v[k][j];
     const float r = 1.0f / sqrtf(block_sum(sq) / (float)c + eps);
     if (rstd && threadIdx.x == 0) rstd[blockIdx.x] = r;
-    FOR_ROW(i, c)
-    {
-        load8(v, x + row, i, c, wide);
-        load8(g, w, i, c, wide);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) v[j] *= g[j] * r;
-        if (!DROPS || y) store8(y + row, v, i, c, wide);
-        if (!DROPS) continue;
-        round8<A>(v);
-        drop8(v, row + i, d);
-        store8(yd + row, v, i, c, wide);
+    for (int k = 0; k < HELD; k++) {
+        load8(g, w, row_at(k), c, wide);
+#pragma unroll
+        for (int j = 0; j < LANES; j++) v[k][j] *= g[j] * r;
+        if (!DROPS || y) store8(y + row, v[k], row_at(k), c, wide);
+        if (!DROPS || row_at(k) >= c) continue;
+        round8<A>(v[k]);
+        drop8(v[k], row + row_at(k), d);
+        store8(yd + row, v[k], row_at(k), c, wide);
     }
+}
+
+template <bool DROPS>
+static void rmsnorm_launch(struct kctx *kc, struct tensor y, struct tensor yd, struct tensor rstd, struct tensor x,
+                           struct tensor w, float eps, dropping d)
+{
+    const int64_t T = tensor_rows(x), C = tensor_cols(x), eights = ceil_div(C, LANES * BLOCK);
+    const bool wide = is_wide(C, y, yd, x, w);
+    if (!T) return;
+    ASSERT(eights <= 8);
+    GPU_BY_TYPE(x.type, A, {
+        void (*kernel)(A *, A *, float *, const A *, view, int64_t, float, bool, dropping) = rmsnorm<A, DROPS, 8>;
+        if (eights <= 4) kernel = rmsnorm<A, DROPS, 4>;
+        if (eights <= 3) kernel = rmsnorm<A, DROPS, 3>;
+        if (eights <= 2) kernel = rmsnorm<A, DROPS, 2>;
+        if (eights <= 1) kernel = rmsnorm<A, DROPS, 1>;
+        gpu_launch_early(kernel, dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p, (A *)yd.p,
+                         (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide, d);
+    });
 }
 
 void gpu_rmsnorm_fwd(struct kctx *kc, struct tensor y, struct tensor rstd, struct tensor x, struct tensor w,
                      float eps)
 {
-    const int64_t T = tensor_rows(x), C = tensor_cols(x);
-    const bool wide = is_wide(C, y, x, w);
-    if (T)
-        GPU_BY_TYPE(x.type, A,
-                    gpu_launch_early((rmsnorm<A, false>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
-                                     (A *)NULL, (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide,
-                                     dropping{}));
+    rmsnorm_launch<false>(kc, y, tensor{}, rstd, x, w, eps, dropping{});
 }
 
 void gpu_rmsnorm_drop(struct kctx *kc, struct tensor y, struct tensor yd, struct tensor rstd, struct tensor x,
                       struct tensor w, float eps, float p, uint64_t key)
 {
-    const int64_t T = tensor_rows(x), C = tensor_cols(x);
-    const bool wide = is_wide(C, y, yd, x, w);
-    if (T)
-        GPU_BY_TYPE(x.type, A,
-                    gpu_launch((rmsnorm<A, true>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
-                               (A *)yd.p, (float *)rstd.p, (const A *)x.p, view_of(w), C, eps, wide,
-                               dropping_of(p, key)));
+    rmsnorm_launch<true>(kc, y, yd, rstd, x, w, eps, dropping_of(p, key));
 }
 
 template <class A>
 __global__ __launch_bounds__(BLOCK) void layernorm(A *y, float *mean, float *rstd, const A *x, view w, view b,
                                                    int64_t c, float eps, bool wide)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     float v[LANES], g[LANES], h[LANES] = { 0 }, sum = 0, sq = 0;
     x += (int64_t)blockIdx.x * c;
     y += (int64_t)blockIdx.x * c;
@@ -104,7 +116,7 @@ void gpu_layernorm_fwd(struct kctx *kc, struct tensor y, struct tensor mean, str
     const bool wide = is_wide(C, y, x, w, b);
     if (T)
         GPU_BY_TYPE(x.type, A,
-                    gpu_launch((layernorm<A>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
+                    gpu_launch_early((layernorm<A>), dim3((unsigned)T), row_threads(C), 0, stream_of(kc), (A *)y.p,
                                (float *)mean.p, (float *)rstd.p, (const A *)x.p, view_of(w), view_of(b), C,
                                eps, wide));
 }

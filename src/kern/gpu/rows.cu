@@ -11,6 +11,8 @@ template <enum way WAY, bool ADD>
 __global__ __launch_bounds__(BLOCK) void move_rows(view dst, view src, const int32_t *idx, int64_t c,
                                                    bool wide)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t i = blockIdx.x, k = idx[i];
     const int64_t at = LANES * ((int64_t)blockIdx.y * BLOCK + threadIdx.x);
     float v[LANES] = { 0 }, old[LANES];
@@ -33,7 +35,7 @@ void gpu_rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct tens
     if (dtype_is_quant((enum dtype)x.type))
         quant_rows_get(kc, y, x, idx);
     else if (n && C)
-        gpu_launch((move_rows<GET, false>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
+        gpu_launch_early((move_rows<GET, false>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
                    (const int32_t *)idx.p, C, is_wide(C, y, x));
 }
 
@@ -43,7 +45,7 @@ void gpu_rows_put(struct kctx *kc, struct tensor y, struct tensor idx, struct te
     if (dtype_is_quant((enum dtype)y.type))
         quant_rows_put(kc, y, idx, x);
     else if (n && C)
-        gpu_launch((move_rows<PUT, false>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
+        gpu_launch_early((move_rows<PUT, false>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
                    (const int32_t *)idx.p, C, is_wide(C, y, x));
 }
 
@@ -51,7 +53,7 @@ void gpu_rows_get_add(struct kctx *kc, struct tensor y, struct tensor x, struct 
 {
     const int64_t n = tensor_count(idx), C = tensor_cols(y);
     if (y.p && n && C)
-        gpu_launch((move_rows<GET, true>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
+        gpu_launch_early((move_rows<GET, true>), row_grid(n, C), BLOCK, 0, stream_of(kc), view_of(y), view_of(x),
                    (const int32_t *)idx.p, C, is_wide(C, y, x));
 }
 
@@ -142,6 +144,8 @@ __device__ inline int64_t pixel_of(squares s, int64_t k)
 
 template <class A> __global__ __launch_bounds__(BLOCK) void patchify(A *y, const A *x, squares s, int64_t n)
 {
+    gpu_let_next();
+    gpu_wait_for_previous();
     const int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (k < n) y[k] = x[pixel_of(s, k)];
 }
@@ -162,7 +166,7 @@ void gpu_patchify_fwd(struct kctx *kc, struct tensor y, struct tensor x, int p)
     const squares s = { x.n[1], x.n[3], p, x.n[3] / p };
     if (n)
         GPU_BY_TYPE(y.type, A,
-                    gpu_launch((patchify<A>), dim3((unsigned)ceil_div(n, BLOCK)), BLOCK, 0, stream_of(kc),
+                    gpu_launch_early((patchify<A>), dim3((unsigned)ceil_div(n, BLOCK)), BLOCK, 0, stream_of(kc),
                                (A *)y.p, (const A *)x.p, s, n));
 }
 
