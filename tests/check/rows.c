@@ -640,7 +640,8 @@ static int types_of(const struct row *row, enum dtype types[5])
 }
 
 /* All shapes of a list, for one choice of types. The absent argument changes from run to run. */
-static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, const char *next, int *runs, double *worst)
+static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, const char *next, bool decode, int *runs,
+                        double *worst)
 {
     while (next) {
         struct rng r;
@@ -650,7 +651,7 @@ static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, cons
         c->absent = c->absent == c->n_args ? ARGS : c->absent > c->n_args ? -1 : c->absent;
         ++*runs;
         const size_t mark = arena_mark(kc->scratch);
-        c->decode = rng_u64(&r) % 2;
+        c->decode = decode || rng_u64(&r) % 2;
         c->fresh = c->row->fresh && b->k.fresh && rng_u64(&r) % 2;
         c->grid = c->product == DT_Q8 && c->row->arg[1].role == IN && !c->row->rounds && *runs % 2;
         fill(c, kc, &r);
@@ -665,9 +666,9 @@ static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, cons
 static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *runs, double *worst)
 {
     const bool card = b->kc.dev && strcmp(b->name, "emu");
-    if (b->shape) return check_shapes(c, b, kc, b->shape, runs, worst);
-    if (check_shapes(c, b, kc, c->row->shapes, runs, worst) < 0) return -1;
-    return card ? check_shapes(c, b, kc, c->row->large, runs, worst) : 0;
+    if (b->shape) return check_shapes(c, b, kc, b->shape, false, runs, worst);
+    if (check_shapes(c, b, kc, c->row->shapes, false, runs, worst) < 0) return -1;
+    return card ? check_shapes(c, b, kc, c->row->large, true, runs, worst) : 0;
 }
 
 static int check_row(const struct row *row, struct backend *b, struct kctx *kc, int *runs, double *worst)

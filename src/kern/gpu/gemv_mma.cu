@@ -38,6 +38,7 @@ struct ring {
     uint32_t at;
     int first, last; /* tiles of the block */
     int from, to;    /* columns of the group */
+    int end;         /* where it goes on to the next pass: all groups have equally many stages */
 };
 
 /* Where in a block's work a stage's columns are. */
@@ -48,7 +49,7 @@ struct ring_place {
 __device__ inline void ring_advance(ring_place &p, const ring &g, const ring_shape &s)
 {
     p.column += LANES << s.shift;
-    if (p.column >= g.to) p.column = g.from, p.tile += s.tiles;
+    if (p.column >= g.end) p.column = g.from, p.tile += s.tiles;
 }
 
 /* All of a group. The barriers' numbers are constants, so that a block has no more of them than these. */
@@ -169,7 +170,8 @@ __global__ __launch_bounds__(THREADS, M == 1 ? 3 : 2) void gemv_mma(gemv_args a,
                      (int)((int64_t)units * blockIdx.x / gridDim.x),
                      (int)((int64_t)units * (blockIdx.x + 1) / gridDim.x),
                      from,
-                     min(a.I, from + columns) };
+                     min(a.I, from + columns),
+                     from + columns };
     float acc[M][N][4] = {};
     ring_place put = { g.first, from }, get = put;
     gpu_let_next();
