@@ -192,21 +192,22 @@ static void layers_new(struct bench *b, struct decode *d)
                              noise(b, S, C), noise(b, S, C) };
 }
 
-/* T rows, each the next of a sequence of its own; pages in disorder. */
+/* T rows, each the next of a sequence of its own; pages in disorder, in lists for 2,048 positions at least. */
 static void rows_new(struct bench *b, struct decode *d)
 {
-    int32_t range[ROWS * 3], pos[ROWS], idx[ROWS], pages[ROWS / 2 * PAGES];
+    int32_t range[ROWS * 3], pos[ROWS], idx[ROWS], pages[ROWS / 2 * PAGES] = { 0 };
     const int32_t per = (int32_t)((d->deep + KV_PAGE - 1) / KV_PAGE), n = (int32_t)d->T * per;
     const int64_t C = d->of->C, T = d->T;
-    for (int32_t i = 0; i < n; i++) pages[i] = (int32_t)((int64_t)i * 7919 % n); /* a prime */
+    const int32_t width = per > PAGES / 2 ? per : PAGES / 2;
+    for (int32_t i = 0; i < n; i++) pages[i / per * width + i % per] = (int32_t)((int64_t)i * 7919 % n); /* a prime */
     for (int32_t t = 0; t < T; t++) {
         range[3 * t] = 0, range[3 * t + 1] = (int32_t)d->deep, range[3 * t + 2] = t;
         pos[t] = (int32_t)d->deep - 1;
-        idx[t] = pages[(t + 1) * per - 1] * KV_PAGE + pos[t] % KV_PAGE;
+        idx[t] = pages[t * width + per - 1] * KV_PAGE + pos[t] % KV_PAGE;
     }
     d->range = put(b, range, T, 3), d->pos = put(b, pos, 1, T), d->idx = put(b, idx, 1, T);
     d->pos.nd = d->idx.nd = 1, d->pos.n[0] = d->idx.n[0] = T;
-    d->pages = put(b, pages, T, per);
+    d->pages = put(b, pages, T, width);
     d->table = take(b, DT_F32, 4096, C / d->of->H);
     dev_fill(b->dev, d->table.p, 0, tensor_bytes(d->table));
     d->x = noise(b, T, C), d->q = noise(b, T, C), d->k = noise(b, T, C), d->v = noise(b, T, C);
