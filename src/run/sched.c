@@ -112,12 +112,15 @@ void sched_remove(struct sched *s, struct seq *q)
 
 /* ---- what is there already */
 
-/* Does an earlier sequence compute the very page that q would begin with? Then it is worth waiting for. */
+/* Does an earlier sequence compute the very page that q would begin with? Then it is worth waiting for. (It may have
+ * begun that page already, with rows that it copied.) */
 static bool another_reads(const struct sched *s, const struct seq *q)
 {
+    const int want = q->n + KV_PAGE;
+    if (q->n % KV_PAGE) return false; /* q is in the middle of a page of its own */
     for (const struct seq *p = s->first; p != q; p = p->next) {
-        const int most = p->n_prompt < q->n_prompt ? p->n_prompt : q->n_prompt, want = (q->n / KV_PAGE + 1) * KV_PAGE;
-        if (p->state != SEQ_READING || p->n > q->n || want > most || p->off_tree) continue;
+        const int most = p->n_prompt < q->n_prompt ? p->n_prompt : q->n_prompt;
+        if (p->state != SEQ_READING || p->n >= want || want > most || p->off_tree) continue;
         int same = 0;
         while (same < want && p->at[same].key == q->at[same].key) same++;
         if (same == want) return true;

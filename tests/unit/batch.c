@@ -334,6 +334,49 @@ static void test_reuse(void **state)
     place_close(&p);
 }
 
+struct twins {
+    struct place *p;
+    struct heard h[2];
+    bool taken;
+};
+
+static void ask_twice(void *ctx, int choice, const struct llava_result *r, const struct llava_error *e)
+{
+    struct twins *t = ctx;
+    struct llava_error mine;
+    (void)choice;
+    (void)r;
+    t->taken = !e;
+    for (int i = 0; i < 2; i++) {
+        struct llava_request q = question(t->p, &t->h[i], 3);
+        t->taken = llava_batch_submit(t->p->batch, &q, &mine) > 0 && t->taken;
+    }
+}
+
+/* Two ask the same at the same time (from a callback, so that no step lies between them): it is computed once. */
+static void test_together(void **state)
+{
+    struct place p;
+    struct twins t = { .p = &p };
+    struct llava_error e;
+    (void)state;
+    place_engine(&p);
+    place_batch(&p, 4, 0);
+    for (int i = 0; i < 2; i++) heard_init(&t.h[i]);
+    struct llava_request r = question(&p, NULL, 1);
+    r.on_text = NULL;
+    r.on_end = ask_twice;
+    r.ctx = &t;
+    must(llava_batch_submit(p.batch, &r, &e), &e);
+    for (int i = 0; i < 2; i++) await(&t.h[i], 1);
+    const int first = t.h[0].r.n_cached, second = t.h[1].r.n_cached, n = t.h[0].r.n_prompt;
+    assert_true(t.taken && n > 32);
+    assert_true((first < second ? first : second) < 16); /* the beginning that all prompts have */
+    assert_true((first < second ? second : first) >= (n - 1) / 16 * 16);
+    assert_string_equal(t.h[0].text[0], t.h[1].text[0]);
+    place_close(&p);
+}
+
 /* A cache for one context and many prompts that fill it: pages are given up and taken again, and answers stay right. */
 static void test_small_cache(void **state)
 {
@@ -616,6 +659,7 @@ int main(void)
         cmocka_unit_test(test_full_and_cancelled),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_reuse),
+        cmocka_unit_test(test_together),
         cmocka_unit_test(test_small_cache),
         cmocka_unit_test(test_tokens),
         cmocka_unit_test(test_constrained),
