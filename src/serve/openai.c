@@ -100,19 +100,30 @@ static json_t *candidate(const struct llava_candidate *c)
     return json_pack("{so,sf,so}", "token", loose_string(c->text, c->n), "logprob", lp, "bytes", bytes);
 }
 
+/* What a candidate for this place would add to the text, so that the chosen ones joined are the text: a chat's has no
+ * white space at its front, and the end adds nothing. */
+static struct llava_candidate shown(const struct ask *a, const struct choice *c, const struct llava_candidate *one,
+                                    const struct llava_token *t)
+{
+    struct llava_candidate v = *one;
+    if (v.silent && v.id == t->chosen.id) v.n = 0; /* others keep their name */
+    while (a->is_chat && !c->said && v.n && isspace((unsigned char)*v.text)) v.text++, v.n--;
+    return v;
+}
+
 static void on_token(void *ctx, int i, const struct llava_token *t)
 {
     const struct part *p = ctx;
     struct ask *a = p->a;
     i += p->first;
-    struct llava_candidate said = t->chosen;
     struct choice *c = &a->choice[i];
-    if (said.silent) said.n = 0;
-    /* What is cut from the front of the text is cut from the tokens: they are the text, joined. */
-    while (a->is_chat && !c->said && said.n && isspace((unsigned char)*said.text)) said.text++, said.n--;
-    c->said |= said.n > 0;
+    const struct llava_candidate said = shown(a, c, &t->chosen, t);
     json_t *v = candidate(&said), *top = json_array();
-    for (int k = 0; k < t->n_top; k++) json_array_append_new(top, candidate(&t->top[k]));
+    for (int k = 0; k < t->n_top; k++) {
+        const struct llava_candidate other = shown(a, c, &t->top[k], t);
+        json_array_append_new(top, candidate(&other));
+    }
+    c->said |= said.n > 0;
     json_object_set_new(v, "top_logprobs", top);
     if (!c->tokens) c->tokens = json_array();
     json_array_append_new(c->tokens, v);
