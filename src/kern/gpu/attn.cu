@@ -214,21 +214,20 @@ void gpu_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct te
         attn_tile_fwd(kc, &a);
 }
 
-/* delta[t,h] = dy . y of that head: one warp each. */
-__global__ __launch_bounds__(BLOCK) void dy_dot_y(attn_back b)
+/* delta[t,h] = dy . y of that head: `lanes` lanes of a warp each. */
+__global__ __launch_bounds__(BLOCK) void dy_dot_y(attn_back b, int lanes)
 {
-    const int64_t th = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / GPU_WARP, n = (int64_t)b.a.T * b.a.H;
-    const int lane = (int)threadIdx.x % GPU_WARP;
+    const int64_t th = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / lanes, n = (int64_t)b.a.T * b.a.H;
+    const int lane = (int)threadIdx.x % lanes;
     float d[LANES], y[LANES], sum = 0;
-    if (th >= n) return; /* the whole warp */
-    for (int i = lane * LANES; i < b.a.D; i += GPU_WARP * LANES) {
+    for (int i = lane * LANES; th < n && i < b.a.D; i += lanes * LANES) {
         load8(d, view_at(b.dy, th * b.a.D), i, b.a.D, b.a.wide);
         load8(y, view_at(b.a.y, th * b.a.D), i, b.a.D, b.a.wide);
 #pragma unroll
         for (int j = 0; j < LANES; j++) sum += d[j] * y[j];
     }
-    sum = warp_sum(sum);
-    if (lane == 0) b.delta[th] = sum;
+    for (int m = lanes / 2; m > 0; m /= 2) sum += gpu_shfl_xor(sum, m);
+    if (th < n && lane == 0) b.delta[th] = sum;
 }
 
 void gpu_attn_bwd(struct kctx *kc, struct tensor dq, struct tensor dk, struct tensor dv, struct tensor dy,
@@ -246,7 +245,9 @@ void gpu_attn_bwd(struct kctx *kc, struct tensor dq, struct tensor dk, struct te
     if (!b.a.T || (!dq.p && !dk.p && !dv.p)) return;
     b.a.wide = b.a.wide && is_wide(b.a.D, dy, dq, dk, dv);
     b.delta = (float *)arena_take(kc->scratch, (size_t)n * sizeof(float));
-    gpu_launch(dy_dot_y, dim3((unsigned)ceil_div(n * GPU_WARP, BLOCK)), BLOCK, 0, stream_of(kc), b);
+    int lanes = 1; /* that have something to do; a power of two */
+    while (lanes < GPU_WARP && lanes * LANES < b.a.D) lanes *= 2;
+    gpu_launch(dy_dot_y, dim3((unsigned)ceil_div(n * lanes, BLOCK)), BLOCK, 0, stream_of(kc), b, lanes);
     if (attn_wgmma_takes(&b.a))
         attn_wgmma_bwd(kc, &b);
     else if (attn_mma_takes(&b.a))

@@ -85,8 +85,8 @@ __device__ inline void fwd_fill(const attn &a, wg_ring<STAGES> *ring, uint32_t q
     filler_put<0>(f);
 }
 
-template <int D>
-__device__ inline void raw_copy(raw_tile<D> *to, const quant_view &x, int col, const key_walk &w, const int32_t *table)
+template <int D, bool PAGED>
+__device__ inline void raw_rows(raw_tile<D> *to, const quant_view &x, int col, const key_walk &w, const int32_t *table)
 {
     typedef raw_tile<D> t;
     const int i = (int)threadIdx.x % WG_FILLERS;
@@ -96,22 +96,42 @@ __device__ inline void raw_copy(raw_tile<D> *to, const quant_view &x, int col, c
     for (int n = 0; n < t::N; n++) {
         const int row = w.s0 + i / t::PIECES + n * t::STEP;
         const bool there = row >= w.see.lo && row < w.see.hi;
-        const char *p = x.p + (there ? attn_row(table, row) : 0) * x.pitch;
+        const int seen = min(max(row, w.see.lo), w.see.hi - 1);
+        const char *p = x.p + (PAGED ? attn_row(table, seen) : seen) * x.pitch;
         copy_small<8>(shared_at(&to->q[n][i]), p + col, there);
         copy_small<4>(shared_at(&to->scales[n][i]), p + scale, there);
     }
 }
 
+template <int D>
+__device__ inline void raw_copy(raw_tile<D> *to, const attn &a, const quant_view &x, int col, const key_walk &w)
+{
+    const int32_t *table = attn_table(a, w.see.t0);
+    if (table)
+        raw_rows<D, true>(to, x, col, w, table);
+    else
+        raw_rows<D, false>(to, x, col, w, NULL);
+}
+
 /* Into a tile of numbers. */
 template <class E, int D> __device__ inline void raw_round(uint32_t tile, const raw_tile<D> *from, int col)
 {
+    enum { SOME = 8 };
     typedef raw_tile<D> t;
     const int i = (int)threadIdx.x % WG_FILLERS, c = i % t::PIECES, upper = (col / 8 + c) * 8 / QUANT_GROUP % 2;
     const uint32_t first = wg_piece<FWD_S>(tile, i / t::PIECES, c);
-#pragma unroll 4
-    for (int n = 0; n < t::N; n++) {
-        const gpu_f16 s = { (uint16_t)(from->scales[n][i] >> 16 * upper) };
-        q8_store<E>(first + (uint32_t)(n * t::STEP * 128), from->q[n][i], gpu_float(s));
+#pragma unroll
+    for (int n0 = 0; n0 < t::N; n0 += SOME) {
+        uint2 q[SOME];
+        gpu_f16 s[SOME];
+#pragma unroll
+        for (int n = 0; n < SOME; n++) {
+            q[n] = from->q[n0 + n][i];
+            s[n] = { (uint16_t)(from->scales[n0 + n][i] >> 16 * upper) };
+        }
+#pragma unroll
+        for (int n = 0; n < SOME; n++)
+            q8_store<E>(first + (uint32_t)((n0 + n) * t::STEP * 128), q[n], gpu_float(s[n]));
     }
 }
 
@@ -125,12 +145,12 @@ __device__ inline void fwd_fill_q8(const attn &a, wg_ring<STAGES> *ring, uint32_
     const int col = head / (a.H / a.K) * D;
     ring_filler<STAGES> f = { ring, 0, 0 };
     wg_copy<E, D, FWD_T>(q, (const E *)a.q.p + head * D, (int64_t)a.H * D, w.t0, 0, a.T);
-    raw_copy<D>(raw, a.kq, col, w, attn_table(a, w.see.t0));
+    raw_copy(raw, a, a.kq, col, w);
     copy_commit();
     for (bool more = true; more;) {
         const bool values = f.n % 2; /* the next item's bytes are keys then, of another tile */
         if (values) more = walk_on(a, w);
-        if (more) raw_copy<D>(raw + (f.n + 1) % 2, values ? a.kq : a.vq, col, w, attn_table(a, w.see.t0));
+        if (more) raw_copy(raw + (f.n + 1) % 2, a, values ? a.kq : a.vq, col, w);
         copy_commit();
         copy_wait<1>();
         filler_begin(f);
@@ -194,43 +214,44 @@ __device__ inline void fwd_read(const attn &a, wg_ring<STAGES> *ring, uint32_t q
 
 #    endif
 
-/* Block (tile of queries, head): a head's blocks run side by side, for they read the same; those with the most keys, if
- * attention is causal, come first. Q8: keys and values are
+/* A block has a tile of queries of one head. Q8: keys and values are
  * stored so. */
-template <class E, int D, bool Q8> __global__ __launch_bounds__(WG_THREADS, 1) void wgmma_fwd(attn a)
+template <class E, int D, bool Q8> __global__ __launch_bounds__(WG_THREADS, 1) void wgmma_fwd(attn a, wg_order order)
 {
 #    if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     GPU_SHARED(E, mem);
     __shared__ wg_ring<STAGES> ring;
     const uint32_t q = wg_align(mem);
-    const key_walk w = walk_start(a, (int)(gridDim.x - 1 - blockIdx.x) * FWD_T);
+    const int2 at = order_here(order);
+    const key_walk w = walk_start(a, (order.tiles - 1 - at.x) * FWD_T);
     if (threadIdx.x == 0) ring_start(&ring);
     __syncthreads();
     if (threadIdx.x >= WG_READERS) {
         wg_fewer_registers<72>();
         if (Q8)
             fwd_fill_q8<E, D>(a, &ring, q, (raw_tile<D> *)((char *)mem + (q - shared_at(mem)) + fwd_tiles<D>::BYTES),
-                              (int)blockIdx.y, w);
+                              at.y, w);
         else
-            fwd_fill<E, D>(a, &ring, q, (int)blockIdx.y, w);
+            fwd_fill<E, D>(a, &ring, q, at.y, w);
     } else {
         wg_more_registers<216>();
-        fwd_read<E, D>(a, &ring, q, (int)blockIdx.y, w);
+        fwd_read<E, D>(a, &ring, q, at.y, w);
     }
 #    else
-    (void)a;
+    (void)a, (void)order;
     __trap(); /* attn_wgmma_takes has seen a card that this is not compiled for */
 #    endif
 }
 
 template <class E, int D> static void fwd_launch(struct kctx *kc, const struct attn *a)
 {
-    const dim3 grid((unsigned)ceil_div(a->T, FWD_T), (unsigned)a->H);
+    const wg_order order = order_of(kc, ceil_div(a->T, FWD_T), a->H);
+    const dim3 grid = order_grid(order);
     if (a->k.type == DT_Q8)
         gpu_launch(wgmma_fwd<E, D, true>, grid, WG_THREADS, WG_ALIGN + fwd_tiles<D>::BYTES + 2 * sizeof(raw_tile<D>),
-                   stream_of(kc), *a);
+                   stream_of(kc), *a, order);
     else
-        gpu_launch(wgmma_fwd<E, D, false>, grid, WG_THREADS, WG_ALIGN + fwd_tiles<D>::BYTES, stream_of(kc), *a);
+        gpu_launch(wgmma_fwd<E, D, false>, grid, WG_THREADS, WG_ALIGN + fwd_tiles<D>::BYTES, stream_of(kc), *a, order);
 }
 
 void attn_wgmma_fwd(struct kctx *kc, const struct attn *a)

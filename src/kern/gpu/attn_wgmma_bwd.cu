@@ -32,16 +32,16 @@ struct kv_shared {
 };
 
 template <class E, int D>
-__device__ inline void kv_fill(const attn_back &b, const back_tiles &tiles, kv_shared *sh, uint32_t k)
+__device__ inline void kv_fill(const attn_back &b, const back_tiles &tiles, int tile, int kv, kv_shared *sh, uint32_t k)
 {
     typedef kv_tiles<D> at;
     const attn &a = b.a;
-    const int kv = (int)blockIdx.y, s0 = (int)blockIdx.x * BACK_S, thread = (int)threadIdx.x - WG_READERS;
+    const int s0 = tile * BACK_S, thread = (int)threadIdx.x - WG_READERS;
     const int64_t stride = (int64_t)a.K * D, q_stride = (int64_t)a.H * D;
     ring_filler<STAGES> f = { &sh->ring, 0, 0 };
     wg_copy<E, D, BACK_S>(k, (const E *)a.k.p + kv * D, stride, s0, 0, a.S);
     wg_copy<E, D, BACK_S>(k + at::KEYS, (const E *)a.v.p + kv * D, stride, s0, 0, a.S);
-    query_walk w = walk_start(a, tiles, (int)blockIdx.x, kv);
+    query_walk w = walk_start(a, tiles, tile, kv);
     for (bool more = true; more;) {
         const int stage = f.n % STAGES, t0 = w.i * BACK_T;
         const uint32_t q = k + 2 * at::KEYS + (uint32_t)stage * 2 * at::QUERIES;
@@ -59,11 +59,12 @@ __device__ inline void kv_fill(const attn_back &b, const back_tiles &tiles, kv_s
     filler_put<0>(f);
 }
 
-template <class E, int D> __device__ inline void kv_read(const attn_back &b, kv_shared *sh, uint32_t tiles)
+template <class E, int D>
+__device__ inline void kv_read(const attn_back &b, int tile, int kv, kv_shared *sh, uint32_t tiles)
 {
     typedef kv_tiles<D> at;
     const attn &a = b.a;
-    const int row = (int)blockIdx.x * BACK_S + (int)threadIdx.x / 32 * 16;
+    const int row = tile * BACK_S + (int)threadIdx.x / 32 * 16;
     const uint32_t k = tiles + (uint32_t)wg_group() * 64 * 128, v = k + at::KEYS;
     float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
     wg_pin(dk[0]);
@@ -98,18 +99,18 @@ template <class E, int D> __device__ inline void kv_read(const attn_back &b, kv_
     wg_wait<0>();
     wg_pin(dk[0]);
     wg_pin(dv[0]);
-    rows_add<E, D>(b.dk, dk, row, a.S, (int64_t)a.K * D, (int)blockIdx.y, a.scale);
-    rows_add<E, D>(b.dv, dv, row, a.S, (int64_t)a.K * D, (int)blockIdx.y, 1.0f);
+    rows_add<E, D>(b.dk, dk, row, a.S, (int64_t)a.K * D, kv, a.scale);
+    rows_add<E, D>(b.dv, dv, row, a.S, (int64_t)a.K * D, kv, 1.0f);
 }
 
 /* ---- dq of a tile of queries */
 
 template <class E, int D>
-__device__ inline void q_fill(const attn_back &b, const reach &see, wg_ring<STAGES> *ring, uint32_t q)
+__device__ inline void q_fill(const attn_back &b, const reach &see, int head, wg_ring<STAGES> *ring, uint32_t q)
 {
     typedef q_tiles<D> at;
     const attn &a = b.a;
-    const int head = (int)blockIdx.y, kv = head / (a.H / a.K);
+    const int kv = head / (a.H / a.K);
     const int64_t stride = (int64_t)a.K * D, q_stride = (int64_t)a.H * D;
     ring_filler<STAGES> f = { ring, 0, 0 };
     wg_copy<E, D, Q_T>(q, (const E *)a.q.p + head * D, q_stride, see.t0, 0, a.T);
@@ -125,11 +126,11 @@ __device__ inline void q_fill(const attn_back &b, const reach &see, wg_ring<STAG
 }
 
 template <class E, int D>
-__device__ inline void q_read(const attn_back &b, const reach &see, wg_ring<STAGES> *ring, uint32_t tiles)
+__device__ inline void q_read(const attn_back &b, const reach &see, int head, wg_ring<STAGES> *ring, uint32_t tiles)
 {
     typedef q_tiles<D> at;
     const attn &a = b.a;
-    const int head = (int)blockIdx.y, row = see.t0 + (int)threadIdx.x / 32 * 16;
+    const int row = see.t0 + (int)threadIdx.x / 32 * 16;
     const uint32_t q = tiles + (uint32_t)wg_group() * 64 * 128, dy = q + at::QUERIES;
     const bool whole = see.t0 + Q_T <= a.T;
     float dq[1][D / 8][4] = {};
@@ -161,49 +162,51 @@ __device__ inline void q_read(const attn_back &b, const reach &see, wg_ring<STAG
 
 #    endif
 
-/* Block (tile of keys, key/value head). */
+/* A block has a tile of keys of one of their heads. */
 template <class E, int D>
-__global__ __launch_bounds__(WG_THREADS, 1) void wgmma_bwd_kv(attn_back b, back_tiles tiles)
+__global__ __launch_bounds__(WG_THREADS, 1) void wgmma_bwd_kv(attn_back b, back_tiles tiles, wg_order order)
 {
 #    if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     GPU_SHARED(E, mem);
     __shared__ kv_shared sh;
     const uint32_t first = wg_align(mem);
+    const int2 at = order_here(order);
     if (threadIdx.x == 0) ring_start(&sh.ring);
     __syncthreads();
     if (threadIdx.x >= WG_READERS) {
         wg_fewer_registers<24>();
-        kv_fill<E, D>(b, tiles, &sh, first);
+        kv_fill<E, D>(b, tiles, at.x, at.y, &sh, first);
     } else {
         wg_more_registers<240>();
-        kv_read<E, D>(b, &sh, first);
+        kv_read<E, D>(b, at.x, at.y, &sh, first);
     }
 #    else
-    (void)b, (void)tiles;
+    (void)b, (void)tiles, (void)order;
     __trap();
 #    endif
 }
 
-/* Block (tile of queries, head). */
-template <class E, int D> __global__ __launch_bounds__(WG_THREADS, 1) void wgmma_bwd_q(attn_back b)
+/* A block has a tile of queries of one head. */
+template <class E, int D> __global__ __launch_bounds__(WG_THREADS, 1) void wgmma_bwd_q(attn_back b, wg_order order)
 {
 #    if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     GPU_SHARED(E, mem);
     __shared__ wg_ring<STAGES> ring;
     const uint32_t first = wg_align(mem);
-    const int t0 = (int)(gridDim.x - 1 - blockIdx.x) * Q_T;
+    const int2 at = order_here(order);
+    const int t0 = (order.tiles - 1 - at.x) * Q_T;
     const reach see = warp_reach(b.a, t0, t0 + Q_T);
     if (threadIdx.x == 0) ring_start(&ring);
     __syncthreads();
     if (threadIdx.x >= WG_READERS) {
         wg_fewer_registers<40>();
-        q_fill<E, D>(b, see, &ring, first);
+        q_fill<E, D>(b, see, at.y, &ring, first);
     } else {
         wg_more_registers<232>();
-        q_read<E, D>(b, see, &ring, first);
+        q_read<E, D>(b, see, at.y, &ring, first);
     }
 #    else
-    (void)b;
+    (void)b, (void)order;
     __trap();
 #    endif
 }
@@ -212,12 +215,12 @@ template <class E, int D> static void bwd_launch(struct kctx *kc, const struct a
 {
     const struct attn *a = &b->a;
     const size_t mark = arena_mark(kc->scratch);
-    const dim3 grid_kv((unsigned)ceil_div(a->S, BACK_S), (unsigned)a->K),
-        grid_q((unsigned)ceil_div(a->T, Q_T), (unsigned)a->H);
+    const wg_order kv = order_of(kc, ceil_div(a->S, BACK_S), a->K), q = order_of(kc, ceil_div(a->T, Q_T), a->H);
     if (b->dk.to.p || b->dv.to.p)
-        gpu_launch(wgmma_bwd_kv<E, D>, grid_kv, WG_THREADS, WG_ALIGN + kv_tiles<D>::BYTES, stream_of(kc), *b,
-                   back_find(kc, a));
-    if (b->dq.to.p) gpu_launch(wgmma_bwd_q<E, D>, grid_q, WG_THREADS, WG_ALIGN + q_tiles<D>::BYTES, stream_of(kc), *b);
+        gpu_launch(wgmma_bwd_kv<E, D>, order_grid(kv), WG_THREADS, WG_ALIGN + kv_tiles<D>::BYTES, stream_of(kc), *b,
+                   back_find(kc, a), kv);
+    if (b->dq.to.p)
+        gpu_launch(wgmma_bwd_q<E, D>, order_grid(q), WG_THREADS, WG_ALIGN + q_tiles<D>::BYTES, stream_of(kc), *b, q);
     arena_rewind(kc->scratch, mark);
 }
 

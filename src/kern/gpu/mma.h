@@ -105,8 +105,8 @@ __device__ inline void copy_rows(uint32_t first, int r, int c, const E *x, int64
 #pragma unroll
         for (int i = 0; i < ROWS; i += STEP) {
             const int row = at + r + i;
-            const bool there = row >= from && row < to;
-            copy_16(first + i * PITCH, x + (there ? attn_row(table, row) : 0) * stride, there);
+            copy_16(first + i * PITCH, x + attn_row(table, min(max(row, from), to - 1)) * stride,
+                    row >= from && row < to);
         }
         return;
     }
@@ -128,14 +128,23 @@ __device__ inline void tile_copy(uint32_t tile, const E *x, int64_t stride, int 
     copy_rows<E, ROWS, STEP, D * 2>(first, r, c, x, stride, at, from, to, table);
 }
 
+/* Byte k + 128 of a word as the low bits of 2^23 + that: exact, and quicker than the unit that converts. */
+template <int k> __device__ inline float byte_number(uint32_t turned)
+{
+    uint32_t r;
+    asm("prmt.b32 %0, %1, 0x4b000000, %2;" : "=r"(r) : "r"(turned), "n"(0x7440 | k));
+    return bits_float(r) - (float)((1 << 23) + 128);
+}
+
 /* Eight numbers of 8 bits, times s, and where they go. */
 template <class E> __device__ inline void q8_store(uint32_t to, uint2 q, float s)
 {
     uint32_t w[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const uint32_t b = j < 2 ? q.x : q.y;
-        w[j] = mma_pair<E>(s * byte_float(b, 2 * j % 4), s * byte_float(b, 2 * j % 4 + 1));
+    for (int j = 0; j < 2; j++) {
+        const uint32_t b = (j ? q.y : q.x) ^ 0x80808080u;
+        w[2 * j] = mma_pair<E>(s * byte_number<0>(b), s * byte_number<1>(b));
+        w[2 * j + 1] = mma_pair<E>(s * byte_number<2>(b), s * byte_number<3>(b));
     }
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
                  : "memory");

@@ -110,6 +110,27 @@ template <class E, int K, int N> __device__ inline void wg_ab(float (&d)[N][4], 
     wg_commit();
 }
 
+/* ---- which block does what
+ *
+ * Blocks start in order. A group of heads comes after the other, as many as keep the card busy twice over: what they
+ * read stays in its cache. Of these the tiles with the most work come first, so that all end together: tile 0, or the
+ * last. */
+struct wg_order {
+    int tiles, heads, group;
+};
+static inline wg_order order_of(const struct kctx *kc, int64_t tiles, int64_t heads)
+{
+    const int64_t groups = tiles * heads / (2 * dev_units(kc->dev));
+    return { (int)tiles, (int)heads, (int)ceil_div(heads, groups ? groups : 1) };
+}
+static inline dim3 order_grid(const wg_order &o) { return dim3((unsigned)(o.tiles * o.heads)); }
+/* This block's tile and head. */
+__device__ inline int2 order_here(const wg_order &o)
+{
+    const int i = (int)blockIdx.x, first = i / (o.group * o.tiles) * o.group, n = min(o.group, o.heads - first);
+    return make_int2((i - first * o.tiles) / n, first + (i - first * o.tiles) % n);
+}
+
 /* ---- who fills tiles, and who reads them
  *
  * The last four warps of a block fill a ring of N stages, item after item, and GROUPS times four warps read them, each
