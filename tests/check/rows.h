@@ -308,7 +308,7 @@ static const struct row rows[] = {
     { ROW(norm_glu),
       .arg = { { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { MATRIX, "F.I" }, { MATRIX, "F.I" } },
       .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true,
-      .shapes = COMPOSITES, .large = "T1 I576 F4500; T20 I512 F9000", .bench = "T1 I2048 F5632",
+      .shapes = COMPOSITES, .large = "T1 I576 F4500", .bench = "T1 I2048 F5632",
       .bench_dev = "T1 I5120 F13824; T32 I5120 F13824", .flops = "4TIF" },
     { ROW(rmsnorm_drop),
       .arg = { { OUT, "?T.C" }, { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },
