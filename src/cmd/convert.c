@@ -27,14 +27,13 @@ static const struct argp_option options[] = {
     { "output", EXPORT_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
     { "dtype", EXPORT_DTYPE, "keep|f32|f16|bf16", 0,
       "Type of the weights written (default keep: each as it is stored)", 0 },
-    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
+    EXPORT_SHARD_ROW,
     { "with-tower", K_WITH, NULL, 0, "llava: put the vision tower into the checkpoint", 0 },
-    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
-      0 },
+    EXPORT_TOWER_ROW,
     { "from", K_FROM, "auto|llama2c", 0,
       "What is read: a model's folder (auto), or a legacy checkpoint of llama2.c", 0 },
     { "tokenizer", K_TOKENIZER, "FILE", 0, "llama2c: the SentencePiece model that goes with it", 0 },
-    { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 },
+    EXPORT_QUIET_ROW,
     { 0 },
 };
 

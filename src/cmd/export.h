@@ -28,7 +28,7 @@ struct export {
 };
 int export_model(const struct export *x, struct err *e);
 
-/* Options that the commands have in common; each words their help for itself. Its own keys begin at EXPORT_OWN. */
+/* Options that the commands have in common; most are worded by each for itself. Its own keys begin at EXPORT_OWN. */
 enum {
     EXPORT_PATH = CMD_KEY,
     EXPORT_BASE,
@@ -39,6 +39,12 @@ enum {
     EXPORT_QUIET,
     EXPORT_OWN
 };
+/* Rows that are the same in all. */
+#define EXPORT_SHARD_ROW                                                                                          \
+    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 }
+#define EXPORT_TOWER_ROW                                                                                          \
+    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 }
+#define EXPORT_QUIET_ROW { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 }
 /* One of them into *x. An argument that is no option is a usage error; ARGP_ERR_UNKNOWN for all other keys. */
 error_t export_option(struct export *x, int key, char *arg, struct argp_state *state);
 /* The whole command of `merge` and `quantize`: the base's layout and types are kept. The exit code. */

@@ -10,10 +10,9 @@ static const struct argp_option options[] = {
     { "save-model-path", EXPORT_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
     { "dtype", EXPORT_DTYPE, "keep|f32|f16|bf16", 0,
       "Type of the weights written (default keep: as the base has them)", 0 },
-    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
-    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names",
-      0 },
-    { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 },
+    EXPORT_SHARD_ROW,
+    EXPORT_TOWER_ROW,
+    EXPORT_QUIET_ROW,
     { 0 },
 };
 

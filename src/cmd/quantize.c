@@ -13,9 +13,9 @@ static const struct argp_option options[] = {
     { "model-base", EXPORT_BASE, "DIR|ORG/NAME", 0, "Base model of an adapter or a projector", 0 },
     { "bits", K_BITS, "8|4", 0, "Bits of the language model's linears", 0 },
     { "output", EXPORT_OUT, "DIR", 0, "Folder to write; must be absent or empty", 0 },
-    { "max-shard-size", EXPORT_SHARD, "SIZE", 0, "Largest weights file, such as 5GB (the default) or 500MB", 0 },
-    { "vision-tower", EXPORT_TOWER, "DIR|ORG/NAME", 0, "Vision tower, instead of the one that config.json names", 0 },
-    { "quiet", EXPORT_QUIET, NULL, 0, "No progress", 0 },
+    EXPORT_SHARD_ROW,
+    EXPORT_TOWER_ROW,
+    EXPORT_QUIET_ROW,
     { 0 },
 };
 
