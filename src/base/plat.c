@@ -117,6 +117,20 @@ size_t plat_memory_total(void)
     return ram;
 }
 
+size_t plat_memory_available(void)
+{
+    const size_t total = plat_memory_total();
+    unsigned long long kb;
+    char line[128];
+    size_t free = total;
+    FILE *f = fopen("/proc/meminfo", "r");
+    if (!f) return total;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu", &kb) == 1 && kb) free = (size_t)kb << 10;
+    fclose(f);
+    return free < total ? free : total;
+}
+
 size_t plat_memory_peak(void)
 {
     struct rusage u;

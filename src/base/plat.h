@@ -23,6 +23,7 @@ int plat_threads_startable(int want);
 void plat_settle(char **argv);
 
 size_t plat_memory_total(void); /* bytes of RAM, or the container's limit where that is smaller */
+size_t plat_memory_available(void); /* of that, what nobody else holds; the total if that is not known */
 size_t plat_memory_peak(void);  /* high-water resident bytes of this process */
 
 /* The environment names that mean something to this program; `llava env` prints them. */

@@ -30,8 +30,8 @@ static int open_host(struct pager *p, bool pageable, struct err *e)
     }
     if (dev_pinned((void **)&p->host, p->dev, all, NULL) >= 0) return 0;
     return err_set(e, ERR_NOMEM, "the system refuses %.1f GB of page-locked memory (a limit of the container or the "
-                   "account); --pageable True takes memory that is not, which a device copies at a sixth of the speed "
-                   "and waits for", (double)all * 1e-9);
+                   "account); --host_memory_limit or --offload none take less; --pageable True takes memory that is "
+                   "not, which a device copies at a sixth of the speed and waits for", (double)all * 1e-9);
 }
 
 int pager_open(struct pager *p, struct dev *dev, const size_t *bytes, int n, int places, bool pageable, struct err *e)

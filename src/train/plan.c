@@ -241,7 +241,8 @@ static int read_limits(struct plan *p, const struct trainee *t, const struct tra
     p->limited[PLAN_DEVICE] = a->memory_limit != NULL;
     p->limited[PLAN_HOST] = a->host_memory_limit != NULL;
     p->limit[PLAN_DEVICE] = t->dev ? dev_memory_now(t->dev).free / 50 * 49 : plat_memory_total();
-    p->limit[PLAN_HOST] = plat_memory_total() / 8 * 7; /* page-locked memory is taken from everybody else */
+    const size_t most = plat_memory_total() / 8 * 7, now = plat_memory_available();
+    p->limit[PLAN_HOST] = most < now ? most : now; /* page-locked memory is taken from everybody else */
     if (t->dev && t->model.dev) p->limit[PLAN_DEVICE] += dev_memory_now(t->dev).used; /* the model is there already */
     if (a->memory_limit) TRY(read_limit(&p->limit[PLAN_DEVICE], "memory_limit", a->memory_limit, e));
     if (a->host_memory_limit) TRY(read_limit(&p->limit[PLAN_HOST], "host_memory_limit", a->host_memory_limit, e));
