@@ -86,7 +86,7 @@ static bool within(const struct plan *p)
 /* Where it is not measured: bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what
  * is left of it pageable), and operations; the share of a matrix product's speed that a step has, and of its time that
  * the way back takes. */
-static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14, step_share = 0.62, back_share = 0.58;
+static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14, step_share = 0.68, back_share = 0.585;
 
 static double link_speed(const struct plan *p, const struct states_how *how)
 {
