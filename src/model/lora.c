@@ -70,7 +70,7 @@ out:
 
 /* ---- patterns: Python's regular expressions for a module's name, or for its end behind a dot */
 
-enum { PATTERN_MAX = 200, BRACES_MAX = 2 /* nested repetitions would take memory without end */ };
+enum { PATTERN_MAX = 200, BRACES_MAX = 2 /* regcomp copies what is repeated */ };
 
 /* What stands for Python's backslash and c, in or outside of brackets; NULL: nothing does. */
 static const char *escaped(char c, bool inside)
@@ -85,6 +85,13 @@ static const char *escaped(char c, bool inside)
     return NULL;
 }
 
+/* {m}, {m,n}: of one digit each? */
+static bool small(const char *p)
+{
+    const bool two = p[1] && p[2] >= '0' && p[2] <= '9';
+    return !two && strcspn(p, "}") <= 4;
+}
+
 /* Python's expression as POSIX's, whole; false: it has something that POSIX's cannot say. */
 static bool translate(char out[8 * PATTERN_MAX], const char *key)
 {
@@ -96,7 +103,7 @@ static bool translate(char out[8 * PATTERN_MAX], const char *key)
         if (*p == '\\' && !(put = escaped(*++p, inside))) return false;
         if (!put && !inside && p[0] == '(' && p[1] == '?' && p[2] == ':') put = "(", p += 2;
         else if (!put && !inside && p[0] == '(' && p[1] == '?') return false;
-        else if (!put && *p == '{' && !inside && (++braces > BRACES_MAX || strcspn(p, "}") > 6)) return false;
+        else if (!put && *p == '{' && !inside && (++braces > BRACES_MAX || !small(p))) return false;
         else if (!put && *p == '[') inside = true;
         else if (!put && *p == ']') inside = false;
         n += put ? snprintf(out + n, 16, "%s", put) : snprintf(out + n, 2, "%c", *p);
