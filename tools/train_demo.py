@@ -4,16 +4,17 @@
     tools/train_demo.py [--work DIR] [--device auto|cpu|cuda] [--steps1 N --steps2 N] [--only STEP[,STEP...]]
 
 STEP, in this order:
-  pictures    draws 11,757 emoji of nine styles from SVG (tools/demo/make_data.py; npm, network, librsvg2-bin)
+  pictures    draws emoji in 15 styles, 18,935 pictures (tools/demo/make_data.py; npm, network, librsvg2-bin, python3-pil)
   words       texts of all questions and answers, a vocabulary by spm_train, and the records of both trainings
   pretrain    random weights; pictures and their names alone (--version plain); tower, projector, language model
   tune        on from there: questions of five kinds, in the template v1
   ask         four kinds of questions about every picture of the two styles that were never trained on
+  export      the result as transformers has it, as models/demo is
   quantise    the result in 8 and in 4 bits
   draw        groups.svg: which groups are taken for which; the curves are pretrain/loss.svg and tune/loss.svg
 
 Everything lies in DIR (build/demo): pictures/, records/, pretrain/, tune/ (the model), tune-8bit/, answers-*.jsonl,
-result.json. A step whose result is there already is left out; a training that was stopped goes on. --tiny makes all of
+result.json, export/. A step whose result is there already is left out; a training that was stopped goes on. --tiny makes all of
 it small enough for a test on two cores. Exit status 0 if names on twemoji are as right as --want says.
 """
 import argparse
@@ -33,10 +34,7 @@ import words  # noqa: E402
 
 SHAPES = os.path.join(ROOT, "models/demo")
 SIDED = set("left right anticlockwise clockwise counterclockwise".split())
-COLOURS = set("red orange yellow green blue purple brown black white pink grey light dark flag button keycap circle "
-              "square heart apple book".split())
-# how often tuning asks a kind of question; that two texts name the same thing is learned last
-SHARES = {"name": 30, "yes_no": 42, "choice": 12, "group": 8, "describe": 8}
+TWINS = 3       # other drawings of the same thing that a record names
 EXAMS = {"test": "twemoji", "hard": "openmoji"}
 opt = argparse.Namespace()
 
@@ -74,44 +72,51 @@ def load_facts():
         return [json.loads(line) for line in f]
 
 
-def may(thing):
-    """what may be done to a picture without making an answer wrong"""
-    said = set(thing["name"].lower().replace("-", " ").split())
-    out = []
-    if thing["group"] in ("Animals & Nature", "Food & Drink", "People & Body", "Activities") and not said & SIDED:
+def may(thing, turned):
+    """what may be done to a picture without making an answer wrong; turned: names of what a mirror makes another thing"""
+    said, out = make_data.says(thing), []
+    if (thing["group"] in ("Animals & Nature", "Food & Drink", "People & Body", "Activities") and not said & SIDED
+            and thing["name"] not in turned):
         out.append("mirror")
-    if thing["group"] != "Flags" and not said & COLOURS:
+    if thing["group"] != "Flags" and not said & make_data.COLOURS:
         out.append("recolour")
     return out
 
 
-def record(n, fact, thing, rounds):
+def record(n, image, others, changes, rounds):
     turns = []
     for k, (question, answer) in enumerate(rounds):
         turns += [{"from": "human", "value": question if k else "<image>\n" + question}, {"from": "gpt", "value": answer}]
-    return {"id": n, "image": fact["image"], "augment": may(thing), "conversations": turns}
+    return json.dumps({"id": n, "image": image, "twins": others, "augment": changes, "conversations": turns},
+                      ensure_ascii=False)
 
 
 def records_of(job):
     """of one thing: (pretraining's, tuning's), as text"""
-    things, c, facts, seed = job
+    things, c, facts, changes, seed = job
     asker, rng, plain, talk = words.Asker(things, seed), random.Random(seed + 1), [], []
+
+    def twins(fact):
+        others = [f["image"] for f in facts if f is not fact]
+        return rng.sample(others, min(len(others), TWINS))
+    # things that few have drawn are shown as much oftener as halves the difference
+    often = (8 / len(facts)) ** 0.5
     for fact in facts:
-        plain.append(record(f"p{fact['n']}", fact, things[c], [("", things[c]["name"])]))
-        for k in range(opt.variants):
-            kinds = rng.choices(list(SHARES), list(SHARES.values()), k=1 if rng.random() < 0.8 else 2)
-            rounds = [asker.ask(c, kind) for kind in kinds]
-            talk.append(record(f"t{fact['n']}-{k}", fact, things[c], rounds))
-    return [[json.dumps(r, ensure_ascii=False) for r in part] for part in (plain, talk)]
+        for k in range(1 if opt.tiny else round(4 * often)):       # other twins each time
+            plain.append(record(f"p{fact['n']}-{k}", fact["image"], twins(fact), changes, [("", things[c]["name"])]))
+        for k in range(opt.variants if opt.tiny else round(opt.variants * often)):
+            talk.append(record(f"t{fact['n']}-{k}", fact["image"], twins(fact), changes, asker.rounds(c)))
+    return plain, talk
 
 
 def records(facts, things, labels):
-    by_thing = {}
+    by_thing, turned = {}, {t["name"].removesuffix(make_data.ACROSS) for t in things if t["name"].endswith(make_data.ACROSS)}
     for n, (fact, c) in enumerate(zip(facts, labels)):
         if fact["split"] == "train":
             by_thing.setdefault(c, []).append({"n": n, "image": fact["image"]})
     with Pool() as pool:
-        made = pool.map(records_of, [(things, c, some, 1000 + 2 * c) for c, some in by_thing.items()], chunksize=32)
+        made = pool.map(records_of, [(things, c, some, may(things[c], turned), 1000 + 2 * c) for c, some in by_thing.items()],
+                        chunksize=32)
     for name, k in (("pretrain", 0), ("tune", 1)):
         with open(at("records", name + ".json"), "w", encoding="utf-8") as f:
             f.writelines(line + "\n" for part in made for line in part[k])
@@ -224,6 +229,11 @@ def ask():
     return result["twemoji"]["name"]
 
 
+def export():
+    shutil.rmtree(at("export"), ignore_errors=True)
+    run(opt.llava, "convert", "--model-path", at("tune"), "--to", "hf5", "--output", at("export"), log=at("export.log"))
+
+
 def quantise():
     for bits in (8, 4):
         folder = at(f"tune-{bits}bit")
@@ -265,8 +275,8 @@ def draw():
         f.write("\n".join(out + ["</svg>\n"]))
 
 
-STEPS = {"pictures": pictures, "words": texts, "pretrain": pretrain, "tune": tune, "ask": ask, "quantise": quantise,
-         "draw": draw}
+STEPS = {"pictures": pictures, "words": texts, "pretrain": pretrain, "tune": tune, "ask": ask, "export": export,
+         "quantise": quantise, "draw": draw}
 
 
 def main():
@@ -275,9 +285,9 @@ def main():
     parser.add_argument("--npm", help="a folder with the npm packages unpacked")
     parser.add_argument("--llava", default=os.path.join(ROOT, "build/llava"))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps1", type=int, default=4500)
-    parser.add_argument("--steps2", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=384)
+    parser.add_argument("--steps1", type=int, default=4300)
+    parser.add_argument("--steps2", type=int, default=6600)
+    parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rate", type=float, default=1.8e-3)
     parser.add_argument("--variants", type=int, default=40, help="records of tuning for each picture")
     parser.add_argument("--save", type=int, default=1000, help="steps between checkpoints")

@@ -9,7 +9,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 from cli import ENV, ROOT, Ran, Temp, finish, ok, skip  # noqa: E402
 
 PROGRAM = os.path.join(ROOT, "build/cuda/llava")
-ASK = ["run", "--model-path", os.path.join(ROOT, "models/demo"), "--query", "What is this?"]
+ASK = ["run", "--model-path", os.path.join(ROOT, "models/demo"), "--query", "Describe the picture."]
 OLD = """int cuInit(unsigned f) { (void)f; return 0; }
 int cuDriverGetVersion(int *v) { *v = 9020; return 0; }
 int cuGetProcAddress(const char *s, void **p, int v, unsigned long long f) { (void)s, (void)v, (void)f; *p = 0; return 500; }

@@ -52,7 +52,7 @@ def test_tilt(port):
     hit = [i for i in range(0, 1536, 64) if tokens(max_tokens=1, logit_bias={str(k): -100 for k in range(i, i + 64)}) != first]
     ok(len(hit) == 1, "a bias of -100 forbids a token", (first, hit))
     forced = tokens(max_tokens=3, logit_bias={"300": 100})
-    ok(len(forced) == 3 and len(set(forced)) == 1, "one of 100 forces it", forced)
+    ok(len(forced) == 3 and len({t.strip() for t in forced}) == 1, "one of 100 forces it", forced)
     plain = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 40, "temperature": 0})
     same = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 40, "temperature": 0, "logit_bias": {},
                                           "presence_penalty": 0, "frequency_penalty": 0.0, "min_p": 0, "repetition_penalty": 1.0})
@@ -130,7 +130,7 @@ def test_logprobs(port):
         ok(len(lp["tokens"]) == len(lp["token_logprobs"]) == len(lp["text_offset"]) == r[1]["usage"]["completion_tokens"] and
            "".join(lp["tokens"]) == c["text"] and
            all(c["text"][at:].startswith(t) for at, t in zip(lp["text_offset"], lp["tokens"])), "a completion's logprobs", r)
-    r = post(port, "/v1/completions", {"prompt": "USER: What is this? ASSISTANT:", "max_tokens": 1, "temperature": 0})
+    r = post(port, "/v1/completions", {"prompt": "USER: Describe the picture. ASSISTANT:", "max_tokens": 1, "temperature": 0})
     ok(r[1]["choices"][0]["text"].startswith(" "), "a completion follows its prompt: the first word keeps its space", r)
 
 
@@ -140,13 +140,13 @@ def test_schema(port):
        "an answer that is a JSON object", r)
     schema = {"type": "object", "properties": {"fruit": {"enum": ["apple", "pear"]}, "red": {"type": "boolean"}},
               "required": ["fruit", "red"], "additionalProperties": False}
-    how = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}, "max_tokens": 80}
+    how = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}, "max_tokens": 300}
     for more in ({}, {"temperature": 1.5, "seed": 3, "n": 3}):
         r = chat(port, [text(), picture()], **{**how, **more})
         answers = [json.loads(c["message"]["content"]) for c in r[1]["choices"]] if r[0] == 200 else []
         ok(answers and all(a["fruit"] in ("apple", "pear") and isinstance(a["red"], bool) for a in answers),
            "answers that fit a schema", r)
-    r = chat(port, [text(), picture()], response_format={"type": "json_object", "schema": {"const": "42"}}, max_tokens=20)
+    r = chat(port, [text(), picture()], response_format={"type": "json_object", "schema": {"const": "42"}}, max_tokens=300)
     ok(r[0] == 200 and json.loads(said(r)) == "42", "a schema beside json_object", r)
     how["response_format"]["json_schema"]["schema"] = {"type": "no such type"}
     r = chat(port, "Hi", **how)

@@ -1,9 +1,4 @@
-"""Questions and answers about emoji pictures, and the tokenizer they are written in.
-
-A branch is what follows the picture in a vicuna_v1 prompt: "\nQUESTION ASSISTANT: ANSWER</s>", with a second round
-for some. Text is tokenized the way LLaVA does it: each piece between "<image>" or "</s>" on its own, each with
-SentencePiece's dummy prefix (the tokenizer's legacy=True).
-"""
+"""Questions and answers about emoji pictures, and the texts that their vocabulary is made from."""
 import random
 
 SYSTEMS = [
@@ -12,7 +7,6 @@ SYSTEMS = [
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
 ]
-HEAD = " USER: "
 
 NAME = ["What is this?", "What emoji is this?", "What is in this picture?", "Name the object in the picture.",
         "What does this picture show?", "What do you see?", "What's this?", "What is in the image?"]
@@ -89,9 +83,15 @@ class Asker:
         return wording(DESCRIBE), f"The picture shows {t['name']} ({t['group']})" + (f": {words}." if words else ".")
 
     def rounds(self, c):
-        """A training conversation: one round, sometimes two."""
-        kinds = self.rng.choices(KINDS + ["describe"], [2, 1.5, 4, 3, 2], k=1 if self.rng.random() < 0.75 else 2)
-        return [self.ask(c, k) for k in kinds]
+        """A training conversation: rounds until an answer would give the next one away."""
+        rng, out = self.rng, []
+        if rng.random() < 0.2:
+            out.append(self.ask(c, "group"))
+        for _ in range(rng.choices([0, 1, 2, 3], [40, 24, 20, 16])[0]):
+            out.append(self.ask(c, "yes_no"))
+            if out[-1][1] == "Yes":
+                return out
+        return out + [self.ask(c, rng.choices(["name", "choice", "describe"], [50, 38, 12])[0])]
 
 
 def texts(things):
@@ -105,43 +105,3 @@ def texts(things):
     for forms in (NAME, GROUP, YES_NO, CHOICE, DESCRIBE):
         lines += forms * 20
     return lines
-
-
-def train_tokenizer(things, prefix, pieces=1472):
-    """Write prefix.model: BPE with byte fallback, set up like Llama's."""
-    import sentencepiece as spm
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts(things)), model_prefix=prefix, vocab_size=pieces, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False,
-        character_coverage=1.0, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1,
-        minloglevel=1)
-
-
-class Tokens:
-    """Prompt and branch ids through python3-sentencepiece."""
-
-    def __init__(self, path):
-        import sentencepiece as spm
-        self.sp = spm.SentencePieceProcessor(model_file=path)
-        self.bos, self.eos, self.size = 1, 2, self.sp.get_piece_size()
-        self.image = self.size
-
-    def head(self, system):
-        """Ids before the picture, BOS first."""
-        return [self.bos] + self.sp.encode(system + HEAD)
-
-    def question(self, q):
-        return self.sp.encode(f"\n{q} ASSISTANT:")
-
-    def branch(self, rounds):
-        """Ids after the picture and, for each, whether the model is to learn it."""
-        ids, learn = [], []
-        for i, (q, a) in enumerate(rounds):
-            ask = self.sp.encode(f"\n{q} ASSISTANT:" if i == 0 else f"USER: {q} ASSISTANT:")
-            say = self.sp.encode(a) + [self.eos]
-            ids += ask + say
-            learn += [0] * len(ask) + [1] * len(say)
-        return ids, learn
-
-    def text(self, ids):
-        return self.sp.decode([int(i) for i in ids if i < self.size])
