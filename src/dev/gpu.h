@@ -129,7 +129,9 @@ template <> __device__ inline gpu_f16 gpu_from<gpu_f16>(float x) { return { __ha
  *
  * gpu_lookup4   byte k is byte i_k of the 16 in t, i_k being the k-th 4 bits of `at`, of which the low 16 bits
  *               count; all of t's are below 128
+ * gpu_bytes     byte k is byte i_k of a and b, of which a has the lower four, i_k being the k-th 4 bits of `at`
  * gpu_dot4      c + a . b, signed
+ * gpu_dot4_of   c + gpu_lookup4(t, at) . b
  * gpu_mul, gpu_add: rounded one by one, never joined */
 
 #if defined(GPU_EMU)
@@ -139,10 +141,20 @@ static inline uint32_t gpu_lookup4(const uint32_t (&t)[4], uint32_t at)
     for (int k = 0; k < 4; k++) r |= (t[at >> (4 * k + 2) & 3] >> 8 * (at >> 4 * k & 3) & 0xff) << 8 * k;
     return r;
 }
+static inline uint32_t gpu_bytes(uint32_t a, uint32_t b, uint32_t at)
+{
+    uint32_t r = 0;
+    for (int k = 0; k < 4; k++) r |= (uint32_t)(((uint64_t)b << 32 | a) >> 8 * (at >> 4 * k & 7) & 0xff) << 8 * k;
+    return r;
+}
 static inline int gpu_dot4(uint32_t a, uint32_t b, int c)
 {
     for (int k = 0; k < 32; k += 8) c += (int)(int8_t)(a >> k) * (int8_t)(b >> k);
     return c;
+}
+static inline int gpu_dot4_of(const uint32_t (&t)[4], uint32_t at, uint32_t b, int c)
+{
+    return gpu_dot4(gpu_lookup4(t, at), b, c);
 }
 static inline float gpu_mul(float a, float b) { return a * b; }
 static inline float gpu_add(float a, float b) { return a + b; }
@@ -153,11 +165,19 @@ __device__ inline uint32_t gpu_lookup4(const uint32_t (&t)[4], uint32_t at)
     const uint32_t upper = (i >> 3 & 0x01010101u) * 0xffu;
     return (__builtin_amdgcn_perm(t[1], t[0], low) & ~upper) | (__builtin_amdgcn_perm(t[3], t[2], low) & upper);
 }
+__device__ inline uint32_t gpu_bytes(uint32_t a, uint32_t b, uint32_t at)
+{
+    return __builtin_amdgcn_perm(b, a, (at & 7) | (at & 0x70) << 4 | (at & 0x700) << 8 | (at & 0x7000) << 12);
+}
 __device__ inline int gpu_dot4(uint32_t a, uint32_t b, int c)
 {
 #pragma unroll
     for (int k = 0; k < 32; k += 8) c += (int)(int8_t)(a >> k) * (int8_t)(b >> k);
     return c;
+}
+__device__ inline int gpu_dot4_of(const uint32_t (&t)[4], uint32_t at, uint32_t b, int c)
+{
+    return gpu_dot4(gpu_lookup4(t, at), b, c);
 }
 __device__ inline float gpu_mul(float a, float b)
 {
@@ -171,16 +191,38 @@ __device__ inline float gpu_add(float a, float b)
 }
 #else
 /* Where the upper of its 4 bits is set a selector gives the sign of a byte, here 0. */
+__device__ inline uint32_t gpu_lookup4_low(const uint32_t (&t)[4], uint32_t at)
+{
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(t[0]), "r"(t[1]), "r"(at));
+    return r;
+}
+__device__ inline uint32_t gpu_lookup4_high(const uint32_t (&t)[4], uint32_t at)
+{
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(t[2]), "r"(t[3]), "r"(at ^ 0x88888888u));
+    return r;
+}
 __device__ inline uint32_t gpu_lookup4(const uint32_t (&t)[4], uint32_t at)
 {
-    uint32_t lower, upper;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(lower) : "r"(t[0]), "r"(t[1]), "r"(at));
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(t[2]), "r"(t[3]), "r"(at ^ 0x88888888u));
-    return lower | upper;
+    return gpu_lookup4_low(t, at) | gpu_lookup4_high(t, at);
 }
+__device__ inline uint32_t gpu_bytes(uint32_t a, uint32_t b, uint32_t at) { return __byte_perm(a, b, at); }
 __device__ inline int gpu_dot4(uint32_t a, uint32_t b, int c) { return __dp4a((int)a, (int)b, c); }
+/* The products, on another unit than lookups, add up what belongs to either half of t. */
+__device__ inline int gpu_dot4_of(const uint32_t (&t)[4], uint32_t at, uint32_t b, int c)
+{
+    return gpu_dot4(gpu_lookup4_high(t, at), b, gpu_dot4(gpu_lookup4_low(t, at), b, c));
+}
 __device__ inline float gpu_mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline float gpu_add(float a, float b) { return __fadd_rn(a, b); }
+#endif
+
+/* What this thread wrote before, others read after it. */
+#if defined(GPU_EMU)
+static inline void gpu_fence() {}
+#else
+__device__ inline void gpu_fence() { __threadfence(); }
 #endif
 
 /* ---- shared memory whose size the launch gives: GPU_SHARED(float, part) declares part[], 16-byte aligned */

@@ -141,6 +141,7 @@ struct layer { struct tensor norm, q, k, v, o, gate, up, down, head, k_store, v_
 struct shape { const char *name; int64_t C, F, V, H; };
 struct decode {
     const struct shape *of;
+    enum dtype type; /* of weights; with quantised ones the cache has 8 bits */
     enum part part;
     int64_t T, deep; /* rows; how many keys each sees */
     struct layer layers[LAYERS];
@@ -177,19 +178,34 @@ static void launch_decode(struct bench *b, void *what)
 /* What a layer's part must read and write of what is large. */
 static double part_bytes(const struct decode *d)
 {
-    const double C = (double)d->of->C, F = (double)d->of->F, cache = 4 * C * (double)(d->T * d->deep);
-    const double bytes[PARTS] = { 6 * C * C,  2 * C * C, 4 * C * F, 2 * C * F, 2 * C * (double)d->of->V,
-                                  cache, 8 * C * C + 6 * C * F + cache };
+    const struct layer *l = d->layers;
+    const double o = (double)tensor_bytes(l->o), gate = (double)tensor_bytes(l->gate),
+                 down = (double)tensor_bytes(l->down),
+                 cache = 2 * (double)(d->T * d->deep) * (double)tensor_bytes(l->k_store) / (double)l->k_store.n[0];
+    const double bytes[PARTS] = { 3 * o, o, 2 * gate, down, (double)tensor_bytes(l->head), cache,
+                                  4 * o + 2 * gate + down + cache };
     return bytes[d->part];
+}
+
+/* noise, as rows of type. */
+static struct tensor noise_as(struct bench *b, enum dtype type, int64_t rows, int64_t cols)
+{
+    if (type == DT_BF16) return noise(b, rows, cols);
+    struct tensor x = take(b, type, rows, cols);
+    const size_t mark = arena_mark(&b->data);
+    b->k.cast(&b->kc, x, noise(b, rows, cols));
+    arena_rewind(&b->data, mark);
+    return x;
 }
 
 static void layers_new(struct bench *b, struct decode *d)
 {
     const int64_t C = d->of->C, F = d->of->F, S = (int64_t)ROWS / 2 * 1024;
+    const enum dtype w = d->type, store = dtype_is_quant(w) ? DT_Q8 : w;
     for (struct layer *l = d->layers; l < d->layers + LAYERS; l++)
-        *l = (struct layer){ noise(b, 1, C), noise(b, C, C), noise(b, C, C), noise(b, C, C), noise(b, C, C),
-                             noise(b, F, C), noise(b, F, C), noise(b, C, F), noise(b, d->of->V, C),
-                             noise(b, S, C), noise(b, S, C) };
+        *l = (struct layer){ noise(b, 1, C), noise_as(b, w, C, C), noise_as(b, w, C, C), noise_as(b, w, C, C),
+                             noise_as(b, w, C, C), noise_as(b, w, F, C), noise_as(b, w, F, C), noise_as(b, w, C, F),
+                             noise_as(b, store, d->of->V, C), noise_as(b, store, S, C), noise_as(b, store, S, C) };
 }
 
 /* T rows, each the next of a sequence of its own; pages in disorder, in lists for 2,048 positions at least. */
@@ -214,26 +230,30 @@ static void rows_new(struct bench *b, struct decode *d)
     d->y = noise(b, T, C), d->h = noise(b, T, d->of->F), d->logits = take(b, DT_F32, T, d->of->V);
 }
 
-static void decode(struct bench *b, const struct shape *of)
+static void decode(struct bench *b, const struct shape *of, enum dtype type)
 {
     static const struct { int64_t T, deep; } sizes[] = { { 1, 640 }, { 1, 4096 }, { 8, 640 }, { 16, 640 }, { 32, 640 },
                                                          { 64, 320 } };
-    struct decode d = { .of = of };
+    struct decode d = { .of = of, .type = type };
+    size_t mark = 0;
     arena_rewind(&b->data, 0);
-    layers_new(b, &d);
-    const size_t mark = arena_mark(&b->data);
     b->kc.decode = true;
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        arena_rewind(&b->data, mark);
-        d.T = sizes[i].T, d.deep = sizes[i].deep;
-        rows_new(b, &d);
-        for (int p = 0; p < PARTS; p++) {
-            char name[80];
-            snprintf(name, sizeof name, "%s %s, %d rows, %d deep", of->name, parts[p], (int)d.T, (int)d.deep);
-            d.part = (enum part)p;
-            if (!is_wanted(b, name) || (d.deep > 640 && p < ATTN)) continue;
-            report(b, name, time_of(b, launch_decode, &d) / LAYERS, part_bytes(&d), 0);
+    b->kc.product = dtype_is_quant(type) ? DT_Q8 : type;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes * PARTS; i++) {
+        const int64_t T = sizes[i / PARTS].T, deep = sizes[i / PARTS].deep;
+        const enum part p = (enum part)(i % PARTS);
+        char name[80];
+        snprintf(name, sizeof name, "%s %s %s, %d rows, %d deep", of->name, dtype_name(type), parts[p], (int)T,
+                 (int)deep);
+        if (!is_wanted(b, name) || (deep > 640 && p < ATTN)) continue;
+        if (!mark) layers_new(b, &d), mark = arena_mark(&b->data);
+        if (d.T != T || d.deep != deep) {
+            arena_rewind(&b->data, mark);
+            d.T = T, d.deep = deep;
+            rows_new(b, &d);
         }
+        d.part = p;
+        report(b, name, time_of(b, launch_decode, &d) / LAYERS, part_bytes(&d), 0);
     }
 }
 
@@ -338,7 +358,9 @@ int main(int argc, char **argv)
     b.kc = (struct kctx){ .scratch = &b.scratch, .n_threads = 1, .product = DT_BF16, .dev = b.dev };
     printf("%s\n", dev_model(b.dev));
     ceilings(&b);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) decode(&b, &shapes[i]);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes * 3; i++)
+        decode(&b, &shapes[i / 3], i % 3 == 0 ? DT_BF16 : i % 3 == 1 ? DT_Q8 : DT_Q4);
+    b.kc.product = DT_BF16;
     prompts(&b);
 out:
     if (rc < 0) fprintf(stderr, "speed_gpu: %s\n", e.msg);

@@ -2,23 +2,17 @@
  * backward. */
 #include "kern/gpu/attn.h"
 
-/* 8 numbers each of two halves of a head, and of the angles' cosines and sines; all loads are under way at
- * once. */
+/* 8 numbers each of two halves of a head, or of the angles' cosines and sines; all loads are under way at once. */
 template <class A>
-__device__ inline void load_pairs(float (&a)[LANES], float (&b)[LANES], float (&c)[LANES], float (&s)[LANES],
-                                  const A *x, const float *angle, int i, int pairs, bool wide)
+__device__ inline void load_pairs(float (&a)[LANES], float (&b)[LANES], const A *x, int i, int pairs, bool wide)
 {
     if (wide) {
         const gpu_pack<A> pa = pack_load(x + i), pb = pack_load(x + pairs + i);
-        const gpu_pack<float> pc = pack_load(angle + i), ps = pack_load(angle + pairs + i);
 #pragma unroll
-        for (int j = 0; j < LANES; j++)
-            a[j] = gpu_float(pa.v[j]), b[j] = gpu_float(pb.v[j]), c[j] = pc.v[j], s[j] = ps.v[j];
+        for (int j = 0; j < LANES; j++) a[j] = gpu_float(pa.v[j]), b[j] = gpu_float(pb.v[j]);
     } else {
         load8(a, x, i, pairs, false);
         load8(b, x + pairs, i, pairs, false);
-        load8(c, angle, i, pairs, false);
-        load8(s, angle + pairs, i, pairs, false);
     }
 }
 
@@ -33,8 +27,8 @@ __global__ __launch_bounds__(BLOCK) void rotate(A *x, const int32_t *pos, const 
     float a[LANES], b[LANES], c[LANES], s[LANES], ra[LANES], rb[LANES];
     if (head >= n) return;
     A *at = x + head * 2 * pairs;
-    const float *angle = table + (int64_t)pos[head / heads] * 2 * pairs;
-    load_pairs(a, b, c, s, at, angle, i, pairs, wide);
+    load_pairs(c, s, table + (int64_t)pos[head / heads] * 2 * pairs, i, pairs, wide);
+    load_pairs(a, b, at, i, pairs, wide);
 #pragma unroll
     for (int j = 0; j < LANES; j++) {
         ra[j] = a[j] * c[j] - b[j] * s[j] * dir;
@@ -66,17 +60,18 @@ template <class A>
 __global__ __launch_bounds__(BLOCK) void rotate_store(A *q, A *k, const A *v, store s, const int32_t *pos,
                                                       const float *table, int H, int K, int pairs, bool wide)
 {
-    gpu_let_next();
-    gpu_wait_for_previous();
     const int per_head = (pairs + LANES - 1) / LANES, job = (int)(blockIdx.x * BLOCK + threadIdx.x),
               head = job / per_head;
     const int i = job % per_head * LANES, D = 2 * pairs, kv = head < H ? 0 : (head - H) % K;
     const int64_t t = blockIdx.y, to = s.idx[t];
     float a[LANES], b[LANES], c[LANES], n[LANES], ra[LANES], rb[LANES];
+    gpu_let_next();
+    load_pairs(c, n, table + (int64_t)pos[t] * D, i, pairs, wide);
+    gpu_wait_for_previous();
     if (head >= H + 2 * K) return;
     const bool is_v = head >= H + K;
     A *at = head < H ? q + (t * H + head) * D : is_v ? (A *)v + (t * K + kv) * D : k + (t * K + kv) * D;
-    load_pairs(a, b, c, n, at, table + (int64_t)pos[t] * D, i, pairs, wide);
+    load_pairs(a, b, at, i, pairs, wide);
 #pragma unroll
     for (int j = 0; j < LANES; j++) {
         ra[j] = is_v ? a[j] : gpu_float(gpu_from<A>(a[j] * c[j] - b[j] * n[j]));
@@ -99,8 +94,6 @@ __global__ __launch_bounds__(BLOCK) void rotate_store_q8(A *q, A *k, const A *v,
                                                          const int32_t *idx, const int32_t *pos, const float *table,
                                                          int H, int K, int pairs)
 {
-    gpu_let_next();
-    gpu_wait_for_previous();
     const int per_head = pairs / LANES, job = (int)(blockIdx.x * BLOCK + threadIdx.x), n = (H + 2 * K) * per_head;
     const int head = (job < n ? job : n - 1) / per_head, i = job % per_head * LANES, D = 2 * pairs;
     const int kv = head < H ? 0 : (head - H) % K;
@@ -108,7 +101,10 @@ __global__ __launch_bounds__(BLOCK) void rotate_store_q8(A *q, A *k, const A *v,
     const bool is_v = head >= H + K, two = D / QUANT_GROUP == 2, mine = job < n;
     float a[LANES], b[LANES], c[LANES], s[LANES];
     A *at = head < H ? q + (t * H + head) * D : is_v ? (A *)v + (t * K + kv) * D : k + (t * K + kv) * D;
-    load_pairs(a, b, c, s, at, table + (int64_t)pos[t] * D, i, pairs, true);
+    gpu_let_next();
+    load_pairs(c, s, table + (int64_t)pos[t] * D, i, pairs, true);
+    gpu_wait_for_previous();
+    load_pairs(a, b, at, i, pairs, true);
 #pragma unroll
     for (int j = 0; j < LANES; j++) {
         const float x = a[j], y = b[j];

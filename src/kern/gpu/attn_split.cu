@@ -1,8 +1,7 @@
-/* Decode: few queries over long caches. The keys of a query are divided into shares of fixed length, so that
- * the whole device reads; of each share the maximum, the sum of exponentials and the weighted sum are kept,
- * and a second kernel puts the shares together, in order. All query heads of one key/value head are done in
- * one pass over it (G at a time). The blocks take a query's shares in turn; how many blocks there are changes
- * no bit.
+/* Decode: few queries over long caches. The keys of a query are divided into shares of fixed length, so that the whole
+ * device reads; of each share the maximum, the sum of exponentials and the weighted sum are kept, and the block that is
+ * last, or a second kernel, puts a query's shares together, in order. All query heads of one key/value head are done in
+ * one pass over it (G at a time). The blocks take a query's shares in turn; how many blocks there are changes no bit.
  *
  * A group of lanes has a key at a time, AT_ONCE of them in a round; what a thread will need of the next ROUNDS
  * rounds is on its way into places of its own in shared memory, beyond the end of a share too, so that nobody waits
@@ -13,13 +12,13 @@
 #include "kern/gpu/attn.h"
 
 enum {
-    SHARE = 128,   /* keys of a share at least */
     SHARES = 64,   /* of a query at most, if its store is full */
+    SHARE = 128,   /* keys of a share at least */
     THREADS = 128,
+    ROUNDS = GPU_COPIES ? 4 : 1,
     BLOCKS = 2048, /* enough to keep any device reading */
     AT_ONCE = 4,   /* keys of a group in a round */
     HEAD_MAX = LANES * 32,
-    ROUNDS = GPU_COPIES ? 4 : 1,
 };
 
 /* Of quantised rows 8 columns must have one scale. */
@@ -45,7 +44,11 @@ struct q8 {};
 template <> struct alignas(16) piece<q8> {
     uint32_t q[2], scales;
     __device__ float scale(int group) const { return gpu_float(gpu_f16{ (uint16_t)(scales >> 16 * (group % 2)) }); }
-    __device__ float get(int j) const { return byte_float(q[j / 4], j % 4); }
+    /* The bits of 2^23 + 128 + the number, less that. */
+    __device__ float get(int j) const
+    {
+        return bits_float(gpu_bytes(q[j / 4] ^ 0x80808080u, 0x4b000000u, 0x7440u + (uint32_t)(j % 4))) - 8388736.0f;
+    }
 };
 
 /* In 16-byte pieces. */
@@ -217,14 +220,60 @@ __device__ inline void share_store(const attn &a, const shares &out, const parti
     if (threadIdx.x == 0) out.top[at] = top;
 }
 
+/* How many of a token's and key/value head's shares are done; 0 between kernels. */
+enum { COUNTED = 1 << 12, JOIN_T = 4 /* tokens whose shares are put together by the last block */ };
+static __device__ unsigned shares_done[COUNTED];
+
+/* True for the block that is the last of a token and head: then all shares can be read. By all threads. */
+__device__ inline bool shares_all(unsigned *done, unsigned mine, unsigned all)
+{
+    __shared__ bool last;
+    gpu_fence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(done, mine) + mine == all;
+        if (last) *done = 0;
+    }
+    __syncthreads();
+    gpu_fence();
+    return last;
+}
+
+/* The shares of G heads from `head` on, in order. mem: weights [G][SHARES] and sums [G] */
+template <int G>
+__device__ inline void shares_join(const attn &a, const shares &in, int t, int head, int n, float *mem)
+{
+    const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
+    const int64_t th = (int64_t)t * a.H + head;
+    float *sums = mem + G * SHARES;
+    for (int g = warp; g < G; g += THREADS / GPU_WARP) {
+        const float *tops = in.top + (th + g) * in.n, *parts = in.sum + (th + g) * in.n;
+        float top = -INFINITY, sum = 0;
+        for (int i = lane; i < n; i += GPU_WARP) top = fmaxf(top, tops[i]);
+        top = warp_max(top);
+        for (int i = lane; i < n; i += GPU_WARP) sum += (mem[g * SHARES + i] = exp2f(tops[i] - top)) * parts[i];
+        sum = warp_sum(sum);
+        if (lane == 0) sums[g] = sum;
+        if (lane == 0 && a.lse) a.lse[th + g] = LN2 * (top + log2f(sum));
+    }
+    __syncthreads();
+    for (int e = (int)threadIdx.x; e < G * a.D; e += THREADS) {
+        const int g = e / a.D, c = e % a.D;
+        const float *acc = in.acc + (th + g) * in.n * a.D + c;
+        float y = 0;
+#pragma unroll 8
+        for (int i = 0; i < n; i++) y += mem[g * SHARES + i] * acc[i * a.D];
+        view_put(a.y, (th + g) * a.D + c, y / sums[g]);
+    }
+}
+
 /* Block (turn, key/value head and its queries, token). `lanes`: a power of two that covers a head. */
 template <int G, class C, bool WIDE>
-__global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes)
+__global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes, bool joins)
 {
     GPU_SHARED(piece<C>, mem);
     const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z;
     gpu_let_next();
-    gpu_wait_for_previous();
     const int2 range = attn_range(a, t);
     const int32_t *table = attn_table(a, t);
     const int step = THREADS / lanes * AT_ONCE, group = (kv * a.D + (int)threadIdx.x % lanes * LANES) / QUANT_GROUP;
@@ -232,7 +281,9 @@ __global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes)
     piece<C> *mine = mem + threadIdx.x;
     float *sums = (float *)(mem + ROUNDS * AT_ONCE * 2 * THREADS), q[G][LANES];
     partial<G> p;
+    unsigned done = 0;
     if (get.at >= range.y) return;
+    gpu_wait_for_previous();
 #pragma unroll
     for (int i = 0; i < ROUNDS; i++) {
         if (put.at < range.y) round_copy<C, WIDE>(mine + i * AT_ONCE * 2 * THREADS, a, kv, put, lanes, table);
@@ -260,30 +311,22 @@ __global__ __launch_bounds__(THREADS) void split(attn a, shares out, int lanes)
         for (int g = 0; g < G; g++)
             share_store(a, out, p, g, sums, lanes, ((int64_t)t * a.H + head + g) * out.n + share);
         partial_clear(p);
+        done++;
     }
+    const int n = (range.y - range.x + out.length - 1) / out.length;
+    if (joins && shares_all(&shares_done[blockIdx.z * gridDim.y + blockIdx.y], done, (unsigned)n))
+        shares_join<G>(a, out, t, head, n, (float *)mem);
 }
 
-/* Block (head, token): the shares in order. */
-__global__ __launch_bounds__(BLOCK) void join(attn a, shares in)
+/* Block (key/value head and its queries, token): where many blocks would each wait for their last words to arrive. */
+template <int G> __global__ __launch_bounds__(THREADS) void join(attn a, shares in)
 {
-    __shared__ float weight[SHARES];
+    __shared__ float mem[G * (SHARES + 1)];
+    const int t = (int)blockIdx.y;
     gpu_let_next();
+    const int2 range = attn_range(a, t);
     gpu_wait_for_previous();
-    const int2 range = attn_range(a, (int)blockIdx.y);
-    const int n = (range.y - range.x + in.length - 1) / in.length;
-    const int64_t th = (int64_t)blockIdx.y * a.H + blockIdx.x, first = th * in.n;
-    float top = -INFINITY, sum = 0;
-    for (int i = 0; i < n; i++) top = fmaxf(top, in.top[first + i]);
-    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) weight[i] = exp2f(in.top[first + i] - top);
-    __syncthreads();
-    for (int i = 0; i < n; i++) sum += weight[i] * in.sum[first + i];
-    for (int c = (int)threadIdx.x; c < a.D; c += (int)blockDim.x) {
-        float y = 0;
-#pragma unroll 4
-        for (int i = 0; i < n; i++) y += weight[i] * in.acc[(first + i) * a.D + c];
-        view_put(a.y, th * a.D + c, y / sum);
-    }
-    if (a.lse && threadIdx.x == 0) a.lse[th] = LN2 * (top + log2f(sum));
+    shares_join<G>(a, in, t, (int)blockIdx.x * G, (range.y - range.x + in.length - 1) / in.length, mem);
 }
 
 template <class C>
@@ -294,15 +337,16 @@ static void split_launch(struct kctx *kc, const struct attn *a, int group, int b
     const size_t shared = ROUNDS * AT_ONCE * 2 * THREADS * sizeof(piece<C>) +
                           (size_t)(groups * (lanes * LANES + 2)) * sizeof(float);
     const dim3 grid((unsigned)blocks, (unsigned)(a->H / group), (unsigned)a->T);
-    void (*kernel)(attn, shares, int) = a->wide ? split<1, C, true> : split<1, C, false>;
+    void (*kernel)(attn, shares, int, bool) = a->wide ? split<1, C, true> : split<1, C, false>;
     if (group == 2) kernel = a->wide ? split<2, C, true> : split<2, C, false>;
     if (group == 4) kernel = a->wide ? split<4, C, true> : split<4, C, false>;
-    gpu_launch_early(kernel, grid, THREADS, shared, stream_of(kc), *a, *out, lanes);
+    gpu_launch_early(kernel, grid, THREADS, shared, stream_of(kc), *a, *out, lanes, a->T <= JOIN_T);
 }
 
 void attn_split_fwd(struct kctx *kc, const struct attn *a)
 {
     const int64_t n_heads = (int64_t)a->T * a->H;
+    ASSERT(a->T > JOIN_T || n_heads <= COUNTED);
     const int group = a->H / a->K % 4 == 0 ? 4 : a->H / a->K % 2 == 0 ? 2 : 1;
     const size_t mark = arena_mark(kc->scratch);
     struct shares s;
@@ -318,6 +362,8 @@ void attn_split_fwd(struct kctx *kc, const struct attn *a)
         split_launch<q8>(kc, a, group, blocks, &s, lanes);
     else
         GPU_BY_TYPE(a->k.type, C, split_launch<C>(kc, a, group, blocks, &s, lanes));
-    gpu_launch_early(join, dim3((unsigned)a->H, (unsigned)a->T), BLOCK / 2, 0, stream_of(kc), *a, s);
+    const dim3 grid((unsigned)(a->H / group), (unsigned)a->T);
+    if (a->T > JOIN_T)
+        gpu_launch_early(group == 1 ? join<1> : group == 2 ? join<2> : join<4>, grid, THREADS, 0, stream_of(kc), *a, s);
     arena_rewind(kc->scratch, mark);
 }

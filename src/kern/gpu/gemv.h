@@ -60,8 +60,8 @@ template <class W> __device__ inline const W *gemv_row(const gemv_args &a, int r
 struct gemv_args gemv_args_of(const struct gemv *g, int from, int n);
 
 /* A block's sums become results: `parts` sums each of the rows [first, first + rows) of w for all T, at [row
- * * width + t] and `stride` apart, and of the squares of x, at [t] and `square_stride` apart; added in order.
- */
+ * * width + t] and `stride` apart, and of the squares of x, at [t] and `square_stride` apart, or, if that is 0, their
+ * sum; added in order. */
 __device__ inline float gemv_total(const float *part, int parts, int stride, int at)
 {
     float sum = 0;
@@ -75,7 +75,7 @@ __device__ inline void gemv_finish(const gemv_args &a, const float *part, const 
     const int step = a.glu ? 2 : 1;
     for (int e = (int)threadIdx.x; e < rows / step * a.T; e += (int)blockDim.x) {
         const int r = e % (rows / step) * step, t = e / (rows / step);
-        const float square = a.norm.p ? gemv_total(squares, parts, square_stride, t) : 0.0f;
+        const float square = a.norm.p ? gemv_total(squares, square_stride ? parts : 1, square_stride, t) : 0.0f;
         const float rstd = a.norm.p ? 1.0f / sqrtf(square / (float)a.I + a.eps) : 1.0f;
         float v = rstd * gemv_total(part, parts, stride, r * width + t);
         int row;

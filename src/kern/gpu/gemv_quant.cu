@@ -1,19 +1,22 @@
 /* Decode with quantised weights: x is rounded to 8 bits by groups (quant.h), a group's product is a sum of integers,
- * exact, and is scaled and added in f32.
+ * exact, and is scaled and added in f32. The integers start from a number near 2^23, so that they end as the bits of a
+ * float.
  *
- * On matrix units a warp has a strip of w's rows for all tokens, and every 8th unit of columns, whose bytes go from
- * memory to registers, where 4 bits become 8, and on. The integers start from a number near 2^23, so that they end as
- * the bits of a float. Some units are asked for ahead, the first of them before x is there.
+ * For one token a warp has some rows of w at a time, whose bytes go through a ring of its own in shared memory; that
+ * is filled before x is there, and x rounded (and normed) by each block for itself. Four lanes share a group, whose
+ * bytes are multiplied four at a time. Blocks have equal parts of the rows, and as many warps as divide those evenly.
+ * The next kernel may start when the last bytes are asked for: it asks for its own while they come.
  *
- * For one token a block has one or a few strips, and a warp goes through them without a stop. Each block rounds (and
- * norms) x for itself; and of 4 bits a lane reads 16 bytes of one group, so that a unit's two groups meet x in two
- * columns of the matrix unit. More tokens are rounded by a kernel before it, in the same way. An element's sum is one
- * warp's over its units in order, then the warps' in order: how many tokens and strips there are changes no bit.
+ * On matrix units a warp has a strip of w's rows for many tokens, and every CHAINS-th group, whose bytes go from memory
+ * to registers, where 4 bits become 8, and on. Their x is rounded by a kernel before it, in the same way.
  *
- * Elsewhere a warp has one row. Scratch: rounded x. */
+ * An element's sum is that of CHAINS sums, in order, each of every CHAINS-th group, in order: how many tokens and rows
+ * there are changes no bit. Scratch: rounded x. */
 #include "kern/gpu/gemv.h"
 #include "kern/gpu/mma.h"
 #include "kern/gpu/quant.h"
+
+enum { CHAINS = GPU_WARP / 4, MAGIC = 0x4b400000 /* bits of 1.5 * 2^23 */ };
 
 struct quant_args {
     gemv_args g;
@@ -28,9 +31,203 @@ __device__ inline const char *quant_row_at(const quant_args &a, int r)
     return (const char *)a.g.w[i] + row * a.w.pitch;
 }
 
+/* sum + a group's product d, which began at MAGIC, times its scales s. */
+__device__ inline float group_add(float sum, int d, float s)
+{
+    return fmaf(bits_float((uint32_t)d) - bits_float(MAGIC), s, sum);
+}
+
+/* ---- a warp for some rows of w, T tokens */
+
+enum { ROWS_WARPS = 640 / GPU_WARP /* of a block at most */, ROWS_LEAST = 256 / GPU_WARP, SHARED_SUMS = 12 << 10 };
+
+/* What a warp reads at a time of ROWS rows: 16 bytes a lane and the scales. Blocks begin at multiples of SPLIT rows. */
+template <int TYPE_, int ROWS_, int T_, int DEPTH_> struct rows_shape {
+    static const int TYPE = TYPE_;
+    enum { ROWS = ROWS_, T = T_, DEPTH = GPU_COPIES ? DEPTH_ : 1, SUMS = ROWS_ * T_ /* of a group */ };
+    enum { TURNS = TYPE_ == DT_Q4 ? 2 : 1, GROUPS = CHAINS * TURNS, PIECES = GROUPS / LANES /* of scales, 16 bytes */ };
+    enum { SPLIT = ROWS_ > 2 ? ROWS_ : 2 /* gate and up */ };
+    struct alignas(16) slot {
+        gpu_16bytes code[ROWS_][GPU_WARP];
+        uint16_t scale[ROWS_][GROUPS];
+    };
+};
+
+/* What a block has of a product; a unit is ROWS rows. */
+struct rows_part {
+    int first, rows, units, steps;
+};
+
+template <class S> __device__ inline rows_part rows_part_of(const quant_args &a)
+{
+    const int64_t all = (a.g.rows + S::SPLIT - 1) / S::SPLIT;
+    const int first = (int)(all * blockIdx.x / gridDim.x) * S::SPLIT,
+              last = min(a.g.rows, (int)(all * (blockIdx.x + 1) / gridDim.x) * S::SPLIT);
+    return { first, last - first, (last - first + S::ROWS - 1) / S::ROWS, (a.w.groups + S::GROUPS - 1) / S::GROUPS };
+}
+
+/* Where a warp is in its work. */
+struct rows_place {
+    int unit, step;
+};
+
+/* The rows of a unit; behind the block's last one, that again. The first lanes have one piece of scales each. */
+template <class S> struct rows_source {
+    const char *row[S::ROWS], *scales;
+};
+
+template <class S>
+__device__ inline void rows_find(rows_source<S> &from, const quant_args &a, const rows_part &p, int unit)
+{
+    const int lane = (int)threadIdx.x % GPU_WARP;
+#pragma unroll
+    for (int r = 0; r < S::ROWS; r++) from.row[r] = quant_row_at(a, p.first + min(unit * S::ROWS + r, p.rows - 1));
+    from.scales = from.row[0];
+#pragma unroll
+    for (int r = 1; r < S::ROWS; r++)
+        if (lane / S::PIECES == r) from.scales = from.row[r];
+}
+
+/* Zeros behind the last group. */
+template <class S>
+__device__ inline void slot_copy(typename S::slot &to, const quant_args &a, const rows_source<S> &from, int step)
+{
+    const int lane = (int)threadIdx.x % GPU_WARP, at = 16 * (step * GPU_WARP + lane);
+#pragma unroll
+    for (int r = 0; r < S::ROWS; r++) bytes_copy(&to.code[r][lane], from.row[r] + at, at < a.w.scales_at);
+    if (lane < S::ROWS * S::PIECES) {
+        const int s = a.w.scales_at + 16 * (step * S::PIECES + lane % S::PIECES);
+        bytes_copy((gpu_16bytes *)to.scale + lane, from.scales + s, s < (int)a.w.pitch);
+    }
+}
+
+/* The sum over four lanes of d[q % N], q being the lane's number among them. */
+template <int N> __device__ inline int quad_sum(const int (&d)[N], int q)
+{
+    const bool odd = q & 1, upper = q & 2;
+    int sum = d[0];
+    if (N == 1) return sum += gpu_shfl_xor(sum, 1), sum + gpu_shfl_xor(sum, 2);
+    sum = (odd ? d[1 % N] : d[0]) + gpu_shfl_xor(odd ? d[0] : d[1 % N], 1);
+    if (N == 2) return sum + gpu_shfl_xor(sum, 2);
+    const int more = (odd ? d[3 % N] : d[2 % N]) + gpu_shfl_xor(odd ? d[2 % N] : d[3 % N], 1);
+    return (upper ? more : sum) + gpu_shfl_xor(upper ? sum : more, 2);
+}
+
+/* What this lane has of a row in one turn, times x there. */
+template <class S>
+__device__ inline int piece_dot(const quant_args &a, const typename S::slot &w, int r, int turn, const gpu_16bytes &x)
+{
+    const int lane = (int)threadIdx.x % GPU_WARP;
+    int d = 0;
+    if (S::TYPE == DT_Q8) {
+        const gpu_16bytes b = w.code[r][lane];
+#pragma unroll
+        for (int i = 0; i < 4; i++) d = gpu_dot4(b.u[i], x.u[i], d);
+    } else {
+        const uint2 b = ((const uint2 *)w.code[r])[turn * GPU_WARP + lane];
+        d = gpu_dot4_of(a.w.level, b.x, x.u[0], d), d = gpu_dot4_of(a.w.level, b.x >> 16, x.u[1], d);
+        d = gpu_dot4_of(a.w.level, b.y, x.u[2], d), d = gpu_dot4_of(a.w.level, b.y >> 16, x.u[3], d);
+    }
+    return d;
+}
+
+/* Adds a step to this lane's sum, which is that of row q / T of the unit and token q % T. */
+template <class S>
+__device__ inline void slot_multiply(float &sum, const quant_args &a, const rounded &x, const typename S::slot &w,
+                                     int step)
+{
+    const int lane = (int)threadIdx.x % GPU_WARP, chain = lane / 4;
+    const int q = lane % 4 % S::SUMS, t = min(q % S::T, a.g.T - 1);
+#pragma unroll
+    for (int turn = 0; turn < S::TURNS; turn++) {
+        const int group = (step * S::TURNS + turn) * CHAINS + chain;
+        int d[S::SUMS];
+#pragma unroll
+        for (int i = 0; i < S::T; i++) {
+            const gpu_16bytes in =
+                ((const gpu_16bytes *)x.q)[((int64_t)min(i, a.g.T - 1) * x.groups + group) * 4 + lane % 4];
+#pragma unroll
+            for (int r = 0; r < S::ROWS; r++) d[r * S::T + i] = piece_dot<S>(a, w, r, turn, in);
+        }
+        const round_scale s = x.s[group * x.stride + t];
+        const float scale = gpu_float(gpu_f16{ w.scale[q / S::T][turn * CHAINS + chain] });
+        sum = group_add(sum, quad_sum(d, lane % 4) + s.start, scale * s.s);
+    }
+}
+
+/* Where x of one token is in shared memory, which it moves on. */
+__device__ inline rounded rounded_inside(rounded x, float *&mem)
+{
+    x.s = (round_scale *)mem, x.squares = (float *)(x.s + x.groups);
+    x.q = (uint32_t *)(x.squares + x.groups + 4);
+    mem = (float *)(x.q + x.groups * (QUANT_GROUP / 4));
+    return x;
+}
+
+template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_quant_rows(quant_args a)
+{
+    GPU_SHARED(float, part); /* [chain][row][token]; x, if not rounded yet; the warps' rings */
+    const int warp = (int)threadIdx.x / GPU_WARP, warps = (int)blockDim.x / GPU_WARP,
+              lane = (int)threadIdx.x % GPU_WARP, stride = a.g.rows_block * S::T;
+    const rows_part p = rows_part_of<S>(a);
+    float *end = part + CHAINS * stride, sum = 0;
+    const rounded x = S::T == 1 ? rounded_inside(a.x, end) : a.x;
+    typename S::slot *ring = (typename S::slot *)end + warp * S::DEPTH;
+    rows_place put = { warp, 0 }, get = put;
+    rows_source<S> from;
+    const auto ask = [&](typename S::slot &to) {
+        if (put.unit < p.units) {
+            if (put.step == 0) rows_find<S>(from, a, p, put.unit);
+            slot_copy<S>(to, a, from, put.step);
+            if (++put.step == p.steps) put = { put.unit + warps, 0 };
+            if (put.unit >= p.units) gpu_let_next();
+        }
+        copy_commit();
+    };
+#pragma unroll
+    for (int i = 0; i < S::DEPTH; i++) ask(ring[i]);
+    gpu_wait_for_previous();
+    if (S::T == 1) {
+        round_row(x, 0, a.g.x, a.g.norm, a.g.I, a.g.wide);
+        __syncthreads();
+        if (a.g.norm.p && warp == warps - 1) round_squares(x, 0);
+    }
+    for (int at = 0; get.unit < p.units; at = at + 1 < S::DEPTH ? at + 1 : 0) {
+        copy_wait<S::DEPTH - 1>();
+        gpu_sync_warp();
+        slot_multiply<S>(sum, a, x, ring[at], get.step);
+        gpu_sync_warp();
+        ask(ring[at]);
+        if (++get.step < p.steps) continue;
+        const int row = get.unit * S::ROWS + lane % 4 / S::T;
+        if (lane % 4 < S::SUMS && row < p.rows) part[lane / 4 * stride + row * S::T + lane % 4 % S::T] = sum;
+        sum = 0, get = { get.unit + warps, 0 };
+    }
+    __syncthreads();
+    gemv_finish(a.g, part, x.squares + x.groups * x.stride, p.first, p.rows, S::T, CHAINS, stride, 0);
+}
+
+/* Blocks with equal parts, of which the multiprocessors run one each; but no more than their sums have room for. Warps
+ * that take equal turns. */
+template <class S> static void rows_launch(struct kctx *kc, struct quant_args *a)
+{
+    const int64_t parts = ceil_div(a->g.rows, S::SPLIT), of_units = S::SPLIT / S::ROWS,
+                  most = SHARED_SUMS / (int)sizeof(float) / (CHAINS * S::SPLIT * S::T), few = ceil_div(parts, most);
+    const int64_t blocks = least(parts, few > dev_units(kc->dev) ? few : dev_units(kc->dev)),
+                  each = ceil_div(parts, blocks), turns = ceil_div(each * of_units, ROWS_WARPS),
+                  even = ceil_div(each * of_units, turns), warps = even > (int)ROWS_LEAST ? even : (int)ROWS_LEAST;
+    a->g.rows_block = (int)(each * S::SPLIT);
+    const size_t x = S::T > 1 ? 0 : (size_t)a->x.groups * (sizeof(round_scale) + sizeof(float) + QUANT_GROUP) + 16;
+    gpu_launch_early(gemv_quant_rows<S>, dim3((unsigned)blocks), dim3((unsigned)(warps * GPU_WARP)),
+                     (size_t)(CHAINS * a->g.rows_block * S::T) * sizeof(float) + x +
+                         (size_t)(warps * S::DEPTH) * sizeof(typename S::slot),
+                     stream_of(kc), *a);
+}
+
 #if GPU_HAS_MMA
 
-enum { WARPS = BLOCK / 32, TOKENS = 8 /* of a tile */, T_MAX = 64, MAGIC = 0x4b400000 /* bits of 1.5 * 2^23 */ };
+enum { WARPS = BLOCK / 32, TOKENS = 8 /* of a tile */, T_MAX = 64 };
+static_assert((int)WARPS == (int)CHAINS, "a warp adds up one chain");
 
 /* A launch for many tokens: M tiles of 16 rows by N of 8 tokens. */
 template <int TYPE_, int M_, int N_, int N_AHEAD_> struct quant_shape {
@@ -38,10 +235,14 @@ template <int TYPE_, int M_, int N_, int N_AHEAD_> struct quant_shape {
     static const int WIDTH = N_ * TOKENS + 1 /* so that rows start in different banks */;
 };
 
-/* Groups of a unit: 16 bytes for each of the four lanes that share a row. */
+/* Groups of a unit: 16 bytes for each of the four lanes that share a row. They are CHAINS apart. */
 template <int TYPE> struct quant_unit {
     enum { GROUPS = TYPE == DT_Q4 ? 2 : 1 };
 };
+template <int TYPE> __device__ inline int unit_group(int unit, int k)
+{
+    return TYPE == DT_Q4 ? 2 * unit - unit % CHAINS + k * CHAINS : unit;
+}
 
 /* What a lane reads of its row in one unit. */
 struct quant_part {
@@ -52,14 +253,15 @@ template <int TYPE>
 __device__ inline void part_load(quant_part &p, const quant_args &a, const char *row, int unit, int q)
 {
     if (TYPE == DT_Q4) {
-        const char *at = row + unit * 2 * HALF + 8 * q;
+        const int group = unit_group<TYPE>(unit, 0), next = min(group + CHAINS, a.w.groups - 1); /* or x is 0 */
+        const unsigned short *s = (const unsigned short *)(row + a.w.scales_at);
         asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
                      : "=r"(p.code[0]), "=r"(p.code[1])
-                     : "l"(at));
+                     : "l"(row + group * HALF + 8 * q));
         asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
                      : "=r"(p.code[2]), "=r"(p.code[3])
-                     : "l"(at + HALF));
-        p.scale = __ldg((const unsigned *)(row + a.w.scales_at) + unit); /* a row's end is zeros up to whole words */
+                     : "l"(row + next * HALF + 8 * q));
+        p.scale = __ldg(s + group) | (uint32_t)__ldg(s + next) << 16;
     } else {
         const gpu_16bytes b = bytes_load_once(row + unit * QUANT_GROUP + 16 * q);
 #pragma unroll
@@ -103,8 +305,6 @@ __device__ inline void inputs_load(quant_inputs<S::N> &in, const quant_args &a, 
     }
 }
 
-__device__ inline float scaled(int d, float s) { return (__int_as_float(d) - __int_as_float(MAGIC)) * s; }
-
 /* acc[m][n] += a unit of a strip's rows times all tokens. */
 template <class S>
 __device__ inline void unit_multiply(float (&acc)[S::M][S::N][4], const quant_args &a,
@@ -114,7 +314,7 @@ __device__ inline void unit_multiply(float (&acc)[S::M][S::N][4], const quant_ar
 #pragma unroll
     for (int k = 0; k < GROUPS; k++) {
         quant_inputs<S::N> in;
-        inputs_load<S>(in, a, unit * GROUPS + k, lane);
+        inputs_load<S>(in, a, unit_group<S::TYPE>(unit, k), lane);
 #pragma unroll
         for (int m = 0; m < S::M; m++) {
             uint32_t lo[4], hi[4];
@@ -129,7 +329,10 @@ __device__ inline void unit_multiply(float (&acc)[S::M][S::N][4], const quant_ar
                 mma_8<S::TYPE == DT_Q4>(d, lo[0], hi[0], lo[1], hi[1], in.q[n].u[0], in.q[n].u[1]);
                 mma_8<S::TYPE == DT_Q4>(d, lo[2], hi[2], lo[3], hi[3], in.q[n].u[2], in.q[n].u[3]);
 #pragma unroll
-                for (int i = 0; i < 4; i++) acc[m][n][i] += scaled(d[i], s[i / 2] * in.s[n].t[i % 2].s);
+                for (int i = 0; i < 4; i++) {
+                    float &sum = acc[m][n][i];
+                    sum = group_add(sum, d[i], s[i / 2] * in.s[n].t[i % 2].s);
+                }
             }
         }
     }
@@ -140,7 +343,8 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
 {
     GPU_SHARED(float, part); /* [warp][row][token] */
     enum { GROUPS = quant_unit<S::TYPE>::GROUPS, STRIDE = S::ROWS * S::WIDTH };
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, units = (a.w.groups + GROUPS - 1) / GROUPS;
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32,
+              units = (a.w.groups + CHAINS * GROUPS - 1) / (CHAINS * GROUPS) * CHAINS;
     const int first = (int)blockIdx.x * S::ROWS, rows = min((int)S::ROWS, a.g.rows - first), g = lane / 4, q = lane % 4;
     quant_part ring[S::N_AHEAD][S::PARTS];
     const char *row[S::PARTS];
@@ -148,7 +352,7 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
     auto load = [&](quant_part(&p)[S::PARTS], int unit) {
 #pragma unroll
         for (int m = 0; m < S::PARTS; m++)
-            if (unit < units) part_load<S::TYPE>(p[m], a, row[m], unit, q);
+            if (unit_group<S::TYPE>(unit, 0) < a.w.groups) part_load<S::TYPE>(p[m], a, row[m], unit, q);
     };
     gpu_let_next();
 #pragma unroll
@@ -159,7 +363,7 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
     for (int unit = warp; unit < units;) {
 #pragma unroll
         for (int i = 0; i < S::N_AHEAD; i++, unit += WARPS) {
-            if (unit >= units) break;
+            if (unit_group<S::TYPE>(unit, 0) >= a.w.groups) break;
             unit_multiply<S>(acc, a, ring[i], unit, lane);
             load(ring[i], unit + S::N_AHEAD * WARPS);
         }
@@ -172,7 +376,7 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
             for (int i = 0; i < 4; i++)
                 part[warp * STRIDE + (16 * m + g + i / 2 * 8) * S::WIDTH + n * TOKENS + 2 * q + i % 2] = acc[m][n][i];
     __syncthreads();
-    gemv_finish(a.g, part, a.x.squares, first, rows, S::WIDTH, WARPS, STRIDE, a.x.stride);
+    gemv_finish(a.g, part, a.x.squares + a.x.groups * a.x.stride, first, rows, S::WIDTH, WARPS, STRIDE, 0);
 }
 
 template <class S> static void many_launch(struct kctx *kc, const struct quant_args *a)
@@ -181,125 +385,11 @@ template <class S> static void many_launch(struct kctx *kc, const struct quant_a
                      (size_t)(WARPS * S::ROWS * S::WIDTH) * sizeof(float), stream_of(kc), *a);
 }
 
-/* ---- one token */
-
-enum { STRIP = 16, ONE_AHEAD = 4, ONE_BLOCKS = 3 /* of a multiprocessor */ };
-
-/* 16 bytes of a unit of a row: of 4 bits they are half a group. */
-template <int TYPE>
-__device__ inline void part_load_one(quant_part &p, const quant_args &a, const char *row, int unit, int q)
-{
-    const gpu_16bytes b = bytes_load_once(row + unit * QUANT_GROUP + 16 * q);
-#pragma unroll
-    for (int i = 0; i < 4; i++) p.code[i] = b.u[i];
-    if (TYPE == DT_Q4)
-        p.scale = __ldg((const unsigned *)(row + a.w.scales_at) + unit);
-    else
-        p.scale = __ldg((const unsigned short *)(row + a.w.scales_at) + unit);
-}
-
-/* Which unit of its block's strips a warp asks for, or multiplies. */
-struct one_place {
-    int strip, unit;
-};
-
-/* acc += a unit of this lane's two rows times x, which is in column g of the matrix unit for group g of the unit: the
- * lanes that have that group's bytes have it there, all others 0. Right where the lane has column 0. */
-template <int TYPE>
-__device__ inline void one_multiply(float (&acc)[2], const quant_args &a, const rounded &x, const quant_part (&p)[2],
-                                    int unit, int lane)
-{
-    enum { GROUPS = quant_unit<TYPE>::GROUPS, LANES_EACH = 4 / GROUPS, TURNS = GROUPS };
-    const int g = lane / 4, q = lane % 4;
-    const gpu_16bytes *from = (const gpu_16bytes *)x.q + (unit * GROUPS + g) * 4 + q % LANES_EACH * TURNS;
-    const bool mine = g == q / LANES_EACH;
-    const round_scale *xs = x.s + unit * GROUPS;
-    int d[4] = { xs[0].start, xs[GROUPS - 1].start, xs[0].start, xs[GROUPS - 1].start };
-#pragma unroll
-    for (int k = 0; k < TURNS; k++) {
-        uint32_t lo[4], hi[4];
-        gpu_16bytes in = {};
-        if (mine) in = from[k];
-        part_bytes<TYPE>(lo, a, p[0], k);
-        part_bytes<TYPE>(hi, a, p[1], k);
-        mma_8<TYPE == DT_Q4>(d, lo[0], hi[0], lo[1], hi[1], in.u[0], in.u[1]);
-        mma_8<TYPE == DT_Q4>(d, lo[2], hi[2], lo[3], hi[3], in.u[2], in.u[3]);
-    }
-#pragma unroll
-    for (int k = 0; k < GROUPS; k++) {
-        acc[0] += scaled(d[k], part_scale(p[0], k) * xs[k].s);
-        acc[1] += scaled(d[2 + k], part_scale(p[1], k) * xs[k].s);
-    }
-}
-
-/* A block has rows_block rows, whole strips. */
-template <int TYPE> __global__ __launch_bounds__(BLOCK, ONE_BLOCKS) void gemv_quant_one(quant_args a)
-{
-    GPU_SHARED(float, part); /* [warp][row], then x */
-    enum { GROUPS = quant_unit<TYPE>::GROUPS };
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, units = (a.w.groups + GROUPS - 1) / GROUPS;
-    const int stride = a.g.rows_block, first = (int)blockIdx.x * stride, rows = min(stride, a.g.rows - first),
-              strips = (rows + STRIP - 1) / STRIP;
-    rounded x = a.x;
-    x.s = (round_scale *)(part + WARPS * stride);
-    x.squares = (float *)(x.s + x.groups);
-    x.q = (uint32_t *)(x.squares + ROUND_WARPS);
-    quant_part ring[ONE_AHEAD][2];
-    one_place get = { warp < units ? 0 : strips, warp }, put = get;
-    const char *row[2];
-    float acc[2] = { 0 };
-    auto load = [&](quant_part(&p)[2]) {
-        if (get.strip >= strips) return;
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-            const int r = min(get.strip * STRIP + 8 * m + lane / 4, rows - 1);
-            if (get.unit == warp) row[m] = quant_row_at(a, first + r);
-            part_load_one<TYPE>(p[m], a, row[m], get.unit, lane % 4);
-        }
-        get.unit += WARPS;
-        if (get.unit >= units) get.unit = warp, get.strip++;
-    };
-    gpu_let_next();
-#pragma unroll
-    for (int i = 0; i < ONE_AHEAD; i++) load(ring[i]);
-    for (int i = lane; warp >= units && i < stride; i += 32) part[warp * stride + i] = 0;
-    gpu_wait_for_previous();
-    round_row(x, 0, a.g.x, a.g.norm, a.g.I, a.g.wide);
-    __syncthreads();
-    while (put.strip < strips) {
-#pragma unroll
-        for (int i = 0; i < ONE_AHEAD; i++) {
-            if (put.strip >= strips) break;
-            one_multiply<TYPE>(acc, a, x, ring[i], put.unit, lane);
-            load(ring[i]);
-            put.unit += WARPS;
-            if (put.unit < units) continue;
-            float *to = part + warp * stride + put.strip * STRIP + lane / 4;
-            if (lane % 4 == 0) to[0] = acc[0], to[8] = acc[1];
-            acc[0] = acc[1] = 0, put.unit = warp, put.strip++;
-        }
-    }
-    __syncthreads();
-    gemv_finish(a.g, part, x.squares, first, rows, 1, WARPS, stride, 1);
-}
-
-/* As many blocks as run at once, all with the same number of strips. */
-template <int TYPE> static void one_launch(struct kctx *kc, struct quant_args *a)
-{
-    const int64_t strips = ceil_div(a->g.rows, STRIP), each = ceil_div(strips, ONE_BLOCKS * dev_units(kc->dev));
-    a->g.rows_block = (int)(each * STRIP);
-    const size_t bytes = (size_t)(WARPS * a->g.rows_block + ROUND_WARPS) * sizeof(float) +
-                         (size_t)a->x.groups * (sizeof(round_scale) + QUANT_GROUP);
-    gpu_launch_early(gemv_quant_one<TYPE>, dim3((unsigned)ceil_div(strips, each)), BLOCK, bytes, stream_of(kc), *a);
-}
-
 /* More rows of w to a block where there are many tokens, whose x would else be read too often. */
-template <int TYPE> static void mma_tokens(struct kctx *kc, struct quant_args *a)
+template <int TYPE> static void many_tokens(struct kctx *kc, const struct quant_args *a)
 {
     const bool many = a->g.rows >= 64 * dev_units(kc->dev);
-    if (a->g.T == 1)
-        one_launch<TYPE>(kc, a);
-    else if (a->g.T <= TOKENS)
+    if (a->g.T <= TOKENS)
         many_launch<quant_shape<TYPE, 1, 1, 4>>(kc, a);
     else if (a->g.T <= 2 * TOKENS)
         many_launch<quant_shape<TYPE, 2, 2, 2>>(kc, a);
@@ -309,87 +399,30 @@ template <int TYPE> static void mma_tokens(struct kctx *kc, struct quant_args *a
         many_launch<quant_shape<TYPE, 2, 8, 1>>(kc, a);
 }
 
-static void run_rows(struct kctx *kc, struct quant_args *a, const struct gemv *g, int from, int n)
-{
-    const bool levels = g->w[0].type == DT_Q4;
-    const int64_t groups = ceil_div(a->w.groups, ROUND_GROUPS) * ROUND_GROUPS;
-    a->x = { NULL, NULL, NULL, (int)groups, 1, levels, MAGIC };
-    if (n > 1) a->x = quant_round(kc, tensor_slice(g->x, from, n), g->norm, levels, MAGIC, TOKENS);
-    (levels ? mma_tokens<DT_Q4> : mma_tokens<DT_Q8>)(kc, a);
-}
-
 #else
 
-enum { WARPS = BLOCK / GPU_WARP, T_MAX = 4 };
+enum { TOKENS = 1, T_MAX = 4 };
 
-/* The product of 16 bytes of a row with x's elements there, of group k; `piece` of those that a group has. */
-template <int TYPE>
-__device__ inline int piece_dot(const quant_args &a, const gpu_16bytes &b, const uint32_t *x, int piece)
+template <int TYPE> static void many_tokens(struct kctx *kc, struct quant_args *a)
 {
-    int sum = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (TYPE == DT_Q8) {
-            sum = gpu_dot4(b.u[i], x[4 * piece + i], sum);
-        } else {
-            sum = gpu_dot4(gpu_lookup4(a.w.level, b.u[i]), x[8 * piece + 2 * i], sum);
-            sum = gpu_dot4(gpu_lookup4(a.w.level, b.u[i] >> 16), x[8 * piece + 2 * i + 1], sum);
-        }
-    }
-    return sum;
-}
-
-template <int TYPE, int T> __global__ __launch_bounds__(BLOCK) void gemv_quant_plain(quant_args a)
-{
-    __shared__ float part[WARPS * T];
-    enum { PIECES = TYPE == DT_Q8 ? 4 : 2 /* of 16 bytes, of a group */ };
-    const int lane = (int)threadIdx.x % GPU_WARP, warp = (int)threadIdx.x / GPU_WARP;
-    const int first = (int)blockIdx.x * WARPS, rows = a.g.rows - first < WARPS ? a.g.rows - first : WARPS;
-    const char *row = quant_row_at(a, first + (warp < rows ? warp : 0));
-    float sum[T] = {};
-    for (int i = lane; i < a.w.groups * PIECES; i += GPU_WARP) {
-        const int group = i / PIECES, piece = i % PIECES;
-        const gpu_16bytes b = *(const gpu_16bytes *)(row + 16 * i);
-        const float s = quant_scale(a.w, row, group);
-#pragma unroll
-        for (int t = 0; t < T; t++) {
-            const uint32_t *x = a.x.q + ((int64_t)t * a.x.groups + group) * (QUANT_GROUP / 4);
-            const round_scale r = a.x.s[group * a.x.stride + t];
-            sum[t] += (float)(piece_dot<TYPE>(a, b, x, piece) + (piece ? 0 : r.start)) * (s * r.s);
-        }
-    }
-#pragma unroll
-    for (int t = 0; t < T; t++) {
-        const float total = warp_sum(sum[t]);
-        if (lane == 0) part[warp * T + t] = total;
-    }
-    __syncthreads();
-    gemv_finish(a.g, part, a.x.squares + ROUND_WARPS * a.x.stride, first, rows, T, 1, 0, 0);
-}
-
-template <int TYPE, int T> static void plain_launch(struct kctx *kc, const struct quant_args *a)
-{
-    gpu_launch(gemv_quant_plain<TYPE, T>, dim3((unsigned)ceil_div(a->g.rows, WARPS)), BLOCK, 0, stream_of(kc), *a);
-}
-
-template <int TYPE> static void plain_tokens(struct kctx *kc, const struct quant_args *a)
-{
-    switch (a->g.T) {
-    case 1: plain_launch<TYPE, 1>(kc, a); break;
-    case 2: plain_launch<TYPE, 2>(kc, a); break;
-    case 3: plain_launch<TYPE, 3>(kc, a); break;
-    default: plain_launch<TYPE, 4>(kc, a); break;
-    }
-}
-
-static void run_rows(struct kctx *kc, struct quant_args *a, const struct gemv *g, int from, int n)
-{
-    const bool levels = g->w[0].type == DT_Q4;
-    a->x = quant_round(kc, tensor_slice(g->x, from, n), g->norm, levels, 0, 1);
-    (levels ? plain_tokens<DT_Q4> : plain_tokens<DT_Q8>)(kc, a);
+    rows_launch<rows_shape<TYPE, 1, 4, 4>>(kc, a);
 }
 
 #endif
+
+/* Rows [from, from+n) of x. One is rounded by each block if that has room. */
+template <int TYPE> static void run_rows(struct kctx *kc, struct quant_args *a, const struct gemv *g, int from, int n)
+{
+    enum { INSIDE = 1 << 14 /* columns; with the rings in what sm_89 and AMD's cards have */, DEPTH = 3 };
+    const int64_t groups = ceil_div(a->w.groups, ROUND_GROUPS) * ROUND_GROUPS;
+    if (n == 1 && a->g.I <= INSIDE) {
+        a->x = { NULL, NULL, NULL, (int)groups, 1, TYPE == DT_Q4, MAGIC };
+        rows_launch<rows_shape<TYPE, 2, 1, DEPTH>>(kc, a);
+    } else {
+        a->x = quant_round(kc, tensor_slice(g->x, from, n), g->norm, TYPE == DT_Q4, MAGIC, TOKENS);
+        many_tokens<TYPE>(kc, a);
+    }
+}
 
 bool gemv_quant_takes(const struct kctx *kc, struct tensor x, struct tensor w)
 {
@@ -403,7 +436,7 @@ void gemv_quant_run(struct kctx *kc, const struct gemv *g)
     for (int t = 0; t < T; t += T_MAX) {
         const int n = T - t < T_MAX ? T - t : T_MAX;
         struct quant_args a = { gemv_args_of(g, t, n), quant_view_of(g->w[0]), {} };
-        run_rows(kc, &a, g, t, n);
+        (a.w.type == DT_Q4 ? run_rows<DT_Q4> : run_rows<DT_Q8>)(kc, &a, g, t, n);
         arena_rewind(kc->scratch, mark);
     }
 }

@@ -119,7 +119,10 @@ __device__ inline void copy_16(uint32_t to, const void *from, bool there)
     const int n = there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n) : "memory");
 }
-__device__ inline void bytes_copy(gpu_16bytes *to, const void *from) { copy_16(shared_at(to), from, true); }
+__device__ inline void bytes_copy(gpu_16bytes *to, const void *from, bool there = true)
+{
+    copy_16(shared_at(to), from, there);
+}
 /* 1, 2 or 4 words. */
 template <int n> __device__ inline void words_copy(uint32_t *to, const void *from)
 {
@@ -132,7 +135,10 @@ template <int n> __device__ inline void copy_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
 #else
-__device__ inline void bytes_copy(gpu_16bytes *to, const void *from) { *to = *(const gpu_16bytes *)from; }
+__device__ inline void bytes_copy(gpu_16bytes *to, const void *from, bool there = true)
+{
+    *to = there ? *(const gpu_16bytes *)from : gpu_16bytes{};
+}
 template <int n> __device__ inline void words_copy(uint32_t *to, const void *from)
 {
     for (int i = 0; i < n; i++) to[i] = ((const uint32_t *)from)[i];

@@ -5,23 +5,31 @@
 
 /* ---- to numbers */
 
-/* Block (row, 2,048 columns): y's row = x's row of that number or of idx; zeros where idx < 0. */
-__global__ __launch_bounds__(BLOCK) void dequantise(view y, quant_view x, const int32_t *idx, bool wide)
+enum { ROWS_EACH = 4 /* whose bytes a thread has under way */ };
+
+/* Block (some rows, 2,048 columns): y's row = x's row of that number or of idx; zeros where idx < 0. */
+__global__ __launch_bounds__(BLOCK) void dequantise(view y, quant_view x, const int32_t *idx, int64_t rows, bool wide)
 {
-    const int64_t row = blockIdx.x, from = idx ? idx[row] : row;
-    const int i = LANES * ((int)blockIdx.y * BLOCK + (int)threadIdx.x);
-    float v[LANES] = { 0 };
+    const int64_t first = (int64_t)blockIdx.x * ROWS_EACH;
+    const int i = LANES * ((int)blockIdx.y * BLOCK + (int)threadIdx.x), n = (int)(rows - first);
+    float v[ROWS_EACH][LANES] = {};
     if (i >= x.cols) return;
-    if (from >= 0) quant_load8(v, x, x.p + from * x.pitch, i);
-    store8(view_at(y, row * x.cols), v, i, x.cols, wide);
+#pragma unroll
+    for (int r = 0; r < ROWS_EACH; r++) {
+        const int64_t from = r >= n ? -1 : idx ? idx[first + r] : first + r;
+        if (from >= 0) quant_load8(v[r], x, x.p + from * x.pitch, i);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS_EACH; r++)
+        if (r < n) store8(view_at(y, (first + r) * x.cols), v[r], i, x.cols, wide);
 }
 
 static void dequantise_launch(struct kctx *kc, struct tensor y, struct tensor x, const int32_t *idx)
 {
     const int64_t rows = tensor_rows(y), cols = tensor_cols(y);
     if (rows && cols)
-        gpu_launch(dequantise, dim3((unsigned)rows, (unsigned)ceil_div(cols, LANES * BLOCK)), BLOCK, 0, stream_of(kc),
-                   view_of(y), quant_view_of(x), idx, is_wide(cols, y));
+        gpu_launch(dequantise, dim3((unsigned)ceil_div(rows, ROWS_EACH), (unsigned)ceil_div(cols, LANES * BLOCK)),
+                   BLOCK, 0, stream_of(kc), view_of(y), quant_view_of(x), idx, rows, is_wide(cols, y));
 }
 
 void quant_rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct tensor idx)
@@ -186,10 +194,7 @@ __global__ __launch_bounds__(BLOCK) void round_rows(rounded r, view x, view norm
     else
         for (int g = (int)threadIdx.x; g < r.groups; g += BLOCK) r.s[g * r.stride + t] = { 0, 0 };
     __syncthreads();
-    if (t >= T || !norm.p || threadIdx.x) return;
-    float sum = 0;
-    for (int w = 0; w < ROUND_WARPS; w++) sum += r.squares[w * r.stride + t];
-    r.squares[ROUND_WARPS * r.stride + t] = sum;
+    if (t < T && norm.p && threadIdx.x < GPU_WARP) round_squares(r, t);
 }
 
 struct rounded quant_round(struct kctx *kc, struct tensor x, struct tensor norm, bool levels, int start, int tokens)
@@ -199,7 +204,7 @@ struct rounded quant_round(struct kctx *kc, struct tensor x, struct tensor norm,
     struct rounded r = { NULL, NULL, NULL, (int)groups, (int)stride, levels, start };
     r.q = (uint32_t *)arena_take(kc->scratch, (size_t)(T * groups * QUANT_GROUP));
     r.s = (round_scale *)arena_take(kc->scratch, (size_t)(groups * stride) * sizeof *r.s);
-    if (norm.p) r.squares = (float *)arena_take(kc->scratch, (size_t)((ROUND_WARPS + 1) * stride) * sizeof(float));
+    if (norm.p) r.squares = (float *)arena_take(kc->scratch, (size_t)((groups + 1) * stride) * sizeof(float));
     gpu_launch_early(round_rows, dim3((unsigned)stride), BLOCK, 0, stream_of(kc), r, view_of(x), view_of(norm), (int)T,
                      (int)I, is_wide(I, x, norm));
     return r;

@@ -63,10 +63,9 @@ struct round_scale {
 };
 
 /* How rounded rows lie in memory: q [T][groups][64], s [groups][stride], groups being a multiple of ROUND_GROUPS;
- * those behind the last are 0, and so are tokens behind the last in s. squares [ROUND_WARPS + 1][stride]: where x is
- * normed, sums of x^2 of a block's warps, and their sum; q has x times the norm's weight, and the root is left to the
- * product. */
-enum { ROUND_GROUPS = 2, ROUND_WARPS = BLOCK / GPU_WARP };
+ * those behind the last are 0, and so are tokens behind the last in s. squares [groups + 1][stride]: where x is normed,
+ * sums of a group's x^2, and their sum; q has x times the norm's weight, and the root is left to the product. */
+enum { ROUND_GROUPS = GPU_WARP / 2 };
 struct rounded {
     uint32_t *q;
     round_scale *s;
@@ -180,28 +179,40 @@ __device__ inline void round_store(const rounded &r, int t, const float (&v)[LAN
     if (lane == 0) r.s[group * r.stride + t] = { s.s, s.start + r.start };
 }
 
-/* A row x of I numbers, times norm if that is there, becomes token t of r: by a block. */
+/* A row x of I numbers, times norm if that is there, becomes token t of r: by a block. How many threads that has
+ * changes no bit. */
 __device__ inline void round_row(const rounded &r, int t, view x, view norm, int I, bool wide)
 {
-    const int n = r.groups * QUANT_GROUP, warp = (int)threadIdx.x / GPU_WARP;
-    float v[LANES], next[LANES], g[LANES], sq = 0;
+    const int n = r.groups * QUANT_GROUP, step = LANES * (int)blockDim.x;
+    float v[LANES], next[LANES], g[LANES];
     load8(next, x, LANES * (int)threadIdx.x, I, wide);
-    for (int i0 = 0; i0 < n; i0 += LANES * BLOCK) { /* the same turns for all */
-        const int i = i0 + LANES * (int)threadIdx.x;
+    for (int i0 = 0; i0 < n; i0 += step) { /* the same turns for all */
+        const int i = i0 + LANES * (int)threadIdx.x, group = i / QUANT_GROUP;
+        float sq = 0;
 #pragma unroll
         for (int j = 0; j < LANES; j++) v[j] = next[j];
         if (norm.p) load8(g, norm, i, I, wide);
-        if (i0 + LANES * BLOCK < n) load8(next, x, i + LANES * BLOCK, I, wide);
+        if (i0 + step < n) load8(next, x, i + step, I, wide);
 #pragma unroll
         for (int j = 0; j < LANES; j++) {
             sq += v[j] * v[j];
             if (norm.p) v[j] *= g[j];
         }
         round_store(r, t, v, i);
+        if (!norm.p) continue;
+#pragma unroll
+        for (int m = GROUP_LANES / 2; m > 0; m /= 2) sq += gpu_shfl_xor(sq, m);
+        if (threadIdx.x % GROUP_LANES == 0 && group < r.groups) r.squares[group * r.stride + t] = sq;
     }
-    if (!norm.p) return;
-    sq = warp_sum(sq);
-    if (threadIdx.x % GPU_WARP == 0) r.squares[warp * r.stride + t] = sq;
+}
+
+/* Behind a barrier after that: the sum of all squares, by a warp. */
+__device__ inline void round_squares(const rounded &r, int t)
+{
+    float sum = 0;
+    for (int g = (int)threadIdx.x % GPU_WARP; g < r.groups; g += GPU_WARP) sum += r.squares[g * r.stride + t];
+    sum = warp_sum(sum);
+    if (threadIdx.x % GPU_WARP == 0) r.squares[r.groups * r.stride + t] = sum;
 }
 
 /* y = x where one of them, or both, are quantised rows; idx: see rows.cu's ways. */
