@@ -70,7 +70,8 @@ class Crowd:
 
 
 def completion(port, i=0, stream=True, n=2):
-    body = {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 400, "temperature": 2, "stream": stream, "seed": i, "n": n}
+    body = {"prompt": "USER: Describe the picture. ASSISTANT: The", "max_tokens": 400, "temperature": 2, "stream": stream,
+            "seed": i, "n": n}
     return request(port, "POST", "/v1/completions", body)
 
 

@@ -176,7 +176,7 @@ def test_refused(tmp):
 def main():
     with Temp() as t:
         tmp = t.path
-        plain = adapter(os.path.join(tmp, "plain"), 1, 0.3)
+        plain = adapter(os.path.join(tmp, "plain"), 1, 0.6)
         seeing = adapter(os.path.join(tmp, "seeing"), 2, 0.01, demo_projector(lambda v: v * np.float32(-0.8)))
         want = {"demo": [None, None], "plain": [None, None], "seeing": [None, None]}
         for kind, pic in enumerate((None, APPLE)):
