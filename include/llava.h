@@ -148,6 +148,9 @@ struct llava_bias {
     int32_t token;
     float bias;
 };
+/* How tokens become text: all of them decoded at once; the same, but the first word keeps its space, for it goes on
+ * where the prompt stops; or each line by itself, as LLaVA's cli and workers stream it (indents lose a space). */
+enum llava_text { LLAVA_TEXT_WHOLE, LLAVA_TEXT_CONTINUED, LLAVA_TEXT_LINES };
 struct llava_sampling {
     float temperature;       /* 0: always the likeliest token */
     int top_k;               /* 50, as transformers has by default; 0: off */
@@ -160,6 +163,7 @@ struct llava_sampling {
     int n_bias;
     /* Taken from the logit of a token that the answer has: once, and for each time. */
     float presence_penalty, frequency_penalty;
+    enum llava_text text;
 };
 LLAVA_API struct llava_sampling llava_sampling_default(void); /* temperature 0.2, top_k 50, top_p 1, 512 tokens */
 

@@ -68,7 +68,6 @@ struct llava_request {
     int top_logprobs;                   /* candidates in llava_token.top */
     const char *schema;                 /* JSON schema that the answers satisfy (see below); NULL: none */
     const char *grammar;                /* instead of it, a grammar that they follow */
-    bool follows;                       /* the answer goes on where the prompt stops: its first word keeps its space */
     const char *adapter;                /* name of one of llava_options.lora; NULL: none */
     uint64_t client;                    /* whoever asks: those who have the least running are served next */
     bool (*on_text)(void *ctx, int choice, const char *text, size_t n); /* as llava_text_fn */

@@ -104,6 +104,7 @@ static int one_turn(struct chat *c, struct talk *t, const char *question, bool f
     if (rc >= 0) rc = llava_session_prompt(t->session, prompt, &t->image, t->image != NULL, e);
     c->sampling.stop = &stop;
     c->sampling.n_stop = stop != NULL;
+    c->sampling.text = LLAVA_TEXT_LINES;
     if (rc >= 0) {
         printf("ASSISTANT: ");
         fflush(stdout);

@@ -109,6 +109,8 @@ int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
     rng_seed(&q->rng, o->seed);
     q->most = o->max_new_tokens;
     stream_init(&q->stream, q->g->tok);
+    if (o->text == LLAVA_TEXT_CONTINUED) stream_follow(&q->stream);
+    if (o->text == LLAVA_TEXT_LINES) stream_by_lines(&q->stream);
     for (int i = 0; i < o->n_stop; i++)
         if ((rc = stopper_add(&q->stopper, o->stop[i], strlen(o->stop[i]), e)) < 0) return rc;
     q->start_s = q->state == SEQ_READY ? plat_now_s() : 0;

@@ -401,8 +401,8 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
         a->part[i] = (struct part){ a, i * a->chat.n };
         r[i] = llava_request_default();
         r[i].prompt = a->is_chat ? prompt->p : a->chat.prompt[i];
-        r[i].follows = !a->is_chat && *r[i].prompt;
         r[i].sampling = a->chat.sampling;
+        if (!a->is_chat && *r[i].prompt) r[i].sampling.text = LLAVA_TEXT_CONTINUED;
         r[i].n = a->chat.n;
         r[i].top_logprobs = a->chat.top_logprobs;
         r[i].on_text = on_text;

@@ -187,6 +187,7 @@ static void on_generate(void *ctx, struct exchange *x)
     gen_prompt(w->g, &prompt, a->text.p ? a->text.p : "");
     r.prompt = prompt.p;
     r.sampling.seed = random_seed();
+    r.sampling.text = LLAVA_TEXT_LINES;
     r.on_text = answer_text;
     r.on_end = answer_end;
     r.ctx = a;

@@ -22,6 +22,8 @@ void stream_fini(struct stream *s)
 
 void stream_follow(struct stream *s) { detok_follow(&s->detok); }
 
+void stream_by_lines(struct stream *s) { s->by_lines = true; }
+
 static bool ends_in_cjk(const struct buf *b)
 {
     uint32_t cp;
@@ -46,6 +48,7 @@ void stream_push(struct stream *s, int32_t id, struct buf *out)
     /* Text that was waiting holds neither space nor line break: only the new part is searched. */
     if (s->detok.n_held == 0 && s->text.p[n - 1] == '\n') {
         give(s, n, out);
+        if (s->by_lines) detok_init(&s->detok, s->t, true);
         return;
     }
     if (s->detok.n_held == 0 && ends_in_cjk(&s->text)) {

@@ -3,7 +3,8 @@
  * struct stream: which text is ready after each id, by the rule of transformers' TextStreamer
  * (generation/streamers.py, special tokens skipped): after a line break or a CJK character everything, else up to and
  * including the last space. All together it is what tokenizer_decode makes of the ids, as LLaVA's run_llava and its
- * evaluations have it; the streamer begins anew after a line break, which takes a space from a line that is indented.
+ * evaluations have it. By lines, decoding begins anew after a line break, as the streamer does it, which takes a space
+ * from a line that is indented: the text that LLaVA's cli and workers give.
  * A step costs what its piece is long. Half a character is never given; bytes that turn out to be no character come as
  * U+FFFD.
  *
@@ -25,12 +26,14 @@ struct stream {
     const struct tokenizer *t; /* borrowed */
     struct detok detok;
     struct buf text; /* final, not given yet */
+    bool by_lines;
 };
 
 void stream_init(struct stream *s, const struct tokenizer *t);
 void stream_fini(struct stream *s);
 /* The text follows other text: the first word keeps its space. Before the first push. */
 void stream_follow(struct stream *s);
+void stream_by_lines(struct stream *s);
 /* Adds to `out` what id makes ready; may be nothing. */
 void stream_push(struct stream *s, int32_t id, struct buf *out);
 /* Adds the rest, bytes of an unfinished character as U+FFFD each, and starts anew. */
