@@ -342,17 +342,17 @@ __device__ inline void unit_multiply(float (&acc)[S::M][S::N][4], const quant_ar
 template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quant_args a)
 {
     GPU_SHARED(float, part); /* [warp][row][token] */
-    enum { GROUPS = quant_unit<S::TYPE>::GROUPS, STRIDE = S::ROWS * S::WIDTH };
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32,
-              units = (a.w.groups + CHAINS * GROUPS - 1) / (CHAINS * GROUPS) * CHAINS;
+    enum { STRIDE = S::ROWS * S::WIDTH };
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int first = (int)blockIdx.x * S::ROWS, rows = min((int)S::ROWS, a.g.rows - first), g = lane / 4, q = lane % 4;
     quant_part ring[S::N_AHEAD][S::PARTS];
     const char *row[S::PARTS];
     float acc[S::M][S::N][4] = {};
-    auto load = [&](quant_part(&p)[S::PARTS], int unit) {
+    const auto there = [&](int unit) { return unit_group<S::TYPE>(unit, 0) < a.w.groups; };
+    const auto load = [&](quant_part(&p)[S::PARTS], int unit) {
 #pragma unroll
         for (int m = 0; m < S::PARTS; m++)
-            if (unit_group<S::TYPE>(unit, 0) < a.w.groups) part_load<S::TYPE>(p[m], a, row[m], unit, q);
+            if (there(unit)) part_load<S::TYPE>(p[m], a, row[m], unit, q);
     };
     gpu_let_next();
 #pragma unroll
@@ -360,10 +360,10 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
 #pragma unroll
     for (int i = 0; i < S::N_AHEAD; i++) load(ring[i], warp + i * WARPS);
     gpu_wait_for_previous();
-    for (int unit = warp; unit < units;) {
+    for (int unit = warp; there(unit);) {
 #pragma unroll
         for (int i = 0; i < S::N_AHEAD; i++, unit += WARPS) {
-            if (unit_group<S::TYPE>(unit, 0) >= a.w.groups) break;
+            if (!there(unit)) break;
             unit_multiply<S>(acc, a, ring[i], unit, lane);
             load(ring[i], unit + S::N_AHEAD * WARPS);
         }
