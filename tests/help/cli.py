@@ -14,6 +14,7 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.join(ROOT, os.environ.get("LLAVA_BUILD", "build/main"))
 LLAVA = os.path.join(BUILD, "llava")
+SANITIZED = os.path.basename(BUILD) == "san"  # ten times as slow: a place to leave out long repetitions
 GOLDEN = os.path.join(ROOT, "tests/golden")
 MODELS = os.path.join(GOLDEN, "models")
 PICTURES = os.path.join(GOLDEN, "pictures")

@@ -12,7 +12,7 @@ import struct
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+from cli import GOLDEN, SANITIZED, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
 
 COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"),
           "--vision_tower", model("clip-tiny"), "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
@@ -206,5 +206,6 @@ with Temp() as tmp:
     stays_the_same_kind(tmp, keep)
     limits(tmp)
     a_card_that_is_not_here(tmp)
-    learns(tmp)
+    if not SANITIZED:
+        learns(tmp)
 finish()
