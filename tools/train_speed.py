@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "tests/help"))
-MODEL, PICTURES = os.path.join(ROOT, "models/demo"), os.path.join(ROOT, "tests/golden/demo")
+MODEL, PICTURES = os.path.join(ROOT, "models/demo"), os.path.join(ROOT, "models/demo/pictures")
 LLAVA = os.path.join(ROOT, "build/llava")
 H, L, VL, P, IMAGE = 4, 4, 8, 8, 1472
 RANK = 16
@@ -134,7 +134,7 @@ class Peer:
 
 
 def records(folder, n):
-    data = [{"id": str(i), "image": "1f338.png", "conversations": [
+    data = [{"id": str(i), "image": "red-apple.png", "conversations": [
         {"from": "human", "value": "<image>\nWhat is this, and what is it used for?"},
         {"from": "gpt", "value": "This is a thing of many uses, which are too many to be told here, and yet we try."}]}
         for i in range(n)]
