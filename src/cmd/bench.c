@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/median.h"
 #include "base/plat.h"
 #include "base/rng.h"
 #include "cmd/ceiling.h"
@@ -75,18 +76,6 @@ static const struct argp argp = {
     NULL,
     NULL
 };
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *v, int n)
-{
-    qsort(v, (size_t)n, sizeof *v, by_value);
-    return v[n / 2];
-}
 
 /* The arrays of a step of n tokens. */
 struct rows {

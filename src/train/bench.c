@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "base/median.h"
 #include "base/plat.h"
 #include "base/rng.h"
 #include "kern/prof.h"
@@ -188,20 +189,13 @@ static int profile(struct bench *b, struct err *e)
     return 0;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static json_t *figures(struct bench *b, const struct plan_speed *speed)
 {
     const struct train_bench *o = b->b;
     const struct train_args *a = o->a;
     const struct dev_memory card = dev_memory_now(b->step.kc.dev);
     const double n = o->steps, ceiling = speed->flops;
-    qsort(b->time, (size_t)o->steps, sizeof *b->time, by_value);
-    const double s = b->time[o->steps / 2], executed = (b->useful + b->again) / n / s;
+    const double s = median(b->time, o->steps), executed = (b->useful + b->again) / n / s;
     json_t *r = json_pack(
         "{ss, ss, ss, ss, ss, ss, si, sI, sI, sI, si}", "bench", "train", "model", a->model_name_or_path, "stage",
         o->stage, "dtype", dtype_name(b->t.dtype), "kernels", b->step.kern.name, "lengths",

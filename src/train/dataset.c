@@ -106,22 +106,23 @@ static enum scan_rc read_object(struct reader *d, enum scan_rc (*member)(struct 
 
 static bool at(const struct reader *d, char c) { return d->s.p < d->s.end && *d->s.p == c; }
 
+/* One more of a list of pictures; `name`: what it is called, for a complaint. */
+static enum scan_rc read_picture(struct reader *d, const char *name, struct span **list, int *cap, int *n)
+{
+    scan_space(&d->s);
+    if (!at(d, '"')) return skip_wrong(d, name, "a string");
+    if (!grow((void **)list, cap, *n, sizeof **list, d)) return SCAN_OK;
+    return scan_string(&d->s, &(*list)[(*n)++]);
+}
+
 static enum scan_rc read_image(struct reader *d)
 {
-    struct record *r = d->r;
-    scan_space(&d->s);
-    if (!at(d, '"')) return skip_wrong(d, "an element of 'image'", "a string");
-    if (!grow((void **)&r->image, &r->image_cap, r->n_images, sizeof *r->image, d)) return SCAN_OK;
-    return scan_string(&d->s, &r->image[r->n_images++]);
+    return read_picture(d, "an element of 'image'", &d->r->image, &d->r->image_cap, &d->r->n_images);
 }
 
 static enum scan_rc read_twin(struct reader *d)
 {
-    struct record *r = d->r;
-    scan_space(&d->s);
-    if (!at(d, '"')) return skip_wrong(d, "an element of 'twins'", "a string");
-    if (!grow((void **)&r->twin, &r->twin_cap, r->n_twins, sizeof *r->twin, d)) return SCAN_OK;
-    return scan_string(&d->s, &r->twin[r->n_twins++]);
+    return read_picture(d, "an element of 'twins'", &d->r->twin, &d->r->twin_cap, &d->r->n_twins);
 }
 
 static enum scan_rc read_change(struct reader *d)

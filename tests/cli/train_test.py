@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, ROOT, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+from cli import GOLDEN, ROOT, Temp, finish, history, llava, losses, model, ok, read_safetensors  # noqa: E402
 
 PICTURES = ["square-50x50.png", "tall-20x61.jpg", "thin-1x9.png", "wide-37x23.png"]
 
@@ -54,15 +54,6 @@ class Runs:
     def stage2(self, out, *more):
         return llava(*self.common(out, 3), "--version", "v1", "--data_path", self.talk, "--image_aspect_ratio", "pad",
                      "--group_by_modality_length", "True", "--learning_rate", "2e-3", *more)
-
-
-def history(path):
-    with open(os.path.join(path, "trainer_state.json"), encoding="utf-8") as f:
-        return json.load(f)["log_history"]
-
-
-def losses(path):
-    return [h["loss"] for h in history(path) if "loss" in h]
 
 
 def answers(path, *more):

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors, write_safetensors  # noqa: E402
+from cli import GOLDEN, Temp, finish, history, llava, losses, model, ok, read_safetensors, write_safetensors  # noqa: E402
 
 SKETCH, WIDTH, TOLERANCE = 200, 6, 1e-4
 DEVICE = os.environ.get("LLAVA_TEST_DEVICE", "cpu")     # of a build that has it: "emu", "cuda"
@@ -67,9 +67,8 @@ def arguments(run, out, *more):
     return args + list(more)
 
 
-def history(out):
-    with open(os.path.join(out, "trainer_state.json"), encoding="utf-8") as f:
-        return [x for x in json.load(f)["log_history"] if "loss" in x]
+def logged(out):
+    return [x for x in history(out) if "loss" in x]
 
 
 def start_adapters(from_dir, out, expected):
@@ -124,7 +123,7 @@ def check_fp32(tmp, run):
     out = train(tmp, run, expected, name)
     if not out:
         return
-    rows, steps = history(out), STEPS or run["steps"]
+    rows, steps = logged(out), STEPS or run["steps"]
     ok([x["step"] for x in rows] == list(range(1, steps + 1)), f"{name}: a line a step", rows)
     by = max(abs(x["loss"] / y - 1) for x, y in zip(rows, expected["loss"]))
     ok(by < TOLERANCE, f"{name}: {len(rows)} losses within {by:.1e}", [(x["loss"], y) for x, y in
@@ -155,7 +154,7 @@ def check_bf16(tmp, run):
     if not out:
         return
     theirs = distance(expected["loss_bf16"], expected["loss"])
-    ours = distance([x["loss"] for x in history(out)], expected["loss"][:STEPS])
+    ours = distance(losses(out), expected["loss"][:STEPS])
     ok(ours <= 2 * theirs, f"{name}: losses {ours:.1e} from fp32, PyTorch's {theirs:.1e}")
 
 
@@ -184,7 +183,7 @@ def check_schedules(tmp, run):
         out = os.path.join(tmp.path, name)
         how = {**run, "schedule": name, "warmup": golden["warmup"], "steps": golden["steps"], "lr": 1e-3}
         ran = llava(*arguments(how, out), "--save_strategy", "no")
-        rows = [x["learning_rate"] / 1e-3 for x in history(out)] if ran.code == 0 else []
+        rows = [x["learning_rate"] / 1e-3 for x in logged(out)] if ran.code == 0 else []
         by = max((abs(a - b) for a, b in zip(rows, rates[1:])), default=1)
         ok(len(rows) == golden["steps"] and by < (2e-4 if name == "polynomial" else 1e-9), f"{name}: rates within {by:.1e}",
            f"{rows}\n{rates}\n{ran.text}")

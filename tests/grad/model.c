@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#include "help/pile.h"
 #include "model/llava.h"
 
 enum { TOKENS_MAX = 256, ARENA_BYTES = 64 << 20 };
@@ -200,22 +201,6 @@ static void note(void *ctx, int i)
 {
     int *passed = ctx;
     if (++passed[0] < 8) passed[passed[0]] = i;
-}
-
-/* What is away: one layer's on the other's. */
-struct pile { char *piece[2]; int n; };
-
-static char *pile_open(void *ctx, size_t bytes, bool back)
-{
-    struct pile *p = ctx;
-    if (!back) p->piece[p->n++] = malloc(bytes + 1);
-    return p->piece[p->n - 1];
-}
-
-static void pile_close(void *ctx, bool back)
-{
-    struct pile *p = ctx;
-    if (back) free(p->piece[--p->n]);
 }
 
 /* Whatever layers keep: the same bits. Each is told of when it is done. */

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#include "help/pile.h"
 #include "op/op.h"
 
 enum { INS = 3, PARAMS = 10, AUX = 16, ROPE_POSITIONS = 5, ARENA_BYTES = 4 << 20 };
@@ -381,22 +382,6 @@ static struct tensor block(struct op_ctx *o, const void *arg, struct tensor x)
     struct bench *b = *(struct bench *const *)arg;
     assert_ptr_equal(o, &b->o);
     return b->c->forward(b, &x);
-}
-
-/* What is away lies in pieces of memory, one on the other. */
-struct pile { char *piece[BLOCKS]; int n; };
-
-static char *pile_open(void *ctx, size_t bytes, bool back)
-{
-    struct pile *p = ctx;
-    if (!back) p->piece[p->n++] = malloc(bytes + 1);
-    return p->piece[p->n - 1];
-}
-
-static void pile_close(void *ctx, bool back)
-{
-    struct pile *p = ctx;
-    if (back) free(p->piece[--p->n]);
 }
 
 static void stack(struct bench *b, enum op_kept how, struct tensor *dx)

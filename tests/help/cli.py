@@ -143,6 +143,21 @@ def forward(path, prompt, picture=None, *more):
     return (read_safetensors(out), "") if rc == 0 else (None, err)
 
 
+def read_bytes(*path):
+    with open(os.path.join(*path), "rb") as f:
+        return f.read()
+
+
+def history(out):
+    """What a training's trainer_state.json has logged."""
+    with open(os.path.join(out, "trainer_state.json"), encoding="utf-8") as f:
+        return json.load(f)["log_history"]
+
+
+def losses(out):
+    return [line["loss"] for line in history(out) if "loss" in line]
+
+
 class Temp:
     """A folder for the length of a test: copies of fixture models, and files."""
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, Temp, finish, llava, model, ok  # noqa: E402
+from cli import GOLDEN, Temp, finish, llava, losses, model, ok, read_bytes  # noqa: E402
 
 COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"),
           "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
@@ -24,16 +24,6 @@ def train(out, *more):
     return llava(*COMMON, "--output_dir", out, *more)
 
 
-def read(*path):
-    with open(os.path.join(*path), "rb") as f:
-        return f.read()
-
-
-def losses(out):
-    with open(os.path.join(out, "trainer_state.json"), encoding="utf-8") as f:
-        return [line["loss"] for line in json.load(f)["log_history"] if "loss" in line]
-
-
 def last_checkpoint(out):
     return max((n for n in os.listdir(out) if n.startswith("checkpoint-")), key=lambda n: int(n[11:]))
 
@@ -41,7 +31,7 @@ def last_checkpoint(out):
 def equal(out, keep):
     last = last_checkpoint(keep)
     return losses(out) == losses(keep) and os.path.isdir(os.path.join(out, last)) and \
-        read(out, last, "resume.safetensors") == read(keep, last, "resume.safetensors")
+        read_bytes(out, last, "resume.safetensors") == read_bytes(keep, last, "resume.safetensors")
 
 
 def same_bytes(tmp):
@@ -50,7 +40,7 @@ def same_bytes(tmp):
     ok(ran.code == 0 and len(losses(keep)) > 3, "without", ran.text)
     with open(os.path.join(GOLDEN, "training/projector.json"), encoding="utf-8") as f:
         pictures = {r["image"] for r in json.load(f) if "image" in r}
-    different = {read(GOLDEN, "pictures", p) for p in pictures}
+    different = {read_bytes(GOLDEN, "pictures", p) for p in pictures}
     ran = train(os.path.join(tmp.path, "first"), *TOWER, "--cache_features", cache)
     ok(ran.code == 0 and equal(os.path.join(tmp.path, "first"), keep), "kept on the way: the same bytes", ran.text)
     files = os.listdir(cache)
@@ -68,7 +58,7 @@ def same_bytes(tmp):
 def broken(tmp, keep, cache):
     """one cut short, one with another byte, one that is empty, one too long"""
     files = sorted(os.listdir(cache))
-    whole = {n: read(cache, n) for n in files}
+    whole = {n: read_bytes(cache, n) for n in files}
     ways = (lambda b: b[:-1], lambda b: b[:90] + bytes([b[90] ^ 1]) + b[91:], lambda b: b"", lambda b: b + b"x")
     for n, data in zip(files, ways):
         with open(os.path.join(cache, n), "wb") as f:
@@ -76,7 +66,7 @@ def broken(tmp, keep, cache):
     ran = train(os.path.join(tmp.path, "mended"), *TOWER, "--cache_features", cache)
     ok(ran.code == 0 and equal(os.path.join(tmp.path, "mended"), keep), "broken files: the same bytes", ran.text)
     ok(all(n in ran.err for n in files[:4]) and "made again" in ran.err, "broken files are named", ran.err)
-    ok({n: read(cache, n) for n in os.listdir(cache)} == whole, "and whole again", "")
+    ok({n: read_bytes(cache, n) for n in os.listdir(cache)} == whole, "and whole again", "")
 
 
 def others(tmp, cache):

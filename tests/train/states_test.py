@@ -12,7 +12,7 @@ import struct
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, SANITIZED, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+from cli import GOLDEN, SANITIZED, Temp, finish, llava, losses, model, ok, read_bytes, read_safetensors  # noqa: E402
 
 COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"),
           "--vision_tower", model("clip-tiny"), "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
@@ -29,16 +29,6 @@ def train(out, *more):
     return llava(*COMMON, "--output_dir", out, *more)
 
 
-def read(*path):
-    with open(os.path.join(*path), "rb") as f:
-        return f.read()
-
-
-def losses(out):
-    with open(os.path.join(out, "trainer_state.json"), encoding="utf-8") as f:
-        return [line["loss"] for line in json.load(f)["log_history"] if "loss" in line]
-
-
 def one_line(ran, *parts):
     last = (ran.err.strip().splitlines() or [""])[-1]
     return last.startswith("llava") and all(p in last for p in parts)
@@ -49,24 +39,24 @@ def same_bytes(tmp, name, more):
     more = [*more, "--bf16", "True", "--learning_rate", "1e-2", "--max_steps", "4"]
     keep = os.path.join(tmp.path, "keep")
     ran = train(keep, *more, "--save_steps", "2", "--offload", "none")
-    want = read(keep, "checkpoint-4", "resume.safetensors") if ran.code == 0 else b""
+    want = read_bytes(keep, "checkpoint-4", "resume.safetensors") if ran.code == 0 else b""
     ok(len(want) > 1000, f"{name}: four steps", ran.text)
     for offload in ("gradients", "moments", "both"):
         out = os.path.join(tmp.path, offload)
         ran = train(out, *more, "--save_steps", "4", "--offload", offload)
-        ok(ran.code == 0 and read(out, "checkpoint-4", "resume.safetensors") == want and
-           read(out, "model.safetensors") == read(keep, "model.safetensors"), f"{name}: {offload} away, the same bytes",
-           ran.text)
+        ok(ran.code == 0 and read_bytes(out, "checkpoint-4", "resume.safetensors") == want and
+           read_bytes(out, "model.safetensors") == read_bytes(keep, "model.safetensors"),
+           f"{name}: {offload} away, the same bytes", ran.text)
     out = os.path.join(tmp.path, "activations")
     ran = train(out, *more, "--save_steps", "4", "--offload", "activations", "--gradient_checkpointing", "True")
-    ok(ran.code == 0 and read(out, "checkpoint-4", "resume.safetensors") == want,
+    ok(ran.code == 0 and read_bytes(out, "checkpoint-4", "resume.safetensors") == want,
        f"{name}: activations away, the same bytes", ran.text)
     for offload in ("none", "both"):
         out = os.path.join(tmp.path, "again-" + offload)
         os.mkdir(out)
         shutil.copytree(os.path.join(keep, "checkpoint-2"), os.path.join(out, "checkpoint-2"))
         ran = train(out, *more, "--save_steps", "4", "--offload", offload)
-        ok("step 2 of 4" in ran.err and read(out, "checkpoint-4", "resume.safetensors") == want,
+        ok("step 2 of 4" in ran.err and read_bytes(out, "checkpoint-4", "resume.safetensors") == want,
            f"{name}: goes on with {offload} away, the same bytes", ran.text)
     kept = read_safetensors(os.path.join(keep, "checkpoint-4/resume.safetensors"))
     types = {n.split("/")[0]: t.dtype.name for n, t in kept.items() if n.endswith("layers.0.mlp.up_proj.weight")}
