@@ -50,18 +50,16 @@ int cmd_controller(int argc, char **argv)
     int rc = cmd_parse(&argp, argc, argv, &o);
     if (rc) return rc;
     struct err e = { 0 };
-    struct server *server = NULL;
     struct controller *c = NULL;
-    struct status status = { .gen = NULL };
+    struct status status;
     TRY(serving_open(&o.serving, "controller", "controller.log", &e));
     TRY(controller_open(&c, o.dispatch, o.serving.client, o.serving.journal, &e));
-    status.controller = c;
+    status = (struct status){ .server = o.serving.server, .controller = c };
     const struct mount mounts[] = { { controller_routes, c }, { status_routes, &status } };
-    TRY(serving_listen(&server, &o.serving, mounts, 2, &e));
-    status_set_server(&status, server);
-    serving_run(&o.serving, server, "controller");
+    TRY(server_start(o.serving.server, mounts, 2, &e));
+    serving_run(&o.serving, "controller");
 out:
-    server_close(server);
+    serving_stop(&o.serving);
     controller_close(c);
     serving_close(&o.serving);
     return rc < 0 ? cmd_fail(e.msg) : 0;

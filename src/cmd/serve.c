@@ -76,7 +76,6 @@ struct parts {
     struct web *web;
     struct openai openai;
     struct status status;
-    struct server *server;
 };
 
 static json_t *status_of(void *node) { return worker_status(node); }
@@ -84,6 +83,7 @@ static json_t *status_of(void *node) { return worker_status(node); }
 static int open_parts(struct parts *p, struct options *o, struct err *e)
 {
     struct worker_options none = { NULL, NULL, "serve" };
+    struct server *server = o->serving.server;
     char address[200];
     int rc;
     TRY(gen_open(&p->gen, &o->model, &o->answering.batch, e));
@@ -94,17 +94,15 @@ static int open_parts(struct parts *p, struct options *o, struct err *e)
     TRY(fetcher_open(&p->openai.fetcher, &o->answering.fetch, e));
     p->openai.g = p->gen;
     p->openai.created = time(NULL);
-    p->status.controller = p->controller;
-    p->status.gen = p->gen;
+    p->status = (struct status){ server, p->controller, p->gen };
     const struct mount mounts[] = { { worker_routes, p->node },
                                     { controller_routes, p->controller },
                                     { openai_routes, &p->openai },
                                     { status_routes, &p->status },
                                     { web_routes, p->web } };
-    TRY(serving_listen(&p->server, &o->serving, mounts, 5, e));
-    status_set_server(&p->status, p->server);
-    snprintf(address, sizeof address, "%s://localhost:%d", server_is_tls(p->server) ? "https" : "http",
-             server_port(p->server));
+    TRY(server_start(server, mounts, 5, e));
+    snprintf(address, sizeof address, "%s://localhost:%d", server_is_tls(server) ? "https" : "http",
+             server_port(server));
     controller_register_self(p->controller, o->address ? o->address : address, status_of, p->node);
 out:
     return rc;
@@ -122,9 +120,9 @@ int cmd_serve(int argc, char **argv)
     TRY(serving_open(&o.serving, "serve", "serve.log", &e));
     o.paging.web.client = o.serving.client;
     TRY(open_parts(&p, &o, &e));
-    serving_run(&o.serving, p.server, "serve");
+    serving_run(&o.serving, "serve");
 out:
-    server_close(p.server);
+    serving_stop(&o.serving);
     web_close(p.web);
     controller_close(p.controller);
     worker_close(p.node);

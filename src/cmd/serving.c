@@ -50,7 +50,7 @@ static const struct argp_option options[] = {
       "Most open connections (default 4096, less where fewer files may be open)", 0 },
     { "idle-timeout", K_IDLE, "SECONDS", 0, "For a connection that does nothing (default 75)", 0 },
     { "header-timeout", K_HEAD, "SECONDS", 0, "For a request's headers to be whole (default 30)", 0 },
-    { "body-timeout", K_BODY, "SECONDS", 0, "For its body (default 300)", 0 },
+    { "body-timeout", K_BODY, "SECONDS", 0, "For a request's body to be whole (default 300)", 0 },
     { "grace", K_GRACE, "SECONDS", 0, "Time that answers under way get after SIGTERM (default 30)", 0 },
     { 0 },
 };
@@ -59,22 +59,22 @@ static error_t option(int key, char *arg, struct argp_state *state)
 {
     struct serving *s = state->input;
     switch (key) {
-    case K_HOST: s->server.host = arg; break;
-    case K_PORT: s->server.port = (int)cmd_int(state, "port", arg, 0, 65535); break;
-    case K_CERT: s->server.tls_cert = arg; break;
-    case K_KEY: s->server.tls_key = arg; break;
-    case K_KEYS: s->server.keys_file = arg; break;
-    case K_CORS: s->server.cors = arg; break;
-    case K_ACCESS: s->server.log_path = arg; break;
+    case K_HOST: s->options.host = arg; break;
+    case K_PORT: s->options.port = (int)cmd_int(state, "port", arg, 0, 65535); break;
+    case K_CERT: s->options.tls_cert = arg; break;
+    case K_KEY: s->options.tls_key = arg; break;
+    case K_KEYS: s->options.keys_file = arg; break;
+    case K_CORS: s->options.cors = arg; break;
+    case K_ACCESS: s->options.log_path = arg; break;
     case K_LOGDIR: s->log_dir = arg; break;
-    case K_FORWARDED: s->server.forwarded = true; break;
-    case K_CONNECTIONS: s->server.connections = (int)cmd_int(state, "connections", arg, 1, 1 << 20); break;
-    case K_IDLE: s->server.idle_s = (int)cmd_int(state, "idle-timeout", arg, 1, 86400); break;
-    case K_HEAD: s->server.head_s = (int)cmd_int(state, "header-timeout", arg, 1, 86400); break;
-    case K_BODY: s->server.body_s = (int)cmd_int(state, "body-timeout", arg, 1, 86400); break;
+    case K_FORWARDED: s->options.forwarded = true; break;
+    case K_CONNECTIONS: s->options.connections = (int)cmd_int(state, "connections", arg, 1, 1 << 20); break;
+    case K_IDLE: s->options.idle_s = (int)cmd_int(state, "idle-timeout", arg, 1, 86400); break;
+    case K_HEAD: s->options.head_s = (int)cmd_int(state, "header-timeout", arg, 1, 86400); break;
+    case K_BODY: s->options.body_s = (int)cmd_int(state, "body-timeout", arg, 1, 86400); break;
     case K_GRACE: s->grace_s = cmd_real(state, "grace", arg, 0, 86400); break;
     case ARGP_KEY_END:
-        if (!s->server.tls_cert != !s->server.tls_key) argp_error(state, "--tls-cert and --tls-key go together");
+        if (!s->options.tls_cert != !s->options.tls_key) argp_error(state, "--tls-cert and --tls-key go together");
         break;
     default: return ARGP_ERR_UNKNOWN;
     }
@@ -84,7 +84,7 @@ const struct argp serving_argp = { options, option, NULL, NULL, NULL, NULL, NULL
 
 struct serving serving_default(const char *host, int port)
 {
-    return (struct serving){ .server = { .host = host, .port = port, .key = env_get(ENV_LLAVA_API_KEY) },
+    return (struct serving){ .options = { .host = host, .port = port, .key = env_get(ENV_LLAVA_API_KEY) },
                              .log_dir = ".",
                              .grace_s = 30 };
 }
@@ -96,44 +96,56 @@ static void stop_signals(sigset_t *set)
     sigaddset(set, SIGINT);
 }
 
-int serving_open(struct serving *s, const char *name, const char *file, struct err *e)
-{
-    sigset_t stop;
-    stop_signals(&stop);
-    sigprocmask(SIG_BLOCK, &stop, NULL); /* every thread that starts from here on has it so */
-    int rc = journal_open(&s->journal, name, s->log_dir, file, e);
-    return rc < 0 ? rc : client_open(&s->client, 0, 0, e);
-}
-
-int serving_listen(struct server **ret, struct serving *s, const struct mount *mounts, int n, struct err *e)
+/* With port -1 at the first that is free. */
+static int open_server(struct serving *s, struct err *e)
 {
     enum { FIRST = 7860, LAST = 7959 };
-    if (s->server.port >= 0) return server_open(ret, &s->server, mounts, n, e);
+    struct server_options *o = &s->options;
+    if (o->port >= 0) return server_open(&s->server, o, e);
     int rc = ERR_IO;
-    for (s->server.port = FIRST; rc < 0 && s->server.port <= LAST; s->server.port++)
-        rc = server_open(ret, &s->server, mounts, n, e);
+    for (o->port = FIRST; rc < 0 && o->port <= LAST; o->port++) rc = server_open(&s->server, o, e);
     return rc;
 }
 
-void serving_run(struct serving *s, struct server *server, const char *what)
+int serving_open(struct serving *s, const char *name, const char *file, struct err *e)
+{
+    sigset_t stop;
+    int rc;
+    stop_signals(&stop);
+    sigprocmask(SIG_BLOCK, &stop, NULL); /* every thread that starts from here on has it so */
+    TRY(journal_open(&s->journal, name, s->log_dir, file, e));
+    TRY(client_open(&s->client, 0, 0, e));
+    TRY(open_server(s, e));
+out:
+    return rc;
+}
+
+void serving_run(struct serving *s, const char *what)
 {
     sigset_t stop;
     int sig;
-    const char *host = s->server.host;
+    const char *host = s->options.host;
     bool any = !strcmp(host, "0.0.0.0") || !strcmp(host, "::");
-    log_info("%s: open %s://%s:%d", what, server_is_tls(server) ? "https" : "http", any ? "localhost" : host,
-             server_port(server));
+    log_info("%s: open %s://%s:%d", what, server_is_tls(s->server) ? "https" : "http", any ? "localhost" : host,
+             server_port(s->server));
     stop_signals(&stop);
     sigwait(&stop, &sig);
     journal_info(s->journal, "stopping: answers under way get %g s", s->grace_s);
     signal(SIGINT, SIG_DFL); /* once more: at once */
     signal(SIGTERM, SIG_DFL);
     sigprocmask(SIG_UNBLOCK, &stop, NULL);
-    server_drain(server, s->grace_s);
+    server_drain(s->server, s->grace_s);
+}
+
+void serving_stop(struct serving *s)
+{
+    server_close(s->server);
+    s->server = NULL;
 }
 
 void serving_close(struct serving *s)
 {
+    serving_stop(s);
     client_close(s->client);
     journal_close(s->journal);
     s->client = NULL;

@@ -63,21 +63,20 @@ int cmd_web(int argc, char **argv)
     int rc = cmd_parse(&argp, argc, argv, &o);
     if (rc) return rc;
     struct err e = { 0 };
-    struct server *server = NULL;
     struct remote *remote = NULL;
     struct web *web = NULL;
-    struct status status = { .gen = NULL };
+    struct status status = { 0 };
     TRY(paging_check(&o.paging, o.serving.log_dir, &e));
     TRY(serving_open(&o.serving, "gradio_web_server", "gradio_web_server.log", &e));
     o.paging.web.client = o.serving.client;
     TRY(remote_open(&remote, o.controller, o.count, o.serving.client, &e));
     TRY(web_open(&web, &o.paging.web, NULL, remote, o.serving.journal, &e));
+    status.server = o.serving.server;
     const struct mount mounts[] = { { status_routes, &status }, { web_routes, web } };
-    TRY(serving_listen(&server, &o.serving, mounts, 2, &e));
-    status_set_server(&status, server);
-    serving_run(&o.serving, server, "web");
+    TRY(server_start(o.serving.server, mounts, 2, &e));
+    serving_run(&o.serving, "web");
 out:
-    server_close(server);
+    serving_stop(&o.serving);
     web_close(web);
     remote_close(remote);
     serving_close(&o.serving);

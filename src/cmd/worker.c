@@ -87,11 +87,10 @@ int cmd_worker(int argc, char **argv)
     if (rc) return rc;
     if (!o.once) serving_supervise();
     struct err e = { 0 };
-    struct server *server = NULL;
     struct gen *gen = NULL;
     struct fetcher *fetcher = NULL;
     struct worker_node *node = NULL;
-    struct status status = { .gen = NULL };
+    struct status status = { 0 };
     char id[7], file[40];
     worker_id(id);
     snprintf(file, sizeof file, "model_worker_%s.log", id);
@@ -99,17 +98,17 @@ int cmd_worker(int argc, char **argv)
     if (o.alone) o.worker.controller = NULL;
     TRY(serving_open(&o.serving, "model_worker", file, &e));
     TRY(gen_open(&gen, &o.model, &o.answering.batch, &e));
+    status.server = o.serving.server;
     status.gen = gen;
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));
     TRY(fetcher_open(&fetcher, &o.answering.fetch, &e));
     struct openai openai = { gen, fetcher, time(NULL) };
     const struct mount mounts[] = { { worker_routes, node }, { openai_routes, &openai }, { status_routes, &status } };
-    TRY(serving_listen(&server, &o.serving, mounts, 3, &e));
-    status_set_server(&status, server);
+    TRY(server_start(o.serving.server, mounts, 3, &e));
     TRY(worker_begin(node, &e));
-    serving_run(&o.serving, server, "worker");
+    serving_run(&o.serving, "worker");
 out:
-    server_close(server);
+    serving_stop(&o.serving);
     worker_close(node);
     fetcher_close(fetcher);
     gen_close(gen);

@@ -349,12 +349,19 @@ static void on_log(void *cls, const char *fmt, va_list ap)
 
 /* ---- opening */
 
-static int listen_at(struct server *s, struct err *e)
+static int cannot_listen(const struct server *s, int why, struct err *e)
+{
+    return err_set(e, ERR_IO, "cannot listen at '%s:%d': %s", s->o.host, s->o.port, strerror(why));
+}
+
+/* Takes the address. It is not listened at before server_start: until then connections are refused, and do not wait for
+ * a model that is being loaded. */
+static int take_address(struct server *s, struct err *e)
 {
     const struct addrinfo hints = { .ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM };
     struct addrinfo *list = NULL;
     char port[16];
-    int rc = ERR_IO, fd = -1, bad = 0;
+    int fd = -1, bad = 0;
     snprintf(port, sizeof port, "%d", s->o.port);
     int no = getaddrinfo(s->o.host, port, &hints, &list);
     if (no) return err_set(e, ERR_USAGE, "cannot listen at '%s': %s", s->o.host, gai_strerror(no));
@@ -364,14 +371,14 @@ static int listen_at(struct server *s, struct err *e)
             fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
             setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int));
             if (v6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &(int){ 0 }, sizeof(int));
-            if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0) break;
+            if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0) break;
             bad = errno;
             if (fd >= 0) close(fd);
             fd = -1;
         }
     }
     freeaddrinfo(list);
-    if (fd < 0) return err_set(e, rc, "cannot listen at '%s:%d': %s", s->o.host, s->o.port, strerror(bad));
+    if (fd < 0) return cannot_listen(s, bad, e);
     struct sockaddr_storage at;
     socklen_t n = sizeof at;
     if (getsockname(fd, (struct sockaddr *)&at, &n) == 0)
@@ -472,15 +479,12 @@ static int start_threads(struct server *s, struct err *e)
 
 static int or_default(int v, int def) { return v > 0 ? v : def; }
 
-int server_open(struct server **ret, const struct server_options *o, const struct mount *mounts, int n, struct err *e)
+int server_open(struct server **ret, const struct server_options *o, struct err *e)
 {
     struct server *s = calloc(1, sizeof *s);
     int rc = s ? 0 : err_set(e, ERR_NOMEM, "no memory for a server");
     *ret = NULL;
     if (rc < 0) return rc;
-    ASSERT(n <= SERVER_MOUNTS);
-    memcpy(s->mounts, mounts, (size_t)n * sizeof *mounts);
-    s->n_mounts = n;
     s->o = *o;
     s->o.connections = fit_connections(or_default(o->connections, CONNECTIONS));
     s->o.idle_s = or_default(o->idle_s, 75);
@@ -499,13 +503,20 @@ int server_open(struct server **ret, const struct server_options *o, const struc
     TRY(read_keys(s, e));
     TRY(read_tls(s, e));
     TRY(open_log(s, e));
-    TRY(listen_at(s, e));
-    TRY(start_threads(s, e));
+    TRY(take_address(s, e));
     *ret = s;
     s = NULL;
 out:
     server_close(s);
     return rc;
+}
+
+int server_start(struct server *s, const struct mount *mounts, int n, struct err *e)
+{
+    ASSERT(n <= SERVER_MOUNTS && !s->n_mounts);
+    memcpy(s->mounts, mounts, (size_t)n * sizeof *mounts);
+    s->n_mounts = n;
+    return listen(s->listen_fd, 1024) < 0 ? cannot_listen(s, errno, e) : start_threads(s, e);
 }
 
 int server_port(const struct server *s) { return s->port; }

@@ -53,8 +53,11 @@ struct server_options {
 };
 
 struct server;
-int server_open(struct server **ret, const struct server_options *o, const struct mount *mounts, int n,
-                struct err *e);
+/* Reads keys and certificates and takes the port, at which nobody is answered yet: what can be wrong with the options
+ * is said before anything long is begun. */
+int server_open(struct server **ret, const struct server_options *o, struct err *e);
+/* Serves from here on; once. Contexts of mounts outlive the server. */
+int server_start(struct server *s, const struct mount *mounts, int n, struct err *e);
 int server_port(const struct server *s);
 bool server_is_tls(const struct server *s);
 /* Stops taking connections; what is under way goes on. Returns when nothing is under way, or after wait_s seconds. */

@@ -5,8 +5,6 @@
 #include "llava.h"
 #include "serve/gen.h"
 
-void status_set_server(struct status *s, struct server *server) { atomic_store(&s->server, server); }
-
 static void on_health(void *ctx, struct exchange *x)
 {
     struct status *s = ctx;
@@ -18,12 +16,11 @@ static void on_health(void *ctx, struct exchange *x)
 static void on_metrics(void *ctx, struct exchange *x)
 {
     struct status *s = ctx;
-    struct server *server = atomic_load(&s->server);
     struct buf out = buf_make(1 << 22);
     buf_fmt(&out, "# TYPE llava_info gauge\nllava_info{version=\"%s\"} 1\n", llava_version());
     buf_fmt(&out, "# TYPE process_resident_memory_max_bytes gauge\nprocess_resident_memory_max_bytes %zu\n",
             plat_memory_peak());
-    if (server) server_metrics(server, &out);
+    server_metrics(s->server, &out);
     if (s->controller) controller_metrics(s->controller, &out);
     if (s->gen) gen_metrics(s->gen, &out);
     exchange_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", out.p, out.n);

@@ -279,13 +279,17 @@ def test_refusals():
     cases = {"a port in use": (["--port", "PORT"], "cannot listen"), "no such host": (["--host", "no.invalid"], "no.invalid"),
              "no such key file": (["--api-key-file", "/none"], "/none"),
              "an empty key file": (["--api-key-file", "/dev/null"], "no API key"),
+             "no such certificate": (["--tls-cert", "/none", "--tls-key", "/none"], "/none"),
              "a certificate that is none": (["--tls-cert", __file__, "--tls-key", __file__], "certificate")}
+    before_a_model_is_opened = ["serve", "--no-restart", "--model-path", "/nowhere"]
     for name, (args, word) in cases.items():
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            args = [a.replace("PORT", str(taken.getsockname()[1])) for a in args]
-            p = subprocess.run([LLAVA, "controller", "--log-dir", scratch.name, *args], capture_output=True, text=True,
-                               timeout=PATIENCE)
-            ok(p.returncode == 1 and word in p.stderr and p.stderr.startswith("llava: "), f"refused: {name}", p.stderr)
+        for command in (["controller"], before_a_model_is_opened)[:1 if word == "certificate" else 2]:
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                given = [a.replace("PORT", str(taken.getsockname()[1])) for a in args]
+                p = subprocess.run([LLAVA, *command, "--log-dir", scratch.name, *given], capture_output=True, text=True,
+                                   timeout=PATIENCE)
+                ok(p.returncode == 1 and word in p.stderr and p.stderr.startswith("llava: "), f"{command[0]} refused: {name}",
+                   p.stderr)
     p = subprocess.run([LLAVA, "web", "--share"], capture_output=True, text=True)
     ok(p.returncode == 2 and "--share is not supported" in p.stderr, "--share", p.stderr)
 
