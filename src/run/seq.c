@@ -101,7 +101,11 @@ static int make_tilt(struct seq *q, const struct llava_sampling *o, struct err *
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 {
     int rc = sampling_check(o, q->g->model.cfg.llama.V, e);
-    if (rc >= 0) rc = make_tilt(q, o, e);
+    if (rc < 0) return rc;
+    free(q->tilt); /* what an asking that failed has left */
+    q->tilt = NULL;
+    stopper_fini(&q->stopper);
+    rc = make_tilt(q, o, e);
     if (rc < 0) return rc;
     q->temperature = o->temperature;
     q->top_k = o->top_k;

@@ -366,6 +366,39 @@ static void test_penalties(void **state)
     talk_close(&t);
 }
 
+/* An asking that fails half way leaves nothing to the next one. */
+static void test_asked_again(void **state)
+{
+    enum { TOO_LONG = 1 << 17 };
+    struct talk t;
+    struct llava_error e;
+    struct llava_sampling s = greedy(4);
+    const struct llava_bias bias[] = { { 5, 3e4f } };
+    char *long_stop = malloc(TOO_LONG + 1);
+    (void)state;
+    talk_seeing(&t, 0);
+    answer(&t, "Why?", 0, &s);
+    char *plain = strdup(t.text);
+    const char *stops[] = { plain, long_stop };
+    memset(long_stop, 'x', TOO_LONG);
+    long_stop[TOO_LONG] = 0;
+    s.bias = bias;
+    s.n_bias = 1;
+    s.stop = stops;
+    s.n_stop = 2;
+    must(llava_session_prompt(t.session, "Why?", NULL, 0, &e), &e);
+    assert_true(*plain);
+    for (int i = 0; i < 2; i++) assert_true(llava_session_generate(t.session, &s, keep, &t, NULL, &e) < 0);
+    s = greedy(4);
+    t.n = 0;
+    t.text[0] = 0;
+    must(llava_session_generate(t.session, &s, keep, &t, NULL, &e), &e);
+    assert_string_equal(t.text, plain);
+    free(plain);
+    free(long_stop);
+    talk_close(&t);
+}
+
 /* What was used least recently makes room for others. (The third begins as the first does: what a beginning is copied
  * from counts as used.) */
 static void test_least_recent(void **state)
@@ -495,6 +528,7 @@ int main(void)
         cmocka_unit_test(test_seeds),           cmocka_unit_test(test_refused),
         cmocka_unit_test(test_open_refused),    cmocka_unit_test(test_conversation),
         cmocka_unit_test(test_penalties),       cmocka_unit_test(test_least_recent),
+        cmocka_unit_test(test_asked_again),
     };
     return cmocka_run_group_tests_name("session", tests, NULL, NULL);
 }
