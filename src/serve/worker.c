@@ -88,18 +88,41 @@ static int count_images(const char *prompt)
     return n;
 }
 
+/* "512" and " 0.7 ", as Python's int() and float() take them. */
+static bool number_of(double *ret, const char *s, bool whole)
+{
+    char *end;
+    s += strspn(s, " \t\r\n");
+    if (!*s || s[strspn(s, whole ? "+-0123456789 \t\r\n" : "+-.0123456789eE \t\r\n")]) return false;
+    *ret = strtod(s, &end);
+    return end > s && !end[strspn(end, " \t\r\n")];
+}
+
+/* LLaVA's worker calls float(), or int(), on whatever it gets: a number, a text that is one, true or false. */
+static void read_number(const struct fields *f, const char *key, bool whole, double *ret, double min, double max)
+{
+    const json_t *v = json_object_get(f->o, key);
+    double d = json_is_true(v) ? 1 : json_number_value(v);
+    if (!v || json_is_null(v)) return;
+    if (!json_is_number(v) && !json_is_boolean(v) && !(json_is_string(v) && number_of(&d, json_string_value(v), whole)))
+        fields_bad(f, key, "is %s, want a %s", fields_kind(v), whole ? "whole number" : "number");
+    else if (!(d >= min && d <= max))
+        fields_bad(f, key, "is %g, want %g to %g", d, min, max);
+    else
+        *ret = d;
+}
+
 void worker_read(struct worker_ask *a, const json_t *body, struct bad *bad)
 {
     struct fields f = fields_at(body, bad);
     json_t *images = NULL;
-    double temperature = 1, top_p = 1;
-    int64_t most = NEW_TOKENS;
+    double temperature = 1, top_p = 1, most = NEW_TOKENS;
     *a = (struct worker_ask){ .fields = f };
     if (!fields_str(&f, "prompt", &a->prompt)) fields_need(&f, "prompt");
     fields_array(&f, "images", &images);
-    fields_real(&f, "temperature", &temperature, 0, 100);
-    fields_real(&f, "top_p", &top_p, 0, 1);
-    fields_int(&f, "max_new_tokens", &most, INT32_MIN, INT32_MAX);
+    read_number(&f, "temperature", false, &temperature, 0, 100);
+    read_number(&f, "top_p", false, &top_p, 0, 1);
+    read_number(&f, "max_new_tokens", true, &most, INT32_MIN, INT32_MAX);
     fields_str(&f, "stop", &a->stop);
     fields_str(&f, "model", &a->model);
     a->images = images;

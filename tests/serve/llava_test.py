@@ -109,7 +109,9 @@ def test_worker():
         ok(ask(w.port, stop=None)[1][-1]["text"] == said[-1]["text"], "stop may be null")
         ok(" " in cli.strip() and ask(w.port, stop=" ")[1][-1]["text"] == said[-1]["text"],
            "a blank, which test_message sends, ends nothing", cli)
-        ok(ask(w.port, max_new_tokens=24.0)[1][-1]["text"] == said[-1]["text"], "24.0 tokens are 24")
+        for how in ({"max_new_tokens": 24.0}, {"max_new_tokens": "24"}, {"max_new_tokens": " 24\n"}, {"max_new_tokens": 24.9},
+                    {"temperature": "0"}, {"temperature": False}, {"top_p": "0.5"}, {"temperature": "1e-4"}):
+            ok(ask(w.port, **how)[1][-1]["text"] == said[-1]["text"], f"a number as Python's int() and float() take it: {how}")
         word = cli.split()[0]
         ok(ask(w.port, stop=word)[1][-1]["text"].strip() == PROMPT, "a stop string ends the answer", ask(w.port, stop=word))
         for name, how, cause in (("too few pictures", {"images": []}, "Number of images does not match"),
@@ -117,6 +119,9 @@ def test_worker():
                                  ("no picture", {"images": ["AAAA"]}, "'images[0]' is no picture"),
                                  ("no text", {"prompt": 7}, "'prompt' is a number"),
                                  ("too many", {"images": ["AAAA"] * 1000}, "1000 pictures"),
+                                 ("tokens in part", {"max_new_tokens": "24.0"}, "'max_new_tokens' is a string"),
+                                 ("tokens in hexadecimal", {"max_new_tokens": "0x18"}, "'max_new_tokens' is a string"),
+                                 ("no heat", {"temperature": ""}, "'temperature' is a string"),
                                  ("wrong heat", {"temperature": "hot"}, "'temperature' is a string")):
             status, said = ask(w.port, **how)
             ok(status == 200 and len(said) == 1 and said[0]["text"] == ERROR_TEXT and said[0]["error_code"] == 1 and
