@@ -1,14 +1,13 @@
 /* See export.h. */
 #include "cmd/export.h"
 
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/size.h"
 #include "file/hub.h"
 
 enum { VOCAB_MULTIPLE = 64 }; /* transformers' convert_llava_weights_to_hf.py: pad_shape */
@@ -22,27 +21,6 @@ struct job {
     const char *dirs[2]; /* the base's folder and the model's, or the model's alone */
     struct save_options save;
 };
-
-/* -1: not a size. */
-static int read_size(size_t *ret, const char *text)
-{
-    static const struct {
-        const char *unit;
-        double factor;
-    } units[] = {
-        { "", 1 },      { "B", 1 },        { "KB", 1e3 },        { "MB", 1e6 },           { "GB", 1e9 },
-        { "TB", 1e12 }, { "KiB", 1024.0 }, { "MiB", 1048576.0 }, { "GiB", 1073741824.0 },
-    };
-    char *end;
-    double v = isdigit((unsigned char)*text) ? strtod(text, &end) : -1;
-    if (!(v > 0)) return -1;
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if (!strcasecmp(end, units[i].unit) && v * units[i].factor >= 1 && v * units[i].factor < 1e18) {
-            *ret = (size_t)(v * units[i].factor);
-            return 0;
-        }
-    return -1;
-}
 
 /* "keep", "f32", "f16", "bf16" and torch's names; -1: none of them. */
 static int read_dtype(bool *keep, enum dtype *ret, const char *text)
@@ -64,7 +42,7 @@ error_t export_option(struct export *x, int key, char *arg, struct argp_state *s
             argp_error(state, "--dtype wants keep, f32, f16 or bf16, not '%s'", arg);
         break;
     case EXPORT_SHARD:
-        if (read_size(&x->shard_bytes, arg) < 0)
+        if (!size_read(&x->shard_bytes, arg))
             argp_error(state, "--max-shard-size wants a size such as 5GB, not '%s'", arg);
         break;
     case EXPORT_QUIET: log_set_level(LOG_QUIET); break;

@@ -1,11 +1,10 @@
 /* See plan.h. */
 #include "train/plan.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "base/plat.h"
+#include "base/size.h"
 #include "train/muon.h"
 
 void plan_bytes(char out[16], double bytes)
@@ -27,23 +26,9 @@ static void add(struct plan *p, enum plan_place place, const char *name, size_t 
     p->sum[place] += bytes;
 }
 
-/* "48G": powers of 1000, as the memory of cards is sold; "48Gi" of 1024. */
 static int read_limit(size_t *bytes, const char *name, const char *s, struct err *e)
 {
-    static const char units[] = "KMGT";
-    char *end;
-    double v = strtod(s, &end);
-    const char *u = *end ? strchr(units, *end >= 'a' ? *end - 32 : *end) : NULL;
-    if (u) {
-        const double base = end[1] == 'i' ? 1024 : 1000;
-        for (const char *k = units; k <= u; k++) v *= base;
-        end += end[1] == 'i' ? 2 : 1;
-    }
-    if (*end == 'B') end++;
-    if (end == s || *end || !(v > 0 && v < 1e15))
-        return err_set(e, ERR_USAGE, "--%s wants a size such as 48G, not '%s'", name, s);
-    *bytes = (size_t)v;
-    return 0;
+    return size_read(bytes, s) ? 0 : err_set(e, ERR_USAGE, "--%s wants a size such as 48G, not '%s'", name, s);
 }
 
 /* ---- the rows */

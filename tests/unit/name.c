@@ -1,4 +1,4 @@
-/* Distances between names. */
+/* What people type: names that may be mistyped, and sizes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "base/name.h"
+#include "base/size.h"
 
 static void test_distance(void **state)
 {
@@ -31,8 +32,28 @@ static void test_distance(void **state)
     assert_int_equal(name_distance("a", lots), 99);
 }
 
+static void test_sizes(void **state)
+{
+    static const struct {
+        const char *text;
+        double bytes; /* 0: none */
+    } rows[] = {
+        { "1", 1 },          { "4096", 4096 },  { "5GB", 5e9 },      { "48g", 48e9 },  { "1.5TiB", 1.5 * 0x1p40 },
+        { "2 KiB", 2048 },   { "7kb", 7000 },   { "1Mi", 1048576 },  { "12B", 12 },    { "1e3", 1000 },
+        { "0", 0 },          { "", 0 },         { "much", 0 },       { "5GBs", 0 },    { "-1", 0 },
+        { "5 5", 0 },        { "1e30", 0 },     { "nan", 0 },        { "inf", 0 },     { "0x10", 0 },
+        { "0.2", 0 },        { "GB", 0 },       { " 5G", 0 },        { "5i", 0 },      { "999999999T", 0 },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        size_t got = 0;
+        assert_int_equal(size_read(&got, rows[i].text), rows[i].bytes > 0);
+        assert_true((double)got == rows[i].bytes);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_distance) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_distance), cmocka_unit_test(test_sizes) };
     return cmocka_run_group_tests_name("name", tests, NULL, NULL);
 }
