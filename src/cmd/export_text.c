@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "cmd/export.h"
 #include "file/json.h"
 
@@ -76,12 +77,20 @@ static int config_add(struct saver *s, const char *const dirs[2], const struct t
     return rc;
 }
 
-static int fast_add(struct saver *s, const char *const dirs[2], const int ids[2], struct err *e)
+/* tokenizer.json, of the tokenizer where the folders have none: transformers 5 reads tokenizer.model without the space
+ * in front of a text. */
+static int fast_add(struct saver *s, const char *const dirs[2], const struct tokenizer *t, const int ids[2],
+                    struct err *e)
 {
     json_t *v, *one;
     size_t i;
     int rc = load(&v, dirs, "tokenizer.json", e);
-    if (rc < 0 || !v) return rc;
+    if (rc < 0) return rc;
+    if (!v && (rc = tokenizer_to_json(&v, t, e)) == ERR_UNSUPPORTED) {
+        log_warn("no tokenizer.json is written: %s", e->msg);
+        return 0;
+    }
+    if (rc < 0) return rc;
     json_t *list = json_object_get(v, "added_tokens");
     if (!list) json_object_set_new(v, "added_tokens", list = json_array());
     for (int k = 0; k < 2; k++) {
@@ -111,7 +120,7 @@ int export_tokens_add(struct saver *s, const char *const dirs[2], const struct t
     if (!map) map = json_pack("{s:s,s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>", "unk_token", "<unk>");
     json_object_set_new(map, "pad_token", json_string("<pad>"));
     TRY(save_json(s, "special_tokens_map.json", map, e));
-    TRY(fast_add(s, dirs, ids, e));
+    TRY(fast_add(s, dirs, t, ids, e));
     TRY(load(&proc, dirs, "processor_config.json", e));
     if (!proc) proc = json_object();
     json_t *want =

@@ -55,6 +55,11 @@ extern "C" enum spm_kind spm_kind(const struct spm *s, int32_t id)
          : s->sp.IsUnused(id) ? SPM_UNUSED : SPM_NORMAL;
 }
 
+extern "C" float spm_score(const struct spm *s, int32_t id)
+{
+    return s->sp.GetScore(id);
+}
+
 extern "C" const char *spm_piece(const struct spm *s, int32_t id, size_t *n)
 {
     const std::string &piece = s->sp.IdToPiece(id);

@@ -23,6 +23,7 @@ void spm_close(struct spm *s); /* accepts NULL */
 int32_t spm_size(const struct spm *s);   /* pieces: ids are [0, size) */
 int32_t spm_unk(const struct spm *s);    /* the id of the unknown piece */
 enum spm_kind spm_kind(const struct spm *s, int32_t id);
+float spm_score(const struct spm *s, int32_t id); /* of BPE: of two merges the one with the higher goes first */
 /* The piece's text, with U+2581 for a space; valid as long as s; may hold no NUL inside. id in [0, size). */
 const char *spm_piece(const struct spm *s, int32_t id, size_t *n);
 /* The id of a piece, spm_unk where there is none. */

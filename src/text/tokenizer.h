@@ -43,6 +43,7 @@ struct tokenizer_info {
 };
 
 struct tokenizer;
+struct json_t;
 
 int tokenizer_open(struct tokenizer **ret, const char *dir, struct err *e);
 /* One SentencePiece file alone, with LlamaTokenizer's defaults: <unk>, <s>, </s>, BOS added, EOS not. */
@@ -51,6 +52,11 @@ void tokenizer_close(struct tokenizer *t); /* accepts NULL */
 
 const struct tokenizer_info *tokenizer_info(const struct tokenizer *t);
 void tokenizer_set_mode(struct tokenizer *t, enum tokenizer_mode mode); /* for tests */
+
+/* What a tokenizer.json says of t, as transformers 4 makes it of the same files (added tokens included): a new
+ * reference. ERR_UNSUPPORTED where such a file cannot say it: another kind than BPE with byte fallback, or a model that
+ * squeezes spaces or maps characters. */
+int tokenizer_to_json(struct json_t **ret, const struct tokenizer *t, struct err *e);
 
 /* Makes `text` one token: the id that it already has, or a new one at the end (as add_tokens does, for
  * <im_patch>, <im_start>, <im_end>, [PAD]). Special tokens are dropped by tokenizer_decode(skip_special).

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import (LLAVA, as_f32, config, finish, forward, model, ok, one_line, place, read_tensors,  # noqa: E402
+from cli import (LLAVA, ROOT, as_f32, config, finish, forward, model, ok, one_line, place, read_tensors,  # noqa: E402
                  run, same, write_tensors)
 
 TEXT = "USER: Is the sky blue? ASSISTANT:"
@@ -105,6 +105,27 @@ def rows_of_new_tokens():
     ok(a.keys() == b.keys() and all(same(a[k], b[k]) for k in a), "hf to hf5 changes names only")
     ok("rope_parameters" in config(again)["text_config"] and "rope_theta" not in config(again)["text_config"] and
        "dtype" in config(again), "hf5's keys")
+
+
+def fast_tokenizer():
+    """A folder with tokenizer.model alone gets the tokenizer.json that transformers 5 wrote of that model."""
+    demo, source = os.path.join(ROOT, "models/demo"), place("demo")
+    shutil.copytree(demo, source, ignore=shutil.ignore_patterns("pictures*", "expected*", "tokenizer.json"))
+    want, got = (config(d, "tokenizer.json") for d in (demo, convert(source, "hf5", "demo-hf5")))
+    ok(list(got["model"]["vocab"].items()) == list(want["model"]["vocab"].items()), "tokenizer.json: the pieces")
+    merges = [" ".join(m) for m in want["model"]["merges"]]
+    ok(got["model"]["merges"] == merges, "tokenizer.json: the merges, in their order",
+       [(a, b) for a, b in zip(got["model"]["merges"], merges) if a != b][:5])
+    ok([got[k] for k in ("decoder", "post_processor")] == [want[k] for k in ("decoder", "post_processor")],
+       "tokenizer.json: what goes around a text", got)
+    ok([t for t in got["added_tokens"] if t["content"] != "<pad>"] == want["added_tokens"], "tokenizer.json: added tokens",
+       got["added_tokens"])
+    for name in ("llava-liuhaotian-hf", "llava-mistral-hf5"):
+        both, alone = place(name), place(name + "-fast")
+        shutil.copytree(both, alone, ignore=shutil.ignore_patterns("tokenizer.model"))
+        for prompt in (TEXT, PICTURE, "  two  spaces </s> USER:</s>USER: naïve \t你好 <s>x"):
+            good, why = equal_numbers(both, alone, prompt, "wide-37x23.png" if "<image>" in prompt else None)
+            ok(good, f"{name}: the same ids by tokenizer.json alone", why)
 
 
 def towers():
@@ -335,6 +356,7 @@ else:
     for each in ("llava-liuhaotian", "llava-mistral", "llava-anyres"):
         round_trip(each)
     rows_of_new_tokens()
+    fast_tokenizer()
     towers()
     types_and_shards()
     projector()
