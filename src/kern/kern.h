@@ -142,12 +142,15 @@ struct kern {
 
     /* ---- loss */
 
-    /* loss[t] = logsumexp(logits[t]) - logits[t, target[t]]; 0 where target[t] < 0 (ignored).
-     * logits[T,V], target[T] I32, loss[T], lse[T] kept for the backward. */
-    void (*xent_fwd)(struct kctx *, struct tensor loss, struct tensor lse, struct tensor logits, struct tensor target);
-    /* dlogits[t,v] += (softmax(logits[t])_v - [v == target[t]]) * dloss[t]; ignored rows add nothing */
+    /* loss[t] = logsumexp(logits[t]) - (1 - smooth) logits[t, target[t]] - smooth mean(logits[t]): the target has
+     * 1 - smooth of the weight and all tokens share the rest (arXiv:1512.00567 section 7); 0 where target[t] < 0
+     * (ignored).  logits[T,V], target[T] I32, loss[T], lse[T] kept for the backward. */
+    void (*xent_fwd)(struct kctx *, struct tensor loss, struct tensor lse, struct tensor logits, struct tensor target,
+                     float smooth);
+    /* dlogits[t,v] += (softmax(logits[t])_v - (1 - smooth) [v == target[t]] - smooth / V) * dloss[t]; ignored rows add
+     * nothing */
     void (*xent_bwd)(struct kctx *, struct tensor dlogits, struct tensor dloss, struct tensor logits, struct tensor lse,
-                     struct tensor target);
+                     struct tensor target, float smooth);
 
     /* ---- tokens */
 

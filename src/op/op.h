@@ -176,12 +176,12 @@ struct tensor op_splice(struct op_ctx *o, struct tensor y, struct tensor x, stru
 /* Rows of x into a cache, in place; never on a tape. */
 void op_store(struct op_ctx *o, struct tensor cache, struct tensor idx, struct tensor x);
 struct tensor op_patchify(struct op_ctx *o, struct tensor x, int patch); /* [N,3,S,S] -> [N*g*g,3*p*p] */
-/* Loss of each row, 0 where target < 0: logits[T,V], target[T] I32 -> [T]. */
-struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor target);
-/* op_xent(op_linear(x, l), target), `chunk` rows of logits at a time: they are never all there. The losses' gradient is
- * given beforehand, dloss[T], so that x's gradient and l's are made on the way; there is no record. */
+/* Loss of each row, 0 where target < 0: logits[T,V], target[T] I32 -> [T]; smooth: as kern.h has it. */
+struct tensor op_xent(struct op_ctx *o, struct tensor logits, struct tensor target, float smooth);
+/* op_xent(op_linear(x, l), target, smooth), `chunk` rows of logits at a time: they are never all there. The losses'
+ * gradient is given beforehand, dloss[T], so that x's gradient and l's are made on the way; there is no record. */
 struct tensor op_linear_xent(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor target,
-                             struct tensor dloss, int chunk);
+                             float smooth, struct tensor dloss, int chunk);
 
 /* The token after each row of logits[T,V] into chosen[S] I32, and tokens of which some are chosen ones: kern.h choose,
  * tokens_get. Never on a tape. */

@@ -217,8 +217,7 @@ static int must_be(bool good, const char *name, const char *what, struct err *e)
     return good ? 0 : err_set(e, ERR_USAGE, "--%s must be %s", name, what);
 }
 
-/* Ranges, and what must be there. */
-static int check(const struct train_args *a, struct err *e)
+static int check_ranges(const struct train_args *a, struct err *e)
 {
     const struct { const char *name; int64_t v; } counts[] = {
         { "per_device_train_batch_size", a->per_device_train_batch_size },
@@ -227,9 +226,8 @@ static int check(const struct train_args *a, struct err *e)
         { "model_max_length", a->model_max_length }, { "lora_r", a->lora_r },
     };
     const struct { const char *name; double v; } sizes[] = {
-        { "weight_decay", a->weight_decay }, { "max_grad_norm", a->max_grad_norm }, { "adam_beta1", a->adam_beta1 },
-        { "adam_beta2", a->adam_beta2 }, { "adam_epsilon", a->adam_epsilon }, { "warmup_ratio", a->warmup_ratio },
-        { "warmup_steps", a->warmup_steps }, { "lora_dropout", a->lora_dropout },
+        { "weight_decay", a->weight_decay }, { "max_grad_norm", a->max_grad_norm },
+        { "adam_epsilon", a->adam_epsilon }, { "warmup_ratio", a->warmup_ratio }, { "warmup_steps", a->warmup_steps },
         { "dataloader_num_workers", (double)a->dataloader_num_workers }, { "threads", (double)a->threads },
         { "seed", (double)a->seed },
     };
@@ -238,12 +236,15 @@ static int check(const struct train_args *a, struct err *e)
         { "mm_vision_tower_lr", a->mm_vision_tower_lr }, { "logging_steps", a->logging_steps },
         { "save_steps", a->save_steps }, { "eval_steps", a->eval_steps },
     };
+    const struct { const char *name; double v; } shares[] = {
+        { "adam_beta1", a->adam_beta1 }, { "adam_beta2", a->adam_beta2 },
+        { "lora_dropout", a->lora_dropout }, { "label_smoothing_factor", a->label_smoothing_factor },
+    };
     const struct { const char *name; double v; } steps[] = { /* below 1 they are shares */
         { "logging_steps", a->logging_steps }, { "save_steps", a->save_steps }, { "eval_steps", a->eval_steps },
         { "warmup_steps", a->warmup_steps },
     };
-    struct schedule schedule;
-    int rc;
+    int rc = 0;
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         TRY(must_be(counts[i].v >= 1 && counts[i].v <= 1 << 24, counts[i].name, "from 1 to 16777216", e));
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
@@ -252,10 +253,19 @@ static int check(const struct train_args *a, struct err *e)
         TRY(must_be(isnan(rates[i].v) || rates[i].v > 0, rates[i].name, "above 0", e));
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
         TRY(must_be(!(steps[i].v >= 1) || floor(steps[i].v) >= steps[i].v, steps[i].name, "whole, or below 1", e));
+    for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
+        TRY(must_be(shares[i].v >= 0 && shares[i].v < 1, shares[i].name, shares[i].v < 0 ? "0 or more" : "below 1", e));
+out:
+    return rc;
+}
+
+/* Ranges, what must be there, and what goes together. */
+static int check(const struct train_args *a, struct err *e)
+{
+    struct schedule schedule;
+    int rc;
+    TRY(check_ranges(a, e));
     TRY(schedule_make(&schedule, a->lr_scheduler_type, a->lr_scheduler_kwargs, a->learning_rate, e));
-    TRY(must_be(a->adam_beta1 < 1, "adam_beta1", "below 1", e));
-    TRY(must_be(a->adam_beta2 < 1, "adam_beta2", "below 1", e));
-    TRY(must_be(a->lora_dropout < 1, "lora_dropout", "below 1", e));
     TRY(must_be(a->warmup_ratio <= 1, "warmup_ratio", "at most 1", e));
     TRY(must_be(a->max_steps > 0 || a->num_train_epochs > 0, "num_train_epochs", "above 0", e));
     TRY(must_be(!(a->bf16 && a->fp16), "bf16", "given without --fp16", e));
@@ -337,8 +347,8 @@ void train_args_help(FILE *f)
         if (n >= COLUMN) fprintf(f, "\n%*s", COLUMN, "");
         else fprintf(f, "%*s", COLUMN - n, "");
         if (r->choices) listed(words, r->choices);
-        snprintf(text, sizeof text, "%s%s%s (default %s)", words, *words ? ". " : "", r->help,
-                 r->def ? r->def : "None");
+        snprintf(text, sizeof text, "%s%s%s%s%s%s", words, *words ? ". " : "", r->help, r->def ? " (default " : "",
+                 r->def ? r->def : "", r->def ? ")" : "");
         print_wrapped(f, text, COLUMN + 1, COLUMN);
     }
     fprintf(f, "\nAccepted, without effect here:\n ");

@@ -40,7 +40,7 @@ struct train_args {
     int64_t per_device_train_batch_size, per_device_eval_batch_size, gradient_accumulation_steps;
     int64_t max_steps;
     double learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, num_train_epochs;
-    double warmup_ratio, warmup_steps; /* warmup_steps below 1: a share, too */
+    double label_smoothing_factor, warmup_ratio, warmup_steps; /* warmup_steps below 1: a share, too */
     /* data loading */
     int64_t seed, data_seed, dataloader_num_workers;
     bool dataloader_drop_last;

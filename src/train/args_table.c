@@ -17,7 +17,7 @@
 #define LONE(name_, kind_, words) { .name = name_, .kind = kind_, .use = ARG_ONLY, .choices = words, .help = ALONE }
 
 #define ALONE "a run is one process on one device; more --gradient_accumulation_steps make up for others"
-#define PRECISE "Numbers: f32 without either. bf16: weights are bf16 with f32 masters"
+#define PRECISE "Weights are bf16 with f32 masters; without --bf16 and --fp16 all numbers are f32"
 
 const struct arg_row train_arg_rows[] = {
     HEAD("Model"),
@@ -47,21 +47,22 @@ const struct arg_row train_arg_rows[] = {
       .help = "Bits of the language model's linears while they are frozen: under adapters, or in stage 1" },
 
     HEAD("Data"),
-    STR(data_path, NULL, "JSON array or JSON Lines of records"),
+    STR(data_path, NULL, "JSON array or JSON Lines of records; needed"),
     STR(image_folder, NULL, "Folder that the records' pictures are relative to"),
     WORD(image_aspect_ratio, "square", "square|pad|anyres", "pad: to a square with the mean colour"),
     STR(cache_features, NULL, "Folder that keeps what a frozen tower makes of pictures, for later passes and runs"),
-    BOOL(image_augment, "False", "In each pass pictures look a little otherwise: size, place, light, lines, grain"),
+    BOOL(image_augment, "False", "In each pass pictures look a little different: size, place, light, lines, grain"),
     INT(model_max_length, "512", "Longest record, pictures included; longer ones are cut"),
     BOOL(group_by_modality_length, "False", "Micro-batches of one kind and of like lengths"),
-    BOOL(group_by_length, "False", "Micro-batches of like lengths, in transformers' order; the former goes before it"),
+    BOOL(group_by_length, "False",
+         "Micro-batches of like lengths, in transformers' order; --group_by_modality_length goes before it"),
     BOOL(packing, "False", "Several micro-batches in one pass; the same loss"),
     WORD(on_bad_record, "fail", "fail|skip", "What to do with records that cannot be used"),
     STR(eval_data_path, NULL, "Records that the loss is measured on and that are not learned"),
     INT(dataloader_num_workers, "0", "Threads that read ahead"),
     BOOL(dataloader_drop_last, "False", "Leave out a last micro-batch that is not full"),
     INT(seed, "42", "Of the order, of fresh weights and of dropout"),
-    INT(data_seed, NULL, "Of the order, if it shall differ"),
+    INT(data_seed, NULL, "Of the order, if it shall differ (default: --seed)"),
 
     HEAD("Steps"),
     INT(per_device_train_batch_size, "8", "Records of a micro-batch"),
@@ -70,8 +71,8 @@ const struct arg_row train_arg_rows[] = {
     REAL(num_train_epochs, "3.0", "Passes over the data"),
     INT(max_steps, "-1", "Steps; above 0 it replaces num_train_epochs"),
     REAL(learning_rate, "5e-05", "Highest rate"),
-    REAL(mm_projector_lr, NULL, "Highest rate of the projector"),
-    REAL(mm_vision_tower_lr, NULL, "Highest rate of the vision tower"),
+    REAL(mm_projector_lr, NULL, "Highest rate of the projector (default: --learning_rate)"),
+    REAL(mm_vision_tower_lr, NULL, "Highest rate of the vision tower (default: --learning_rate)"),
     WORD(lr_scheduler_type, "linear",
          "linear|cosine|cosine_with_restarts|cosine_with_min_lr|polynomial|constant|constant_with_warmup|"
          "inverse_sqrt",
@@ -92,6 +93,8 @@ const struct arg_row train_arg_rows[] = {
     REAL(adam_beta1, "0.9", "Decay of the first moment"),
     REAL(adam_beta2, "0.999", "Decay of the second moment"),
     REAL(adam_epsilon, "1e-08", "Added to the root of the second moment"),
+    REAL(label_smoothing_factor, "0.0",
+         "Share of every label's weight that all tokens get instead, in evaluation too"),
     REAL(max_grad_norm, "1.0", "Gradients' norm is cut to it; 0: not. See --deepspeed"),
     BOOL(bf16, "False", PRECISE),
     BOOL(fp16, "False", "Weights are f16 with f32 masters; gradients are f32, so losses need no scaling"),
@@ -103,22 +106,23 @@ const struct arg_row train_arg_rows[] = {
         "(zero2.json, zero3.json) nothing is clipped, unless --max_grad_norm is given"),
 
     HEAD("Output"),
-    STR(output_dir, NULL, "Folder for checkpoints and the result"),
+    STR(output_dir, NULL, "Folder for checkpoints and the result; needed"),
     BOOL(overwrite_output_dir, "False", "Begin anew although there are checkpoints"),
-    STR(resume_from_checkpoint, NULL, "Folder of a checkpoint; True: the newest; False: none; None: the newest if any"),
+    STR(resume_from_checkpoint, NULL,
+        "Folder of a checkpoint; True: the newest; False: none (default: the newest if any)"),
     WORD(save_strategy, "steps", "no|steps|epoch", "When to write a checkpoint"),
     REAL(save_steps, "500", "Steps between checkpoints; below 1: a share of all"),
-    INT(save_total_limit, NULL, "Keep the newest so many"),
+    INT(save_total_limit, NULL, "Keep the newest so many (default: all)"),
     WORD(logging_strategy, "steps", "no|steps|epoch", "When to log"),
     REAL(logging_steps, "500", "Steps between logged lines; below 1: a share of all"),
     BOOL(logging_first_step, "False", "Log the first step too"),
     WORD(evaluation_strategy, "no", "no|steps|epoch", "When to evaluate (steps, if only --eval_data_path is given)"),
-    REAL(eval_steps, NULL, "Steps between evaluations (default logging_steps)"),
+    REAL(eval_steps, NULL, "Steps between evaluations (default: --logging_steps)"),
     BOOL(load_best_model_at_end, "False",
          "The result is that of the checkpoint with the smallest evaluation loss, which is kept"),
     { .name = "report_to", .kind = ARG_LIST, AT(report_to), .def = "all",
       .help = "none, tensorboard, wandb, jsonl, all, or several of them" },
-    STR(logging_dir, NULL, "Folder for TensorBoard's files (default OUTPUT_DIR/runs/DATE_HOST)"),
+    STR(logging_dir, NULL, "Folder for TensorBoard's files (default: OUTPUT_DIR/runs/DATE_HOST)"),
     STR(run_name, NULL, "Title of loss.svg (default: OUTPUT_DIR's last part)"),
     BOOL(disable_tqdm, "False", "No progress bar"),
 
@@ -128,7 +132,8 @@ const struct arg_row train_arg_rows[] = {
     BOOL(use_cpu, "False", "--device cpu"),
     BOOL(no_cuda, "False", "--device cpu"),
     INT(threads, "0", "Threads, 0: as many as the machine gives"),
-    STR(memory_limit, NULL, "Most memory to take, such as 48G; refused at the start if it does not suffice"),
+    STR(memory_limit, NULL,
+        "Most memory to take, such as 48G (default: what is there); refused at the start if it does not suffice"),
     STR(host_memory_limit, NULL, "With a device: most of the host's memory to take"),
     WORD(offload, "auto", "auto|none|gradients|moments|both|activations",
          "What the host keeps for the device. auto: what is fastest within the limits; the same bits all"),
@@ -173,8 +178,7 @@ const struct arg_row train_arg_rows[] = {
     SKIP("average_tokens_across_devices", ARG_BOOL),
 
     /* Would change the result: only the default is done here. */
-    ONLY("push_to_hub", ARG_BOOL, "False"), ONLY("label_smoothing_factor", ARG_REAL, "0.0"),
-
+    ONLY("push_to_hub", ARG_BOOL, "False"),
     ONLY("neftune_noise_alpha", ARG_REAL, NULL), ONLY("fsdp", ARG_STR, ""), ONLY("optim_args", ARG_STR, NULL),
     ONLY("adafactor", ARG_BOOL, "False"), ONLY("auto_find_batch_size", ARG_BOOL, "False"),
     LONE("local_rank", ARG_INT, "-1|0"), LONE("num_gpus", ARG_INT, "1"), LONE("num_nodes", ARG_INT, "1"),

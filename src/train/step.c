@@ -217,7 +217,7 @@ static struct tensor forward(struct op_ctx *o, struct step *s)
     struct llama_seq seq = { .pos = in->pos, .range = in->range };
     struct tensor kept = op_new_1d(o, DT_F32, in->n_targets); /* the way back gives the memory of layers back */
     struct tensor h = llama_forward(o, l, embed(o, s), &seq, NULL);
-    struct tensor loss = op_linear_xent(o, op_gather(o, h, in->at), &l->head, in->target, in->weight,
+    struct tensor loss = op_linear_xent(o, op_gather(o, h, in->at), &l->head, in->target, s->smooth, in->weight,
                                         s->card ? DEVICE_HEAD_ROWS : HEAD_ROWS);
     OP_RUN(o, cast, kept, loss);
     if (o->tape && s->away.n) pager_begin(&s->away, PAGER_BACK);
@@ -356,7 +356,7 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
     *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains,
                         .keeps_features = o->keeps_features, .card = o->dev || o->card,
                         .states = o->states, .act_type = (o->dev || o->card) && low ? DT_BF16 : DT_F32,
-                        .most = o->most, .eval = o->eval };
+                        .smooth = (float)o->smooth, .most = o->most, .eval = o->eval };
     s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
                            .training = true, .dev = o->dev };
     const int group = s->card ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);

@@ -60,6 +60,7 @@ struct step {
     bool card;               /* kc.dev is a device, or the plan is for one that is not here */
     struct states *states;   /* borrowed, or NULL: gradients are where they are */
     enum dtype act_type;     /* of activations */
+    float smooth;            /* of labels */
     struct batch_limits most, eval; /* what act is made for: batches with a way back, and without */
 };
 
@@ -68,6 +69,7 @@ struct step_options {
     enum dtype dtype;     /* of m's weights */
     bool tower_trains;
     bool card;            /* plan as for a device, though dev is NULL: nothing can run then */
+    double smooth;        /* share of a label's weight that all tokens get: kern.h */
     bool keeps_features;  /* batches may have features, and those that were made are to come back */
     struct states *states;
     int threads;          /* of the host's kernels */

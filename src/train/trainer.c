@@ -152,6 +152,7 @@ static int open_step(struct trainer *r, double *peak, struct err *e)
     const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
                                     .states = &r->t.states, .card = r->t.card, .threads = threads,
                                     .keeps_features = a->cache_features != NULL,
+                                    .smooth = a->label_smoothing_factor,
                                     .most = r->train.most, .eval = r->eval.most };
     const int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
@@ -178,7 +179,8 @@ static void name_tensor(struct trainer *r, const char *prefix, int i, struct ten
  * asks for nothing, for checkpoints that are older than it. */
 static const char *const EQUAL[] = {
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "model_max_length", "packing",
-    "group_by_modality_length", "image_augment", "learning_rate", "lr_scheduler_type", "master_weights", "bits", NULL
+    "group_by_modality_length", "image_augment", "learning_rate", "lr_scheduler_type", "master_weights", "bits",
+    "label_smoothing_factor", NULL
 };
 static const char *const EQUAL_IF_ASKED[] = { "group_by_length", "lr_scheduler_kwargs", NULL };
 

@@ -13,7 +13,8 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, Temp, finish, history, llava, losses, model, ok, read_safetensors, write_safetensors  # noqa: E402
+from cli import (GOLDEN, Temp, finish, forward, history, llava, losses, model, ok, read_safetensors,  # noqa: E402
+                 write_safetensors)
 
 SKETCH, WIDTH, TOLERANCE = 200, 6, 1e-4
 DEVICE = os.environ.get("LLAVA_TEST_DEVICE", "cpu")     # of a build that has it: "emu", "cuda"
@@ -189,6 +190,31 @@ def check_schedules(tmp, run):
            f"{rows}\n{rates}\n{ran.text}")
 
 
+def check_smoothing(tmp, run):
+    """transformers' LabelSmoother on the labels of a text, from the logits that `llava forward` gives of it"""
+    question, answer = "What is red?", "An apple is red."
+    data = tmp.file("smooth.json", json.dumps([{"id": "0", "conversations": [
+        {"from": "human", "value": question}, {"from": "gpt", "value": answer}]}]).encode())
+    got, why = forward(model("vicuna-base"), "A chat between a curious user and an artificial intelligence assistant. The "
+                       "assistant gives helpful, detailed, and polite answers to the user's questions. "
+                       f"USER: {question} ASSISTANT: {answer}</s>")
+    if not ok(got is not None, "logits of a text", why):
+        return
+    x, want = got["logits"][:-1].astype(np.float64), got["input_ids"][1:]
+    lse = np.log(np.exp(x).sum(1))
+    right, all_of = lse - x[np.arange(len(want)), want], lse - x.mean(1)
+    n = 0
+    for share in (0, 0.1, 0.9):
+        out = os.path.join(tmp.path, f"smooth-{share}")
+        ran = llava(*arguments(run, out, "--data_path", data, "--max_steps", "1", "--save_strategy", "no",
+                               "--label_smoothing_factor", str(share), "--gradient_accumulation_steps", "1"))
+        loss = losses(out)[0] if ran.code == 0 else 0
+        n = n or next((k for k in range(1, len(want)) if abs(right[-k:].mean() / (loss or 1) - 1) < 1e-5), 0)
+        if ok(n > 4, f"smoothing {share}: {n} labels", f"{loss}\n{ran.text}"):
+            by = abs(loss / ((1 - share) * right[-n:].mean() + share * all_of[-n:].mean()) - 1)
+            ok(by < 1e-5, f"smoothing {share}: the loss within {by:.1e}", loss)
+
+
 with open(os.path.join(GOLDEN, "manifest.json"), encoding="utf-8") as f:
     RUNS = json.load(f)["runs"]
 with Temp() as tmp:
@@ -201,4 +227,5 @@ with Temp() as tmp:
         check_resume(tmp, next(r for r in RUNS if r["train"] == "lora"))
     if not STEPS:
         check_schedules(tmp, RUNS[0])
+        check_smoothing(tmp, next(r for r in RUNS if r["train"] == "full"))
 finish()

@@ -122,13 +122,14 @@ static void rows_put_b(struct pass *p)
 static void patchify_f(struct pass *p) { kern_ref.patchify_fwd(p->kc, p->y, p->in[0], p->param); }
 static void patchify_b(struct pass *p) { kern_ref.patchify_bwd(p->kc, p->din[0], p->dy, p->param); }
 
+static float smooth(const struct pass *p) { return (float)p->param / 10; }
 static void xent_f(struct pass *p)
 {
-    kern_ref.xent_fwd(p->kc, p->y, p->stat[0], p->in[0], ints(p, p->y.n[0]));
+    kern_ref.xent_fwd(p->kc, p->y, p->stat[0], p->in[0], ints(p, p->y.n[0]), smooth(p));
 }
 static void xent_b(struct pass *p)
 {
-    kern_ref.xent_bwd(p->kc, p->din[0], p->dy, p->in[0], p->stat[0], ints(p, p->y.n[0]));
+    kern_ref.xent_bwd(p->kc, p->din[0], p->dy, p->in[0], p->stat[0], ints(p, p->y.n[0]), smooth(p));
 }
 
 #define D1(a) { .nd = 1, .type = DT_F64, .n = { a, 1, 1, 1 } }
@@ -157,6 +158,7 @@ static const struct pair table[] = {
     { "rows_put, rows_get_add", PAIR(rows_put), { D2(4, 3) }, D2(6, 3), { 5, -1, 0, 2 }, 0 },
     { "patchify", PAIR(patchify), { D4(2, 3, 5, 5) }, D2(8, 12), { 0 }, 2 },
     { "cross entropy", PAIR(xent), { D2(4, 5) }, D1(4), { 2, -1, 4, 0 }, 0 },
+    { "cross entropy of smoothed labels", PAIR(xent), { D2(4, 5) }, D1(4), { 2, -1, 4, 0 }, 3 },
 };
 
 /* ---- one pair's test */

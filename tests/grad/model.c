@@ -77,7 +77,7 @@ static double step_run(struct step *s)
     struct tensor f = llava_encode(o, &s->m, &s->m.projector, &tiles, s->pixels);
     x = op_splice(o, x, f, tensor_1d(s->feature, DT_I32, s->n_features));
     struct tensor logits = llama_logits(o, &s->m.llama, llama_forward(o, &s->m.llama, x, &seq, NULL));
-    struct tensor loss = op_xent(o, logits, tensor_1d(s->target, DT_I32, s->n)), g = tape_grad(o, loss);
+    struct tensor loss = op_xent(o, logits, tensor_1d(s->target, DT_I32, s->n), 0), g = tape_grad(o, loss);
     double sum = 0;
     for (int i = 0; i < s->n; i++) {
         sum += loss.type == DT_F64 ? ((double *)loss.p)[i] : (double)((float *)loss.p)[i];

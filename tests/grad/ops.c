@@ -117,7 +117,7 @@ static struct tensor patchify(struct bench *b, const struct tensor *in)
 {
     return op_patchify(&b->o, in[0], b->c->number);
 }
-static struct tensor xent(struct bench *b, const struct tensor *in) { return op_xent(&b->o, in[0], b->aux); }
+static struct tensor xent(struct bench *b, const struct tensor *in) { return op_xent(&b->o, in[0], b->aux, 0.3f); }
 static struct tensor norm_glu_add(struct bench *b, const struct tensor *in)
 {
     for (int i = 0; i < 3; i++) b->lin[i] = (struct linear){ .w = b->p[i + 1] };
@@ -465,7 +465,7 @@ static void test_linear_xent(void **state)
     bench_init(&b, &c);
     struct tensor dloss = take(&b.keep, (struct tensor)D1(7), NULL), x = tape_want(&b.o, b.in[0]);
     for (int i = 0; i < 7; i++) ((double *)dloss.p)[i] = 0.1 + i;
-    struct tensor loss = op_xent(&b.o, linear(&b, &x), b.aux);
+    struct tensor loss = op_xent(&b.o, linear(&b, &x), b.aux, 0.1f);
     memcpy(tape_grad(&b.o, loss).p, dloss.p, tensor_bytes(dloss));
     tape_back(&b.o);
     struct tensor dx = kept(&b, tape_grad(&b.o, x)), dw = kept(&b, b.p[0].g), db = kept(&b, b.p[1].g);
@@ -477,7 +477,7 @@ static void test_linear_xent(void **state)
         b.in[0].id = 0;
         x = tape_want(&b.o, b.in[0]);
         b.lin[0] = (struct linear){ .w = b.p[0], .b = b.p[1] };
-        struct tensor got = op_linear_xent(&b.o, x, &b.lin[0], b.aux, dloss, chunk);
+        struct tensor got = op_linear_xent(&b.o, x, &b.lin[0], b.aux, 0.1f, dloss, chunk);
         assert_multiple("loss", got, loss, 1);
         assert_multiple("dx", tape_grad(&b.o, x), dx, 1);
         assert_multiple("dw", b.p[0].g, dw, 1);

@@ -88,7 +88,8 @@ static void test_refused(void **state)
         { "--lora", "may be" }, { "--bf16 maybe", "True or False" }, { "--seed 1.5", "whole number" },
         { "--learning_rate fast", "a number" }, { "--learning_rate 0", "above 0" }, { "--learning_rate -1", "above 0" },
         { "--learning_rate nan", "a number" }, { "--lora_bias some", "none, all, lora_only" },
-        { "--label_smoothing_factor 0.1", "not supported" }, { "--optim sgd", "adamw_torch" },
+        { "--label_smoothing_factor 1", "below 1" }, { "--label_smoothing_factor -0.1", "0 or more" },
+        { "--push_to_hub", "not supported" }, { "--optim sgd", "adamw_torch" },
         { "--bf16 --fp16", "without --fp16" }, { "--seed", "wants a value" }, { "stray", "'stray'" },
         { "--per_device_train_batch_size 0", "from 1" }, { "--lora_dropout 1", "below 1" },
         { "--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "nothing to train" },
@@ -108,7 +109,8 @@ static void test_refused(void **state)
         if (parse(&a, line, &e) != ERR_USAGE || !strstr(e.msg, rows[i][1])) fail_msg("'%s': %s", rows[i][0], e.msg);
     }
     struct train_args a;
-    must_parse(&a, NEEDED "--label_smoothing_factor 0 --push_to_hub false --lazy_preprocess True --local_rank -1");
+    must_parse(&a, NEEDED "--label_smoothing_factor 0.1 --push_to_hub false --lazy_preprocess True --local_rank -1");
+    assert_true(fabs(a.label_smoothing_factor - 0.1) < 1e-12);
 }
 
 /* ---- DeepSpeed */

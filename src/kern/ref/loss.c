@@ -19,8 +19,17 @@ static double log_sum_exp(struct tensor logits, int64_t t, double *rest)
     return top;
 }
 
+/* The mean of row t's logits, less the logit of token v. */
+static double mean_over(struct tensor logits, int64_t t, int64_t v)
+{
+    const int64_t V = tensor_cols(logits);
+    double sum = 0;
+    for (int64_t i = 0; i < V; i++) sum += at(logits, t * V + i) - at(logits, t * V + v);
+    return sum / (double)V;
+}
+
 void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct tensor logits,
-                  struct tensor target)
+                  struct tensor target, float smooth)
 {
     const int64_t T = tensor_rows(logits), V = tensor_cols(logits);
 #pragma omp parallel for schedule(static) num_threads(kc->n_threads)
@@ -30,22 +39,24 @@ void ref_xent_fwd(struct kctx *kc, struct tensor loss, struct tensor lse, struct
         ASSERT(v < V);
         const double top = v < 0 ? 0 : log_sum_exp(logits, t, &rest); /* an ignored row has neither */
         put(lse, t, top + rest);
-        put(loss, t, v < 0 ? 0 : top - at(logits, t * V + v) + rest);
+        const double shared = v >= 0 && smooth > 0 ? (double)smooth * mean_over(logits, t, v) : 0;
+        put(loss, t, v < 0 ? 0 : top - at(logits, t * V + v) + rest - shared);
     }
 }
 
 void ref_xent_bwd(struct kctx *kc, struct tensor dlogits, struct tensor dloss, struct tensor logits,
-                  struct tensor lse, struct tensor target)
+                  struct tensor lse, struct tensor target, float smooth)
 {
     if (!dlogits.p) return;
     const int64_t T = tensor_rows(logits), V = tensor_cols(logits);
+    const double all = (double)smooth / (double)V, one = 1 - (double)smooth;
 #pragma omp parallel for schedule(static) num_threads(kc->n_threads)
     for (int64_t t = 0; t < T; t++) {
         const double d = at(dloss, t), l = at(lse, t);
         if (ints(target)[t] < 0) continue;
         for (int64_t v = 0; v < V; v++) {
             const double p = exp(at(logits, t * V + v) - l);
-            put_add(dlogits, t * V + v, (p - (v == ints(target)[t])) * d);
+            put_add(dlogits, t * V + v, (p - all - (v == ints(target)[t] ? one : 0)) * d);
         }
     }
 }
