@@ -8,11 +8,11 @@ static const struct argp_option options[] = {
     { "limit-model-concurrency", K_CONCURRENCY, "N", 0, "Answers computed side by side; others wait (default 16)", 0 },
     { "queue", K_QUEUE, "N", 0, "Requests that may wait; more are refused (default 256)", 0 },
     { "cache-positions", K_CACHE, "N", 0,
-      "Positions of all answers and of what is kept for reuse (default: as many as fit, see llava_batch.h)", 0 },
+      "Positions of all answers and of what is kept for reuse (default: as many as fit; llava_batch.h)", 0 },
     { "allow-image-urls", K_URLS, NULL, 0,
       "Fetch pictures from the http(s) addresses that requests name (default: only data URIs), but not from private "
       "networks", 0 },
-    { "allow-private-urls", K_PRIVATE, NULL, 0, "Fetch them from private networks and localhost too", 0 },
+    { "allow-private-urls", K_PRIVATE, NULL, 0, "Fetch them from private networks, too, and from localhost", 0 },
     { 0 },
 };
 

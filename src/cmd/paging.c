@@ -9,7 +9,7 @@ static const struct argp_option options[] = {
     { NULL, 0, NULL, 0, "Page:", 0 },
     { "embed", K_EMBED, NULL, 0, "Without title and terms, and for use inside other pages", 0 },
     { "moderate", K_MODERATE, NULL, 0,
-      "Have OpenAI's moderation service look at each question (needs OPENAI_API_KEY in the environment)", 0 },
+      "Have OpenAI's moderation service look at each question (OPENAI_API_KEY must be in the environment)", 0 },
     { "moderation-url", K_MODERATOR, "URL", 0,
       "Where that is, or one that answers like it (default https://api.openai.com/v1/moderations)", 0 },
     { "no-client-ip", K_NO_IP, NULL, 0, "Keep clients' addresses out of the conversation log", 0 },

@@ -25,7 +25,7 @@ static const struct argp_option options[] = {
       "The question. <image-placeholder> says where a picture goes; without one, pictures come first", 0 },
     { "prompt", K_PROMPT, "TEXT", 0, "The whole prompt, with its <image>; no template is used", 0 },
     { "conv-mode", K_CONV, "NAME", 0, "Conversation template (default: the one that suits the model)", 0 },
-    { "sep", K_SEP, "TEXT", 0, "What separates names in --image-file (default \",\")", 0 },
+    { "sep", K_SEP, "TEXT", 0, "Separates names in --image-file (default \",\")", 0 },
     { NULL, 0, NULL, 0, "A folder of pictures:", 0 },
     { "image-folder", K_FOLDER, "DIR", 0, "The question is asked about every picture in DIR and below", 0 },
     { "question-file", K_QUESTIONS, "FILE", 0,
