@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import ENV, LLAVA, PICTURE, ROOT, Temp, finish, llava, ok  # noqa: E402
+from cli import ENV, LLAVA, PICTURE, ROOT, Temp, config, finish, llava, ok  # noqa: E402
 
 DEMO, DRAWN = os.path.join(ROOT, "models/demo"), os.path.join(ROOT, "tests/golden/demo")
 
@@ -22,9 +22,21 @@ def pictures(work):
                           "group": ("Objects", "Flags")[n % 2], "keywords": ["word"]})
     with open(os.path.join(work, "pictures/facts.jsonl"), "w", encoding="utf-8") as f:
         f.writelines(json.dumps(fact) + "\n" for fact in facts)
+
+
+def shapes(work):
+    """of the demo, but for two layers of half the width and pictures in 49 patches"""
     os.makedirs(os.path.join(work, "shapes"))
-    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.model"):
+    for name in ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.model"):
         shutil.copy(os.path.join(DEMO, name), os.path.join(work, "shapes"))
+    small = config(DEMO)
+    small["image_seq_length"] = 49
+    small["text_config"].update(hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
+                                num_key_value_heads=2)
+    small["vision_config"].update(hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2,
+                                  patch_size=16)
+    with open(os.path.join(work, "shapes/config.json"), "w", encoding="utf-8") as f:
+        json.dump(small, f)
 
 
 def tool(work, *args):
@@ -37,6 +49,7 @@ def whole(tmp):
     work = os.path.join(tmp.path, "work")
     os.makedirs(work)
     pictures(work)
+    shapes(work)
     ran = tool(work)
     ok(ran.returncode == 0, "every step", ran.stdout)
     with open(os.path.join(work, "records/tune.json"), encoding="utf-8") as f:
