@@ -11,7 +11,7 @@
 
 enum {
     K_RANDOM = CMD_KEY, K_STAGE, K_BATCH, K_SEQ, K_ACCUM, K_LIMIT, K_STEPS, K_DEVICE, K_DTYPE, K_MIX, K_PADDED,
-    K_THREADS, K_PROFILE, K_QUIET,
+    K_THREADS, K_PROFILE, K_LIST, K_QUIET,
 };
 enum { WORDS_MAX = 120 };
 
@@ -33,9 +33,10 @@ static const struct argp_option options[] = {
     { "steps", K_STEPS, "N", 0, "Steps that are measured, after one that is not (default 3)", 0 },
     { "mix665k", K_MIX, NULL, 0,
       "Records of real lengths instead, as LLaVA-1.5's second stage has them: text of lognormal length, 85% with a "
-      "picture, --seq at most; batch x seq positions are filled with them",
+      "picture, --seq at most; a step's batch x accum records fill passes of batch x seq positions",
       0 },
     { "padded", K_PADDED, NULL, 0, "With --mix665k: a batch of --batch records, each padded to the longest", 0 },
+    { "list", K_LIST, NULL, 0, "Add to the object its `records`: tokens of text and pictures of each", 0 },
     { "dtype", K_DTYPE, "bf16|f32", 0, "Of the weights (default bf16)", 0 },
     { "memory-limit", K_LIMIT, "SIZE", 0, "As --memory_limit of `llava train`", 0 },
     { "device", K_DEVICE, "auto|cpu|cuda[:N]|hip[:N]", 0, "Where to compute (default auto)", 0 },
@@ -85,6 +86,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case K_LIMIT: add(o, "memory_limit", arg); break;
     case K_DEVICE: add(o, "device", arg); break;
     case K_THREADS: add_int(o, state, "threads", "threads", arg); break;
+    case K_LIST: o->bench.list = true; break;
     case K_PROFILE: o->bench.profile = true; break;
     case K_QUIET: log_set_level(LOG_QUIET); break;
     case K_DTYPE:

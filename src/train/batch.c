@@ -132,3 +132,16 @@ void batch_fini(struct batch *b)
     free(b->place);
     *b = (struct batch){ 0 };
 }
+
+struct batch_limits batch_sizes(const struct batch *b)
+{
+    return (struct batch_limits){ b->n, b->T, b->n_images, b->n_targets, b->n_given };
+}
+
+void batch_widen(struct batch_limits *most, const struct batch_limits *b)
+{
+    if (b->n > most->n) most->n = b->n;
+    if (b->T > most->T) most->T = b->T;
+    if (b->n_images > most->n_images) most->n_images = b->n_images;
+    if (b->n_targets > most->n_targets) most->n_targets = b->n_targets;
+}

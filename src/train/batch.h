@@ -48,3 +48,8 @@ struct batch {
 int batch_make(struct batch *b, const struct recipe *c, struct sample *const *s, const float *weight, int n,
                int window, struct err *e);
 void batch_fini(struct batch *b); /* accepts a zeroed one */
+
+/* What memory and time follow from: of a batch, or what many do not exceed. */
+struct batch_limits { int n, T, n_images, n_targets, n_given; }; /* n_given: of n_images, those without pixels */
+struct batch_limits batch_sizes(const struct batch *b);
+void batch_widen(struct batch_limits *most, const struct batch_limits *b); /* but n_given, of which fewer take more */

@@ -13,11 +13,13 @@
 #include "train/plan.h"
 
 enum {
-    BATCHES = 8,      /* different ones at most; then they come again */
+    BATCHES = 8,      /* when there are so many different ones, at a step's end, they come again */
     TEXT_BEFORE = 35, /* tokens before the picture, as LLaVA's prompt of v1 has */
 };
 /* Tokens of text: mean 360 before they are cut, of which an answer is half. */
 static const double mix_median = 240, mix_deviation = 0.9, mix_pictures = 0.85;
+
+struct length { int text; bool picture; }; /* of a record */
 
 struct bench {
     const struct train_bench *b;
@@ -27,8 +29,10 @@ struct bench {
     struct optim optim;
     struct plan plan;
     struct rng rng;
-    struct batch batch[BATCHES];
-    int n_batches;
+    struct batch *batch;     /* whole steps: `update` ends one */
+    int n_batches, now;      /* now: that comes next */
+    json_t *made;            /* of all records in them [text, pictures] */
+    struct length next;      /* drawn, but for the next batch; of no text: none is */
     struct sample *sample;   /* of the batch that is made */
     int n, n_max;
     double *time;            /* [steps] */
@@ -80,15 +84,14 @@ static int make_sample(struct bench *b, struct sample *s, int text, bool picture
     return 0;
 }
 
-/* Tokens of text of the next record, and whether it has a picture. */
-static int next_length(struct bench *b, bool *picture)
+static struct length draw(struct bench *b)
 {
     const int most = (int)b->b->a->model_max_length, rows = b->t.recipe.rows;
-    *picture = b->b->lengths == LENGTHS_FIXED || rng_unit(&b->rng) < mix_pictures;
-    const int room = most - (*picture ? rows : 0);
-    if (b->b->lengths == LENGTHS_FIXED) return room;
+    const bool picture = b->b->lengths == LENGTHS_FIXED || rng_unit(&b->rng) < mix_pictures;
+    const int room = most - (picture ? rows : 0);
+    if (b->b->lengths == LENGTHS_FIXED) return (struct length){ room, picture };
     const double n = mix_median * exp(mix_deviation * rng_normal(&b->rng));
-    return n < 4 ? 4 : n > room ? room : (int)n;
+    return (struct length){ n < 4 ? 4 : n > room ? room : (int)n, picture };
 }
 
 static void pad(struct bench *b)
@@ -100,80 +103,110 @@ static void pad(struct bench *b)
         for (struct sample *s = &b->sample[i]; s->positions < longest; s->positions++) put(s, 0, false);
 }
 
-/* The records of one batch: so many, or as many as fit into their positions. */
+/* So many records at most, and as many as fit into so many positions. */
+static int take_samples(struct bench *b, int64_t records, int64_t positions, struct err *e)
+{
+    int64_t T = 0;
+    int rc = 0;
+    for (b->n = 0; b->n < records; b->n++) {
+        if (!b->next.text) b->next = draw(b);
+        const struct length x = b->next;
+        if (T + x.text + (x.picture ? b->t.recipe.rows : 0) > positions) break;
+        TRY(sample_room(b, e));
+        TRY(make_sample(b, &b->sample[b->n], x.text, x.picture, e));
+        json_array_append_new(b->made, json_pack("[i,i]", x.text, x.picture));
+        b->next.text = 0;
+        T += b->sample[b->n].positions;
+    }
+out:
+    return rc;
+}
+
 static int make_batch(struct bench *b, struct batch *out, struct err *e)
 {
-    const struct train_args *a = b->b->a;
-    const int64_t most = a->per_device_train_batch_size * a->model_max_length;
-    const bool fill = b->b->lengths == LENGTHS_MIX && !b->b->padded;
+    const double accum = (double)b->b->a->gradient_accumulation_steps;
     int64_t T = 0, targets = 0;
-    int rc;
-    for (b->n = 0; fill || b->n < a->per_device_train_batch_size; b->n++) {
-        bool picture;
-        const int text = next_length(b, &picture);
-        if (fill && T + text + (picture ? b->t.recipe.rows : 0) > most) break;
-        TRY(sample_room(b, e));
-        TRY(make_sample(b, &b->sample[b->n], text, picture, e));
-        T += b->sample[b->n].positions;
-        targets += b->sample[b->n].n_targets;
-    }
+    for (int i = 0; i < b->n; i++) T += b->sample[i].positions, targets += b->sample[i].n_targets;
     if (b->b->padded) pad(b);
     struct sample **list = malloc((size_t)b->n * sizeof *list);
     float *weight = malloc((size_t)b->n * sizeof *weight);
-    rc = list && weight ? 0 : err_set(e, ERR_NOMEM, "no memory for a batch");
+    int rc = list && weight ? 0 : err_set(e, ERR_NOMEM, "no memory for a batch");
     for (int i = 0; i < b->n && rc >= 0; i++) {
         list[i] = &b->sample[i];
-        weight[i] = (float)(1 / ((double)targets * (double)a->gradient_accumulation_steps));
+        weight[i] = (float)(1 / ((double)targets * accum));
     }
     if (rc >= 0) rc = batch_make(out, &b->t.recipe, list, weight, b->n, 0, e);
     out->micro = T; /* of no use to the step: positions that are not padding */
     free(list);
     free(weight);
+    return rc;
+}
+
+/* The batches of one step: as many as its micro-batches, or, packed as the loader packs them, as their records fill. */
+static int make_step(struct bench *b, struct batch_limits *most, struct err *e)
+{
+    const struct train_args *a = b->b->a;
+    const int64_t micro = a->per_device_train_batch_size, rows = micro * a->model_max_length;
+    const bool packed = b->b->lengths == LENGTHS_MIX && !b->b->padded;
+    int64_t left = micro * a->gradient_accumulation_steps;
+    int rc = 0;
+    while (left) {
+        struct batch *list = realloc(b->batch, (size_t)(b->n_batches + 1) * sizeof *list);
+        if (!list) TRY(err_set(e, ERR_NOMEM, "no memory for batches"));
+        b->batch = list;
+        struct batch *x = &list[b->n_batches++];
+        *x = (struct batch){ 0 };
+        TRY(take_samples(b, packed ? left : micro, rows, e));
+        TRY(make_batch(b, x, e));
+        left -= b->n;
+        x->update = !left;
+        const struct batch_limits sizes = batch_sizes(x);
+        batch_widen(most, &sizes);
+    }
 out:
     return rc;
 }
 
 static int make_batches(struct bench *b, struct batch_limits *most, struct err *e)
 {
-    const int64_t all = (b->b->steps + 1) * b->b->a->gradient_accumulation_steps;
     const int rows = b->t.recipe.rows;
-    if (b->b->a->model_max_length < rows + 8)
-        return err_set(e, ERR_USAGE, "--seq %lld has no room for a picture of %d positions and text",
-                       (long long)b->b->a->model_max_length, rows);
+    int rc = 0;
     *most = (struct batch_limits){ 0 };
-    for (b->n_batches = 0; b->n_batches < BATCHES && b->n_batches < all; b->n_batches++) {
-        struct batch *x = &b->batch[b->n_batches];
-        const int rc = make_batch(b, x, e);
-        if (rc < 0) return rc;
-        if (x->n > most->n) most->n = x->n;
-        if (x->T > most->T) most->T = x->T;
-        if (x->n_images > most->n_images) most->n_images = x->n_images;
-        if (x->n_targets > most->n_targets) most->n_targets = x->n_targets;
-    }
-    return 0;
+    if (b->b->a->model_max_length < rows + 8)
+        TRY(err_set(e, ERR_USAGE, "--seq %lld has no room for a picture of %d positions and text",
+                    (long long)b->b->a->model_max_length, rows));
+    for (int k = 0; k < b->b->steps && b->n_batches < BATCHES; k++) TRY(make_step(b, most, e));
+out:
+    return rc;
 }
 
 /* ---- steps */
 
-static void run_step(struct bench *b, int64_t k, bool counted)
+static void count(struct bench *b, const struct batch *x)
 {
-    const int64_t accum = b->b->a->gradient_accumulation_steps;
+    const struct batch_limits sizes = batch_sizes(x);
+    b->records += x->n;
+    b->positions += x->T;
+    b->real += (double)x->micro;
+    b->learned += x->n_targets;
+    b->useful += step_flops(&b->step, &sizes);
+    b->again += step_flops_again(&b->step, &sizes);
+}
+
+/* The kth, of which the first is not counted. */
+static void run_step(struct bench *b, int64_t k)
+{
     const double start = plat_now_s();
-    for (int64_t i = 0; i < accum; i++) {
-        const struct batch *x = &b->batch[(k * accum + i) % b->n_batches];
-        const struct batch_limits sizes = { x->n, x->T, x->n_images, x->n_targets, x->n_given };
+    const struct batch *x;
+    do {
+        x = &b->batch[b->now];
+        b->now = (b->now + 1) % b->n_batches;
         step_run(&b->step, x, true, b->t.n_lora && b->b->a->lora_dropout > 0 ? rng_u64(&b->rng) | 1 : 0);
-        if (!counted) continue;
-        b->records += x->n;
-        b->positions += x->T;
-        b->real += (double)x->micro;
-        b->learned += x->n_targets;
-        b->useful += step_flops(&b->step, &sizes);
-        b->again += step_flops_again(&b->step, &sizes);
-    }
+        if (k) count(b, x);
+    } while (!x->update);
     optim_step(&b->optim, &b->step, k + 1, optim_norm(&b->optim, &b->step));
     dev_sync(b->step.kc.dev);
-    if (counted) b->time[k - 1] = plat_now_s() - start;
+    if (k) b->time[k - 1] = plat_now_s() - start;
 }
 
 /* One pass there and back, kernel by kernel. */
@@ -221,12 +254,15 @@ static json_t *figures(struct bench *b, const struct plan_speed *speed)
     json_object_set_new(r, "host_planned_bytes", json_integer((json_int_t)b->plan.sum[PLAN_HOST]));
     json_object_set_new(r, "peak_bytes", json_integer((json_int_t)card.peak));
     json_object_set_new(r, "host_peak_bytes", json_integer((json_int_t)plat_memory_peak()));
+    if (o->list) json_object_set(r, "records", b->made);
     return r;
 }
 
 static void bench_fini(struct bench *b)
 {
-    for (int i = 0; i < BATCHES; i++) batch_fini(&b->batch[i]);
+    for (int i = 0; i < b->n_batches; i++) batch_fini(&b->batch[i]);
+    free(b->batch);
+    json_decref(b->made);
     for (int i = 0; i < b->n_max; i++) sample_fini(&b->sample[i]);
     free(b->sample);
     free(b->time);
@@ -247,7 +283,8 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     omp_set_num_threads(threads);
     rng_seed(&b.rng, (uint64_t)a->seed);
     b.time = calloc((size_t)o->steps, sizeof *b.time);
-    if (!b.time) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
+    b.made = json_array();
+    if (!b.time || !b.made) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
     TRY(dev_open(&b.dev, a->device, e));
     dev_use(b.dev);
     TRY(trainee_random(&b.t, a, b.dev, e));
@@ -261,7 +298,7 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     TRY(trainee_fill(&b.t, a, &b.step.kern, &b.step.kc, e));
     TRY(step_fill(&b.step, e));
     TRY(optim_open(&b.optim, &b.t, a, 1000, e));
-    for (int k = 0; k <= o->steps; k++) run_step(&b, k, k > 0);
+    for (int k = 0; k <= o->steps; k++) run_step(&b, k);
     if (o->profile) TRY(profile(&b, e));
     *ret = figures(&b, &speed);
 out:

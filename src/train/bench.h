@@ -15,8 +15,9 @@ struct train_bench {
     const char *stage;          /* how the result calls it */
     enum bench_lengths lengths;
     bool padded;                /* of LENGTHS_MIX: records are padded to the longest of their batch, as the reference
-                                   does. Else the same number of positions is filled with records end to end */
+                                   does. Else a step has as many, end to end in batches of as many positions at most */
     bool profile;               /* a table of kernels to stderr, of one more pass */
+    bool list;                  /* the result has `records`: [tokens of text, pictures] of each different one */
     int steps;                  /* that are measured, after one that is not */
 };
 

@@ -328,14 +328,6 @@ int loader_next(struct loader *l, const struct batch **ret, struct err *e)
 
 /* ---- planning */
 
-static void most(struct batch_limits *m, const struct batch_limits *b)
-{
-    if (b->n > m->n) m->n = b->n;
-    if (b->T > m->T) m->T = b->T;
-    if (b->n_images > m->n_images) m->n_images = b->n_images;
-    if (b->n_targets > m->n_targets) m->n_targets = b->n_targets;
-}
-
 void loader_limits(struct batch_limits *m, const struct loader_opts *o)
 {
     struct order *r = o->order;
@@ -352,7 +344,7 @@ void loader_limits(struct batch_limits *m, const struct loader_opts *o)
                 if (o->packing && b.n && b.T + row->positions > o->packing) b = (struct batch_limits){ 0 };
                 b = (struct batch_limits){ b.n + 1, b.T + row->positions, b.n_images + row->images,
                                            b.n_targets + row->targets, 0 };
-                most(m, &b);
+                batch_widen(m, &b);
             }
             bool update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && micro + 1 == r->n_micro);
             if (!o->packing || update) b = (struct batch_limits){ 0 };

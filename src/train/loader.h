@@ -35,5 +35,4 @@ int loader_next(struct loader *l, const struct batch **ret, struct err *e);
 
 /* What no batch of this run exceeds, for planning memory: from the counts of the check, over all epochs. Needs
  * o->row. */
-struct batch_limits { int n, T, n_images, n_targets, n_given; }; /* n_given: of n_images, those without pixels */
 void loader_limits(struct batch_limits *most, const struct loader_opts *o);

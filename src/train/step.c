@@ -93,7 +93,7 @@ static void fill_in(const struct step_in *in, const struct batch *b)
 
 static void send(struct step *s, const struct batch *b)
 {
-    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets, b->n_given };
+    const struct batch_limits sizes = batch_sizes(b);
     struct step_host *h = &s->host;
     struct step_in on_host;
     size_t bytes = lay_out(&on_host, s, &sizes, (char *)h->mem + s->losses);

@@ -511,7 +511,7 @@ out:
 /* Waits for the batch's losses; then the optimiser's step where one is due. */
 static int finish(struct trainer *r, const struct batch *b, struct err *e)
 {
-    const struct batch_limits sizes = { b->n, b->T, b->n_images, b->n_targets, b->n_given };
+    const struct batch_limits sizes = batch_sizes(b);
     const double loss = step_loss(&r->step);
     const double flops = b->n_targets ? step_flops(&r->step, &sizes) : 0;
     keep_features(r, b);

@@ -167,6 +167,17 @@ def test_bench_train():
     for stage in ("pretrain", "qlora"):
         r = llava(*tiny, "--stage", stage)
         ok(r.code == 0 and json.loads(r.out)["stage"] == stage, f"bench train --stage {stage}", r.text)
+    for how in ((), ("--padded",)):
+        r = llava(*tiny, "--stage", "pretrain", "--seq", "200", "--mix665k", "--list", "--accum", "3", *how)
+        try:
+            line = json.loads(r.out)
+        except ValueError:
+            line = {"records": []}
+        long, s = [text + 64 * pictures for text, pictures in line["records"]], line.get("step_s", 0)
+        took = 2 * sum(max(long[i:i + 2]) for i in (0, 2, 4)) if how and len(long) == 6 else sum(long)
+        ok(len(long) == 6 and 4 < min(long) < max(long) <= 200 and abs(line["samples_s"] * s - 6) < 1e-3 and
+           abs(line["tok_s"] * s - sum(long)) < 0.1 and abs(line["positions_s"] * s - took) < 0.1,
+           "bench train: six records of real lengths" + ", padded" * bool(how), r.text)
     refused("bench train: a limit", llava(*tiny, "--memory-limit", "1M"), "--memory_limit is 1.0 MB")
     refused("bench train: a short record", llava(*tiny, "--seq", "64"), "--seq 64")
     refused("bench train: no such shape", llava(*tiny, "--random", "3b"), "'3b'")
