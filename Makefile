@@ -260,6 +260,8 @@ check-full: ## the tests under sanitizers, GPU kernels emulated, and everything 
 	@tests/run --step 'clang: $(BUILD_) CC=$(CLANG) all tests examples' \
 	    --step 'emulated GPU, warps of 32: $(BUILD_) GPU=emu WARP=32 SAN=address,undefined emulated' \
 	    --step 'emulated GPU, warps of 64: $(BUILD_) GPU=emu WARP=64 SAN=undefined emulated' \
+	    --step 'emulated GPU, training: $(BUILD_) GPU=emu WARP=32 SAN=address,undefined build/emu32-san/llava && \
+	            LLAVA_BUILD=build/emu32-san /usr/bin/python3 tests/train/device_test.py' \
 	    --step 'hip: $(BUILD_) GPU=hip all tests' \
 	    --step 'cuda: if [ -x $(CUDA)/bin/nvcc ]; then $(BUILD_) GPU=cuda all tests; else echo "  no nvcc"; fi' \
 	    --step 'sanitizers: $(BUILD_) SAN=address,undefined all tests examples' build/san
