@@ -1,12 +1,15 @@
 /* See sched.h. */
 #include "run/sched.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/plat.h"
 
-enum { CHUNK_LEAST = 32 }; /* rows of a chunk, however slow: fewer would read all weights for little */
+/* Rows of a chunk between tokens: with fewer than CHUNK_WELL a product mostly waits for its weights; CHUNK_LEAST,
+ * however slow. */
+enum { CHUNK_LEAST = 32, CHUNK_WELL = 64 };
 
 /* The arrays of a step, growing as sequences put their rows in. */
 struct build {
@@ -398,9 +401,10 @@ static bool write_tokens(struct sched *s)
 static int chunk_rows(const struct sched *s, bool some_write)
 {
     const int all = s->g->chunk;
-    if (!some_write || s->row_s <= 0 || SCHED_STALL_S / s->row_s > all) return all;
-    const int n = (int)(SCHED_STALL_S / s->row_s);
-    return n > CHUNK_LEAST ? n : CHUNK_LEAST < all ? CHUNK_LEAST : all;
+    if (!some_write) return all;
+    double n = CHUNK_LEAST; /* and not more before it is known how long a row takes */
+    if (s->row_s > 0) n = fmax(n, fmax(SCHED_STALL_S, fmin(CHUNK_WELL * s->row_s, SCHED_STALL_MOST_S)) / s->row_s);
+    return n < all ? (int)n : all;
 }
 
 /* Positions [q->n, to) of q go into the step. */
