@@ -1,5 +1,6 @@
-/* hipBLAS of ROCm and of Hygon's DTK, opened when the program runs: building needs neither. Declared here are
- * the few names of its first interface that are used; later versions keep them. */
+/* hipBLAS of ROCm and of Hygon's DTK, opened when the program runs: building needs neither. Declared here are the few
+ * names that are used. Version 3 (ROCm 7) kept the names of the products and changed how they are told types: from
+ * hipblasDatatype_t to hipDataType, and hipblasComputeType_t for the sums. */
 #include "kern/gpu/blas.h"
 
 #if defined(__HIPCC__)
@@ -9,17 +10,17 @@
 #    include <stdlib.h>
 #    include <unistd.h>
 
-enum {
-    HIPBLAS_OP_N = 111,
-    HIPBLAS_OP_T = 112,
-    HIPBLAS_R_16F = 150,
-    HIPBLAS_R_32F = 151,
-    HIPBLAS_R_16B = 168
+enum { HIPBLAS_OP_N = 111, HIPBLAS_OP_T = 112, HIPBLAS_GEMM_DEFAULT = 160 };
+
+/* What a version calls types of elements, and sums in f32. */
+struct type_names {
+    int f32, f16, bf16, sums;
 };
-enum { HIPBLAS_GEMM_DEFAULT = 160 };
+static const struct type_names names_1 = { 151, 150, 168, 151 }, names_3 = { 0, 2, 14, 2 };
 
 struct library {
     void *so, *handle;
+    struct type_names types;
     int (*create)(void **);
     int (*destroy)(void *);
     int (*set_stream)(void *, hipStream_t);
@@ -35,6 +36,7 @@ static void *open_so(void)
                                          "libhipblas.so.0",
                                          "libhipblas.so.1",
                                          "libhipblas.so.2",
+                                         "libhipblas.so.3",
                                          "/opt/dtk*/lib/libhipblas.so*",
                                          "/opt/rocm*/lib/libhipblas.so*" };
     void *so = NULL;
@@ -71,6 +73,9 @@ void *blas_library_open(struct dev *d, struct err *why)
         l->set_stream = (decltype(l->set_stream))dlsym(l->so, "hipblasSetStream");
         l->gemm_ex = (decltype(l->gemm_ex))dlsym(l->so, "hipblasGemmEx");
         l->gemm_batched = (decltype(l->gemm_batched))dlsym(l->so, "hipblasGemmStridedBatchedEx");
+        /* The math mode came with 2.1; version 2 has the new interface under names of its own, beside the old one. */
+        const bool third = dlsym(l->so, "hipblasGetMathMode") && !dlsym(l->so, "hipblasGemmEx_v2");
+        l->types = third ? names_3 : names_1;
     }
     if (!l->so || !l->create || !l->destroy || !l->set_stream || !l->gemm_ex)
         err_set(why, ERR_MISSING, "no libhipblas.so on this machine");
@@ -82,9 +87,9 @@ void *blas_library_open(struct dev *d, struct err *why)
     return NULL;
 }
 
-static int type_of(enum dtype t)
+static int type_of(const library *l, enum dtype t)
 {
-    return t == DT_F32 ? HIPBLAS_R_32F : t == DT_F16 ? HIPBLAS_R_16F : HIPBLAS_R_16B;
+    return t == DT_F32 ? l->types.f32 : t == DT_F16 ? l->types.f16 : l->types.bf16;
 }
 
 /* d = c + bias, column by column: what the product is then added to. */
@@ -104,9 +109,9 @@ static int run_batched(library *l, const struct blas_product *p)
 {
     const float one = 1, beta = p->c ? 1 : 0;
     return l->gemm_batched(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N, p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N,
-                           (int)p->m, (int)p->n, (int)p->k, &one, p->a, type_of(p->in), (int)p->lda, p->next_a, p->b,
-                           type_of(p->in), (int)p->ldb, p->next_b, &beta, p->d, type_of(p->out), (int)p->m, p->next_d,
-                           p->batch, HIPBLAS_R_32F, HIPBLAS_GEMM_DEFAULT);
+                           (int)p->m, (int)p->n, (int)p->k, &one, p->a, type_of(l, p->in), (int)p->lda, p->next_a,
+                           p->b, type_of(l, p->in), (int)p->ldb, p->next_b, &beta, p->d, type_of(l, p->out),
+                           (int)p->m, p->next_d, p->batch, l->types.sums, HIPBLAS_GEMM_DEFAULT);
 }
 
 bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product *p)
@@ -127,8 +132,8 @@ bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product
     }
     const int rc = l->gemm_ex(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N,
                               p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N, (int)p->m, (int)p->n, (int)p->k, &one,
-                              p->a, type_of(p->in), (int)p->lda, p->b, type_of(p->in), (int)p->ldb, &beta,
-                              p->d, type_of(p->out), (int)p->m, HIPBLAS_R_32F, HIPBLAS_GEMM_DEFAULT);
+                              p->a, type_of(l, p->in), (int)p->lda, p->b, type_of(l, p->in), (int)p->ldb, &beta,
+                              p->d, type_of(l, p->out), (int)p->m, l->types.sums, HIPBLAS_GEMM_DEFAULT);
     if (rc == 0) return true;
     gpu_lost("hipblasGemmEx");
 }
