@@ -16,7 +16,7 @@ static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int 
  * training, where layers that run again have a tape then and must have the same bits. */
 static bool are_alike(const struct op_ctx *o, const struct linear *const *l, int n)
 {
-    if (o->tape || o->kc->training || o->kc->decode || !dtype_is_float((enum dtype)l[0]->w.w.type)) return false;
+    if (o->tape || o->kc->training || o->kc->decode) return false;
     for (int i = 0; i < n; i++)
         if (l[i]->lora || l[i]->served || l[i]->w.w.type != l[0]->w.w.type || !l[i]->b.w.p != !l[0]->b.w.p ||
             l[i]->b.w.type != l[0]->b.w.type || !tensor_same_shape(l[i]->w.w, l[0]->w.w))

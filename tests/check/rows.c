@@ -640,8 +640,8 @@ static int types_of(const struct row *row, enum dtype types[5])
     return n;
 }
 
-/* All shapes of a list, for one choice of types. The absent argument changes from run to run. */
-static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, const char *next, bool decode, int *runs,
+/* All shapes of a list, for one choice of types. decode: -1 either way. The absent argument changes from run to run. */
+static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, const char *next, int decode, int *runs,
                         double *worst)
 {
     while (next) {
@@ -652,7 +652,7 @@ static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, cons
         c->absent = c->absent == c->n_args ? ARGS : c->absent > c->n_args ? -1 : c->absent;
         ++*runs;
         const size_t mark = arena_mark(kc->scratch);
-        c->decode = decode || rng_u64(&r) % 2;
+        c->decode = decode < 0 ? (int)(rng_u64(&r) % 2) : decode;
         c->fresh = c->row->fresh && b->k.fresh && rng_u64(&r) % 2;
         c->grid = c->product == DT_Q8 && c->row->arg[1].role == IN && !c->row->rounds && *runs % 2;
         fill(c, kc, &r);
@@ -667,9 +667,10 @@ static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, cons
 static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *runs, double *worst)
 {
     const bool card = b->kc.dev && strcmp(b->name, "emu");
-    if (b->shape) return check_shapes(c, b, kc, b->shape, false, runs, worst);
-    if (check_shapes(c, b, kc, c->row->shapes, false, runs, worst) < 0) return -1;
-    return card ? check_shapes(c, b, kc, c->row->large, true, runs, worst) : 0;
+    if (b->shape) return check_shapes(c, b, kc, b->shape, -1, runs, worst);
+    if (check_shapes(c, b, kc, c->row->shapes, -1, runs, worst) < 0) return -1;
+    if (card && check_shapes(c, b, kc, c->row->large, 1, runs, worst) < 0) return -1;
+    return card && c->product == DT_Q8 ? check_shapes(c, b, kc, c->row->prompts, 0, runs, worst) : 0;
 }
 
 /* Of a --type. */
@@ -814,7 +815,8 @@ static void bench_row(const struct row *row, struct backend *b, struct kctx *kc)
     enum dtype weights[5] = { DT_F32, DT_F32, DT_BF16 };
     const bool dev = b->kc.dev != NULL;
     const int n_weights = dev && !uses_weight(row) ? 3 : types_of(row, weights);
-    for (const char *shape = dev && row->bench_dev ? row->bench_dev : row->bench, *next = NULL; shape; shape = next) {
+    const char *list = b->shape ? b->shape : dev && row->bench_dev ? row->bench_dev : row->bench;
+    for (const char *shape = list, *next = NULL; shape; shape = next) {
         shape += strspn(shape, " ");
         for (int j = dev ? 2 : 0; j < n_weights; j++) {
             struct test c = { .row = row, .act = dev ? DT_BF16 : DT_F32, .weight = weights[j],

@@ -46,6 +46,7 @@ struct row {
     bool by_place;              /* what a row becomes depends on where it stands */
     const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
     const char *large; /* more to check in decode on a card, where blocks have much to do; NULL: none */
+    const char *prompts; /* as large, with quantised weights, not in decode */
     const char *bench_dev;      /* on a device, where bench is too small */
     const char *flops;          /* a product of letters and digits */
 };
@@ -136,6 +137,18 @@ static void call_norm_glu(const struct kern *k, struct kctx *kc, const struct te
     arena_rewind(kc->scratch, mark);
 }
 
+/* Not in decode: a prompt's. */
+static void call_matmul_each(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    const struct tensor y[] = { a[0], a[1], a[2] }, w[] = { a[4], a[5], a[6] }, b[] = { a[7], a[7], a[7] };
+    const bool decode = kc->decode;
+    (void)d;
+    kc->decode = false;
+    if (k->matmul_each) k->matmul_each(kc, y, a[3], w, b, 3);
+    for (int i = 0; i < 3 && !k->matmul_each; i++) k->matmul(kc, y[i], a[3], w[i], b[i], (struct tensor){ 0 });
+    kc->decode = decode;
+}
+
 static void call_rmsnorm_drop(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
 {
     (void)d;
@@ -210,10 +223,12 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define MATMULS                                                                                          \
     "T1 I64 O33; T1 I577 O7; T2 I1 O1; T3 I7 O32; T4 I160 O48; T7 I33 O65; T8 I128 O96; T17 I576 O40; "  \
     "T33 I31 O130; T64 I512 O256; T130 I96 O192; T2 I4200 O9; T21 I4200 O40"
+/* For each size of tile that kernels know; the last rows and tokens of most tiles are missing. */
+#define PROMPTS "T40 I64 O136; T200 I320 O5000; T500 I64 O5120; T640 I192 O5120; T1500 I128 O5096"
 /* 13B: q, k and v; o; gate and up; down; head */
 #define MATMUL_BENCH_DEV                                                                                   \
     "T1 I5120 O15360; T1 I5120 O5120; T1 I5120 O27648; T1 I13824 O5120; T1 I5120 O32000; T4 I5120 O15360; "\
-    "T16 I5120 O15360; T32 I5120 O15360; T32 I13824 O5120"
+    "T16 I5120 O15360; T32 I5120 O15360; T32 I13824 O5120; T640 I5120 O5120; T640 I13824 O5120"
 #define MATMUL_BENCH "T1 I4096 O8192; T4 I4096 O8192; T32 I2048 O5632; T640 I2048 O5632"
 #define NORMS "T1 C1; T1 C7; T3 C33; T7 C577; T33 C128; T5 C1024"
 #define NORM_BENCH_DEV "T1 C5120; T8192 C5120"
@@ -251,7 +266,7 @@ static const struct row rows[] = {
     { ROW(matmul),
       .arg = { { OUT, "T.O" }, { IN, "T.I" }, { MATRIX, "O.I" }, { WEIGHT, "?O" }, { IN, "?T.O" } },
       .sum = "I", .same = 4, .product = true, .q8 = true, .q4 = true, .shapes = MATMULS,
-      .large = "T5 I96 O18000; T20 I200 O18000; T40 I72 O9000", .bench_dev = MATMUL_BENCH_DEV,
+      .large = "T5 I96 O18000; T20 I200 O18000; T40 I72 O9000", .prompts = PROMPTS, .bench_dev = MATMUL_BENCH_DEV,
       .bench = MATMUL_BENCH, .flops = "2TIO" },
     { ROW(matmul_dx), .arg = { { ADD, "T.I" }, { IN, "T.O" }, { MATRIX, "O.I" } },
       .sum = "O", .product = true, .q8 = true, .q4 = true, .fresh = true,
@@ -299,6 +314,13 @@ static const struct row rows[] = {
       .bench_dev = ATTN_BWD_BENCH_DEV,
       .bench = "T640 S640 H16 K16 D128; T577 S577 H16 K16 D64 M1",
       .flops = "52THSD" },
+    { ROW(matmul_each),
+      .arg = { { OUT, "T.O" }, { OUT, "T.O" }, { OUT, "T.O" }, { IN, "T.I" }, { MATRIX, "O.I" }, { MATRIX, "O.I" },
+               { MATRIX, "O.I" }, { WEIGHT, "?O" } },
+      .sum = "I", .product = true, .q8 = true, .q4 = true, .shapes = "T1 I64 O33; T9 I160 O48; T130 I128 O72",
+      .prompts = "T640 I64 O1280", .bench = "T64 I2048 O2048",
+      .bench_dev = "T577 I1024 O1024; T128 I5120 O5120; T640 I5120 O5120; T640 I5120 O13824; T2560 I5120 O5120",
+      .flops = "6TIO" },
     { ROW(norm_matmul),
       .arg = { { OUT, "T.O" }, { OUT, "T.F" }, { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { MATRIX, "O.I" },
                { MATRIX, "F.I" }, { MATRIX, "F.I" }, { WEIGHT, "?O" } },

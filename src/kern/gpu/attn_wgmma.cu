@@ -9,14 +9,7 @@
 
 enum { FWD_T = WG_GROUPS * 64, FWD_S = 128, STAGES = 4 };
 
-bool attn_wgmma_takes(const struct attn *a)
-{
-    int device = 0, major = 0;
-    if (!attn_mma_takes(a)) return false;
-    gpu_check(gpu(GetDevice)(&device));
-    gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
-    return major == 9;
-}
+bool attn_wgmma_takes(const struct attn *a) { return attn_mma_takes(a) && wg_present(); }
 
 /* Tiles: queries, then each stage's keys or values. */
 template <int D> struct fwd_tiles {

@@ -110,6 +110,8 @@ void gpu_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor
         (few ? gemv_quant_run : gemv_run)(kc, &g);
     } else if (!quant) {
         matmul_columns(kc, y, x, w, b, res, 0);
+    } else if (!kc->training && quant_many_takes(kc, y, x, w, res)) {
+        quant_many_run(kc, &y, x, &w, &b, res, 1);
     } else {
         const size_t mark = arena_mark(kc->scratch);
         for (int64_t at = 0; at < w.n[0]; arena_rewind(kc->scratch, mark)) {
@@ -123,8 +125,13 @@ void gpu_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor
 void gpu_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, const struct tensor *w,
                      const struct tensor *b, int n)
 {
-    if (n > 1 && !dtype_is_quant((enum dtype)w[0].type) && blas_matmul_each(kc, y, x, w, b, n)) return;
-    for (int i = 0; i < n; i++) gpu_matmul(kc, y[i], x, w[i], b[i], tensor{});
+    const bool quant = dtype_is_quant((enum dtype)w[0].type);
+    bool taken = n > 1 && !quant && blas_matmul_each(kc, y, x, w, b, n);
+    if (n > 1 && quant && quant_many_takes(kc, y[0], x, w[0], tensor{})) {
+        quant_many_run(kc, y, x, w, b, tensor{}, n);
+        taken = true;
+    }
+    for (int i = 0; i < n && !taken; i++) gpu_matmul(kc, y[i], x, w[i], b[i], tensor{});
 }
 
 /* A tensor like t in scratch, with `cols` columns. */

@@ -221,3 +221,9 @@ void quant_rows_get(struct kctx *kc, struct tensor y, struct tensor x, struct te
 void quant_rows_put(struct kctx *kc, struct tensor y, struct tensor idx, struct tensor x);
 /* x (times norm if that is there) in scratch, all tokens up to a multiple of `tokens`. */
 struct rounded quant_round(struct kctx *kc, struct tensor x, struct tensor norm, bool levels, int start, int tokens);
+
+/* y[i] = x w[i]^T + b[i] + res, i < n <= 3, all of one shape and type; res with n = 1 alone; not in decode:
+ * quant_wgmma.cu, where the card has what it needs. */
+bool quant_many_takes(const struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor res);
+void quant_many_run(struct kctx *kc, const struct tensor *y, struct tensor x, const struct tensor *w,
+                    const struct tensor *b, struct tensor res, int n);

@@ -15,12 +15,24 @@
 #define WG_REGS16(d, i) WG_REGS4(d, i), WG_REGS4(d, i + 1), WG_REGS4(d, i + 2), WG_REGS4(d, i + 3)
 #define WG_REGS32(d) WG_REGS16(d, 0), WG_REGS16(d, 4)
 #define WG_REGS64(d) WG_REGS16(d, 0), WG_REGS16(d, 4), WG_REGS16(d, 8), WG_REGS16(d, 12)
+#define WG_REGS88(d) WG_REGS64(d), WG_REGS16(d, 16), WG_REGS4(d, 20), WG_REGS4(d, 21)
+#define WG_REGS108(d) WG_REGS88(d), WG_REGS16(d, 22), WG_REGS4(d, 26)
+#define WG_REGS128(d) WG_REGS64(d), WG_REGS16(d, 16), WG_REGS16(d, 20), WG_REGS16(d, 24), WG_REGS16(d, 28)
 #define WG_NAMES32                                                                                       \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "    \
     "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WG_NAMES64                                                                                       \
     WG_NAMES32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
                "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WG_NAMES88 WG_NAMES64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80" \
+    ", %81, %82, %83, %84, %85, %86, %87"
+#define WG_NAMES108 WG_NAMES88 \
+    ", %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103" \
+    ", %104, %105, %106, %107"
+#define WG_NAMES128 WG_NAMES108 \
+    ", %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121" \
+    ", %122, %123, %124, %125, %126, %127"
 
 __device__ inline void wg_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wg_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -87,6 +99,26 @@ template <class E> __device__ inline void wg_ab16(float (&d)[8][4], const uint32
     else
         WG_AB("f16.f16", "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36");
 }
+
+/* d += a b^T, 16 columns of both, a from registers. The bits of an element do not depend on N. */
+#define WG_RBT(type, shape, names, regs, a0, a1, a2, a3, tile)                                                \
+    asm volatile("wgmma.mma_async.sync.aligned." shape ".f32." type " {" names "}, {%" a0 ", %" a1 ", %" a2      \
+                 ", %" a3 "}, %" tile ", 1, 1, 1, 0;"                                                            \
+                 : regs(d)                                                                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define WG_RBT_OF(N, shape, names, regs, ...)                                                                    \
+    template <class E> __device__ inline void wg_rbt16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b)     \
+    {                                                                                                            \
+        if constexpr (mma_type<E>::BF16)                                                                         \
+            WG_RBT("bf16.bf16", shape, names, regs, __VA_ARGS__);                                                \
+        else                                                                                                     \
+            WG_RBT("f16.f16", shape, names, regs, __VA_ARGS__);                                                  \
+    }
+WG_RBT_OF(8, "m64n64k16", WG_NAMES32, WG_REGS32, "32", "33", "34", "35", "36")
+WG_RBT_OF(16, "m64n128k16", WG_NAMES64, WG_REGS64, "64", "65", "66", "67", "68")
+WG_RBT_OF(22, "m64n176k16", WG_NAMES88, WG_REGS88, "88", "89", "90", "91", "92")
+WG_RBT_OF(27, "m64n216k16", WG_NAMES108, WG_REGS108, "108", "109", "110", "111", "112")
+WG_RBT_OF(32, "m64n256k16", WG_NAMES128, WG_REGS128, "128", "129", "130", "131", "132")
 
 /* d = a b^T, 64 rows of a tile of A_ROWS, all B_ROWS = 8 N of one, both D wide. Under way until it is waited for. */
 template <class E, int D, int A_ROWS, int N> __device__ inline void wg_abt(float (&d)[N][4], uint32_t a, uint32_t b)
@@ -165,13 +197,14 @@ __device__ inline void barrier_arrive(uint64_t *b)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(b)) : "memory");
 }
 
-/* By one thread, before a barrier of the block. */
-template <int N> __device__ inline void ring_start(wg_ring<N> *r)
+/* By one thread, before a barrier of the block; so many threads fill. */
+template <int N> __device__ inline void ring_start(wg_ring<N> *r, int fillers = WG_FILLERS)
 {
     for (int i = 0; i < N; i++) {
-        barrier_start(r->full + i, WG_FILLERS);
+        barrier_start(r->full + i, fillers);
         barrier_start(r->free + i, WG_READERS / 32);
     }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 /* Which of the groups of readers; in a way that shows the compiler that all of a warp are in one. */
@@ -238,6 +271,15 @@ __device__ inline void turn_wait(int group)
 __device__ inline void turn_give(int group)
 {
     asm volatile("bar.arrive %0, %1;" ::"r"(1 + (group ^ 1)), "n"((int)WG_READERS) : "memory");
+}
+
+/* Is the current device one that this is compiled for? */
+static inline bool wg_present(void)
+{
+    int device = 0, major = 0;
+    gpu_check(gpu(GetDevice)(&device));
+    gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
+    return major == 9;
 }
 
 enum { WG_ALIGN = 1024 };
