@@ -19,8 +19,9 @@ enum { CHUNK = 1024, DEVICE_CHUNK = 4096 }; /* tokens of a prefill step: enough 
 
 /* Address space; pages are taken when a kernel touches them. */
 enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 };
-/* Of a device: kernels' scratch; what the vendor's libraries take beside it. */
-enum { DEVICE_SCRATCH = 256 << 20, DEVICE_LIBRARIES = 256 << 20 };
+/* Of a device: kernels' scratch, and that beside quantised weights, of which some rows at a time become numbers; what
+ * the vendor's libraries take beside it. */
+enum { DEVICE_SCRATCH = 256 << 20, DEVICE_SCRATCH_QUANT = 96 << 20, DEVICE_LIBRARIES = 256 << 20 };
 
 /* ---- memory */
 
@@ -242,6 +243,8 @@ static int refuse(struct engine *g, double need, double have, struct err *e)
                    dev_name(g->dev), have, need - have, use);
 }
 
+static size_t device_scratch(const struct engine *g) { return g->model.bits ? DEVICE_SCRATCH_QUANT : DEVICE_SCRATCH; }
+
 /* Is there room for `weights` bytes of parameters and all that a conversation needs? Asked before memory is taken. */
 static int admit(void *ctx, size_t weights, struct err *e)
 {
@@ -252,7 +255,7 @@ static int admit(void *ctx, size_t weights, struct err *e)
     if ((rc = steps_plan(g, &act, e)) < 0) return rc;
     size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
     size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
-    double need = 1e-9 * (double)(weights + act + rope + cache + DEVICE_SCRATCH + DEVICE_LIBRARIES);
+    double need = 1e-9 * (double)(weights + act + rope + cache + device_scratch(g) + DEVICE_LIBRARIES);
     double have = 1e-9 * (double)dev_memory_now(g->dev).free;
     return need <= have ? 0 : refuse(g, need, have, e);
 }
@@ -260,7 +263,7 @@ static int admit(void *ctx, size_t weights, struct err *e)
 static int scratch_init(struct engine *g, struct err *e)
 {
     int rc;
-    if (g->dev) return dev_arena(&g->scratch, g->dev, DEVICE_SCRATCH, e);
+    if (g->dev) return dev_arena(&g->scratch, g->dev, device_scratch(g), e);
     for (size_t bytes = SCRATCH_MOST; (rc = arena_init(&g->scratch, bytes, e)) < 0; bytes /= 2)
         if (bytes == SCRATCH_LEAST) return err_prefix(e, "kernels' scratch memory");
     return rc;

@@ -120,6 +120,7 @@ static const void *skip(const struct plan *x, const void *p, int64_t n)
 static void multiply(const struct plan *x, struct blas_product p)
 {
     p.in = x->type, p.out = DT_F32, p.like_n = p.n, p.batch = x->heads;
+    p.ldd = p.m;
     if (!blas_batched(x->kc, &p)) BUG("batched products that were promised");
 }
 

@@ -80,9 +80,10 @@ bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tenso
     const int64_t I = tensor_cols(wide);
     if (w.p && tensor_cols(w) != I) return arena_rewind(kc->scratch, mark), false;
     x = wide;
+    if (b.p) b.n[0] = O;
     struct tensor bias = in_type(kc, b, (enum dtype)y.type);
     const bool right = w.p && (bias.p || !b.p) &&
-                       run(kc, { O, T, I, I, I, w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type,
+                       run(kc, { O, T, I, I, I, tensor_cols(y), w.p, x.p, res.p, bias.p, y.p, (enum dtype)x.type,
                                  (enum dtype)y.type, true, false, like_rows(kc, T), 1, 0, 0, 0, false, 0 });
     arena_rewind(kc->scratch, mark);
     return right;
@@ -106,7 +107,7 @@ bool blas_matmul_each(struct kctx *kc, const struct tensor *y, struct tensor x, 
     if (!dev_attached(kc->dev) || w[0].type != x.type || y[0].type != x.type || next_w < O * I || next_y < O * T ||
         (b[0].p && (b[0].type != x.type || next_b < O)))
         return false;
-    return run(kc, { O, T, I, I, I, w[0].p, x.p, NULL, b[0].p, y[0].p, (enum dtype)x.type, (enum dtype)x.type, true,
+    return run(kc, { O, T, I, I, I, O, w[0].p, x.p, NULL, b[0].p, y[0].p, (enum dtype)x.type, (enum dtype)x.type, true,
                      false, LIKE_ROWS, n, next_w, next_y, next_b, false, 0 });
 }
 
@@ -117,7 +118,7 @@ bool blas_matmul_dx(struct kctx *kc, struct tensor dx, struct tensor dy, struct 
     const size_t mark = arena_mark(kc->scratch);
     w = in_type(kc, w, (enum dtype)dy.type);
     const void *add = is_fresh(dx) ? NULL : dx.p;
-    const bool right = w.p && run(kc, { I, T, O, I, O, w.p, dy.p, add, NULL, dx.p, (enum dtype)dy.type,
+    const bool right = w.p && run(kc, { I, T, O, I, tensor_cols(dy), I, w.p, dy.p, add, NULL, dx.p, (enum dtype)dy.type,
                                         (enum dtype)dx.type, false, false, like_rows(kc, T), 1, 0, 0, 0, false, 0 });
     arena_rewind(kc->scratch, mark);
     return right;
@@ -127,7 +128,7 @@ bool blas_matmul_dw(struct kctx *kc, struct tensor dw, struct tensor dy, struct 
 {
     const int64_t T = tensor_rows(x), I = tensor_cols(x), O = tensor_cols(dy);
     if (!dev_attached(kc->dev) || x.type != dy.type) return false;
-    return run(kc, { I, O, T, I, O, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type,
+    return run(kc, { I, O, T, I, O, I, x.p, dy.p, dw.p, NULL, dw.p, (enum dtype)x.type, (enum dtype)dw.type,
                      false, true, O, 1, 0, 0, 0, true, 0 });
 }
 
@@ -179,7 +180,7 @@ static void multiply_one(const struct blas_product *p, int i)
 bool blas_library_run(void *, struct kctx *, const struct blas_product *product)
 {
     const struct blas_product p = *product;
-    ASSERT(!p.bias && (!p.c || p.c == p.d));
+    ASSERT(!p.bias && (!p.c || p.c == p.d) && p.ldd == p.m);
     emu_do([=] {
         for (int i = 0; i < p.batch; i++) multiply_one(&p, i);
     });

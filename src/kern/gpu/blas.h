@@ -6,6 +6,7 @@
 /* Finds the library for d. Without one products run on the plain kernel, and a warning says so. */
 int blas_open(struct dev *d, struct err *e);
 
+/* w may be some of a weight's rows: y, b and res then start at the first one's column, dy too. */
 bool blas_matmul(struct kctx *kc, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
                  struct tensor res);
 /* n products of x, w[i] to y[i], if each of w, b and y lie at equal distances in memory. */
@@ -23,7 +24,7 @@ bool blas_batched(struct kctx *kc, const struct blas_product *p);
  * d[m,n] = op(a)[m,k] op(b)[k,n] + c[m,n] + bias[m]; a, b of one type; c may be d or NULL; bias of d's type
  * or NULL. */
 struct blas_product {
-    int64_t m, n, k, lda, ldb; /* elements; d and c lie close */
+    int64_t m, n, k, lda, ldb, ldd; /* elements; ldd: of d and c */
     const void *a, *b, *c, *bias;
     void *d;
     enum dtype in, out;

@@ -30,7 +30,7 @@ static const size_t WORKSPACE = 64 << 20;
 
 /* What tells one product from another, but for addresses; compared as bytes. */
 struct key {
-    int64_t m, n, k, next_a, next_d, next_bias, batch;
+    int64_t m, n, k, ldd, next_a, next_d, next_bias, batch;
     int32_t in, out, ta, tb, bias, add, divides,
         align[4]; /* add: c is there; align: of a, b, c, d in bytes, at most 256 */
 };
@@ -193,7 +193,7 @@ __global__ __launch_bounds__(BLOCK) void differences(int *n, const uint16_t *a, 
 /* Elements of d, gaps between the products of a batch among them. */
 static int64_t extent(const blas_product *p)
 {
-    return (p->batch > 1 ? (p->batch - 1) * p->next_d : 0) + p->m * p->n;
+    return (p->batch > 1 ? (p->batch - 1) * p->next_d : 0) + p->ldd * (p->n - 1) + p->m;
 }
 
 static bool has_room(const struct kctx *kc, const blas_product *p, int outputs)
@@ -278,7 +278,7 @@ static int candidates(library *l, const plan *x, const blas_product *p, int64_t 
     cublasLtMatmulPreference_t pref;
     int count = 0;
     const cublasLtMatrixLayout_t b = layout_b(l, p, n);
-    const cublasLtMatrixLayout_t d = layout(l, p, p->out, p->m, n, p->m, p->batch > 1 ? p->m * n : 0);
+    const cublasLtMatrixLayout_t d = layout(l, p, p->out, p->m, n, p->ldd, p->batch > 1 ? p->ldd * n : 0);
     static const cublasLtMatmulPreferenceAttributes_t align[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES
@@ -365,7 +365,7 @@ static plan *make(library *l, plan *x, struct kctx *kc, const key *of, const bla
     const int64_t rows = p->ta ? p->k : p->m, cols = p->ta ? p->m : p->k;
     x->a = layout(l, p, p->in, rows, cols, p->lda, p->next_a);
     x->b = layout_b(l, p, p->n);
-    x->d = layout(l, p, p->out, p->m, p->n, p->m, p->next_d);
+    x->d = layout(l, p, p->out, p->m, p->n, p->ldd, p->next_d);
     x->none = !choose(l, x, kc, p);
     return x;
 }
@@ -374,7 +374,7 @@ static plan *make(library *l, plan *x, struct kctx *kc, const key *of, const bla
 static plan *find(library *l, struct kctx *kc, const blas_product *p)
 {
     key of = {};
-    of.m = p->m, of.n = p->n, of.k = p->k;
+    of.m = p->m, of.n = p->n, of.k = p->k, of.ldd = p->ldd;
     of.batch = p->batch, of.next_a = p->next_a, of.next_d = p->next_d, of.next_bias = p->next_bias;
     of.in = p->in, of.out = p->out, of.ta = p->ta, of.tb = p->tb, of.bias = p->bias != NULL,
     of.add = p->c != NULL, of.divides = p->divides;

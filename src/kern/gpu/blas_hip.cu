@@ -93,10 +93,10 @@ static int type_of(const library *l, enum dtype t)
 }
 
 /* d = c + bias, column by column: what the product is then added to. */
-__global__ __launch_bounds__(BLOCK) void prepare(view d, view c, view bias, int64_t m, int64_t count)
+__global__ __launch_bounds__(BLOCK) void prepare(view d, view c, view bias, int64_t m, int64_t ldd, int64_t count)
 {
-    const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (i < count) view_put(d, i, (c.p ? view_get(c, i) : 0.0f) + (bias.p ? view_get(bias, i % m) : 0.0f));
+    const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, at = i / m * ldd + i % m;
+    if (i < count) view_put(d, at, (c.p ? view_get(c, at) : 0.0f) + (bias.p ? view_get(bias, i % m) : 0.0f));
 }
 
 bool blas_library_batches(const void *library_)
@@ -111,7 +111,7 @@ static int run_batched(library *l, const struct blas_product *p)
     return l->gemm_batched(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N, p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N,
                            (int)p->m, (int)p->n, (int)p->k, &one, p->a, type_of(l, p->in), (int)p->lda, p->next_a,
                            p->b, type_of(l, p->in), (int)p->ldb, p->next_b, &beta, p->d, type_of(l, p->out),
-                           (int)p->m, p->next_d, p->batch, l->types.sums, HIPBLAS_GEMM_DEFAULT);
+                           (int)p->ldd, p->next_d, p->batch, l->types.sums, HIPBLAS_GEMM_DEFAULT);
 }
 
 bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product *p)
@@ -128,12 +128,12 @@ bool blas_library_run(void *library_, struct kctx *kc, const struct blas_product
         const struct tensor d = tensor_1d(p->d, p->out, count), c = tensor_1d((void *)p->c, p->out, count),
                             bias = tensor_1d((void *)p->bias, p->out, p->m);
         gpu_launch(prepare, dim3((unsigned)ceil_div(count, BLOCK)), BLOCK, 0, stream_of(kc), view_of(d),
-                   view_of(c), view_of(bias), p->m, count);
+                   view_of(c), view_of(bias), p->m, p->ldd, count);
     }
     const int rc = l->gemm_ex(l->handle, p->ta ? HIPBLAS_OP_T : HIPBLAS_OP_N,
                               p->tb ? HIPBLAS_OP_T : HIPBLAS_OP_N, (int)p->m, (int)p->n, (int)p->k, &one,
                               p->a, type_of(l, p->in), (int)p->lda, p->b, type_of(l, p->in), (int)p->ldb, &beta,
-                              p->d, type_of(l, p->out), (int)p->m, l->types.sums, HIPBLAS_GEMM_DEFAULT);
+                              p->d, type_of(l, p->out), (int)p->ldd, l->types.sums, HIPBLAS_GEMM_DEFAULT);
     if (rc == 0) return true;
     gpu_lost("hipblasGemmEx");
 }

@@ -69,7 +69,7 @@ static void matmul_columns(struct kctx *kc, struct tensor y, struct tensor x, st
 {
     const int64_t I = tensor_cols(x), O = tensor_cols(y);
     b = from(b, at);
-    if (w.n[0] == O && blas_matmul(kc, y, x, w, b, res)) return;
+    if (blas_matmul(kc, from(y, at), x, w, b, from(res, at))) return;
     const struct product p = { view_of(from(y, at)), view_of(x), view_of(w), view_of(b), view_of(from(res, at)),
                                tensor_rows(x), w.n[0], I, I, 1, I, 1, O };
     run_tiles(kc, &p);
@@ -79,7 +79,7 @@ static void matmul_columns(struct kctx *kc, struct tensor y, struct tensor x, st
 static void matmul_dx_columns(struct kctx *kc, struct tensor dx, struct tensor dy, struct tensor w, int64_t at)
 {
     const int64_t O = tensor_cols(dy), I = w.n[1];
-    if (w.n[0] == O && blas_matmul_dx(kc, dx, dy, w)) return;
+    if (blas_matmul_dx(kc, dx, from(dy, at), w)) return;
     const struct product p = { view_of(dx), view_of(from(dy, at)), view_of(w), {}, is_fresh(dx) ? view{} : view_of(dx),
                                tensor_rows(dy), I, w.n[0], O, 1, 1, I, I };
     run_tiles(kc, &p);
