@@ -93,7 +93,8 @@ struct kern {
      * cached attention are all just ranges. arXiv:1706.03762 eq. 1; softmax with running maximum.
      * pages present: k and v are a store of pages of KV_PAGE rows, pages[B,M] I32 says which pages a sequence has, and
      * range[T,3] = from, to, b counts the rows of sequence b: its row s is k[pages[b][s / KV_PAGE] * KV_PAGE
-     * + s % KV_PAGE]. Entries of pages behind the last `to` are not read. */
+     * + s % KV_PAGE]. Entries of pages behind the last `to` are not read.
+     * In decode what was called just before this may have written the last T rows of a range at most. */
     void (*attn_fwd)(struct kctx *, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
                      struct tensor v, struct tensor range, struct tensor pages, int heads, float scale);
     /* dq, dk, dv from dy. k,v are act here. */
