@@ -13,14 +13,16 @@ static struct tensor clip_layer_forward(struct op_ctx *o, const void *arg, struc
     const struct layer_arg *a = arg;
     const struct clip_layer *l = a->l;
     float eps = a->m->cfg.eps;
+    const int place = 2 * (int)(l - a->m->layer);
     struct tensor h = op_layernorm(o, x, &l->ln1, eps);
     const struct linear *const kvq[3] = { &l->k, &l->v, &l->q }; /* as they lie in files */
     struct tensor y[3];
     op_linears(o, y, h, kvq, 3);
-    x = op_linear_add(o, op_attention_parts(o, y[2], y[0], y[1], a->range, a->m->cfg.H, a->apart), &l->o, x);
+    h = op_attention_parts(o, y[2], y[0], y[1], a->range, a->m->cfg.H, a->apart);
+    x = op_linear_join(o, h, &l->o, x, place);
     h = op_linear(o, op_layernorm(o, x, &l->ln2, eps), &l->fc1);
     h = a->m->cfg.quick_gelu ? op_quick_gelu(o, h) : op_gelu(o, h);
-    return op_linear_add(o, h, &l->fc2, x);
+    return op_linear_join(o, h, &l->fc2, x, place + 1);
 }
 
 /* I32 indices value(i, p), rows of `cols` (1: a vector), a piece at a time. p: patches of a picture. */
@@ -42,11 +44,19 @@ static int64_t pos_row(int64_t i, int64_t p) { return i % (p + 1); }
 static int64_t put_row(int64_t i, int64_t p) { return i + i / p + 1; }
 static int64_t seen(int64_t i, int64_t p) { return (i / 2 / (p + 1) + i % 2) * (p + 1); }
 
+struct clip_seq clip_seq_some(struct op_ctx *o, int n, int patches)
+{
+    const int64_t p = patches, rows = n * (p + 1);
+    return (struct clip_seq){ .cls = indices(o, rows, 1, p, cls_row), .put = indices(o, n * p, 1, p, put_row),
+                              .range = indices(o, rows, 2, p, seen) };
+}
+
 struct clip_seq clip_seq_new(struct op_ctx *o, const struct clip *m, int n)
 {
-    int64_t p = clip_patches(&m->cfg), rows = n * (p + 1);
-    return (struct clip_seq){ .cls = indices(o, rows, 1, p, cls_row), .pos = indices(o, rows, 1, p, pos_row),
-                              .put = indices(o, n * p, 1, p, put_row), .range = indices(o, rows, 2, p, seen) };
+    const int p = clip_patches(&m->cfg);
+    struct clip_seq s = clip_seq_some(o, n, p);
+    s.pos = indices(o, (int64_t)n * (p + 1), 1, p, pos_row);
+    return s;
 }
 
 /* [class token | patches] + positions, for each picture. */
@@ -54,8 +64,9 @@ static struct tensor clip_embed(struct op_ctx *o, const struct clip *m, const st
                                 struct tensor pixels)
 {
     /* The table of class tokens has one row: it goes to the first row of each picture, zeros elsewhere. */
-    struct tensor x = op_embed(o, &m->cls, seq->cls);
-    x = op_splice(o, x, op_linear(o, op_patchify(o, pixels, m->cfg.patch), &m->patch), seq->put);
+    struct tensor x = op_embed(o, &m->cls, seq->cls), patches = op_patchify(o, pixels, m->cfg.patch);
+    if (seq->pick.p) patches = op_gather(o, patches, seq->pick);
+    x = op_splice(o, x, op_linear(o, patches, &m->patch), seq->put);
     return op_add(o, x, op_embed(o, &m->pos, seq->pos));
 }
 

@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+enum { LLAMA_PLACES = 1 << 16 }; /* of op_join: a tower's are before them */
+
 /* What a layer needs besides its input. */
 struct layer_arg {
     const struct llama *m;
@@ -17,6 +19,7 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
     const struct layer_arg *a = arg;
     const struct llama_config *c = &a->m->cfg;
     const struct llama_layer *l = a->l;
+    const int place = LLAMA_PLACES + 2 * (int)(l - a->m->layer);
     struct op_qkv h = op_norm_qkv(o, x, &l->ln1, c->eps, &l->q, &l->k, &l->v);
     if (a->cache) {
         op_rope_store(o, &h, a->seq->pos, a->m->rope, a->cache->k, a->cache->v, a->seq->row);
@@ -31,8 +34,8 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
         x = op_gather(o, x, a->seq->out);
         o->kc->decode = true;
     }
-    x = op_linear_add(o, y, &l->o, x);
-    return op_norm_glu_add(o, x, &l->ln2, c->eps, &l->gate, &l->up, &l->down);
+    x = op_linear_join(o, y, &l->o, x, place);
+    return op_norm_glu_add(o, x, &l->ln2, c->eps, &l->gate, &l->up, &l->down, place + 1);
 }
 
 struct tensor llama_forward(struct op_ctx *o, const struct llama *m, struct tensor x, const struct llama_seq *seq,

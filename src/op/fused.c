@@ -68,14 +68,17 @@ struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param 
 }
 
 struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
-                              const struct linear *gate, const struct linear *up, const struct linear *down)
+                              const struct linear *gate, const struct linear *up, const struct linear *down,
+                              int place)
 {
     const struct linear *const l[2] = { gate, up };
     if (!o->k->norm_glu || !is_fused(o, l, 2) || gate->b.w.p || up->b.w.p) {
         struct tensor y[2], z;
         linears(o, y, op_rmsnorm_for(o, x, norm, eps, l, 2), l, 2);
-        op_linear_each(o, &z, op_swiglu_for(o, y[0], y[1], &down, 1), &down, 1, x);
-        return z;
+        const struct op_read h = op_swiglu_for(o, y[0], y[1], &down, 1);
+        const bool joins = op_joins(o);
+        op_linear_each(o, &z, h, &down, 1, joins ? (struct tensor){ 0 } : x);
+        return joins ? op_join(o, z, x, place) : z;
     }
     OP_CHECK(tensor_cols(x) == gate->w.w.n[1] && tensor_same_shape(gate->w.w, up->w.w), x, gate->w.w);
     struct tensor h = op_new(o, false, tensor_rows(x), gate->w.w.n[0]);

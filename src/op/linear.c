@@ -18,20 +18,20 @@ static void dropout_bwd(struct op_ctx *o, const struct rec *r)
 }
 
 /* x with elements dropped. */
-static struct tensor dropped(struct op_ctx *o, const struct lora *l, struct tensor x)
+static struct tensor dropped(struct op_ctx *o, struct tensor x, float p, uint64_t id)
 {
     struct tensor y = op_new(o, x.id != 0, tensor_rows(x), tensor_cols(x));
-    OP_RUN(o, dropout, y, x, l->drop, o->drop_key ^ l->id);
+    OP_RUN(o, dropout, y, x, p, o->drop_key ^ id);
     return y;
 }
 
-static void record_dropped(struct op_ctx *o, const struct lora *l, struct tensor y, struct tensor x)
+static void record_dropped(struct op_ctx *o, struct tensor y, struct tensor x, float p, uint64_t id)
 {
     struct rec *r = op_record(o, dropout_bwd, y);
     if (!r) return;
     r->saved[0] = x;
-    r->f = l->drop;
-    r->key = o->drop_key ^ l->id;
+    r->f = p;
+    r->key = o->drop_key ^ id;
 }
 
 /* y = the adapter's scale times x: all that is scaled is as narrow as the adapter. */
@@ -178,13 +178,13 @@ void op_linear_each(struct op_ctx *o, struct tensor *y, struct op_read h, const 
         for (int k = 0; k < i && drops(o, l[i]->lora); k++)
             if (drops(o, l[k]->lora) && l[k]->lora->id == l[i]->lora->id) first[i] = first[k];
         in[i] = !drops(o, l[i]->lora) ? x : first[i] < i ? in[first[i]] : h.dropped.p ? h.dropped
-              : dropped(o, l[i]->lora, x);
+              : dropped(o, x, l[i]->lora->drop, l[i]->lora->id);
         y[i] = forward(o, l[i], x, in[i], res, &su[i]);
     }
     /* On the way back the adapters are first, then what they read is made x's gradient, to which the others add. */
     for (int i = 0; i < n; i++) record(o, linear_bwd, l[i], y[i], x, res);
     for (int i = 0; i < n; i++)
-        if (drops(o, l[i]->lora) && first[i] == i) record_dropped(o, l[i]->lora, in[i], x);
+        if (drops(o, l[i]->lora) && first[i] == i) record_dropped(o, in[i], x, l[i]->lora->drop, l[i]->lora->id);
     for (int i = 0; i < n; i++)
         if (l[i]->lora) record(o, lora_bwd, l[i], y[i], in[i], su[i]);
 }
@@ -199,6 +199,22 @@ struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct line
 struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l)
 {
     return op_linear_add(o, x, l, (struct tensor){ 0 });
+}
+
+bool op_joins(const struct op_ctx *o) { return o->drop_key && o->drop > 0; }
+
+struct tensor op_join(struct op_ctx *o, struct tensor y, struct tensor res, int place)
+{
+    if (!op_joins(o)) return op_add(o, y, res);
+    const uint64_t id = (uint64_t)(place + 1) * 0x9e3779b97f4a7c15u; /* scatters the bits */
+    struct tensor z = dropped(o, y, o->drop, id);
+    record_dropped(o, z, y, o->drop, id);
+    return op_add(o, z, res);
+}
+
+struct tensor op_linear_join(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res, int place)
+{
+    return op_joins(o) ? op_join(o, op_linear(o, x, l), res, place) : op_linear_add(o, x, l, res);
 }
 
 struct tensor op_linear_f32(struct op_ctx *o, struct tensor x, const struct linear *l)

@@ -119,6 +119,7 @@ struct op_ctx {
     void *passed_ctx;
     bool overwrite;    /* without a tape: what is added to (op_linear_add's res) is not needed any more */
     uint64_t drop_key; /* dropout's key of this step; 0: no dropout. Recomputation drops the same elements */
+    float drop;        /* while there is a key: probability with which what op_join adds is zeroed */
     bool puts_off;     /* a block runs again: products wait until a kernel is called after them, so that its last one,
                           whose result nobody reads, is left out */
     struct op_late late[2];
@@ -149,6 +150,11 @@ struct tensor op_input(struct op_ctx *o, struct tensor host);
 struct tensor op_linear(struct op_ctx *o, struct tensor x, const struct linear *l); /* [T,I] -> [T,O] */
 /* + res[T,O], in whose place the result is with op_ctx.overwrite */
 struct tensor op_linear_add(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res);
+/* res + y, a block's result on its way back into the stream; of y elements are dropped if op_ctx.drop says so. place:
+ * another number for each place of a model. The second and op_linear are op_linear_add where nothing is dropped. */
+bool op_joins(const struct op_ctx *o);
+struct tensor op_join(struct op_ctx *o, struct tensor y, struct tensor res, int place);
+struct tensor op_linear_join(struct op_ctx *o, struct tensor x, const struct linear *l, struct tensor res, int place);
 /* Logits for sampling: F32 whatever o->type is; never on a tape. */
 struct tensor op_linear_f32(struct op_ctx *o, struct tensor x, const struct linear *l);
 struct tensor op_rmsnorm(struct op_ctx *o, struct tensor x, const struct param *w, float eps);
@@ -211,7 +217,8 @@ void op_rope_store(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct
                    struct tensor v_store, struct tensor idx);
 /* down(silu(gate(norm(x))) * up(norm(x))) + x */
 struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
-                              const struct linear *gate, const struct linear *up, const struct linear *down);
+                              const struct linear *gate, const struct linear *up, const struct linear *down,
+                              int place);
 
 /* ---- for op files only */
 

@@ -239,6 +239,7 @@ static int check_ranges(const struct train_args *a, struct err *e)
     const struct { const char *name; double v; } shares[] = {
         { "adam_beta1", a->adam_beta1 }, { "adam_beta2", a->adam_beta2 },
         { "lora_dropout", a->lora_dropout }, { "label_smoothing_factor", a->label_smoothing_factor },
+        { "residual_dropout", a->residual_dropout }, { "patch_dropout", a->patch_dropout },
     };
     const struct { const char *name; double v; } steps[] = { /* below 1 they are shares */
         { "logging_steps", a->logging_steps }, { "save_steps", a->save_steps }, { "eval_steps", a->eval_steps },

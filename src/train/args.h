@@ -34,7 +34,8 @@ struct train_args {
     bool freeze_mm_mlp_adapter, lora_enable, bf16, fp16, tf32, gradient_checkpointing, group_by_modality_length;
     bool group_by_length;
     int64_t model_max_length, bits, lora_r, lora_alpha;
-    double lora_dropout, mm_projector_lr, mm_vision_tower_lr; /* rates: NAN for the common one */
+    double lora_dropout, residual_dropout, patch_dropout;
+    double mm_projector_lr, mm_vision_tower_lr; /* NAN for the common one */
     /* steps */
     const char *lr_scheduler_type, *lr_scheduler_kwargs, *deepspeed;
     int64_t per_device_train_batch_size, per_device_eval_batch_size, gradient_accumulation_steps;

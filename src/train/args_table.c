@@ -43,6 +43,7 @@ const struct arg_row train_arg_rows[] = {
     INT(lora_alpha, "16", "The adapter's product is scaled by lora_alpha / lora_r"),
     REAL(lora_dropout, "0.05", "Share of an adapter's inputs that is zeroed"),
     WORD(lora_bias, "none", "none|all|lora_only", "Biases trained beside adapters"),
+    REAL(residual_dropout, "0.0", "Share of what each attention and MLP adds that is zeroed, but in a frozen tower"),
     { .name = "bits", .kind = ARG_INT, AT(bits), .def = "16", .choices = "16|8|4",
       .help = "Bits of the language model's linears while they are frozen: under adapters, or in stage 1" },
 
@@ -52,6 +53,7 @@ const struct arg_row train_arg_rows[] = {
     WORD(image_aspect_ratio, "square", "square|pad|anyres", "pad: to a square with the mean colour"),
     STR(cache_features, NULL, "Folder that keeps what a frozen tower makes of pictures, for later passes and runs"),
     BOOL(image_augment, "False", "In each pass pictures look a little different: size, place, light, lines, grain"),
+    REAL(patch_dropout, "0.0", "Share of a picture's patches that are not seen in training, other ones in each pass"),
     INT(model_max_length, "512", "Longest record, pictures included; longer ones are cut"),
     BOOL(group_by_modality_length, "False", "Micro-batches of one kind and of like lengths"),
     BOOL(group_by_length, "False",

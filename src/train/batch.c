@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rng.h"
 #include "train/features.h"
 
 /* Memory for a batch of these sizes; what is there is kept if it is large enough. */
@@ -50,12 +51,36 @@ static int picture_room(struct batch *b, int n, size_t bytes, struct err *e)
     return n <= b->picture_cap ? 0 : err_set(e, ERR_NOMEM, "no memory for %d pictures", n);
 }
 
-static void put(struct batch *b, int from, int32_t token, int32_t feature, int32_t label, int window)
+static int patch_room(struct batch *b, const struct recipe *c, int images, struct err *e)
+{
+    const size_t n = c->of ? (size_t)images * (size_t)c->rows : 0;
+    b->kept = c->of ? c->rows : 0;
+    if (n <= b->patch_cap) return 0;
+    free(b->patch);
+    b->patch = malloc(n * sizeof *b->patch);
+    b->patch_cap = b->patch ? n : 0;
+    return b->patch ? 0 : err_set(e, ERR_NOMEM, "no memory for the patches of %d pictures", images);
+}
+
+/* n of so many, ascending; all sets are equally likely. */
+static void draw_patches(int32_t *to, int n, int of, uint64_t key)
+{
+    struct rng r;
+    rng_seed(&r, key);
+    for (int i = 0; n; i++) {
+        if (rng_unit(&r) * (of - i) >= n) continue;
+        *to++ = i;
+        n--;
+    }
+}
+
+/* unseen: patches of the record before this position that are not there. */
+static void put(struct batch *b, int from, int unseen, int32_t token, int32_t feature, int32_t label, int window)
 {
     int t = b->T++, pos = t - from;
     b->token[t] = token;
     b->feature[t] = feature;
-    b->pos[t] = pos;
+    b->pos[t] = pos + unseen;
     b->range[2 * t] = window > 0 && pos >= window ? t - window + 1 : from;
     b->range[2 * t + 1] = t + 1;
     b->target[t] = -1;
@@ -86,13 +111,18 @@ static void add_sample(struct batch *b, const struct recipe *c, const struct sam
                        int n_pixels)
 {
     const int from = b->T, end = from + s->positions;
-    for (int i = 0, picture = 0; b->T < end; i++) {
+    for (int i = 0, picture = 0, unseen = 0; b->T < end; i++) {
         if (s->ids.p[i] != IDS_IMAGE) {
-            put(b, from, s->ids.p[i], -1, s->labels.p[i], window);
+            put(b, from, unseen, s->ids.p[i], -1, s->labels.p[i], window);
             continue;
         }
-        const int32_t feature = add_picture(b, c, s, picture++, n_pixels) * c->rows;
-        for (int k = 0; k < c->rows && b->T < end; k++) put(b, from, -1, feature + k, IDS_IGNORE, window);
+        const int32_t feature = add_picture(b, c, s, picture, n_pixels) * c->rows;
+        int32_t *patch = b->kept ? b->patch + feature : NULL;
+        if (patch) draw_patches(patch, c->rows, c->of, s->pick + (uint64_t)picture);
+        for (int k = 0; k < c->rows && b->T < end; k++)
+            put(b, from, unseen + (patch ? patch[k] - k : 0), -1, feature + k, IDS_IGNORE, window);
+        unseen += patch ? c->of - c->rows : 0;
+        picture++;
     }
     for (int t = from; t < end; t++)
         if (b->target[t] >= 0) b->weight[t] = weight, b->n_targets++;
@@ -113,6 +143,7 @@ int batch_make(struct batch *b, const struct recipe *c, struct sample *const *s,
     if (T > INT32_MAX / 8) return err_set(e, ERR_LIMIT, "a batch of %zu positions is too large", T);
     int rc = batch_room(b, n, T, (size_t)(images - given) * 3 * (size_t)c->side * (size_t)c->side, e);
     if (rc >= 0) rc = picture_room(b, images, c->features ? c->features->bytes : 0, e);
+    if (rc >= 0) rc = patch_room(b, c, images, e);
     if (rc < 0) return rc;
     b->n = b->T = b->n_images = b->n_given = b->n_targets = 0;
     for (int i = 0; i < n; i++) add_sample(b, c, s[i], weight[i], window, images - given);
@@ -130,12 +161,13 @@ void batch_fini(struct batch *b)
     free(b->picture);
     free(b->features);
     free(b->place);
+    free(b->patch);
     *b = (struct batch){ 0 };
 }
 
 struct batch_limits batch_sizes(const struct batch *b)
 {
-    return (struct batch_limits){ b->n, b->T, b->n_images, b->n_targets, b->n_given };
+    return (struct batch_limits){ b->n, b->T, b->n_images, b->n_targets, b->n_given, b->kept };
 }
 
 void batch_widen(struct batch_limits *most, const struct batch_limits *b)
@@ -144,4 +176,5 @@ void batch_widen(struct batch_limits *most, const struct batch_limits *b)
     if (b->T > most->T) most->T = b->T;
     if (b->n_images > most->n_images) most->n_images = b->n_images;
     if (b->n_targets > most->n_targets) most->n_targets = b->n_targets;
+    if (b->kept > most->kept) most->kept = b->kept;
 }

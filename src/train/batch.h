@@ -21,8 +21,10 @@ struct batch {
     int32_t *feature;  /* [T] row of the pictures' features [n_images*rows,C], or -1 */
     int32_t *target;   /* [T] the token that the position predicts, or -1 */
     float *weight;     /* [T] of the position's cross entropy, 0 where target is -1 */
-    int32_t *pos;      /* [T] from 0 in each record */
+    int32_t *pos;      /* [T] from 0 in each record, with gaps where patches are not seen */
     int32_t *range;    /* [T,2] positions that each sees */
+    int kept;          /* patches that are seen of each picture, 0: all */
+    int32_t *patch;    /* [n_images*kept] which they are, each picture's from 0 and in order */
     int n_images, n_given; /* pictures; those whose features were kept (sample.h), the others have pixels */
     float *pixels;     /* [n_images-n_given,3,side,side] */
     char *features;    /* [n_given] of recipe.features->bytes each */
@@ -39,7 +41,7 @@ struct batch {
     int n_skipped;     /* records left out because they are bad (--on_bad_record skip) */
 
     /* private: `token` is the memory of all that has T in its shape */
-    size_t T_cap, pixels_cap;
+    size_t T_cap, pixels_cap, patch_cap;
     int n_cap, picture_cap;
 };
 
@@ -50,6 +52,6 @@ int batch_make(struct batch *b, const struct recipe *c, struct sample *const *s,
 void batch_fini(struct batch *b); /* accepts a zeroed one */
 
 /* What memory and time follow from: of a batch, or what many do not exceed. */
-struct batch_limits { int n, T, n_images, n_targets, n_given; }; /* n_given: of n_images, those without pixels */
+struct batch_limits { int n, T, n_images, n_targets, n_given, kept; }; /* n_given: of n_images, those without pixels */
 struct batch_limits batch_sizes(const struct batch *b);
 void batch_widen(struct batch_limits *most, const struct batch_limits *b); /* but n_given, of which fewer take more */

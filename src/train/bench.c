@@ -201,7 +201,7 @@ static void run_step(struct bench *b, int64_t k)
     do {
         x = &b->batch[b->now];
         b->now = (b->now + 1) % b->n_batches;
-        step_run(&b->step, x, true, b->t.n_lora && b->b->a->lora_dropout > 0 ? rng_u64(&b->rng) | 1 : 0);
+        step_run(&b->step, x, true, trainee_drops(&b->t, b->b->a) ? rng_u64(&b->rng) | 1 : 0);
         if (k) count(b, x);
     } while (!x->update);
     optim_step(&b->optim, &b->step, k + 1, optim_norm(&b->optim, &b->step));
@@ -215,7 +215,7 @@ static int profile(struct bench *b, struct err *e)
     struct prof *p = prof_new(b->dev);
     if (!p) return err_set(e, ERR_NOMEM, "no memory for a profile");
     b->step.kc.prof = p;
-    step_run(&b->step, &b->batch[0], true, b->t.n_lora && b->b->a->lora_dropout > 0 ? 1 : 0);
+    step_run(&b->step, &b->batch[0], true, trainee_drops(&b->t, b->b->a));
     b->step.kc.prof = NULL;
     prof_print(p, stderr, "a pass there and back");
     prof_free(p);
@@ -290,7 +290,8 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     TRY(trainee_random(&b.t, a, b.dev, e));
     TRY(make_batches(&b, &most, e));
     const struct step_options so = { .dev = b.dev, .dtype = b.t.dtype, .tower_trains = b.t.tower_trains,
-                                     .states = &b.t.states, .threads = threads, .most = most };
+                                     .drop = (float)a->residual_dropout, .states = &b.t.states, .threads = threads,
+                                     .most = most };
     TRY(step_open(&b.step, &b.t.model, &so, e));
     const struct plan_speed speed = { step_ceiling(&b.step, b.t.dtype), step_link(&b.step) };
     TRY(plan_make(&b.plan, &b.t, &b.step, a, &speed, e));

@@ -174,7 +174,7 @@ static int judge(const struct checker *c, const struct check_result *r, enum che
 static int check_length(const struct dataset *d, const struct recipe *recipe, struct err *e)
 {
     size_t most = recipe->text.max_length;
-    if (!recipe->vision || most == 0 || most > (size_t)recipe->rows) return 0;
+    if (!recipe->vision || most == 0 || most > (size_t)(recipe->of ? recipe->of : recipe->rows)) return 0;
     for (int64_t i = 0; i < d->n; i++)
         if (d->entry[i].image)
             return err_set(e, ERR_USAGE, "model_max_length %zu is no more than the %d positions of one picture", most,

@@ -79,11 +79,11 @@ static struct slot *claim(struct loader *l)
     return s;
 }
 
-/* How a record's pictures look in an epoch: never 0. */
-static uint64_t look_of(const struct loader *l, const struct slot *s)
+/* A key of a record's pictures in an epoch, such as for how they look: never 0. */
+static uint64_t key_of(uint64_t seed, const struct slot *s)
 {
     struct rng g;
-    rng_seed(&g, l->o.augment);
+    rng_seed(&g, seed);
     rng_seed(&g, rng_u64(&g) ^ (uint64_t)s->epoch);
     rng_seed(&g, rng_u64(&g) ^ (uint64_t)s->index);
     return rng_u64(&g) | 1;
@@ -91,7 +91,8 @@ static uint64_t look_of(const struct loader *l, const struct slot *s)
 
 static void make(const struct loader *l, struct slot *s)
 {
-    s->sample.look = l->o.augment ? look_of(l, s) : 0;
+    s->sample.look = l->o.augment ? key_of(l->o.augment, s) : 0;
+    s->sample.pick = key_of(~l->o.recipe->seed, s);
     s->err.msg[0] = 0;
     s->rc = record_load(&s->record, l->o.data, s->index, &s->err);
     s->fatal = s->rc == ERR_IO || s->rc == ERR_NOMEM;
@@ -343,7 +344,7 @@ void loader_limits(struct batch_limits *m, const struct loader_opts *o)
                 const struct check_row *row = &o->row[index[i]];
                 if (o->packing && b.n && b.T + row->positions > o->packing) b = (struct batch_limits){ 0 };
                 b = (struct batch_limits){ b.n + 1, b.T + row->positions, b.n_images + row->images,
-                                           b.n_targets + row->targets, 0 };
+                                           b.n_targets + row->targets, 0, o->recipe->of ? o->recipe->rows : 0 };
                 batch_widen(m, &b);
             }
             bool update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && micro + 1 == r->n_micro);

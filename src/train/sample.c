@@ -178,19 +178,26 @@ static void drop_pads(struct sample *s, int32_t pad)
     s->ids.n = s->labels.n = n;
 }
 
-/* Counts positions up to the cut, and what of them is learned. */
+/* Counts positions up to the cut, and what of them is learned. A picture of which a part is seen is not cut in two. */
 static void measure(struct sample *s, const struct recipe *c)
 {
-    const size_t most = c->text.max_length ? c->text.max_length : INT32_MAX;
-    size_t at = 0;
-    s->n_images = s->n_targets = 0;
+    const size_t most = c->text.max_length ? c->text.max_length : INT32_MAX, rows = (size_t)c->rows;
+    size_t at = 0; /* with all that is not seen */
+    bool over = false;
+    s->n_images = s->n_targets = s->positions = 0;
     for (size_t i = 0; i < s->ids.n; i++) {
-        bool picture = s->ids.p[i] == IDS_IMAGE, learn = !picture && s->labels.p[i] != IDS_IGNORE;
-        if (at < most) s->n_images += picture, s->n_targets += learn && at > 0;
-        else s->cut = s->cut || learn;
-        at += picture ? (size_t)c->rows : 1;
+        const bool picture = s->ids.p[i] == IDS_IMAGE, learn = !picture && s->labels.p[i] != IDS_IGNORE;
+        const size_t size = !picture ? 1 : c->of ? (size_t)c->of : rows, seen = picture ? rows : 1;
+        over |= at >= most || (c->of && at + size > most);
+        if (over) {
+            s->cut |= learn;
+            continue;
+        }
+        s->n_images += picture;
+        s->n_targets += learn && at > 0;
+        s->positions += (int)(c->of || seen < most - at ? seen : most - at);
+        at += size;
     }
-    s->positions = (int)(at < most ? at : most);
 }
 
 /* A record of text: is "<image>" in it, and does it look like a picture's place? */

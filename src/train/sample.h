@@ -27,6 +27,8 @@ struct recipe {
     enum aspect aspect;         /* SQUARE or PAD: LLaVA trains with one tile a picture, with ANYRES as with SQUARE */
     int side;                   /* pixels of the tower's input */
     int rows;                   /* positions that a picture takes (llava_tile_rows) */
+    int of;                     /* they are drawn from so many by sample.pick, the others are not seen; 0: all are */
+    uint64_t seed;              /* of pick */
     const struct features *features; /* a picture whose features are kept is not decoded; NULL: all are */
 };
 
@@ -39,6 +41,7 @@ struct sample_picture {
 
 struct sample {
     uint64_t look;        /* set before sample_make: pictures are augmented (augment.h) with this key; 0: not */
+    uint64_t pick;        /* which patches of its pictures are seen, under recipe.of */
     int64_t record;       /* index in the dataset */
     struct ids ids;       /* IDS_IMAGE: the next picture */
     struct ids labels;    /* same length; IDS_IGNORE where nothing is learned */

@@ -342,6 +342,26 @@ static int choose_all(struct trainee *t, const struct train_args *a, struct err 
     return t->n ? 0 : err_set(e, ERR_USAGE, "these arguments freeze everything: there is nothing to train");
 }
 
+/* --patch_dropout */
+static int drop_patches(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    struct recipe *r = &t->recipe;
+    if (!(a->patch_dropout > 0)) return 0;
+    if (!t->tower_trains || t->model.cfg.select_cls)
+        return err_set(e, ERR_USAGE, t->tower_trains ? "--patch_dropout: not with --mm_vision_select_feature cls_patch"
+                                                     : "--patch_dropout has no use: the vision tower is not trained");
+    r->of = r->rows;
+    r->rows = (int)lround((1 - a->patch_dropout) * r->of);
+    r->seed = (uint64_t)a->seed;
+    if (r->rows > 0) return 0;
+    return err_set(e, ERR_USAGE, "--patch_dropout %g leaves nothing of %d patches", a->patch_dropout, r->of);
+}
+
+bool trainee_drops(const struct trainee *t, const struct train_args *a)
+{
+    return a->residual_dropout > 0 || (t->n_lora && a->lora_dropout > 0);
+}
+
 static enum dtype precision_of(const struct train_args *a) { return a->bf16 ? DT_BF16 : a->fp16 ? DT_F16 : DT_F32; }
 
 /* Does a dry run ask about a device that was not opened? */
@@ -370,6 +390,7 @@ int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev,
                  (long long)a->model_max_length, t->model.cfg.llama.max_pos);
     TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
     TRY(choose_all(t, a, e));
+    TRY(drop_patches(t, a, e));
 out:
     if (rc < 0) trainee_close(t);
     return rc;

@@ -65,6 +65,8 @@ int trainee_keep(struct trainee *t, const struct states_how *how, struct err *e)
  * of dev. A model that is on dev already stays where it is. */
 int trainee_fill(struct trainee *t, const struct train_args *a, const struct kern *k, struct kctx *kc, struct err *e);
 void trainee_close(struct trainee *t); /* accepts a zeroed one */
+/* Does a pass need a key for what it drops? */
+bool trainee_drops(const struct trainee *t, const struct train_args *a);
 
 /* Keys of config.json that LLaVA's train() sets, a new reference. */
 json_t *trainee_config(const struct trainee *t, const struct train_args *a);

@@ -40,7 +40,9 @@ static size_t lay_out(struct step_in *in, const struct step *s, const struct bat
 {
     const int64_t side = b->n_images ? s->m->cfg.clip.image : 0;
     size_t at = 0;
-    *in = (struct step_in){ .T = b->T, .n_images = b->n_images, .n_given = b->n_given, .n_targets = b->n_targets };
+    const int64_t seen = (int64_t)b->n_images * b->kept;
+    *in = (struct step_in){ .T = b->T, .n_images = b->n_images, .n_given = b->n_given, .n_targets = b->n_targets,
+                            .kept = b->kept };
     in->token = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
     in->feature = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
     in->pos = part(tensor_1d(NULL, DT_I32, b->T), base, &at);
@@ -48,6 +50,8 @@ static size_t lay_out(struct step_in *in, const struct step *s, const struct bat
     in->at = part(tensor_1d(NULL, DT_I32, b->n_targets), base, &at);
     in->target = part(tensor_1d(NULL, DT_I32, b->n_targets), base, &at);
     in->weight = part(tensor_1d(NULL, DT_F32, b->n_targets), base, &at);
+    in->patch = part(tensor_1d(NULL, DT_I32, seen), base, &at);
+    in->patch_pos = part(tensor_1d(NULL, DT_I32, b->kept ? seen + b->n_images : 0), base, &at);
     in->given = part(tensor_2d(NULL, s->act_type, b->n_given, feature_numbers(s)), base, &at);
     in->pixels = part((struct tensor){ NULL, DT_F32, 4, 0, { b->n_images - b->n_given, 3, side, side } }, base, &at);
     return at;
@@ -72,6 +76,21 @@ static void copy_pixels(struct tensor to, const float *from)
 #pragma omp parallel for schedule(static)
     for (int64_t at = 0; at < n; at += CHUNK)
         memcpy((char *)to.p + at, (const char *)from + at, (size_t)(n - at < CHUNK ? n - at : CHUNK));
+}
+
+/* Which of all patches are seen, and where they are in their pictures; the class token is there too. patches: of a
+ * picture. */
+static void fill_patches(const struct step_in *in, const struct batch *b, int patches)
+{
+    int32_t *pick = in->patch.p, *pos = in->patch_pos.p;
+    const int32_t *from = b->patch;
+    for (int i = 0; i < b->n_images; i++) {
+        *pos++ = 0;
+        for (int k = 0; k < b->kept; k++, from++) {
+            *pick++ = i * patches + *from;
+            *pos++ = 1 + *from;
+        }
+    }
 }
 
 /* Copies the batch into a block on the host that is laid out as `in`. */
@@ -105,6 +124,7 @@ static void send(struct step *s, const struct batch *b)
         bytes -= pixel_bytes(&on_host);
     }
     fill_in(&on_host, b);
+    if (b->kept) fill_patches(&on_host, b, clip_patches(&s->m->cfg.clip));
     h->loss = h->mem;
     h->weight = on_host.weight.p;
     dev_send(s->kc.dev, s->in.token.p, on_host.token.p, bytes);
@@ -137,7 +157,8 @@ static void away_close(void *ctx, bool back)
 static struct op_ctx context_of(struct step *s, bool back, uint64_t drop_key)
 {
     return (struct op_ctx){ .k = &s->kern, .kc = &s->kc, .act = &s->act, .tape = back ? s->tape : NULL,
-                            .type = s->act_type, .drop_key = drop_key, .kept = s->layer, .away = &s->away_ops,
+                            .type = s->act_type, .drop_key = drop_key, .drop = s->drop, .kept = s->layer,
+                            .away = &s->away_ops,
                             .tower_again = s->kept.none + s->kept.dear + s->kept.away > 0,
                             .passed = back && s->states && s->states->how.grads_away ? passed : NULL, .passed_ctx = s };
 }
@@ -147,7 +168,16 @@ static struct clip_seq first_pictures(const struct step *s, int n, bool apart)
 {
     const int64_t p = clip_patches(&s->m->cfg.clip), rows = n * (p + 1);
     return (struct clip_seq){ tensor_slice(s->tower.cls, 0, rows), tensor_slice(s->tower.pos, 0, rows),
-                              tensor_slice(s->tower.put, 0, n * p), tensor_slice(s->tower.range, 0, rows), apart };
+                              tensor_slice(s->tower.put, 0, n * p), tensor_slice(s->tower.range, 0, rows),
+                              (struct tensor){ 0 }, apart };
+}
+
+/* Of n pictures, of which a part is seen. */
+static struct clip_seq parts_seen(const struct step *s, int n)
+{
+    const int64_t seen = (int64_t)n * s->in.kept, rows = seen + n;
+    return (struct clip_seq){ tensor_slice(s->some.cls, 0, rows), s->in.patch_pos, tensor_slice(s->some.put, 0, seen),
+                              tensor_slice(s->some.range, 0, rows), s->in.patch, false };
 }
 
 /* Pictures from..from+n in the type of activations. */
@@ -178,7 +208,9 @@ static struct tensor frozen_features(struct op_ctx *o, struct step *s)
     const int made = s->in.n_images - s->in.n_given;
     struct tensor all = op_new(o, false, s->in.n_images * rows, c->clip.C);
     struct tape *tape = o->tape;
+    const float drop = o->drop;
     o->tape = NULL;
+    o->drop = 0;
     s->kc.training = false;
     for (int i = 0; i < made; i += s->group) {
         const int n = made - i < s->group ? made - i : s->group;
@@ -191,6 +223,7 @@ static struct tensor frozen_features(struct op_ctx *o, struct step *s)
     s->kc.training = true;
     for (int i = 0; i < s->in.n_given; i++) put_features(o, s, all, made + i, tensor_slice(s->in.given, i, 1));
     o->tape = tape;
+    o->drop = drop;
     s->features = all;
     return all;
 }
@@ -201,7 +234,8 @@ static struct tensor embed(struct op_ctx *o, struct step *s)
     struct tensor x = op_embed(o, &s->m->llama.embed, s->in.token), f;
     if (!s->in.n_images) return x;
     if (s->tower_trains) {
-        struct clip_seq seq = first_pictures(s, s->in.n_images, false);
+        const int n = s->in.n_images;
+        struct clip_seq seq = s->in.kept ? parts_seen(s, n) : first_pictures(s, n, false);
         f = llava_encode(o, s->m, &s->m->projector, &seq, pixels(o, s, 0, s->in.n_images));
     } else {
         f = projector_forward(o, s->m, &s->m->projector, frozen_features(o, s));
@@ -280,6 +314,7 @@ static void make_tower(struct step *s, bool dry)
     o.dry = dry;
     arena_rewind(&s->act, 0);
     if (s->group) s->tower = clip_seq_new(&o, &s->m->clip, s->group);
+    if (s->most.kept) s->some = clip_seq_some(&o, s->most.n_images, s->most.kept);
     s->base = arena_mark(&s->act);
 }
 
@@ -356,7 +391,7 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
     *s = (struct step){ .m = m, .tape = tape_new(), .tower_trains = o->tower_trains,
                         .keeps_features = o->keeps_features, .card = o->dev || o->card,
                         .states = o->states, .act_type = (o->dev || o->card) && low ? DT_BF16 : DT_F32,
-                        .smooth = (float)o->smooth, .most = o->most, .eval = o->eval };
+                        .smooth = (float)o->smooth, .drop = o->drop, .most = o->most, .eval = o->eval };
     s->kc = (struct kctx){ .scratch = &s->scratch, .n_threads = o->threads, .product = low ? DT_BF16 : DT_F32,
                            .training = true, .dev = o->dev };
     const int group = s->card ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
@@ -445,7 +480,7 @@ double step_flops(const struct step *s, const struct batch_limits *b)
         for (int k = 0; k < 6; k++) patch += linear_flops(all[k], s->tower_trains);
     }
     for (int i = 0; i < m->cfg.n_projector; i++) project += linear_flops(&m->projector.linear[i], i > 0);
-    const double rows = m->cfg.has_vision ? (double)llava_tile_rows(m) : 0;
+    const double rows = b->kept ? b->kept : m->cfg.has_vision ? (double)llava_tile_rows(m) : 0;
     return token * b->T + rows * (patch * (b->n_images - b->n_given) + project * b->n_images) +
            linear_flops(&m->llama.head, true) * b->n_targets;
 }

@@ -17,6 +17,8 @@ struct step_in {
     struct tensor at, target;          /* [n_targets] I32: positions that have a target, and what it is */
     struct tensor weight;              /* [n_targets] F32 */
     const int *place;                  /* [n_images] on the host: batch.place */
+    int kept;                          /* patches that are seen of a picture, 0: all */
+    struct tensor patch, patch_pos;    /* clip_seq.pick and pos of them */
     struct tensor given;               /* [n_given,rows*C] features that were kept, as activations */
     struct tensor pixels;              /* [n_images-n_given,3,side,side] F32 */
 };
@@ -44,12 +46,14 @@ struct step {
     struct arena act, scratch;
     size_t base;             /* of act: what stays from batch to batch */
     struct clip_seq tower;   /* of `group` pictures */
+    struct clip_seq some;    /* of most.kept patches of most.n_images pictures; pos and pick are `in`'s */
     int group;               /* pictures that the tower sees at once */
     struct step_in in;
     struct step_host host;
     size_t losses;           /* bytes of the losses in it */
     struct tape *tape;
     bool tower_trains, keeps_features;
+    float drop;              /* op_ctx.drop of what is trained */
     struct tensor features;  /* of this pass's pictures, by a frozen tower */
     struct step_kept kept;   /* by step_keep */
     uint8_t *layer;          /* [L] enum op_kept */
@@ -71,6 +75,7 @@ struct step_options {
     bool card;            /* plan as for a device, though dev is NULL: nothing can run then */
     double smooth;        /* share of a label's weight that all tokens get: kern.h */
     bool keeps_features;  /* batches may have features, and those that were made are to come back */
+    float drop;           /* --residual_dropout */
     struct states *states;
     int threads;          /* of the host's kernels */
     struct batch_limits most, eval; /* of all batches that will come */

@@ -39,6 +39,7 @@ struct trainer {
     struct checkpoint ck;
     struct save_lora lora;
     struct weight *tensors;
+    struct recipe whole;     /* of evaluation, which sees all patches */
     struct report *report;
     json_t *args, *config, *same, *tokens;
     struct show show;
@@ -111,6 +112,8 @@ static int open_feeds(struct trainer *r, struct err *e)
 {
     const struct train_args *a = r->a;
     const int64_t rows = a->per_device_train_batch_size * a->model_max_length; /* what padding would take */
+    r->whole = r->t.recipe;
+    if (r->whole.of) r->whole.rows = r->whole.of, r->whole.of = 0;
     struct feed_options o = {
         .path = a->data_path, .kind = a->group_by_modality_length ? ORDER_GROUPED : a->group_by_length ? ORDER_LENGTH
                                                                                                 : ORDER_RANDOM,
@@ -137,7 +140,7 @@ static int open_feeds(struct trainer *r, struct err *e)
     o.packing = 0;
     o.augment = 0;
     o.drop_last = false;
-    rc = feed_open(&r->eval, &r->t.recipe, &o, e);
+    rc = feed_open(&r->eval, &r->whole, &o, e);
     r->eval.opts.epochs = 1;
     if (rc >= 0) loader_limits(&r->eval.most, &r->eval.opts);
     return rc;
@@ -152,7 +155,7 @@ static int open_step(struct trainer *r, double *peak, struct err *e)
     const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
                                     .states = &r->t.states, .card = r->t.card, .threads = threads,
                                     .keeps_features = a->cache_features != NULL,
-                                    .smooth = a->label_smoothing_factor,
+                                    .smooth = a->label_smoothing_factor, .drop = (float)a->residual_dropout,
                                     .most = r->train.most, .eval = r->eval.most };
     const int rc = step_open(&r->step, &r->t.model, &o, e);
     if (rc < 0) return rc;
@@ -551,7 +554,7 @@ static void print_plan(struct trainer *r, double peak)
     const int64_t records = r->a->gradient_accumulation_steps * r->a->per_device_train_batch_size;
     const double passes = (double)r->total * (double)records / (double)c->n_row;
     const struct batch_limits all = { 1000, (int)(1000 * c->positions / c->n_row), (int)(1000 * c->images / c->n_row),
-                                      (int)(1000 * c->targets / c->n_row), 0 };
+                                      (int)(1000 * c->targets / c->n_row), 0, r->step.most.kept };
     char time[24];
     printf("trained: %lld of %lld numbers in %d tensors (%s, %s)\n", (long long)n.n_trained, (long long)n.n_all, r->t.n,
            r->t.kind == TRAIN_PROJECTOR ? "projector" : r->t.kind == TRAIN_LORA ? "adapters" : "full",
@@ -614,7 +617,7 @@ static int loop(struct trainer *r, struct err *e)
     more = loader_next(l, &next, &why);
     while (more > 0 && r->state.step < r->total) {
         const struct batch *b = next;
-        step_begin(&r->step, b, true, r->t.n_lora && r->a->lora_dropout > 0 ? drop_key(r) : 0);
+        step_begin(&r->step, b, true, trainee_drops(&r->t, r->a) ? drop_key(r) : 0);
         more = loader_next(l, &next, &why); /* while a device computes */
         TRY(finish(r, b, e));
         if (b->update && r->state.step < r->total && stop_asked()) {
@@ -649,7 +652,7 @@ static int open_features(struct trainer *r, struct err *e)
     if (!r->a->cache_features) return 0;
     const int rc = features_open(&r->features, r->a->cache_features, &r->t.model, c, r->step.act_type,
                                  r->step.kern.name, e);
-    c->features = &r->features;
+    c->features = r->whole.features = &r->features;
     return rc;
 }
 

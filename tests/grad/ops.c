@@ -121,7 +121,19 @@ static struct tensor xent(struct bench *b, const struct tensor *in) { return op_
 static struct tensor norm_glu_add(struct bench *b, const struct tensor *in)
 {
     for (int i = 0; i < 3; i++) b->lin[i] = (struct linear){ .w = b->p[i + 1] };
-    return op_norm_glu_add(&b->o, in[0], &b->p[0], eps, &b->lin[0], &b->lin[1], &b->lin[2]);
+    return op_norm_glu_add(&b->o, in[0], &b->p[0], eps, &b->lin[0], &b->lin[1], &b->lin[2], 0);
+}
+/* Two places: what is dropped in one says nothing of the other. */
+static struct tensor joined(struct bench *b, const struct tensor *in)
+{
+    for (int i = 0; i < 4; i++) b->lin[i] = (struct linear){ .w = b->p[i + 1] };
+    b->o.drop_key = 0x123456789abcdefu;
+    b->o.drop = 0.3f;
+    struct tensor x = op_norm_glu_add(&b->o, in[0], &b->p[0], eps, &b->lin[0], &b->lin[1], &b->lin[2], 1);
+    x = op_linear_join(&b->o, x, &b->lin[3], in[0], 2);
+    b->o.drop = 0;
+    b->o.drop_key = 0;
+    return x;
 }
 /* Attention as a block of a language model has it: norm, three projections, out, residual. */
 static struct tensor norm_qkv(struct bench *b, const struct tensor *in)
@@ -166,6 +178,7 @@ static const struct op_case cases[] = {
     { "patchify", patchify, { D4(2, 3, 5, 5) }, { { 0 } }, 0, { 0 }, 2 },
     { "cross entropy", xent, { D2(4, 5) }, { { 0 } }, 4, { 2, -1, 4, 0 }, 0 },
     { "norm_glu_add", norm_glu_add, { D2(3, 4) }, { D1(4), D2(6, 4), D2(6, 4), D2(4, 6) }, 0, { 0 }, 0 },
+    { "joined, dropout", joined, { D2(3, 4) }, { D1(4), D2(6, 4), D2(6, 4), D2(4, 6), D2(4, 4) }, 0, { 0 }, 0 },
     { "norm_qkv", norm_qkv, { D2(3, 4) }, { D1(4), D2(8, 4), D2(4, 4), D2(4, 4), D2(4, 8), D1(8) }, 6,
       { 0, 1, 0, 2, 0, 3 }, 4 },
 };

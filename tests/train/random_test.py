@@ -1,10 +1,12 @@
-"""Training from nothing: --random_start, Muon, pictures that look otherwise in each pass; what is drawn is drawn again."""
+"""Training from nothing: --random_start, Muon, pictures that look otherwise in each pass, dropout; what is drawn is drawn
+again."""
 import json
 import os
 import shutil
 import sys
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
@@ -157,7 +159,74 @@ def twins(tmp):
     ok(ran.code == 1 and "'twins' is a string, want a list of strings" in ran.err, "a twin that is no list", ran.text)
 
 
+def quarters(colours):
+    """28 x 28 pixels, a patch of 14 each"""
+    picture = np.zeros((28, 28, 3), np.uint8)
+    for k, c in enumerate(colours):
+        picture[k // 2 * 14:k // 2 * 14 + 14, k % 2 * 14:k % 2 * 14 + 14] = c
+    return Image.fromarray(picture)
+
+
+def patches(tmp):
+    """half of the patches are seen, and nothing of the others comes into a step; a share that rounds to none changes nothing"""
+    start, folder = shapes(tmp, "patches-shapes", "llava-transformers5"), os.path.join(tmp.path, "patches")
+    os.makedirs(folder)
+    records, colours = os.path.join(folder, "records.json"), [(200, 20, 20), (20, 200, 20), (20, 20, 200), (90, 90, 90)]
+    with open(records, "w", encoding="utf-8") as f:
+        json.dump([{"id": "0", "image": "p.png", "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]}] * 2, f)
+    args = [a for a in COMMON if a not in (DATA, "--image_folder", PICTURES)]
+
+    def run(name, *more):
+        out = os.path.join(folder, name)
+        ran = llava(*args, records, "--image_folder", folder, "--model_name_or_path", start, "--random_start", "True",
+                    "--unfreeze_mm_vision_tower", "True", "--learning_rate", "1e-3", "--per_device_train_batch_size", "1",
+                    "--save_strategy", "no", "--output_dir", out, *more)
+        return tensors(out) if ok(ran.code == 0, f"a run, {name}", ran.text) else {}
+    quarters(colours).save(os.path.join(folder, "p.png"))
+    ok(same(run("all", "--max_steps", "4"), run("none", "--max_steps", "4", "--patch_dropout", "0.1")),
+       "a tenth of four patches is none: the same bytes")
+    half, changed = ("--max_steps", "1", "--patch_dropout", "0.5"), 0
+    base = run("half", *half)
+    for k in range(4):
+        quarters([(250, 250, 0) if i == k else c for i, c in enumerate(colours)]).save(os.path.join(folder, "p.png"))
+        changed += not same(base, run(f"other{k}", *half))
+    ok(changed == 2, "two of four patches are seen in a step", changed)
+    ok(not same(base, run("seed", *half, "--seed", "7", "--data_seed", "42")), "others with another seed")
+
+
+def dropout(tmp):
+    """of what blocks add some is zeroed, the same after a stop; evaluation sees everything"""
+    start = shapes(tmp, "drop-shapes", "llava-transformers5")
+    what = [*COMMON, "--model_name_or_path", start, "--random_start", "True", "--unfreeze_mm_vision_tower", "True",
+            "--max_steps", "4", "--num_train_epochs", "9", "--learning_rate", "1e-3"]
+    drops = ["--residual_dropout", "0.2", "--patch_dropout", "0.4"]
+    one, two, plain = (os.path.join(tmp.path, "drop-" + n) for n in ("one", "two", "plain"))
+    ran = llava(*what, *drops, "--save_strategy", "no", "--output_dir", one)
+    ok(ran.code == 0, "four steps with dropout", ran.text)
+    llava(*what, *drops, "--save_steps", "2", "--output_dir", two)
+    shutil.rmtree(os.path.join(two, "checkpoint-4"))
+    ran = llava(*what, *drops, "--save_steps", "2", "--output_dir", two)
+    ok(ran.code == 0 and "going on from" in ran.err and same(tensors(one), tensors(two)), "gone on: the same bytes", ran.text)
+    llava(*what, *drops[2:], "--save_strategy", "no", "--output_dir", plain)
+    ok(not same(tensors(one), tensors(plain)), "what is zeroed changes what is learned")
+    losses = []
+    for more in ([], drops):
+        out = os.path.join(tmp.path, f"drop-eval{len(losses)}")
+        ran = llava(*what, *more, "--save_strategy", "no", "--learning_rate", "1e-30", "--eval_data_path", DATA, "--eval_steps",
+                    "2", "--output_dir", out)
+        if ok(ran.code == 0, "a run with evaluation", ran.text):
+            with open(os.path.join(out, "trainer_state.json"), encoding="utf-8") as f:
+                losses.append([r["eval_loss"] for r in json.load(f)["log_history"] if "eval_loss" in r])
+    ok(len(losses) == 2 and losses[0] and losses[0] == losses[1], "evaluation drops nothing", losses)
+    for more, want in ((["--unfreeze_mm_vision_tower", "False"], "the vision tower is not trained"),
+                       (["--patch_dropout", "0.9"], "leaves nothing of 4 patches"),
+                       (["--residual_dropout", "1"], "residual_dropout")):
+        ran = llava(*what, *drops, *more, "--output_dir", os.path.join(tmp.path, "drop-none"))
+        ok(ran.code != 0 and want in ran.err and ran.err.count("\n") <= 2, want, ran.text)
+
+
 with Temp() as temp:
-    for part in (drawn, refused, text_alone, again, words, twins):
+    for part in (drawn, refused, text_alone, again, words, twins, patches, dropout):
         part(temp)
 finish()

@@ -52,7 +52,7 @@ static int fused(struct linear *l, bool decode)
     const struct param norm = { .w = tensor_1d(ones, DT_F32, C) };
     n_fused = 0;
     op_norm_qkv(&o, tensor_2d(x, DT_F32, 1, C), &norm, 1e-5f, l, l, l);
-    op_norm_glu_add(&o, tensor_2d(x, DT_F32, 1, C), &norm, 1e-5f, l, l, l);
+    op_norm_glu_add(&o, tensor_2d(x, DT_F32, 1, C), &norm, 1e-5f, l, l, l, 0);
     arena_fini(&act);
     arena_fini(&scratch);
     return n_fused;
