@@ -35,6 +35,7 @@ import words  # noqa: E402
 SHAPES = os.path.join(ROOT, "models/demo")
 SIDED = set("left right anticlockwise clockwise counterclockwise".split())
 TWINS = 3       # other drawings of the same thing that a record names
+FAR = 0.25      # of the wrong names that are asked about
 EXAMS = {"test": "twemoji", "hard": "openmoji"}
 opt = argparse.Namespace()
 
@@ -94,7 +95,7 @@ def record(n, image, others, changes, rounds):
 def records_of(job):
     """of one thing: (pretraining's, tuning's), as text"""
     things, c, facts, changes, seed = job
-    asker, rng, plain, talk = words.Asker(things, seed), random.Random(seed + 1), [], []
+    asker, rng, plain, talk = words.Asker(things, seed, FAR), random.Random(seed + 1), [], []
 
     def twins(fact):
         others = [f["image"] for f in facts if f is not fact]

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Build the emoji picture set: PNGs of every emoji in many drawing styles and one line of facts per picture.
+"""Build the emoji picture set: every emoji in many drawing styles, and one line of facts per picture.
 
 Needs Debian's librsvg2-bin and python3-pil, and the npm packages that fetch() lists, unpacked beside each other in one
 folder (it does so itself).
 
 usage: make_data.py NPM_DIR OUT_DIR [--size 112] [--limit N]
-Writes OUT_DIR/STYLE/CODEPOINTS.png (a second drawing: CODEPOINTS.2.png) and OUT_DIR/facts.jsonl:
+Writes OUT_DIR/STYLE/CODEPOINTS.png (a second drawing: CODEPOINTS.2.png; WebP where split is "train") and OUT_DIR/facts.jsonl:
   {"image", "style", "emoji", "name", "group", "keywords", "split": "train"|"test"|"hard"}
 Splits are by drawing style: twemoji is "test", openmoji is "hard", the rest "train". Pictures that are there are kept.
 Licences: noto, noto-v1, fxemoji Apache-2.0; fluent-emoji*, flag, flagpack, circle-flags MIT; twemoji, emojione*,
 streamline CC-BY-4.0; openmoji CC-BY-SA-4.0. Names and keywords MIT. Credit the CC-BY sets where pictures or weights
 are shipped.
 """
-import argparse, glob, json, os, re, subprocess, sys, unicodedata
+import argparse, glob, io, json, os, re, subprocess, sys, unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 
@@ -177,19 +177,42 @@ def jobs(npm):
             if not some and split == "train":
                 some, mirrored = turned.get(style, []), True
             for k, source in enumerate(s for s in some if s):
-                image = f"{style}/{code_of(emoji)}{f'.{k + 1}' if k else ''}.png"
+                kind = "webp" if split == "train" else "png"
+                image = f"{style}/{code_of(emoji)}{f'.{k + 1}' if k else ''}.{kind}"
                 out.append((source, mirrored, dict(image=image, style=style, emoji=emoji, name=fact["name"],
                                                    group=fact["group"], keywords=words.get(emoji, []), split=split)))
     return out
 
 
-def draw_pixels(path, source, mirrored, size):
+def picture_of(source, mirrored, fact, size):
+    """RGB; None where librsvg cannot draw it"""
     from PIL import Image, ImageOps
-    picture = Image.open(source).convert("RGBA")
-    picture = ImageOps.mirror(picture) if mirrored else picture
-    ground = Image.new("RGBA", picture.size, "white")
-    ground.alpha_composite(picture)
-    ground.convert("RGB").resize((size, size), Image.LANCZOS).save(path)
+    if fact["style"] == SOLID:
+        picture = Image.open(source).convert("RGBA")
+        picture = ImageOps.mirror(picture) if mirrored else picture
+        ground = Image.new("RGBA", picture.size, "white")
+        ground.alpha_composite(picture)
+        return ground.convert("RGB").resize((size, size), Image.LANCZOS)
+    run = subprocess.run(["rsvg-convert", "-w", str(size), "-h", str(size), "-b", "white"], input=source.encode(),
+                         capture_output=True)
+    return None if run.returncode else Image.open(io.BytesIO(run.stdout)).convert("RGB")
+
+
+def grey(value):
+    """one of eight, or white"""
+    return round(value / 255 * 7) * 36 + 3 if value < 250 else 255
+
+
+def packed(picture, style):
+    """a fifth of a PNG: one colour is few greys, and what is smaller without loss has none"""
+    def webp(p, **how):
+        file = io.BytesIO()
+        p.save(file, "WEBP", **how)
+        return file.getvalue()
+    if style in ONE_COLOUR:
+        picture = picture.convert("L").point([grey(v) for v in range(256)]).convert("RGB")
+        return webp(picture, lossless=True, method=2, quality=60)
+    return min(webp(picture, quality=55, method=3), webp(picture, lossless=True, method=1, quality=40), key=len)
 
 
 def draw(some, out, size):
@@ -202,14 +225,13 @@ def draw(some, out, size):
         path = os.path.join(out, fact["image"])
         if os.path.exists(path) and os.path.getsize(path):
             return True
-        if fact["style"] == SOLID:
-            draw_pixels(path, source, mirrored, size)
-            return True
-        run = subprocess.run(["rsvg-convert", "-w", str(size), "-h", str(size), "-b", "white", "-o", path],
-                             input=source.encode(), capture_output=True)
-        if run.returncode:
-            os.remove(path)
-        return run.returncode == 0
+        picture = picture_of(source, mirrored, fact, size)
+        if picture and fact["split"] == "train":
+            with open(path, "wb") as f:
+                f.write(packed(picture, fact["style"]))
+        elif picture:
+            picture.save(path)
+        return picture is not None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(one, some))
 

@@ -41,8 +41,9 @@ def load_things(facts):
 class Asker:
     """Makes rounds (question, answer) about thing number c, from its own random stream."""
 
-    def __init__(self, things, seed):
-        self.things, self.rng, self.members = things, random.Random(seed), {}
+    def __init__(self, things, seed, far=0.4):
+        """far: share of the wrong answers, where they need not be hard, that are any thing's name"""
+        self.things, self.rng, self.members, self.far = things, random.Random(seed), {}, far
         for i, t in enumerate(things):
             self.members.setdefault(t["group"], []).append(i)
 
@@ -52,7 +53,7 @@ class Asker:
         while True:
             if draw < 0.15:
                 o = c + rng.randint(-8, 8)
-            elif draw < 0.6:
+            elif draw < 1 - self.far:
                 o = rng.choice(self.members[self.things[c]["group"]])
             else:
                 o = rng.randrange(len(self.things))
