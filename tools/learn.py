@@ -49,6 +49,10 @@ class Clock:
         return f"{time.time() - self.start:.0f} s ({used:.0f} s of processors)"
 
 
+def png_of(fact):
+    return os.path.splitext(os.path.basename(fact["image"]))[0] + ".png"
+
+
 def draw(folder, jobs):
     """draws [(SVG, file)] into a fresh folder; the files that could be drawn"""
     path = os.path.join(opt.work, folder)
@@ -109,7 +113,7 @@ def codes(n, rng):
 def memorise(jobs):
     rng, clock = random.Random(1), Clock()
     some = rng.sample([j for j in jobs if j[1]["style"] == "noto"], 200)
-    drawn = draw("memorise-pictures", [(svg, os.path.basename(fact["image"])) for svg, fact in some])
+    drawn = draw("memorise-pictures", [(svg, png_of(fact)) for svg, fact in some])
     want = dict(zip(drawn, codes(len(drawn), rng)))
     before = share(ask(MODEL, None, CODE_QUESTION, "memorise-pictures"), want)
     out = train("memorise", "memorise-pictures", CODE_QUESTION, want, "--num_train_epochs", str(opt.epochs),
@@ -133,7 +137,7 @@ def corner_pictures(folder, jobs, n, rng):
     """n pictures drawn into the folder; {picture: its corner}"""
     want, some = {}, []
     for k, (svg, fact) in enumerate(rng.sample(jobs, n)):
-        name = f"{k}-{os.path.basename(fact['image'])}"
+        name = f"{k}-{png_of(fact)}"
         some.append((in_corner(svg, k % 4, rng), name))
         want[name] = CORNERS[k % 4]
     return {name: want[name] for name in draw(folder, some)}
