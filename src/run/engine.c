@@ -21,7 +21,7 @@ enum { CHUNK = 1024, DEVICE_CHUNK = 4096 }; /* tokens of a prefill step: enough 
 enum { SCRATCH_MOST = 1 << 30, SCRATCH_LEAST = 1 << 26 };
 /* Of a device: kernels' scratch, and that beside quantised weights, of which some rows at a time become numbers; what
  * the vendor's libraries take beside it. */
-enum { DEVICE_SCRATCH = 256 << 20, DEVICE_SCRATCH_QUANT = 96 << 20, DEVICE_LIBRARIES = 256 << 20 };
+enum { DEVICE_SCRATCH = 256 << 20, DEVICE_SCRATCH_QUANT = 64 << 20, DEVICE_LIBRARIES = 256 << 20 };
 
 /* ---- memory */
 

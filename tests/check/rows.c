@@ -670,7 +670,8 @@ static int check_types(struct test *c, struct backend *b, struct kctx *kc, int *
     if (b->shape) return check_shapes(c, b, kc, b->shape, -1, runs, worst);
     if (check_shapes(c, b, kc, c->row->shapes, -1, runs, worst) < 0) return -1;
     if (card && check_shapes(c, b, kc, c->row->large, 1, runs, worst) < 0) return -1;
-    return card && c->product == DT_Q8 ? check_shapes(c, b, kc, c->row->prompts, 0, runs, worst) : 0;
+    const bool prompt = card && c->product == DT_Q8 && c->act == DT_BF16;
+    return prompt ? check_shapes(c, b, kc, c->row->prompts, 0, runs, worst) : 0;
 }
 
 /* Of a --type. */

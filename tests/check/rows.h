@@ -46,7 +46,7 @@ struct row {
     bool by_place;              /* what a row becomes depends on where it stands */
     const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
     const char *large; /* more to check in decode on a card, where blocks have much to do; NULL: none */
-    const char *prompts; /* as large, with quantised weights, not in decode */
+    const char *prompts; /* as large, with bf16 and quantised weights, not in decode */
     const char *bench_dev;      /* on a device, where bench is too small */
     const char *flops;          /* a product of letters and digits */
 };
@@ -223,8 +223,9 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define MATMULS                                                                                          \
     "T1 I64 O33; T1 I577 O7; T2 I1 O1; T3 I7 O32; T4 I160 O48; T7 I33 O65; T8 I128 O96; T17 I576 O40; "  \
     "T33 I31 O130; T64 I512 O256; T130 I96 O192; T2 I4200 O9; T21 I4200 O40"
-/* For each size of tile that kernels know; the last rows and tokens of most tiles are missing. */
-#define PROMPTS "T40 I64 O136; T200 I320 O5000; T500 I64 O5120; T640 I192 O5120; T1500 I128 O5096"
+/* For each size of tile that kernels know, and two tiles to a block; the last rows and tokens of most are missing. As
+ * few columns as there can be: the oracle takes its time. */
+#define PROMPTS "T40 I64 O136; T200 I192 O4296; T340 I64 O5760; T640 I64 O5120; T760 I64 O5112; T1300 I64 O3080"
 /* 13B: q, k and v; o; gate and up; down; head */
 #define MATMUL_BENCH_DEV                                                                                   \
     "T1 I5120 O15360; T1 I5120 O5120; T1 I5120 O27648; T1 I13824 O5120; T1 I5120 O32000; T4 I5120 O15360; "\
@@ -318,7 +319,7 @@ static const struct row rows[] = {
       .arg = { { OUT, "T.O" }, { OUT, "T.O" }, { OUT, "T.O" }, { IN, "T.I" }, { MATRIX, "O.I" }, { MATRIX, "O.I" },
                { MATRIX, "O.I" }, { WEIGHT, "?O" } },
       .sum = "I", .product = true, .q8 = true, .q4 = true, .shapes = "T1 I64 O33; T9 I160 O48; T130 I128 O72",
-      .prompts = "T640 I64 O1280", .bench = "T64 I2048 O2048",
+      .prompts = "T300 I192 O264; T70 I320 O40", .bench = "T64 I2048 O2048",
       .bench_dev = "T577 I1024 O1024; T128 I5120 O5120; T640 I5120 O5120; T640 I5120 O13824; T2560 I5120 O5120",
       .flops = "6TIO" },
     { ROW(norm_matmul),
