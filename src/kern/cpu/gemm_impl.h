@@ -17,6 +17,7 @@ enum { MR = 6, NV = 2 };
 enum {
     NR = NV * VW,
     KC = 1024,    /* lanes of K in a block */
+    STEP = 16,    /* lanes between two requests for what comes next */
     MC = 80 * MR, /* rows of a in a block */
     GROUP = 4,    /* panels of b that a thread holds: GROUP*NR*KC*4 bytes, half a core's second-level cache */
 };
@@ -116,16 +117,40 @@ static void pack_b(float *dst, const struct cpu_gemm *g, int64_t c0, int64_t c1,
 
 /* ---- multiplying */
 
-/* For the first `high` (a constant) of a panel's rows. */
-INLINE void multiply(vf acc[MR][NV], const float *a, const float *b, int64_t lanes, bool pair, int high)
+/* Lines of b that a thread will pack next: asked for while it multiplies, or memory would rest meanwhile. */
+struct ahead {
+    const char *row;
+    int64_t at, run, ld;  /* bytes: where in the row, of its part that is packed, between rows */
+    int64_t left, each;   /* lines: to ask for, at a time */
+};
+
+INLINE void ahead_ask(struct ahead *h)
 {
-    for (int64_t k = 0; k < lanes; k++, a += MR, b += NR) {
-        vf w[NV];
-        for (int j = 0; j < NV; j++) w[j] = vf_load(b + j * VW);
-        for (int i = 0; i < high; i++) {
-            vf x = vf_set(a[i]);
-            for (int j = 0; j < NV; j++)
-                acc[i][j] = pair ? vf_pair_fma(x, w[j], acc[i][j]) : vf_fma(x, w[j], acc[i][j]);
+    for (int64_t i = 0; i < h->each && h->left > 0; i++) {
+        _mm_prefetch(h->row + h->at, _MM_HINT_T1);
+        h->left--;
+        h->at += 64;
+        if (h->at < h->run) continue;
+        h->at = 0;
+        h->row += h->ld;
+    }
+}
+
+/* For the first `high` (a constant) of a panel's rows. */
+INLINE void multiply(vf acc[MR][NV], const float *a, const float *b, int64_t lanes, bool pair, int high,
+                     struct ahead *ahead)
+{
+    for (int64_t k0 = 0; k0 < lanes; k0 += STEP) {
+        const int64_t n = lanes - k0 < STEP ? lanes - k0 : STEP;
+        ahead_ask(ahead);
+        for (int64_t k = 0; k < n; k++, a += MR, b += NR) {
+            vf w[NV];
+            for (int j = 0; j < NV; j++) w[j] = vf_load(b + j * VW);
+            for (int i = 0; i < high; i++) {
+                vf x = vf_set(a[i]);
+                for (int j = 0; j < NV; j++)
+                    acc[i][j] = pair ? vf_pair_fma(x, w[j], acc[i][j]) : vf_fma(x, w[j], acc[i][j]);
+            }
         }
     }
 }
@@ -150,12 +175,12 @@ static void put_corner(struct target to, const float *t, int64_t rows, int64_t c
 }
 
 INLINE void tile_of(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int high,
-                    int64_t rows, int64_t cols)
+                    int64_t rows, int64_t cols, struct ahead *ahead)
 {
     vf acc[MR][NV];
     for (int i = 0; i < high; i++)
         for (int j = 0; j < NV; j++) acc[i][j] = vf_zero();
-    multiply(acc, a, b, lanes, pair, high);
+    multiply(acc, a, b, lanes, pair, high, ahead);
     if (rows < high || cols < NR) {
         float t[MR * NR];
         for (int i = 0; i < high; i++)
@@ -175,11 +200,11 @@ INLINE void tile_of(struct target to, const float *a, const float *b, int64_t la
 
 /* The last panel of rows is seldom full: a third or two thirds of a tile then do less work. */
 INLINE void tile(struct target to, const float *a, const float *b, int64_t lanes, bool pair, int64_t rows,
-                 int64_t cols)
+                 int64_t cols, struct ahead *ahead)
 {
-    if (rows > 2 * MR / 3) tile_of(to, a, b, lanes, pair, MR, rows, cols);
-    else if (rows > MR / 3) tile_of(to, a, b, lanes, pair, 2 * MR / 3, rows, cols);
-    else tile_of(to, a, b, lanes, pair, MR / 3, rows, cols);
+    if (rows > 2 * MR / 3) tile_of(to, a, b, lanes, pair, MR, rows, cols, ahead);
+    else if (rows > MR / 3) tile_of(to, a, b, lanes, pair, 2 * MR / 3, rows, cols, ahead);
+    else tile_of(to, a, b, lanes, pair, MR / 3, rows, cols, ahead);
 }
 
 /* One block of K and of rows: the panels of a, and this thread's room for panels of b. */
@@ -190,10 +215,27 @@ struct block {
     int64_t a_panel, b_panel; /* floats */
 };
 
-/* Columns [c0, c1) of the block's rows. */
-static void columns(const struct block *bl, float *bp, int64_t c0, int64_t c1)
+/* Columns [c0, c0 + width), to be asked for in the course of the block's tiles over as many columns. */
+static struct ahead ahead_of(const struct block *bl, int64_t c0, int64_t width)
+{
+    enum { LINE = 64 };
+    const struct cpu_gemm *g = bl->g;
+    const int64_t size = g->b.type == DT_F32 ? 4 : 2, cols = g->n - c0 < width ? g->n - c0 : width;
+    if (g->b.by_k || cols <= 0) return (struct ahead){ 0 };
+    struct ahead h = { .run = (bl->k1 - bl->k0) * size, .ld = g->b.ld * size };
+    h.row = (const char *)g->b.p + c0 * h.ld + bl->k0 * size;
+    h.left = cols * ((h.run + LINE - 1) / LINE);
+    const int64_t tiles = ((bl->m1 - bl->m0 + MR - 1) / MR) * ((width + NR - 1) / NR);
+    const int64_t times = tiles * ((bl->lanes + STEP - 1) / STEP);
+    h.each = (h.left + times - 1) / times;
+    return h;
+}
+
+/* Columns [c0, c1) of the block's rows; those from `next` are likely this thread's next. */
+static void columns(const struct block *bl, float *bp, int64_t c0, int64_t c1, int64_t next)
 {
     const struct cpu_gemm *g = bl->g;
+    struct ahead ahead = ahead_of(bl, next, c1 - c0);
     for (int64_t c = c0; c < c1; c += NR) pack_b(bp + (c - c0) / NR * bl->b_panel, g, c, c1, bl->k0, bl->k1);
     for (int64_t m = bl->m0; m < bl->m1; m += MR) {
         const float *a = bl->ap + (m - bl->m0) / MR * bl->a_panel;
@@ -205,8 +247,8 @@ static void columns(const struct block *bl, float *bp, int64_t c0, int64_t c1)
             if (bl->k0) to.add = to.y;
             else if (g->add) to.add = g->add + m * ld + c;
             int64_t cols = c1 - c < NR ? c1 - c : NR;
-            if (HAS_PAIRS && g->pair) tile(to, a, b, bl->lanes, true, rows, cols);
-            else tile(to, a, b, bl->lanes, false, rows, cols);
+            if (HAS_PAIRS && g->pair) tile(to, a, b, bl->lanes, true, rows, cols, &ahead);
+            else tile(to, a, b, bl->lanes, false, rows, cols, &ahead);
         }
     }
 }
@@ -224,7 +266,7 @@ static void run_block(struct kctx *kc, struct block bl, int64_t width, float *ro
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < groups; i++)
             columns(&bl, room + omp_get_thread_num() * room_each, i * width,
-                    i * width + width < n ? i * width + width : n);
+                    i * width + width < n ? i * width + width : n, (i + n_threads) * width);
     }
 }
 

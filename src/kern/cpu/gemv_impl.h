@@ -8,18 +8,22 @@
  * on I and on nothing else.
  *
  * From MANY tokens on arithmetic takes longer than memory, and x does not stay in the first-level cache. Then
- * blocks of BLOCK outputs go over I in pieces of PIECE elements, which are converted once for all tokens; the
- * sums wait in memory, lane by lane, between two pieces, so that they come out as above, bit for bit.
+ * blocks of BLOCK outputs go over I in pieces of PIECE elements. A piece's x lies together, token after token: rows
+ * of a whole x, a power of two apart, would share few of the cache's sets. The first tokens' tiles convert w, the
+ * others find it converted, and the sums wait in memory, lane by lane, between two pieces, so that they come out as
+ * above, bit for bit. As short runs are not what the processor's prefetching expects, the next ones are asked for.
  */
 #include "kern/cpu/isa.h"
 
 enum {
     ROWS = 4,
     TOKENS = 4,
-    PARTS = 4,        /* of the outputs for each thread: one that is held up leaves some to the others */
+    PARTS = 4,   /* of the outputs for each thread: one that is held up leaves some to the others */
     MANY = 5,
-    TILE = VW == 16 ? 4 : 3, /* outputs at once in blocks: TILE * TOKENS sums, and their factors, in registers */
-    BLOCK = 12,
+    TILE = VW == 16 ? 4 : 2, /* outputs of a tile: TILE * MOST sums, the outputs' factors, a token's and a mask are */
+    MOST = 6,                /* in registers; MOST: tokens of a tile, but for the first, which has one less */
+    SIDE = 3 * MOST - 1,     /* tokens whose part of a piece is in the first-level cache */
+    BLOCK = 24,
     PIECE = 256,
 };
 
@@ -32,33 +36,37 @@ INLINE int64_t step_of(enum how how)
     return how == AS_PAIR ? 4 * VW : 2 * VW;
 }
 
-/* Two vectors of w from p. */
+INLINE int64_t size_of(enum how how)
+{
+    return how == AS_F32 ? 4 : 2;
+}
+
+/* The first (h 0) or second of two vectors of w from p. */
+INLINE vf w_vector(const char *p, enum how how, int h)
+{
+    const uint16_t *half = (const uint16_t *)p;
+    if (how == AS_BF16) return h ? vf_pair_odd(vf_pair_load(half)) : vf_pair_even(vf_pair_load(half));
+    return how == AS_F32   ? vf_load((const float *)(const void *)p + h * VW)
+           : how == AS_F16 ? vf_load_f16(half + h * VW)
+                           : vf_pair_load(half + h * 2 * VW);
+}
+
 INLINE void w_load(vf v[2], const char *p, enum how how)
 {
-    const uint16_t *h = (const uint16_t *)p;
-    if (how == AS_BF16) {
-        vf pair = vf_pair_load(h);
-        v[0] = vf_pair_even(pair);
-        v[1] = vf_pair_odd(pair);
-        return;
-    }
-    for (int i = 0; i < 2; i++)
-        v[i] = how == AS_F32   ? vf_load((const float *)(const void *)p + i * VW)
-               : how == AS_F16 ? vf_load_f16(h + i * VW)
-                               : vf_pair_load(h + i * 2 * VW);
+    for (int h = 0; h < 2; h++) v[h] = w_vector(p, how, h);
 }
 
 /* The same for the last n < step_of(how) elements of a row; zeros after them. */
 INLINE void w_load_n(vf v[2], const char *p, enum how how, int64_t n)
 {
     char rest[4 * VW * sizeof(uint16_t)] __attribute__((aligned(64))) = { 0 };
-    memcpy(rest, p, (size_t)n * (how == AS_F32 ? 4 : 2));
+    memcpy(rest, p, (size_t)(n * size_of(how)));
     w_load(v, rest, how);
 }
 
 struct gemv {
     const char *w;
-    const char *x; /* [T] rows of x_bytes, as copy_x makes them */
+    char *x; /* as copy_x makes it: for dots [T] rows of x_bytes */
     float *y;
     const float *bias, *res; /* or NULL */
     int64_t tokens, in, out, x_bytes;
@@ -84,7 +92,7 @@ INLINE void put(const struct gemv *g, int64_t t, int64_t o, vf sum)
 INLINE void dots(const struct gemv *g, enum how how, int rows, int tokens, int64_t o, int64_t apart,
                  int64_t t)
 {
-    const int64_t size = how == AS_F32 ? 4 : 2, step = step_of(how), w_bytes = g->in * size;
+    const int64_t size = size_of(how), step = step_of(how), w_bytes = g->in * size;
     const char *w = g->w + o * w_bytes, *x = g->x + t * g->x_bytes;
     vf acc[ROWS][TOKENS];
     for (int r = 0; r < rows; r++)
@@ -135,67 +143,116 @@ INLINE int64_t vectors(int64_t from, int64_t to, enum how how)
     return (to - from + step_of(how) - 1) / step_of(how) * 2;
 }
 
-/* Goes on with sum[rows][all tokens] by n vectors of `rows` rows of w and `tokens` tokens; the counts but n are
+/* What tiles of the same outputs read. */
+struct piece {
+    const char *raw[TILE];  /* w where the piece begins; the last output again where a block has no more */
+    vf *w;                  /* [TILE][PIECE / VW], the same, converted */
+    const vf *x;            /* n vectors for each token */
+    int64_t n, ahead;       /* ahead: bytes from raw to what will be wanted next */
+};
+
+/* Goes on with sum[TILE][all tokens] of `tokens` tokens from t. fresh: p->w is not there yet. The last three are
  * constants. */
-INLINE void tile(const struct gemv *g, vf *sum, const vf *w, const char *x, int rows, int tokens, int64_t n,
-                 bool pair)
+INLINE void tile(const struct gemv *g, const struct piece *p, vf *sum, int64_t t, enum how how, int tokens, bool fresh)
 {
-    const int64_t w_row = PIECE / VW;
-    vf acc[TILE][TOKENS];
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < tokens; j++) acc[r][j] = sum[r * g->tokens + j];
-    for (int64_t i = 0; i < n; i++, x += sizeof(vf)) {
-        vf a[TILE];
-        for (int r = 0; r < rows; r++) a[r] = w[r * w_row + i];
-        for (int j = 0; j < tokens; j++) {
-            vf b = vf_load((const float *)(const void *)(x + j * g->x_bytes));
-            for (int r = 0; r < rows; r++)
-                acc[r][j] = pair ? vf_pair_fma(a[r], b, acc[r][j]) : vf_fma(a[r], b, acc[r][j]);
+    const int64_t n = p->n, all = g->tokens, ahead = p->ahead;
+    const vf *x = p->x + t * n;
+    vf *w = p->w, acc[TILE][MOST];
+    const char *raw[TILE];
+    for (int r = 0; r < TILE; r++) {
+        raw[r] = p->raw[r];
+        for (int j = 0; j < tokens; j++) acc[r][j] = sum[r * all + t + j];
+    }
+    for (int64_t i = 0, at = 0; i < n; i += 2, at += step_of(how) * size_of(how)) {
+        if (fresh)
+            for (int r = 0; r < TILE; r++) _mm_prefetch(raw[r] + at + ahead, _MM_HINT_T1);
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            vf a[TILE];
+            for (int r = 0; r < TILE; r++) {
+                vf *v = &w[r * (PIECE / VW) + i + h];
+                a[r] = fresh ? w_vector(raw[r] + at, how, h) : *v;
+                vf_keep(&a[r]);
+                if (fresh) *v = a[r];
+            }
+            for (int j = 0; j < tokens; j++) {
+                vf b = x[j * n + i + h];
+                vf_keep(&b);
+                for (int r = 0; r < TILE; r++)
+                    acc[r][j] = how == AS_PAIR ? vf_pair_fma(a[r], b, acc[r][j]) : vf_fma(a[r], b, acc[r][j]);
+            }
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < tokens; j++) sum[r * g->tokens + j] = acc[r][j];
+    for (int r = 0; r < TILE; r++)
+        for (int j = 0; j < tokens; j++) sum[r * all + t + j] = acc[r][j];
 }
 
-/* `tokens` (a constant) tokens from t with all rows of a block. */
-INLINE void tiles(const struct gemv *g, vf *sum, const vf *w, const char *x, int64_t rows, int64_t t, int tokens,
-                  int64_t n, bool pair)
+INLINE void tile_of(const struct gemv *g, const struct piece *p, vf *sum, int64_t t, enum how how, int64_t tokens,
+                    bool fresh)
 {
-    int64_t r = 0;
-    x += t * g->x_bytes;
-    for (; r + TILE <= rows; r += TILE)
-        tile(g, sum + r * g->tokens + t, w + r * (PIECE / VW), x, TILE, tokens, n, pair);
-    for (; r < rows; r++) tile(g, sum + r * g->tokens + t, w + r * (PIECE / VW), x, 1, tokens, n, pair);
-}
-
-/* Elements [from, to) of `rows` rows from output o, and a request for what comes after them. */
-INLINE void convert(vf *to_w, const struct gemv *g, enum how how, int64_t o, int64_t rows, int64_t from, int64_t to)
-{
-    const int64_t size = how == AS_F32 ? 4 : 2, step = step_of(how);
-    for (int64_t r = 0; r < rows; r++) {
-        const char *p = g->w + ((o + r) * g->in + from) * size;
-        vf *v = to_w + r * (PIECE / VW);
-        for (int64_t i = from; i < to; i += step, v += 2, p += step * size) {
-            _mm_prefetch(p + PIECE * size, _MM_HINT_T0);
-            if (i + step <= g->in) w_load(v, p, how);
-            else w_load_n(v, p, how, g->in - i);
-        }
+    switch (tokens) {
+    case 1: tile(g, p, sum, t, how, 1, fresh); break;
+    case 2: tile(g, p, sum, t, how, 2, fresh); break;
+    case 3: tile(g, p, sum, t, how, 3, fresh); break;
+    case 4: tile(g, p, sum, t, how, 4, fresh); break;
+    case 5: tile(g, p, sum, t, how, 5, fresh); break;
+    case MOST: tile(g, p, sum, t, how, MOST, fresh); break;
     }
 }
 
-/* Outputs [o, o + rows); sum has room for [rows][tokens]. */
+/* Tokens [t, end) in tiles of much the same size, the first of at most MOST - 1. */
+INLINE void tiles(const struct gemv *g, const struct piece *p, vf *sum, int64_t t, int64_t end, enum how how,
+                  bool fresh)
+{
+    for (int64_t left = (end - t + MOST) / MOST, n; left; left--, t += n) {
+        n = (end - t) / left;
+        if (fresh) tile_of(g, p, sum, t, how, n, true);
+        else tile_of(g, p, sum, t, how, n, false);
+        fresh = false;
+    }
+}
+
+/* Elements [from, to) of a tile's outputs where they end within a step. */
+INLINE void convert_rest(const struct gemv *g, const struct piece *p, enum how how, int64_t from, int64_t to)
+{
+    const int64_t step = step_of(how);
+    for (int r = 0; r < TILE; r++)
+        for (int64_t i = from; i < to; i += step) {
+            const char *raw = p->raw[r] + (i - from) * size_of(how);
+            vf *v = p->w + r * (PIECE / VW) + vectors(from, i, how);
+            if (i + step <= g->in) w_load(v, raw, how);
+            else w_load_n(v, raw, how, g->in - i);
+        }
+}
+
+/* Elements [from, to) of outputs [o, o + rows). */
+INLINE void block_piece(const struct gemv *g, enum how how, int64_t o, int64_t rows, int64_t from, int64_t to, vf *sum)
+{
+    const int64_t row = g->in * size_of(how);
+    const char *raw = g->w + o * row + from * size_of(how);
+    vf w[BLOCK * (PIECE / VW)];
+    struct piece p = { .w = w, .n = vectors(from, to, how) };
+    p.x = (const vf *)(void *)g->x + vectors(0, from, how) * g->tokens;
+    p.ahead = to < g->in ? PIECE * size_of(how) : BLOCK * row - from * size_of(how);
+    for (int64_t t = 0; t < g->tokens; t += SIDE)
+        for (int64_t r = 0; r < rows; r += TILE) {
+            bool fresh = t == 0;
+            for (int64_t i = 0; i < TILE; i++) p.raw[i] = raw + (r + i < rows ? r + i : rows - 1) * row;
+            if (g->tokens > SIDE) p.w = w + r * (PIECE / VW);
+            if (fresh && to % step_of(how)) {
+                convert_rest(g, &p, how, from, to);
+                fresh = false;
+            }
+            tiles(g, &p, sum + r * g->tokens, t, t + SIDE < g->tokens ? t + SIDE : g->tokens, how, fresh);
+        }
+}
+
+/* Outputs [o, o + rows); sum has room for [BLOCK][tokens]. */
 INLINE void block(const struct gemv *g, enum how how, int64_t o, int64_t rows, vf *sum)
 {
-    const bool pair = how == AS_PAIR;
-    vf w[BLOCK * (PIECE / VW)];
-    for (int64_t i = 0; i < rows * g->tokens; i++) sum[i] = vf_zero();
-    for (int64_t from = 0; from < g->in; from += PIECE) {
-        int64_t to = from + PIECE < g->in ? from + PIECE : g->in, n = vectors(from, to, how), t = 0;
-        const char *x = g->x + vectors(0, from, how) * (int64_t)sizeof(vf);
-        convert(w, g, how, o, rows, from, to);
-        for (; t + TOKENS <= g->tokens; t += TOKENS) tiles(g, sum, w, x, rows, t, TOKENS, n, pair);
-        for (; t < g->tokens; t++) tiles(g, sum, w, x, rows, t, 1, n, pair);
-    }
+    for (int64_t i = 0; i < BLOCK * g->tokens; i++) sum[i] = vf_zero();
+    for (int64_t from = 0; from < g->in; from += PIECE)
+        block_piece(g, how, o, rows, from, from + PIECE < g->in ? from + PIECE : g->in, sum);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < g->tokens; t++) put(g, t, o + r, sum[r * g->tokens + t]);
 }
@@ -232,24 +289,52 @@ static void gemv_run(struct kctx *kc, const struct gemv *g, int n_threads)
     }
 }
 
-/* x[T,I] for dots: rows of whole steps. AS_BF16 wants the even elements of a step before the odd ones. */
-static void copy_x(struct kctx *kc, struct gemv *g, const float *x)
+/* ---- x */
+
+/* Two vectors of x from `in`, as those of w come out of a load: AS_BF16 has even elements before odd ones. */
+INLINE void x_store(vf *to, const float *in, enum how how)
 {
-    int64_t step = step_of(g->how), steps = (g->in + step - 1) / step;
-    g->x_bytes = steps * 2 * (int64_t)sizeof(vf);
-    char *to = arena_take(kc->scratch, (size_t)(g->tokens * g->x_bytes));
-    g->x = to;
-    for (int64_t t = 0; t < g->tokens; t++, x += g->in)
-        for (int64_t i = 0; i < g->in; i += step, to += 2 * sizeof(vf)) {
-            float in[4 * VW] = { 0 }, *f = (float *)(void *)to;
-            memcpy(in, x + i, (size_t)(g->in - i < step ? g->in - i : step) * sizeof *x);
-            if (g->how == AS_PAIR)
-                for (int j = 0; j < 4; j++)
-                    vf_store_bf16((uint16_t *)(void *)to + j * VW, vf_load(in + j * VW));
-            else if (g->how == AS_BF16)
-                for (int j = 0; j < 2 * VW; j++) f[j % 2 * VW + j / 2] = in[j];
-            else memcpy(f, in, 2 * sizeof(vf));
+    if (how == AS_PAIR) {
+        for (int i = 0; i < 4; i++) vf_store_bf16((uint16_t *)(void *)to + i * VW, vf_load(in + i * VW));
+        return;
+    }
+    const vf a = vf_load(in), b = vf_load(in + VW);
+    to[0] = how == AS_BF16 ? vf_evens(a, b) : a;
+    to[1] = how == AS_BF16 ? vf_odds(a, b) : b;
+}
+
+/* Row t of x for dots or, piece by piece, for tiles. Zeros fill the last step. */
+INLINE void copy_row(const struct gemv *g, enum how how, const float *x, int64_t t)
+{
+    const int64_t step = step_of(how), piece = g->tokens < MANY ? g->in : PIECE;
+    for (int64_t from = 0; from < g->in; from += piece) {
+        const int64_t to = from + piece < g->in ? from + piece : g->in;
+        vf *v = (vf *)(void *)g->x + vectors(0, from, how) * g->tokens + t * vectors(from, to, how);
+        int64_t i = from;
+        for (; i + step <= to; i += step, v += 2) x_store(v, x + i, how);
+        if (i == to) continue;
+        float rest[4 * VW] = { 0 };
+        memcpy(rest, x + i, (size_t)(to - i) * sizeof *x);
+        x_store(v, rest, how);
+    }
+}
+
+static void copy_x(struct kctx *kc, struct gemv *g, const float *x, int n_threads)
+{
+    g->x_bytes = vectors(0, g->in, g->how) * (int64_t)sizeof(vf);
+    g->x = arena_take(kc->scratch, (size_t)(g->tokens * g->x_bytes));
+#pragma omp parallel for num_threads(n_threads) if (g->tokens >= MANY)
+    for (int64_t t = 0; t < g->tokens; t++) {
+        const float *row = x + t * g->in;
+        switch (g->how) {
+        case AS_F32:
+        case AS_F16: copy_row(g, AS_F32, row, t); break; /* as it is */
+        case AS_BF16: copy_row(g, AS_BF16, row, t); break;
+        case AS_PAIR:
+            if (HAS_PAIRS) copy_row(g, AS_PAIR, row, t);
+            break;
         }
+    }
 }
 
 static bool is_half_or_f32(struct tensor w)
@@ -286,8 +371,9 @@ static void matmul(struct kctx *kc, struct tensor y, struct tensor x, struct ten
             in,    out,
             0,     pair ? AS_PAIR : w.type == DT_F32 ? AS_F32 : w.type == DT_F16 ? AS_F16 : AS_BF16
         };
-        copy_x(kc, &g, x.p);
-        gemv_run(kc, &g, cpu_threads(kc, in * out / 4 * tokens));
+        const int n_threads = cpu_threads(kc, in * out / 4 * tokens);
+        copy_x(kc, &g, x.p, n_threads);
+        gemv_run(kc, &g, n_threads);
     }
     arena_rewind(kc->scratch, mark);
 }

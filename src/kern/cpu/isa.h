@@ -116,6 +116,18 @@ INLINE vf vf_pair_from(vf first, vf second) /* elements in order: first's VW, th
         _mm512_inserti64x4(_mm512_castsi256_si512(vf_to_bf16(first)), vf_to_bf16(second), 1));
 }
 
+/* Every second lane of a and b, from the first; from the second. */
+INLINE vf vf_evens(vf a, vf b)
+{
+    return _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+}
+INLINE vf vf_odds(vf a, vf b)
+{
+    return _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+}
+
 /* Vectors of 4 VW bytes. */
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 INLINE vi vi_set(int32_t a) { return _mm512_set1_epi32(a); }
@@ -265,6 +277,14 @@ INLINE vf vf_pair_fma(vf a, vf b, vf c) { return vf_fma(a, b, c); }
 INLINE vf vf_pair_join(vf even, vf odd) { return vf_add(even, odd); }
 INLINE vf vf_pair_from(vf first, vf second) { return vf_add(first, second); }
 
+/* Every second lane of a and b, from the first; from the second. */
+INLINE vf vf_in_order(vf a) /* of quarters 0 2 1 3 */
+{
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
+}
+INLINE vf vf_evens(vf a, vf b) { return vf_in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+INLINE vf vf_odds(vf a, vf b) { return vf_in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
+
 /* Vectors of 4 VW bytes. */
 INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE vi vi_set(int32_t a) { return _mm256_set1_epi32(a); }
@@ -295,6 +315,12 @@ INLINE void vf_transpose(vf r[8])
 }
 
 #endif
+
+/* Keeps a in a register, where GCC would load it again for each use or move sums to memory for what it loads early. */
+INLINE void vf_keep(vf *a)
+{
+    __asm__("" : "+v"(*a));
+}
 
 /* VW elements, or the first n of them, of a float type as f32. `t` is a constant where this is inlined. */
 INLINE vf vf_load_as(const void *p, enum dtype t)
