@@ -31,6 +31,13 @@ struct prof;
 
 enum { KV_PAGE = 16 }; /* rows of a page of a key/value store */
 
+/* Queries [t0, t1) of one attention: all are of one sequence, and see of its rows at most those before `to`. */
+struct kv_extent {
+    int32_t t0, t1, seq, to;
+};
+/* Of a range on the host, [n,width]; how many, 0 if they are more than `most`. */
+int kv_extents(struct kv_extent *x, int most, const int32_t *range, int n, int width);
+
 /* What a kernel may use besides its arguments. */
 struct kctx {
     struct arena *scratch; /* rewound by the kernel that takes from it */
@@ -44,6 +51,9 @@ struct kctx {
                               two would add in different orders: T must not */
     bool training;         /* products may choose their kernel by the number of rows too: a row may have other bits in
                               other company. Equal calls still give equal bits */
+    const struct kv_extent *extent; /* [n_extents] what the host knows of attn_fwd's range, all queries in order: less
+                                       may be computed, and no bit depends on it. 0: nothing */
+    int n_extents;
     struct dev *dev;       /* whose memory all tensors and scratch are in; NULL: the host */
     struct prof *prof;     /* times what ops call: prof.h; NULL: nobody */
 };

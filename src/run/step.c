@@ -120,6 +120,7 @@ static struct tensor features_of(struct op_ctx *o, const struct step *s)
 
 static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *c, const struct step *s)
 {
+    struct kv_extent extent[ENGINE_SEQS];
     struct inputs in = { .token = index_of(o, s->token, s->n, 0), .pos = index_of(o, s->pos, s->n, 0),
                          .row = index_of(o, s->row, s->n, 0),
                          .range = index_of(o, s->range, s->n, s->n_seqs ? 3 : 2) };
@@ -132,7 +133,11 @@ static struct tensor step_run(struct op_ctx *o, struct engine *g, struct cache *
     }
     o->span = s->spans;
     o->n_spans = s->n_spans;
-    return step_body(o, g, c, &in, !s->out);
+    g->kc.extent = extent;
+    if (!o->dry) g->kc.n_extents = kv_extents(extent, ENGINE_SEQS, s->range, s->n, s->n_seqs ? 3 : 2);
+    const struct tensor logits = step_body(o, g, c, &in, !s->out);
+    g->kc.n_extents = 0;
+    return logits;
 }
 
 /* ---- recording */

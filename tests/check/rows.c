@@ -175,6 +175,7 @@ struct test {
     int n_args, absent; /* argument that is left out; -1: none, ARGS: all that may be */
     int threads;
     bool decode;
+    bool extents;             /* kctx.extent is known */
     bool fresh;               /* gradients are TENSOR_FRESH */
     bool grid;                /* a product's input, argument 1, is such that rounding it to 8 bits changes nothing */
     struct tensor a[ARGS];    /* inputs and prior contents, exact in the types of the run */
@@ -371,7 +372,19 @@ struct backend {
     enum dtype act[4];
     int n_act;
     const char *shape, *type; /* the only ones; NULL: the table's, all */
+    struct kv_extent extent[8];
 };
+
+/* What an engine knows of the ranges; on the host. */
+static void find_extents(const struct test *c, struct backend *b, const struct tensor *got)
+{
+    enum { MOST = sizeof b->extent / sizeof *b->extent };
+    b->kc.extent = b->extent;
+    b->kc.n_extents = 0;
+    for (int i = 0; i < c->n_args && c->extents; i++)
+        if (c->row->arg[i].role == RANGE)
+            b->kc.n_extents = kv_extents(b->extent, MOST, got[i].p, (int)got[i].n[0], (int)got[i].n[1]);
+}
 
 /* What a backend computes from `got`, in place. On a device a block of its own for each argument, so that the emulator
  * and memory checkers see its end. */
@@ -383,6 +396,7 @@ static void run(const struct test *c, struct backend *b, struct tensor *got, con
     b->kc.n_threads = c->threads;
     b->kc.product = c->product;
     b->kc.decode = c->decode;
+    find_extents(c, b, got);
     if (!d) {
         c->row->call(&b->k, &b->kc, got, sizes);
         return;
@@ -443,9 +457,9 @@ static const double *values(struct kctx *kc, struct tensor t)
 
 static int complain(const struct test *c, const char *what)
 {
-    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, fresh %d, absent %d, sizes", c->row->name,
-           what, dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode, c->fresh,
-           c->absent);
+    printf("# %s: %s; act %s, weight %s, product %s, threads %d, decode %d, extents %d, fresh %d, absent %d, sizes",
+           c->row->name, what, dtype_name(c->act), dtype_name(c->weight), dtype_name(c->product), c->threads, c->decode,
+           c->extents, c->fresh, c->absent);
     for (int i = 0; i < 26; i++)
         if (c->d.n[i]) printf(" %c%lld", 'A' + i, (long long)c->d.n[i]);
     printf("\n");
@@ -458,7 +472,8 @@ static const double u_group = 6 * 4 / (127 * 3.46) / 1.41;
 
 /* What may be rounded on the way, besides sums: see kctx.product; where types of 16 bits meet quantised weights in a
  * product these become such a type, too, and a library may round a product before it adds what is there. A step of a
- * row that is stored in 8 bits is 1/127 of its largest value. */
+ * row that is stored in 8 bits is 1/127 of its largest value. A cache in 8 bits becomes such a type besides what
+ * attention rounds; S is a mean over a row, and elements that the greatest values of v make feel more. */
 static double rounding_of(const struct test *c, enum dtype out)
 {
     const double u_act = 2 * unit_roundoff(c->act);
@@ -466,6 +481,7 @@ static double rounding_of(const struct test *c, enum dtype out)
     if (c->product == DT_BF16) return 2 * 0x1p-8;
     if (c->product == DT_Q8 && !c->grid) return u_group;
     if (c->row->rounds && c->row->product) return 2 * u_act; /* what lies between, in elements that feel it more */
+    if (c->row->rounds && dtype_is_quant(c->weight)) return 2 * u_act;
     return c->row->rounds || c->product == DT_Q8 ? u_act : c->row->product ? u_act / 2 : 0;
 }
 
@@ -654,6 +670,7 @@ static int check_shapes(struct test *c, struct backend *b, struct kctx *kc, cons
         const size_t mark = arena_mark(kc->scratch);
         c->decode = decode < 0 ? (int)(rng_u64(&r) % 2) : decode;
         c->fresh = c->row->fresh && b->k.fresh && rng_u64(&r) % 2;
+        c->extents = rng_u64(&r) % 3;
         c->grid = c->product == DT_Q8 && c->row->arg[1].role == IN && !c->row->rounds && *runs % 2;
         fill(c, kc, &r);
         find_wanted(c, kc, &r);
@@ -890,9 +907,11 @@ static int backend_run(struct backend *b, struct kctx *kc, const struct options 
 
 static int run_processor(struct kctx *kc, const struct options *o, int *n)
 {
-    struct backend backends[] = { { "ref", kern_ref, *kc, { DT_F32, DT_F64, DT_BF16, DT_F16 }, 4, NULL, NULL },
-                                  { "avx2", kern_ref, *kc, { DT_F32 }, 1, NULL, NULL },
-                                  { "avx512", kern_ref, *kc, { DT_F32 }, 1, NULL, NULL } };
+    struct backend backends[] = {
+        { .name = "ref", .k = kern_ref, .kc = *kc, .act = { DT_F32, DT_F64, DT_BF16, DT_F16 }, .n_act = 4 },
+        { .name = "avx2", .k = kern_ref, .kc = *kc, .act = { DT_F32 }, .n_act = 1 },
+        { .name = "avx512", .k = kern_ref, .kc = *kc, .act = { DT_F32 }, .n_act = 1 }
+    };
     int failed = 0;
     for (struct backend *b = backends; b < backends + sizeof backends / sizeof *backends; b++) {
         if (b->n_act > 1 || !strcmp(kern_init_cpu(&b->k, b->name), b->name)) failed += backend_run(b, kc, o, n);
@@ -903,7 +922,7 @@ static int run_processor(struct kctx *kc, const struct options *o, int *n)
 
 static int run_device(struct kctx *kc, const struct options *o, int *n)
 {
-    struct backend b = { o->device, { 0 }, *kc, { DT_F32, DT_BF16, DT_F16 }, 3, NULL, NULL };
+    struct backend b = { .name = o->device, .kc = *kc, .act = { DT_F32, DT_BF16, DT_F16 }, .n_act = 3 };
     struct arena scratch = { 0 };
     struct err e;
     int failed = 1, rc;

@@ -247,7 +247,7 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 /* Two to five sequences (B) of up to N pages; M: the window, 0 none */
 #define ATTNS_PAGED                                                                                      \
     "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
-    "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300"
+    "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300; T90 B2 N12 S384 H4 K2 D64; T75 B3 N9 S432 H2 K1 D128"
 #define ATTN_BENCH_DEV                                                                                     \
     "T1 S640 H40 K40 D128; T1 S4096 H40 K40 D128; T2048 S2048 H40 K40 D128; T2048 S2048 H40 K40 D128 M1; " \
     "T577 S577 H16 K16 D64 M1"

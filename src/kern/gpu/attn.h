@@ -3,7 +3,7 @@
  *   attn_split.cu  decode: the keys of a query are divided among blocks, whose results are put together
  *   attn_wgmma*.cu sm_90a, 16-bit types, heads of 64 and 128: larger tiles on its own matrix units
  *   attn_mma.cu    16-bit types, heads of 64 and 128: tiles on the matrix units (only where there are any)
- *   attn_gemm.cu   where there are none: heads of 64 and 128, by the vendor's products
+ *   attn_gemm.cu   where there are none: heads of 64 and 128, by the vendor's products; in pages, if extents are known
  *   attn_tile.cu   anything: tiles in f32
  *
  * A query's result has the same bits whatever the other queries are: pieces of keys start at fixed places,

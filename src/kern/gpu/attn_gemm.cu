@@ -1,9 +1,9 @@
-/* Attention of sequences whose rows lie in order, by the vendor's products: for cards whose matrix units no kernel here
- * knows. A tile of queries meets one chunk of keys after the other; scores, of all heads of the part that is worked
- * on, are in scratch for that long. Tiles and chunks have one size and start at fixed places, and what is missing at
- * the end is padded with zeros, so that every product has the same shape and a query the same bits in any company.
- * What no query sees is multiplied too: the host does not know the ranges. The backward adds up in f32 and rounds once.
- * Scratch: see plan. */
+/* Attention by the vendor's products: for cards whose matrix units no kernel here knows. A tile of queries of one
+ * sequence meets one chunk of its keys after the other; scores, of all heads of the part that is worked on, are in
+ * scratch for that long. Keys and values that lie in pages, or are of another type, are copied there first. All tiles
+ * and chunks have one size, and what is missing at the end is padded with zeros, so that every product has the same
+ * shape and a query the same bits in any company. What no query sees is multiplied too, up to the last row that the
+ * host knows to be seen (kctx.extent). The backward adds up in f32 and rounds once. Scratch: see plan. */
 #include "kern/gpu/attn.h"
 #include "kern/gpu/blas.h"
 
@@ -22,9 +22,10 @@ struct plan {
     int heads, group;
     int64_t tiles, chunks;
     enum dtype type;
+    bool gathers;           /* k and v are copies of all chunks, else of the last one */
     float *s, *dp;          /* [heads*group, TILE_T, CHUNK_S]: scores, and the gradients of what becomes of them */
     void *p, *ds;           /* the same in `type` */
-    void *q, *dy, *k, *v;   /* padded: [TILE_T, H*D], [CHUNK_S, K*D] */
+    void *q, *dy, *k, *v;   /* padded: [TILE_T, H*D], [CHUNK_S or all, K*D] */
     float *y, *top, *sum;   /* [heads*group, TILE_T, D]; [heads*group, TILE_T] */
     float *dq, *dk, *dv;    /* [heads*group, tiles*TILE_T, D]; [heads, CHUNK_S, D] */
 };
@@ -42,7 +43,7 @@ static size_t plan_take(struct plan *x, bool back, bool really)
     const struct attn *a = x->a;
     const size_t n = (size_t)x->heads * (size_t)x->group, one = dtype_bytes(x->type), D = (size_t)a->D;
     const size_t scores = n * TILE_T * CHUNK_S, queries = (size_t)TILE_T * (size_t)a->H * D * one,
-                 keys = (size_t)CHUNK_S * (size_t)a->K * D * one;
+                 keys = (size_t)(x->gathers ? x->chunks : 1) * CHUNK_S * (size_t)a->K * D * one;
     size_t sum = 0;
 #    define TAKE(what, bytes) take(x, really ? &x->what : NULL, bytes, &sum)
     TAKE(s, scores * sizeof(float)), TAKE(p, scores * one);
@@ -69,6 +70,7 @@ static bool plan_make(struct plan *x, struct kctx *kc, const struct attn *a, boo
     x->group = a->H / a->K;
     x->tiles = ceil_div(a->T, TILE_T), x->chunks = ceil_div(a->S, CHUNK_S);
     x->type = (enum dtype)a->q.type;
+    x->gathers = a->pages || a->k.type != a->q.type;
     for (x->heads = a->K < MOST_HEADS ? a->K : MOST_HEADS;
          x->heads > 0 && (a->K % x->heads || plan_take(x, back, false) > s->cap - s->used);)
         x->heads--;
@@ -78,8 +80,9 @@ static bool plan_make(struct plan *x, struct kctx *kc, const struct attn *a, boo
 bool attn_gemm_takes(struct kctx *kc, const struct attn *a, bool back)
 {
     struct plan x;
-    return !a->pages && a->k.type == a->q.type && (a->D == 64 || a->D == 128) && blas_has_batched(kc) &&
-           plan_make(&x, kc, a, back);
+    const bool same = a->k.type == a->q.type, exact = same || a->q.type == DT_F32 || a->k.type == DT_Q8;
+    return (!a->pages || kc->n_extents) && (back ? same : exact) && (a->D == 64 || a->D == 128) &&
+           blas_has_batched(kc) && plan_make(&x, kc, a, back);
 }
 
 /* ---- pieces */
@@ -103,18 +106,47 @@ static const void *rows_at(const struct plan *x, view t, void *room, int64_t at,
     return room;
 }
 
-static const void *queries_at(const struct plan *x, view t, void *room, int64_t tile)
+static const void *queries_at(const struct plan *x, view t, void *room, int64_t at)
 {
-    return rows_at(x, t, room, tile * TILE_T, TILE_T, x->a->T, (int64_t)x->a->H * x->a->D);
+    return rows_at(x, t, room, at, TILE_T, x->a->T, (int64_t)x->a->H * x->a->D);
 }
-static const void *keys_at(const struct plan *x, view t, void *room, int64_t chunk)
+
+/* y[rows, width] = the first n rows of a sequence, zeros behind them. A thread has 8 numbers. */
+template <class A>
+__global__ __launch_bounds__(BLOCK) void gather(A *y, view t, quant_view quant, const int32_t *table, int64_t rows,
+                                                int n, int width, bool wide)
 {
-    return rows_at(x, t, room, chunk * CHUNK_S, CHUNK_S, x->a->S, (int64_t)x->a->K * x->a->D);
+    const int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * LANES, row = i / width;
+    const int at = (int)(i % width);
+    float v[LANES] = {};
+    if (row >= rows) return;
+    const int64_t from = row < n ? attn_row(table, (int)row) : 0;
+    if (row < n && t.type == DT_Q8)
+        quant_load8(v, quant, quant.p + from * quant.pitch, at);
+    else if (row < n)
+        load8(v, view_at(t, from * width), at, width, wide);
+    store8(y + row * width, v, at, width, true);
+}
+
+static void gather_all(const struct plan *x, void *to, view t, const quant_view &quant, const struct kv_extent &e)
+{
+    const struct attn *a = x->a;
+    const int64_t rows = x->chunks * CHUNK_S, width = (int64_t)a->K * a->D;
+    const int32_t *table = a->pages ? a->pages + (int64_t)e.seq * a->per_table : NULL;
+    GPU_BY_TYPE(x->type, A,
+                gpu_launch(gather<A>, blocks_for(rows * width), BLOCK, 0, stream_of(x->kc), (A *)to, t, quant, table,
+                           rows, e.to, (int)width, a->wide));
 }
 
 static const void *skip(const struct plan *x, const void *p, int64_t n)
 {
     return (const char *)p + (size_t)n * dtype_bytes(x->type);
+}
+
+static const void *keys_at(const struct plan *x, view t, void *room, int64_t chunk)
+{
+    const int64_t at = chunk * CHUNK_S, width = (int64_t)x->a->K * x->a->D;
+    return x->gathers ? skip(x, room, at * width) : rows_at(x, t, room, at, CHUNK_S, x->a->S, width);
 }
 
 static void multiply(const struct plan *x, struct blas_product p)
@@ -208,27 +240,41 @@ __global__ __launch_bounds__(BLOCK) void finish(attn a, const float *y, const fl
     if (a.lse && d == 0) a.lse[th] = top[row] + logf(sum[row]);
 }
 
+/* Queries of one sequence; a.T: the one behind them. */
+static void fwd_extent(struct plan x, const struct attn &a, const struct kv_extent &e)
+{
+    const int rows = x.heads * x.group * TILE_T;
+    x.a = &a;
+    x.chunks = ceil_div(e.to, CHUNK_S);
+    if (x.gathers) gather_all(&x, x.k, a.k, a.kq, e), gather_all(&x, x.v, a.v, a.vq, e);
+    for (int kv = 0; kv < a.K; kv += x.heads)
+        for (int t = e.t0; t < e.t1; t += TILE_T) {
+            const void *q = queries_at(&x, a.q, x.q, t);
+            for (int64_t c = 0; c < x.chunks; c++) {
+                product_scores(&x, x.s, q, keys_at(&x, a.k, x.k, c), kv);
+                GPU_BY_TYPE(x.type, A,
+                            gpu_launch(soften<A>, dim3((unsigned)ceil_div((int64_t)rows * GPU_WARP, BLOCK)), BLOCK, 0,
+                                       stream_of(x.kc), (A *)x.p, x.s, x.y, x.top, x.sum, a, rows, t, c * CHUNK_S));
+                product_rows(&x, x.y, (int64_t)TILE_T * a.D, x.p, keys_at(&x, a.v, x.v, c), kv, c > 0);
+            }
+            gpu_launch(finish, dim3((unsigned)ceil_div((int64_t)rows * a.D, BLOCK)), BLOCK, 0, stream_of(x.kc), a, x.y,
+                       x.top, x.sum, rows, t, kv * x.group);
+        }
+}
+
 void attn_gemm_fwd(struct kctx *kc, const struct attn *a)
 {
     const size_t mark = arena_mark(kc->scratch);
+    const struct kv_extent all = { 0, a->T, 0, a->S };
     struct plan x;
     if (!plan_make(&x, kc, a, false)) BUG("attention that was not asked about");
     plan_take(&x, false, true);
-    const int rows = x.heads * x.group * TILE_T;
-    for (int kv = 0; kv < a->K; kv += x.heads)
-        for (int64_t t = 0; t < x.tiles; t++) {
-            const void *q = queries_at(&x, a->q, x.q, t);
-            for (int64_t c = 0; c < x.chunks; c++) {
-                product_scores(&x, x.s, q, keys_at(&x, a->k, x.k, c), kv);
-                GPU_BY_TYPE(x.type, A,
-                            gpu_launch(soften<A>, dim3((unsigned)ceil_div((int64_t)rows * GPU_WARP, BLOCK)), BLOCK, 0,
-                                       stream_of(kc), (A *)x.p, x.s, x.y, x.top, x.sum, *a, rows, t * TILE_T,
-                                       c * CHUNK_S));
-                product_rows(&x, x.y, (int64_t)TILE_T * a->D, x.p, keys_at(&x, a->v, x.v, c), kv, c > 0);
-            }
-            gpu_launch(finish, dim3((unsigned)ceil_div((int64_t)rows * a->D, BLOCK)), BLOCK, 0, stream_of(kc), *a, x.y,
-                       x.top, x.sum, rows, t * TILE_T, kv * x.group);
-        }
+    for (int i = 0; i < (kc->n_extents ? kc->n_extents : 1); i++) {
+        const struct kv_extent e = kc->n_extents ? kc->extent[i] : all;
+        struct attn part = *a;
+        part.T = e.t1;
+        fwd_extent(x, part, e);
+    }
     arena_rewind(kc->scratch, mark);
 }
 
@@ -276,7 +322,7 @@ static void back_step(const struct plan *x, const struct attn_back *b, const voi
 {
     const struct attn *a = x->a;
     const int64_t pairs = (int64_t)x->heads * x->group * TILE_T * CHUNK_S, rows = x->tiles * TILE_T;
-    const void *q = queries_at(x, a->q, x->q, t), *dy = queries_at(x, b->dy, x->dy, t);
+    const void *q = queries_at(x, a->q, x->q, t * TILE_T), *dy = queries_at(x, b->dy, x->dy, t * TILE_T);
     product_scores(x, x->s, q, k, kv);
     product_scores(x, x->dp, dy, v, kv);
     GPU_BY_TYPE(x->type, A,
