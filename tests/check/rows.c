@@ -466,9 +466,18 @@ static int complain(const struct test *c, const char *what)
     return -1;
 }
 
-/* Rounding to 8 bits errs by max/127/sqrt(12) of a group at the root mean square; the largest of 64 normal values is at
- * most four times theirs; six deviations; and half of S's square is w's part. */
-static const double u_group = 6 * 4 / (127 * 3.46) / 1.41;
+/* Errors are normal, and six deviations are allowed; but those of a product of products (SwiGLU) are normal times what
+ * they are multiplied with, whose tail is exp(-sqrt(2) t): thirteen. */
+static double tail(const struct row *row) { return row->gated ? 13 / 6.0 : 1; }
+
+/* Rounding to 8 bits errs by max/127/sqrt(12) of a group at the root mean square, over that of its values. The largest of
+ * 64 normal values is at most four times theirs, of 64 products of two (x and the norm's weight) eight times. Of S's
+ * square x has one part, as has w, and the norm's weight. */
+static double u_group(const struct row *row)
+{
+    const double most = row->normed ? 8 : 4, parts = row->normed ? 3 : 2;
+    return 6 * tail(row) * most / (127 * sqrt(12) * sqrt(parts));
+}
 
 /* What may be rounded on the way, besides sums: see kctx.product; where types of 16 bits meet quantised weights in a
  * product these become such a type, too, and a library may round a product before it adds what is there. A step of a
@@ -478,8 +487,8 @@ static double rounding_of(const struct test *c, enum dtype out)
 {
     const double u_act = 2 * unit_roundoff(c->act);
     if (dtype_is_quant(out)) return 4 / 127.0;
-    if (c->product == DT_BF16) return 2 * 0x1p-8;
-    if (c->product == DT_Q8 && !c->grid) return u_group;
+    if (c->product == DT_BF16) return 2 * 0x1p-8 * tail(c->row);
+    if (c->product == DT_Q8 && !c->grid) return u_group(c->row);
     if (c->row->rounds && c->row->product) return 2 * u_act; /* what lies between, in elements that feel it more */
     if (c->row->rounds && dtype_is_quant(c->weight)) return 2 * u_act;
     return c->row->rounds || c->product == DT_Q8 ? u_act : c->row->product ? u_act / 2 : 0;

@@ -42,6 +42,7 @@ struct row {
     bool product;               /* obeys kctx.product */
     bool q8, q4;                /* MATRIX, CACHE and PUT may be quantised so */
     bool rounds;                /* rounds to act inside */
+    bool normed, gated;         /* a product's x is multiplied by a norm's weight before; products are multiplied */
     bool fresh;                 /* gradients may be TENSOR_FRESH, if kern.fresh */
     bool by_place;              /* what a row becomes depends on where it stands */
     const char *shapes, *bench; /* "T1 I7 O33; T7 ..." */
@@ -325,13 +326,13 @@ static const struct row rows[] = {
     { ROW(norm_matmul),
       .arg = { { OUT, "T.O" }, { OUT, "T.F" }, { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { MATRIX, "O.I" },
                { MATRIX, "F.I" }, { MATRIX, "F.I" }, { WEIGHT, "?O" } },
-      .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true,
+      .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true, .normed = true,
       .shapes = COMPOSITES, .bench = "T1 I2048 O2048 F2048",
       .bench_dev = "T1 I5120 O5120 F5120; T16 I5120 O5120 F5120; T32 I5120 O5120 F5120", .flops = "6TIO" },
     { ROW(norm_glu),
       .arg = { { OUT, "T.F" }, { IN, "T.I" }, { WEIGHT, "I" }, { MATRIX, "F.I" }, { MATRIX, "F.I" } },
-      .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true,
-      .shapes = COMPOSITES, .large = "T1 I576 F4500", .bench = "T1 I2048 F5632",
+      .sum = "I", .product = true, .q8 = true, .q4 = true, .rounds = true, .normed = true, .gated = true,
+      .shapes = COMPOSITES, .large = "T1 I576 F4500; T20 I128 F9000", .bench = "T1 I2048 F5632",
       .bench_dev = "T1 I5120 F13824; T32 I5120 F13824", .flops = "4TIF" },
     { ROW(rmsnorm_drop),
       .arg = { { OUT, "?T.C" }, { OUT, "T.C" }, { OUT_STAT, "?T" }, { IN, "T.C" }, { WEIGHT, "C" } },

@@ -91,7 +91,8 @@ template <class W, int T> __global__ __launch_bounds__(THREADS_MAX) void gemv_ke
     gemv_sums<W, T>(a, part, first, last);
     __syncthreads();
     const int stride = (a.rows_block + 1) * T;
-    gemv_finish(a, part, part + n * T, first, n, T, (int)blockDim.x / GPU_WARP, stride, stride);
+    gemv_finish(a, part, part + n * T, first, n, T, (int)blockDim.x / GPU_WARP, stride, stride,
+                gemv_added(a, first, n, (int)threadIdx.x));
 }
 
 bool gemv_takes(struct tensor x, struct tensor w) { return is_wide(w.n[1], w, x); }

@@ -69,22 +69,38 @@ __device__ inline float gemv_total(const float *part, int parts, int stride, int
     return sum;
 }
 
-__device__ inline void gemv_finish(const gemv_args &a, const float *part, const float *squares, int first,
-                                   int rows, int width, int parts, int stride, int square_stride)
+/* A block's e-th result is of its row r and token t. */
+__device__ inline int gemv_element(const gemv_args &a, int rows, int e, int *t)
 {
     const int step = a.glu ? 2 : 1;
-    for (int e = (int)threadIdx.x; e < rows / step * a.T; e += (int)blockDim.x) {
-        const int r = e % (rows / step) * step, t = e / (rows / step);
+    *t = e / (rows / step);
+    return e % (rows / step) * step;
+}
+
+/* What is added to a thread's first result: bias and res, or 0. It need not wait for the sums. */
+__device__ inline float gemv_added(const gemv_args &a, int first, int rows, int e)
+{
+    int row, t;
+    if (e >= rows / (a.glu ? 2 : 1) * a.T) return 0;
+    const int r = gemv_element(a, rows, e, &t), i = gemv_place(a, first + r, &row);
+    const int64_t width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1];
+    const float b = a.b[i].p ? view_get(a.b[i], row) : 0.0f;
+    return a.res[i].p ? b + view_get(a.res[i], t * width + row) : b;
+}
+
+__device__ inline void gemv_finish(const gemv_args &a, const float *part, const float *squares, int first,
+                                   int rows, int width, int parts, int stride, int square_stride, float added)
+{
+    for (int e = (int)threadIdx.x; e < rows / (a.glu ? 2 : 1) * a.T;) {
+        int row, t;
+        const int r = gemv_element(a, rows, e, &t), i = gemv_place(a, first + r, &row);
+        const int64_t out_width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1];
         const float square = a.norm.p ? gemv_total(squares, square_stride ? parts : 1, square_stride, t) : 0.0f;
         const float rstd = a.norm.p ? 1.0f / sqrtf(square / (float)a.I + a.eps) : 1.0f;
         float v = rstd * gemv_total(part, parts, stride, r * width + t);
-        int row;
-        const int i = gemv_place(a, first + r, &row);
-        const int64_t out_width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1],
-                      at = t * out_width + row;
         if (a.glu) v = v / (1.0f + expf(-v)) * (rstd * gemv_total(part, parts, stride, (r + 1) * width + t));
-        if (a.b[i].p) v += view_get(a.b[i], row);
-        if (a.res[i].p) v += view_get(a.res[i], at);
-        view_put(a.y[i], at, v);
+        view_put(a.y[i], t * out_width + row, v + added);
+        e += (int)blockDim.x;
+        added = gemv_added(a, first, rows, e);
     }
 }

@@ -145,7 +145,8 @@ __device__ inline void ring_finish(const gemv_args &a, float (&acc)[M][N][4], fl
                     }
         __syncthreads();
     }
-    gemv_finish(a, part, NULL, UNIT * tile, min(UNIT * tiles, a.rows - UNIT * tile), WIDTH, 1, 0, 0);
+    const int first = UNIT * tile, rows = min(UNIT * tiles, a.rows - first);
+    gemv_finish(a, part, NULL, first, rows, WIDTH, 1, 0, 0, gemv_added(a, first, rows, (int)threadIdx.x));
 }
 
 /* Rows of x, then the block's rows of w; behind the last row of all, that one again. */

@@ -80,12 +80,14 @@ template <class S>
 __device__ inline void rows_find(rows_source<S> &from, const quant_args &a, const rows_part &p, int unit)
 {
     const int lane = (int)threadIdx.x % GPU_WARP;
+    const char *scales = NULL;
 #pragma unroll
-    for (int r = 0; r < S::ROWS; r++) from.row[r] = quant_row_at(a, p.first + min(unit * S::ROWS + r, p.rows - 1));
-    from.scales = from.row[0];
-#pragma unroll
-    for (int r = 1; r < S::ROWS; r++)
-        if (lane / S::PIECES == r) from.scales = from.row[r];
+    for (int r = 0; r < S::ROWS; r++) {
+        const char *row = quant_row_at(a, p.first + min(unit * S::ROWS + r, p.rows - 1));
+        if (r == 0 || lane / S::PIECES == r) scales = row;
+        from.row[r] = row;
+    }
+    from.scales = scales;
 }
 
 /* Zeros behind the last group. */
@@ -115,7 +117,8 @@ template <int N> __device__ inline int quad_sum(const int (&d)[N], int q)
 
 /* What this lane has of a row in one turn, times x there. */
 template <class S>
-__device__ inline int piece_dot(const quant_args &a, const typename S::slot &w, int r, int turn, const gpu_16bytes &x)
+__device__ inline int piece_dot(const uint32_t (&level)[4], const typename S::slot &w, int r, int turn,
+                                const gpu_16bytes &x)
 {
     const int lane = (int)threadIdx.x % GPU_WARP;
     int d = 0;
@@ -125,8 +128,8 @@ __device__ inline int piece_dot(const quant_args &a, const typename S::slot &w, 
         for (int i = 0; i < 4; i++) d = gpu_dot4(b.u[i], x.u[i], d);
     } else {
         const uint2 b = ((const uint2 *)w.code[r])[turn * GPU_WARP + lane];
-        d = gpu_dot4_of(a.w.level, b.x, x.u[0], d), d = gpu_dot4_of(a.w.level, b.x >> 16, x.u[1], d);
-        d = gpu_dot4_of(a.w.level, b.y, x.u[2], d), d = gpu_dot4_of(a.w.level, b.y >> 16, x.u[3], d);
+        d = gpu_dot4_of(level, b.x, x.u[0], d), d = gpu_dot4_of(level, b.x >> 16, x.u[1], d);
+        d = gpu_dot4_of(level, b.y, x.u[2], d), d = gpu_dot4_of(level, b.y >> 16, x.u[3], d);
     }
     return d;
 }
@@ -138,6 +141,7 @@ __device__ inline void slot_multiply(float &sum, const quant_args &a, const roun
 {
     const int lane = (int)threadIdx.x % GPU_WARP, chain = lane / 4;
     const int q = lane % 4 % S::SUMS, t = min(q % S::T, a.g.T - 1);
+    const uint32_t level[4] = { a.w.level[0], a.w.level[1], a.w.level[2], a.w.level[3] };
 #pragma unroll
     for (int turn = 0; turn < S::TURNS; turn++) {
         const int group = (step * S::TURNS + turn) * CHAINS + chain;
@@ -147,7 +151,7 @@ __device__ inline void slot_multiply(float &sum, const quant_args &a, const roun
             const gpu_16bytes in =
                 ((const gpu_16bytes *)x.q)[((int64_t)min(i, a.g.T - 1) * x.groups + group) * 4 + lane % 4];
 #pragma unroll
-            for (int r = 0; r < S::ROWS; r++) d[r * S::T + i] = piece_dot<S>(a, w, r, turn, in);
+            for (int r = 0; r < S::ROWS; r++) d[r * S::T + i] = piece_dot<S>(level, w, r, turn, in);
         }
         const round_scale s = x.s[group * x.stride + t];
         const float scale = gpu_float(gpu_f16{ w.scale[q / S::T][turn * CHAINS + chain] });
@@ -170,7 +174,7 @@ template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_
     const int warp = (int)threadIdx.x / GPU_WARP, warps = (int)blockDim.x / GPU_WARP,
               lane = (int)threadIdx.x % GPU_WARP, stride = a.g.rows_block * S::T;
     const rows_part p = rows_part_of<S>(a);
-    float *end = part + CHAINS * stride, sum = 0;
+    float *end = part + CHAINS * stride, sum = 0, g[LANES];
     const rounded x = S::T == 1 ? rounded_inside(a.x, end) : a.x;
     typename S::slot *ring = (typename S::slot *)end + warp * S::DEPTH;
     rows_place put = { warp, 0 }, get = put;
@@ -186,9 +190,11 @@ template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_
     };
 #pragma unroll
     for (int i = 0; i < S::DEPTH; i++) ask(ring[i]);
+    if (S::T == 1) round_ahead(g, a.g.norm, a.g.I, a.g.wide);
     gpu_wait_for_previous();
+    const float added = gemv_added(a.g, p.first, p.rows, (int)threadIdx.x);
     if (S::T == 1) {
-        round_row(x, 0, a.g.x, a.g.norm, a.g.I, a.g.wide);
+        round_row(x, 0, a.g.x, a.g.norm, g, a.g.I, a.g.wide);
         __syncthreads();
         if (a.g.norm.p && warp == warps - 1) round_squares(x, 0);
     }
@@ -204,7 +210,7 @@ template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_
         sum = 0, get = { get.unit + warps, 0 };
     }
     __syncthreads();
-    gemv_finish(a.g, part, x.squares + x.groups * x.stride, p.first, p.rows, S::T, CHAINS, stride, 0);
+    gemv_finish(a.g, part, x.squares + x.groups * x.stride, p.first, p.rows, S::T, CHAINS, stride, 0, added);
 }
 
 /* Blocks with equal parts, of which the multiprocessors run one each; but no more than their sums have room for. Warps
@@ -360,6 +366,7 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
 #pragma unroll
     for (int i = 0; i < S::N_AHEAD; i++) load(ring[i], warp + i * WARPS);
     gpu_wait_for_previous();
+    const float added = gemv_added(a.g, first, rows, (int)threadIdx.x);
     for (int unit = warp; there(unit);) {
 #pragma unroll
         for (int i = 0; i < S::N_AHEAD; i++, unit += WARPS) {
@@ -376,7 +383,7 @@ template <class S> __global__ __launch_bounds__(BLOCK) void gemv_quant_many(quan
             for (int i = 0; i < 4; i++)
                 part[warp * STRIDE + (16 * m + g + i / 2 * 8) * S::WIDTH + n * TOKENS + 2 * q + i % 2] = acc[m][n][i];
     __syncthreads();
-    gemv_finish(a.g, part, a.x.squares + a.x.groups * a.x.stride, first, rows, S::WIDTH, WARPS, STRIDE, 0);
+    gemv_finish(a.g, part, a.x.squares + a.x.groups * a.x.stride, first, rows, S::WIDTH, WARPS, STRIDE, 0, added);
 }
 
 template <class S> static void many_launch(struct kctx *kc, const struct quant_args *a)

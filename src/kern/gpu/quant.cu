@@ -187,12 +187,14 @@ void quant_cast(struct kctx *kc, struct tensor y, struct tensor x)
 __global__ __launch_bounds__(BLOCK) void round_rows(rounded r, view x, view norm, int T, int I, bool wide)
 {
     const int t = (int)blockIdx.x;
+    float g[LANES];
     gpu_let_next();
+    round_ahead(g, norm, I, wide);
     gpu_wait_for_previous();
     if (t < T)
-        round_row(r, t, view_at(x, (int64_t)t * I), norm, I, wide);
+        round_row(r, t, view_at(x, (int64_t)t * I), norm, g, I, wide);
     else
-        for (int g = (int)threadIdx.x; g < r.groups; g += BLOCK) r.s[g * r.stride + t] = { 0, 0 };
+        for (int k = (int)threadIdx.x; k < r.groups; k += BLOCK) r.s[k * r.stride + t] = { 0, 0 };
     __syncthreads();
     if (t < T && norm.p && threadIdx.x < GPU_WARP) round_squares(r, t);
 }

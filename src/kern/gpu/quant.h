@@ -135,28 +135,21 @@ __device__ inline gpu_f16 group_to_8(uint32_t (&q)[2], const float (&v)[LANES], 
 /* The 8 numbers of each of the lanes that share a group become q s; r.s is NaN where one is not finite. */
 __device__ inline round_scale round_group(uint32_t (&q)[2], const float (&v)[LANES], bool levels)
 {
-    const uint32_t bits = group_most(most_of(v), GROUP_LANES);
-    const bool finite = bits < 0x7f800000u;
-    const float most = bits_float(bits), inverse = finite && most > 0x1p-120f ? 127.0f / most : 0.0f;
-    round_scale r = { finite ? (inverse != 0 ? most / 127.0f : 0.0f) : most * 0.0f, 0 };
-    q[0] = q[1] = 0;
+    const uint32_t bits = group_most(most_of(v), GROUP_LANES), ones = 0x01010101u;
+    const float most = bits_float(bits), inverse = bits < 0x7f800000u && most > 0x1p-120f ? 127.0f / most : 0.0f;
+    round_scale r = { inverse != 0 ? gpu_mul(most, 1 / 127.0f) : gpu_mul(most, 0.0f), 0 };
 #pragma unroll
-    for (int j = 0; j < LANES; j++) {
-        const int n = finite ? (int)rintf(v[j] * inverse) : 0;
-        q[j / 4] |= (uint32_t)(n & 0xff) << 8 * (j % 4);
-        r.start -= n * QUANT4_ZERO;
+    for (int k = 0; k < 2; k++) { /* the low byte of 1.5 * 2^23 + n is n's */
+        uint32_t n[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) n[j] = float_bits(fmaf(v[4 * k + j], inverse, 12582912.0f));
+        q[k] = gpu_bytes(gpu_bytes(n[0], n[1], 0x0040), gpu_bytes(n[2], n[3], 0x0040), 0x5410);
     }
+    if (!levels) return r;
+    r.start = gpu_dot4(q[0], ones, gpu_dot4(q[1], ones, 0)) * -QUANT4_ZERO;
 #pragma unroll
     for (int m = GROUP_LANES / 2; m > 0; m /= 2) r.start += gpu_shfl_xor(r.start, m);
-    if (!levels) r.start = 0;
     return r;
-}
-
-/* Bytes a0 b0 a1 b1 from the upper or lower half of two words. */
-__device__ inline uint32_t zip_bytes(uint32_t a, uint32_t b, bool upper)
-{
-    if (upper) a >>= 16, b >>= 16;
-    return (a & 0xff) | (b & 0xff) << 8 | (a & 0xff00) << 8 | (b & 0xff00) << 16;
 }
 
 /* The 8 numbers v from i on, of a row's token t, into r. All lanes of a group call it. */
@@ -172,26 +165,31 @@ __device__ inline void round_store(const rounded &r, int t, const float (&v)[LAN
         const bool second = lane >= GROUP_LANES / 2;
         const uint32_t a = second ? other[1] : q[0], b = second ? q[1] : other[0];
         to += 4 * (lane % (GROUP_LANES / 2)) + 2 * second;
-        to[0] = zip_bytes(a, b, false), to[1] = zip_bytes(a, b, true);
+        to[0] = gpu_bytes(a, b, 0x5140), to[1] = gpu_bytes(a, b, 0x7362);
     } else {
         to[2 * lane] = q[0], to[2 * lane + 1] = q[1];
     }
     if (lane == 0) r.s[group * r.stride + t] = { s.s, s.start + r.start };
 }
 
+/* The norm's weights for a thread's first 8 numbers, if it is there: they need not wait for x. */
+__device__ inline void round_ahead(float (&g)[LANES], view norm, int I, bool wide)
+{
+    if (norm.p) load8(g, norm, LANES * (int)threadIdx.x, I, wide);
+}
+
 /* A row x of I numbers, times norm if that is there, becomes token t of r: by a block. How many threads that has
- * changes no bit. */
-__device__ inline void round_row(const rounded &r, int t, view x, view norm, int I, bool wide)
+ * changes no bit. g: round_ahead's. */
+__device__ inline void round_row(const rounded &r, int t, view x, view norm, float (&g)[LANES], int I, bool wide)
 {
     const int n = r.groups * QUANT_GROUP, step = LANES * (int)blockDim.x;
-    float v[LANES], next[LANES], g[LANES];
+    float v[LANES], next[LANES];
     load8(next, x, LANES * (int)threadIdx.x, I, wide);
     for (int i0 = 0; i0 < n; i0 += step) { /* the same turns for all */
         const int i = i0 + LANES * (int)threadIdx.x, group = i / QUANT_GROUP;
         float sq = 0;
 #pragma unroll
         for (int j = 0; j < LANES; j++) v[j] = next[j];
-        if (norm.p) load8(g, norm, i, I, wide);
         if (i0 + step < n) load8(next, x, i + step, I, wide);
 #pragma unroll
         for (int j = 0; j < LANES; j++) {
@@ -200,6 +198,7 @@ __device__ inline void round_row(const rounded &r, int t, view x, view norm, int
         }
         round_store(r, t, v, i);
         if (!norm.p) continue;
+        if (i0 + step < n) load8(g, norm, i + step, I, wide);
 #pragma unroll
         for (int m = GROUP_LANES / 2; m > 0; m /= 2) sq += gpu_shfl_xor(sq, m);
         if (threadIdx.x % GROUP_LANES == 0 && group < r.groups) r.squares[group * r.stride + t] = sq;
