@@ -470,8 +470,8 @@ static int complain(const struct test *c, const char *what)
  * they are multiplied with, whose tail is exp(-sqrt(2) t): thirteen. */
 static double tail(const struct row *row) { return row->gated ? 13 / 6.0 : 1; }
 
-/* Rounding to 8 bits errs by max/127/sqrt(12) of a group at the root mean square, over that of its values. The largest of
- * 64 normal values is at most four times theirs, of 64 products of two (x and the norm's weight) eight times. Of S's
+/* Rounding to 8 bits errs by max/127/sqrt(12) of a group at the root mean square, over that of its values. The largest
+ * of 64 normal values is at most four times theirs, of 64 products of two (x and the norm's weight) eight times. Of S's
  * square x has one part, as has w, and the norm's weight. */
 static double u_group(const struct row *row)
 {
