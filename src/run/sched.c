@@ -398,12 +398,13 @@ static bool write_tokens(struct sched *s)
 /* ---- prompts */
 
 /* Rows that a chunk may have: all, or what those that write can be kept waiting for. */
-static int chunk_rows(const struct sched *s, bool some_write)
+static int chunk_rows(const struct sched *s, int readers, int writers)
 {
     const int all = s->g->chunk;
-    if (!some_write) return all;
+    const double worth_s = readers > writers ? SCHED_STALL_MOST_S : CHUNK_WELL * s->row_s; /* a token for few is dear */
+    if (!writers) return all;
     double n = CHUNK_LEAST; /* and not more before it is known how long a row takes */
-    if (s->row_s > 0) n = fmax(n, fmax(SCHED_STALL_S, fmin(CHUNK_WELL * s->row_s, SCHED_STALL_MOST_S)) / s->row_s);
+    if (s->row_s > 0) n = fmax(n, fmax(SCHED_STALL_S, fmin(worth_s, SCHED_STALL_MOST_S)) / s->row_s);
     return n < all ? (int)n : all;
 }
 
@@ -469,14 +470,14 @@ static void parts_done(struct sched *s, const struct reading *part, int n, const
     }
 }
 
-static bool read_prompts(struct sched *s, bool some_write)
+static bool read_prompts(struct sched *s, int readers, int writers)
 {
     struct build b;
     struct reading part[ENGINE_SEQS];
     struct seq *of[ENGINE_SEQS];
     const float *whole = NULL;
     build_begin(&b, s);
-    int n = gather_parts(&b, part, chunk_rows(s, some_write));
+    int n = gather_parts(&b, part, chunk_rows(s, readers, writers));
     if (n <= 0) return n < 0;
     for (int i = 0; i < n; i++) of[i] = part[i].q;
     build_pages(&b, of, n);
@@ -497,17 +498,17 @@ static bool sched_waits(const struct sched *s)
 
 static bool begin_step(struct sched *s)
 {
-    bool some_read = false, some_write = false;
+    int readers = 0, writers = 0;
     for (const struct seq *q = s->first; q; q = q->next) {
-        some_read |= q->state == SEQ_READING;
-        some_write |= seq_goes_on(q);
+        readers += q->state == SEQ_READING;
+        writers += seq_goes_on(q);
     }
-    if (some_write && (s->read_last || !some_read)) {
+    if (writers && (s->read_last || !readers)) {
         s->read_last = false;
         return write_tokens(s);
     }
     s->read_last = true;
-    return some_read && read_prompts(s, some_write);
+    return readers && read_prompts(s, readers, writers);
 }
 
 bool sched_step(struct sched *s)

@@ -3,8 +3,8 @@
  * A step is one of three: a tile of a picture through the tower; a chunk of prompts, of one sequence or of several; or
  * the next token of every sequence that writes. While some write, the others' prompts and pictures come between their
  * tokens, one step each in turn, and chunks are cut to what takes about SCHED_STALL_S, or, where that is too few rows
- * to be worth reading the weights, up to SCHED_STALL_MOST_S. What is computed for a sequence does not depend on the
- * others (kern.h: rows are alone), so neither does its answer.
+ * to be worth reading the weights or more wait than write, up to SCHED_STALL_MOST_S. What is computed for a sequence
+ * does not depend on the others (kern.h: rows are alone), so neither does its answer.
  *
  * On a device a step is not waited for: while it runs, the next one is put together, with tokens that are not known
  * yet, and the last one's tokens become text. A sequence that ends may so have one row computed for nothing. Where
@@ -17,7 +17,7 @@
 #include "run/seq.h"
 
 #define SCHED_STALL_S 0.25
-#define SCHED_STALL_MOST_S 1.0
+#define SCHED_STALL_MOST_S 1.25
 
 /* A step that has begun: of[i] (NULL: it has left) gets a token, or logits. */
 struct under_way {
