@@ -262,11 +262,30 @@ INLINE void blocks(const struct gemv *g, enum how how, int64_t from, int64_t to,
     for (int64_t o = from; o < to; o += BLOCK) block(g, how, o, to - o < BLOCK ? to - o : BLOCK, sum);
 }
 
-/* Outputs [from, to); room as for a block, or NULL: few tokens. */
-INLINE void part(const struct gemv *g, enum how how, int64_t from, int64_t to, vf *room)
+/* Outputs [from, to), for few tokens and for many: functions of their own, for in one as large as all of them GCC
+ * keeps in memory what belongs in registers, and a token alone takes a third longer. */
+static __attribute__((noinline)) void part_few(const struct gemv *g, int64_t from, int64_t to)
 {
-    if (room) blocks(g, how, from, to, room);
-    else outputs(g, how, from, to);
+    switch (g->how) {
+    case AS_F32: outputs(g, AS_F32, from, to); break;
+    case AS_F16: outputs(g, AS_F16, from, to); break;
+    case AS_BF16: outputs(g, AS_BF16, from, to); break;
+    case AS_PAIR:
+        if (HAS_PAIRS) outputs(g, AS_PAIR, from, to);
+        break;
+    }
+}
+
+static __attribute__((noinline)) void part_many(const struct gemv *g, int64_t from, int64_t to, vf *room)
+{
+    switch (g->how) {
+    case AS_F32: blocks(g, AS_F32, from, to, room); break;
+    case AS_F16: blocks(g, AS_F16, from, to, room); break;
+    case AS_BF16: blocks(g, AS_BF16, from, to, room); break;
+    case AS_PAIR:
+        if (HAS_PAIRS) blocks(g, AS_PAIR, from, to, room);
+        break;
+    }
 }
 
 static void gemv_run(struct kctx *kc, const struct gemv *g, int n_threads)
@@ -277,15 +296,8 @@ static void gemv_run(struct kctx *kc, const struct gemv *g, int n_threads)
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic)
     for (int64_t o = 0; o < g->out; o += chunk) {
         int64_t end = o + chunk < g->out ? o + chunk : g->out;
-        vf *room = rooms ? rooms + omp_get_thread_num() * each : NULL;
-        switch (g->how) {
-        case AS_F32: part(g, AS_F32, o, end, room); break;
-        case AS_F16: part(g, AS_F16, o, end, room); break;
-        case AS_BF16: part(g, AS_BF16, o, end, room); break;
-        case AS_PAIR:
-            if (HAS_PAIRS) part(g, AS_PAIR, o, end, room);
-            break;
-        }
+        if (rooms) part_many(g, o, end, rooms + omp_get_thread_num() * each);
+        else part_few(g, o, end);
     }
 }
 
