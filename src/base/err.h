@@ -38,7 +38,8 @@ struct err {
 /* Fills e (unless e is NULL) and returns code, so that a caller can `return err_set(...)`. */
 int err_set(struct err *e, enum err_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Replaces control characters: names come from files, and one must not bring a line end or an escape sequence. */
+/* Replaces control characters, and what is no UTF-8 or was cut inside a character: names come from files and from
+ * clients, and one must not bring a line end, an escape sequence, or what JSON cannot hold. */
 void text_tame(char *s);
 
 /* "cannot VERB 'PATH': strerror(errno)", code ERR_IO, or ERR_MISSING for ENOENT. */

@@ -341,6 +341,7 @@ bool exchange_begun(struct exchange *x)
 {
     pthread_mutex_lock(&x->lock);
     bool begun = x->begun;
+    if (!begun) x->ping = NULL;
     pthread_mutex_unlock(&x->lock);
     return begun;
 }

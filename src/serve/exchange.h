@@ -60,7 +60,8 @@ void exchange_end(struct exchange *x); /* finishes */
 enum { EXCHANGE_BACKLOG = 16 << 20, EXCHANGE_PING_S = 8 };
 
 bool exchange_gone(struct exchange *x);
-/* Has any of a stream been written? Until then exchange_reply may say that it failed. */
+/* Has any of a stream been sent? If not, exchange_reply may say that it failed: from the question on there are no
+ * pings, so that it stays so. */
 bool exchange_begun(struct exchange *x);
 /* fn(ctx) when the client leaves before the answer is finished; at once if it has left already. It must return soon
  * and must not finish the exchange. Takes the place of an earlier fn (NULL: none does), after waiting for a call of

@@ -241,22 +241,28 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
 }
 
 /* These end the exchange, with which the model may be closed: a is freed before. */
-static void finish_error(struct ask *a)
+/* Says what went wrong, as an event where events have begun; frees a. */
+static void fail(struct ask *a, int status, const char *param, const char *word, const char *message)
 {
     struct exchange *x = a->task.x;
+    const bool stream = a->chat.stream && exchange_begun(x);
+    ask_free(a);
+    if (!stream) {
+        exchange_error(x, status, param, word, "%s", message);
+        return;
+    }
+    event_send(x, exchange_error_json(status, param, word, message));
+    exchange_end(x);
+}
+
+static void finish_error(struct ask *a)
+{
     const char *word;
     char message[1000];
     int status = gen_status(a->error, &word);
-    bool stream = a->chat.stream && exchange_begun(x);
     if (a->error == CANCELLED) status = 503, word = "shutting_down";
     snprintf(message, sizeof message, "%s", a->message);
-    ask_free(a);
-    if (!stream) {
-        exchange_error(x, status, NULL, word, "%s", message);
-        return;
-    }
-    event_send(x, exchange_error_json(status, NULL, word, message));
-    exchange_end(x);
+    fail(a, status, NULL, word, message);
 }
 
 static void finish_whole(struct ask *a)
@@ -311,9 +317,7 @@ static void ask_finish(struct gen_task *t)
 /* What is wrong with the request; frees a. */
 static void ask_refuse(struct ask *a, const struct bad *b)
 {
-    struct exchange *x = a->task.x;
-    ask_free(a);
-    bad_reply(b, x);
+    fail(a, b->status, *b->param ? b->param : NULL, b->code, b->message);
 }
 
 static bool is_data(const struct chat_picture *p) { return !strncmp(p->url, "data:", 5); }

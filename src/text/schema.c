@@ -262,24 +262,86 @@ static int reference(struct writer *w, const char *where)
     return body < 0 ? body : rule;
 }
 
+static bool is_of(const json_t *v, const char *type)
+{
+    static const struct { const char *name; int types; } names[] = {
+        { "object", 1 << JSON_OBJECT }, { "array", 1 << JSON_ARRAY }, { "string", 1 << JSON_STRING },
+        { "integer", 1 << JSON_INTEGER }, { "number", 1 << JSON_INTEGER | 1 << JSON_REAL },
+        { "boolean", 1 << JSON_TRUE | 1 << JSON_FALSE }, { "null", 1 << JSON_NULL },
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(type, names[i].name)) return names[i].types >> json_typeof(v) & 1;
+    return false;
+}
+
+/* Is v of the type, or of one of the types, that its schema names, if it names any? */
+static bool is_typed(const json_t *v, const json_t *type)
+{
+    const json_t *one;
+    size_t i;
+    if (!json_is_array(type)) return !json_is_string(type) || is_of(v, json_string_value(type));
+    json_array_foreach(type, i, one)
+        if (json_is_string(one) && is_of(v, json_string_value(one))) return true;
+    return false;
+}
+
+/* Both what `key` says and what stands beside it would have to hold: refused, except for a type that all of a list's
+ * schemas name as well (values are held against it by is_typed). */
+static int check_alone(struct writer *w, const json_t *s, const char *key)
+{
+    static const char *const others[] = { "const", "enum", "anyOf", "oneOf", "allOf", "type", "properties", "required",
+                                          "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+                                          "minLength", "maxLength" };
+    const json_t *list = json_object_get(s, key), *type = json_object_get(s, "type"), *one;
+    const bool values = !strcmp(key, "const") || !strcmp(key, "enum");
+    bool same = json_is_array(list);
+    size_t i;
+    json_array_foreach(list, i, one)
+    {
+        const json_t *ref = json_object_get(one, "$ref");
+        const char *at = json_is_string(ref) ? json_string_value(ref) : "";
+        const json_t *to = *at == '#' ? pointed(w->root, at + 1) : one;
+        same = same && json_equal(json_object_get(to, "type"), type);
+    }
+    for (i = 0; i < sizeof others / sizeof *others; i++) {
+        if (!strcmp(others[i], key) || !json_object_get(s, others[i])) continue;
+        if (!strcmp(others[i], "type") && (values || same)) continue;
+        return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' beside '%s' is not supported", others[i], key);
+    }
+    return 0;
+}
+
+/* One of the values, as far as they are of the type that stands beside them. */
+static int values(struct writer *w, struct buf *b, const json_t *list, const json_t *type)
+{
+    const json_t *one;
+    size_t i, n = 0;
+    json_array_foreach(list, i, one)
+    {
+        if (!is_typed(one, type)) continue;
+        if (n++) buf_str(b, " | ");
+        int rc = json_literal(w, b, one);
+        if (rc < 0) return rc;
+    }
+    return n ? 0 : wrong(w, "enum", "has no value of the 'type' beside it");
+}
+
 static int expression(struct writer *w, struct buf *b, const json_t *s)
 {
+    static const char *const whole[] = { "const", "enum", "anyOf", "oneOf", "allOf" };
     const json_t *v, *type = json_object_get(s, "type");
     size_t i;
     int rc = 0;
+    for (i = 0; i < sizeof whole / sizeof *whole; i++)
+        if (json_object_get(s, whole[i]) && (rc = check_alone(w, s, whole[i])) < 0) return rc;
     for (i = 0; i < sizeof refused / sizeof *refused; i++)
         if (json_object_get(s, refused[i]))
             return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' is not supported", refused[i]);
-    if ((v = json_object_get(s, "const"))) return json_literal(w, b, v);
+    if ((v = json_object_get(s, "const")))
+        return is_typed(v, type) ? json_literal(w, b, v) : wrong(w, "const", "is not of the 'type' beside it");
     if ((v = json_object_get(s, "enum"))) {
-        const json_t *one;
         if (!json_is_array(v) || !json_array_size(v)) return wrong(w, "enum", "is no list of values");
-        json_array_foreach(v, i, one)
-        {
-            if (i) buf_str(b, " | ");
-            if ((rc = json_literal(w, b, one)) < 0) return rc;
-        }
-        return 0;
+        return values(w, b, v, type);
     }
     if ((v = json_object_get(s, "anyOf"))) return either(w, b, "anyOf", v);
     if ((v = json_object_get(s, "oneOf"))) return either(w, b, "oneOf", v);

@@ -183,9 +183,11 @@ static void name_tensor(struct trainer *r, const char *prefix, int i, struct ten
 static const char *const EQUAL[] = {
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "model_max_length", "packing",
     "group_by_modality_length", "image_augment", "learning_rate", "lr_scheduler_type", "master_weights", "bits",
-    "label_smoothing_factor", NULL
+    NULL
 };
-static const char *const EQUAL_IF_ASKED[] = { "group_by_length", "lr_scheduler_kwargs", NULL };
+static const char *const EQUAL_IF_ASKED[] = {
+    "group_by_length", "lr_scheduler_kwargs", "label_smoothing_factor", "patch_dropout", "residual_dropout", NULL
+};
 
 /* What two runs must have in common for one to go on from the other's checkpoint. */
 static json_t *in_common(const struct trainer *r)
@@ -203,7 +205,8 @@ static json_t *in_common(const struct trainer *r)
     }
     for (const char *const *name = EQUAL_IF_ASKED; *name; name++) {
         json_t *v = json_object_get(r->args, *name);
-        if (v && !json_is_false(v) && !json_is_null(v)) json_object_set(o, *name, v);
+        const bool zero = json_is_number(v) && json_number_value(v) == 0;
+        if (v && !zero && !json_is_false(v) && !json_is_null(v)) json_object_set(o, *name, v);
     }
     return o;
 }

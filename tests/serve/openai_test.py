@@ -199,6 +199,7 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("a thousand pictures", {"messages": [{"role": "user", "content": [picture()] * 1000}]}, 400, "messages", "more than 32"),
     ("a mark without a picture", {"messages": [{"role": "user", "content": "<image>"}]}, 400, "messages[0].content", "<image>"),
     ("another model", {"model": "gpt-4"}, 404, "model", "gpt-4"),
+    ("another model, cut in a character", {"model": "\u2603" * 80}, 404, "model", "\u2603"),
     ("heat", {"temperature": 3}, 400, "temperature", "0 to 2"),
     ("heat in words", {"temperature": "hot"}, 400, "temperature", "string"),
     ("top_p", {"top_p": -1}, 400, "top_p", "0 to 1"),

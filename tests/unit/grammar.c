@@ -126,6 +126,9 @@ static void test_schemas(void **state)
         { "{\"type\":\"object\",\"properties\":{\"a\":{},\"b\":{},\"c\":{\"type\":\"null\"}}}",
           { "+{}", "+{\"c\":null}", "+{\"a\":1,\"c\":null}", "+{\"b\":1}", "8{\"b\":1,\"a\"" } },
         { "{\"enum\":[\"red\",2,null]}", { "+\"red\"", "+2", "+null", "1\"green\"" } },
+        { "{\"type\":[\"integer\",\"null\"],\"enum\":[\"red\",2,null]}", { "0\"red\"", "+2", "+null" } },
+        { "{\"type\":\"null\",\"title\":\"t\",\"allOf\":[{\"$ref\":\"#/$defs/t\"}],"
+          "\"$defs\":{\"t\":{\"type\":\"null\"}}}", { "+null" } },
         { "{\"const\":{\"a\":[1]}}", { "+{\"a\":[1]}", "6{\"a\":[2" } },
         { "{\"type\":\"array\",\"items\":{\"type\":\"boolean\"},\"minItems\":1,\"maxItems\":2}",
           { "1[]", "+[true]", "+[true,false]", "0[true,true,", "~[true," } },
@@ -174,6 +177,11 @@ static void test_schemas_refused(void **state)
         { "{\"type\":\"array\",\"minItems\":2,\"maxItems\":1}", "'minItems'" },
         { "{\"type\":\"array\",\"minItems\":-1}", "'minItems'" },
         { "{\"$ref\":\"#\"}", "begins with itself" },
+        { "{\"type\":\"object\",\"properties\":{},\"oneOf\":[{\"required\":[\"a\"]}]}", "beside 'oneOf'" },
+        { "{\"anyOf\":[{\"type\":\"object\"}],\"required\":[\"a\"]}", "'required' beside 'anyOf'" },
+        { "{\"enum\":[\"x\"],\"const\":\"x\"}", "'enum' beside 'const'" },
+        { "{\"type\":\"integer\",\"enum\":[\"x\"]}", "'type'" },
+        { "{\"type\":\"null\",\"const\":1}", "'type'" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
