@@ -6,22 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The bytes of the character that begins at s, by its first; 1 where what follows is no UTF-8. */
-static int character(const char *s)
-{
-    const unsigned char c = (unsigned char)*s, d = (unsigned char)s[c != 0];
-    const int n = c < 0xc2 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 1;
-    for (int i = 1; i < n; i++)
-        if (((unsigned char)s[i] & 0xc0) != 0x80) return 1;
-    if ((c == 0xe0 && d < 0xa0) || (c == 0xf0 && d < 0x90)) return 1; /* longer than need be */
-    if ((c == 0xed && d > 0x9f) || (c == 0xf4 && d > 0x8f)) return 1; /* half a pair, or beyond the last */
-    return n;
-}
+#include "base/utf8.h"
 
 void text_tame(char *s)
 {
-    for (int n; *s; s += n)
-        if ((n = character(s)) == 1 && ((unsigned char)*s < ' ' || (unsigned char)*s >= 127)) *s = '?';
+    uint32_t cp;
+    size_t n;
+    for (size_t left = strlen(s); left; s += n, left -= n) {
+        if (utf8_next(s, left, &cp, &n) != UTF8_OK) n = 1, cp = 0;
+        if (cp < ' ' || cp == 127) *s = '?';
+    }
 }
 
 int err_set(struct err *e, enum err_code code, const char *fmt, ...)

@@ -285,15 +285,18 @@ static bool is_typed(const json_t *v, const json_t *type)
     return false;
 }
 
-/* Both what `key` says and what stands beside it would have to hold: refused, except for a type that all of a list's
- * schemas name as well (values are held against it by is_typed). */
+/* The first WHOLE say all that a value may be. */
+enum { WHOLE = 5 };
+static const char *const limits[] = { "const", "enum", "anyOf", "oneOf", "allOf", "type", "properties", "required",
+                                      "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+                                      "minLength", "maxLength" };
+
+/* Both what `key`, one of these, says and what stands beside it would have to hold: refused, except for a type that all
+ * of a list's schemas name as well (values are held against it by is_typed). */
 static int check_alone(struct writer *w, const json_t *s, const char *key)
 {
-    static const char *const others[] = { "const", "enum", "anyOf", "oneOf", "allOf", "type", "properties", "required",
-                                          "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
-                                          "minLength", "maxLength" };
     const json_t *list = json_object_get(s, key), *type = json_object_get(s, "type"), *one;
-    const bool values = !strcmp(key, "const") || !strcmp(key, "enum");
+    const bool literal = !strcmp(key, "const") || !strcmp(key, "enum");
     bool same = json_is_array(list);
     size_t i;
     json_array_foreach(list, i, one)
@@ -303,10 +306,10 @@ static int check_alone(struct writer *w, const json_t *s, const char *key)
         const json_t *to = *at == '#' ? pointed(w->root, at + 1) : one;
         same = same && json_equal(json_object_get(to, "type"), type);
     }
-    for (i = 0; i < sizeof others / sizeof *others; i++) {
-        if (!strcmp(others[i], key) || !json_object_get(s, others[i])) continue;
-        if (!strcmp(others[i], "type") && (values || same)) continue;
-        return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' beside '%s' is not supported", others[i], key);
+    for (i = 0; i < sizeof limits / sizeof *limits; i++) {
+        if (!strcmp(limits[i], key) || !json_object_get(s, limits[i])) continue;
+        if (!strcmp(limits[i], "type") && (literal || same)) continue;
+        return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' beside '%s' is not supported", limits[i], key);
     }
     return 0;
 }
@@ -328,12 +331,11 @@ static int values(struct writer *w, struct buf *b, const json_t *list, const jso
 
 static int expression(struct writer *w, struct buf *b, const json_t *s)
 {
-    static const char *const whole[] = { "const", "enum", "anyOf", "oneOf", "allOf" };
     const json_t *v, *type = json_object_get(s, "type");
     size_t i;
     int rc = 0;
-    for (i = 0; i < sizeof whole / sizeof *whole; i++)
-        if (json_object_get(s, whole[i]) && (rc = check_alone(w, s, whole[i])) < 0) return rc;
+    for (i = 0; i < WHOLE; i++)
+        if (json_object_get(s, limits[i]) && (rc = check_alone(w, s, limits[i])) < 0) return rc;
     for (i = 0; i < sizeof refused / sizeof *refused; i++)
         if (json_object_get(s, refused[i]))
             return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' is not supported", refused[i]);
