@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """8 and 4 bits: llava quantize and --load-8bit, --load-4bit give the same numbers; how far these are from 16 bits, beside
-NF4 with double quantisation (arXiv:2305.14314) as bitsandbytes has it; answers of the demo model; and what fails."""
+NF4 with double quantisation (arXiv:2305.14314) as bitsandbytes has it; answers of the demo model; and what fails.
+LLAVA_TEST_DEVICE says where the logits are computed: cpu, cuda, hip."""
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from nf4 import nf4_dq
 from cli import ROOT, config, finish, ok, one_line, place, read_tensors, run, write_tensors
 
 DEMO = os.path.join(ROOT, "models/demo")
+DEVICE = os.environ.get("LLAVA_TEST_DEVICE", "cpu")
 ASK = ["What is this?", "Is this an animal?", "What group does it belong to?"]
 
 
@@ -25,7 +27,7 @@ def pictures():
 def logits(path, picture, ask, *more):
     out = place("f.safetensors")
     rc, _, err = run("forward", "--model-path", path, "--image-file", picture, "--prompt",
-                     f"USER: <image>\n{ask} ASSISTANT:", "--quiet", "--out", out, *more)
+                     f"USER: <image>\n{ask} ASSISTANT:", "--quiet", "--device", DEVICE, "--out", out, *more)
     return read_tensors(out)["logits"][1].astype(np.float64) if rc == 0 else err
 
 
