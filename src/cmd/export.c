@@ -82,19 +82,23 @@ out:
     return rc;
 }
 
-/* LLaVA's layout: where the tower goes. */
+/* LLaVA's layout: where the tower goes. One inside the checkpoint leaves its configuration beside it, for what
+ * mm_vision_tower names may be in reach of the old folder alone. */
 static void choose_tower(struct job *j)
 {
     struct save_options *o = &j->save;
     const struct llava_model *m = &j->m;
     const struct llava_config *c = &m->cfg;
-    if (!c->has_clip) return; /* its name is enough */
-    if (j->x->with_tower && !j->x->projector_only)
-        o->tower_inside = true;
-    else if (m->tower_inside && !c->hf_layout && !j->x->projector_only)
-        o->tower_inside = true; /* as it was */
-    else
+    const char *name = j->x->tower ? j->x->tower : c->tower;
+    const bool as_it_was = m->tower_inside && !c->hf_layout;
+    if (!c->has_clip) { /* its name is enough */
+        if (*name == '.' || (*name == '/' && access(name, F_OK) != 0))
+            log_warn("there is no vision tower '%s', which '%s' will want", name, j->x->out);
+    } else if ((j->x->with_tower || as_it_was) && !j->x->projector_only) {
+        o->tower_inside = o->tower_config = true;
+    } else {
         o->tower_beside = true;
+    }
 }
 
 /* Tokens <image> and <pad> at the end, and rows for them. */

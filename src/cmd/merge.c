@@ -41,7 +41,7 @@ static const struct argp argp = {
     "product to 16 bits before adding it, so its results can differ by one unit in the last place of f16 or "
     "bf16. One weight at a time is in memory.\n\n"
     "The tower stays where it is: the folder names it as the adapter's config.json does. One that lies "
-    "beside the adapter, or is changed by it, is written to DIR/vision_tower.\n\n"
+    "beside the adapter or its base, or is changed by it, is written to DIR/vision_tower.\n\n"
     "Examples:\n"
     "  llava merge --model-path llava-v1.5-7b-lora --model-base vicuna-7b-v1.5 \\\n"
     "      --save-model-path llava-v1.5-7b-merged\n"

@@ -97,7 +97,7 @@ struct llava_source {
     enum dtype dtype; /* otherwise the type parameters are wanted in; F32 keeps 16-bit ones (they are exact in
                          f32) */
     bool text_only;        /* don't load the tower */
-    bool tower_by_name;    /* leave a tower closed that is neither in the checkpoint nor beside it (for saving) */
+    bool tower_by_name;    /* leave a tower closed that is on the hub or at an absolute path (for saving) */
     const struct llava_vision *vision; /* NULL: as config.json says */
     bool unmerged; /* leave adapters in llava_model.lora: the parameters are the base's (for saving, see
                       save.h) */

@@ -397,29 +397,32 @@ static int add_file(struct llava_model *m, struct index *ix, const char *dir, co
     return rc < 0 ? rc : index_add(ix, m->weights[m->n_weights++], e);
 }
 
-/* The tower's folder: as given, in or beside the model's folder (by its whole or its last name), in
- * the model's folder as save.h's tower_config leaves it, or through the hub. */
+/* A tower in or beside dir, by its whole or its last name, or as save.h's tower_config leaves it. */
+static bool tower_near(char *path, size_t size, const char *dir, const char *name)
+{
+    const char *slash = strrchr(name, '/'), *last = slash && slash[1] ? slash + 1 : name;
+    const char *parts[][2] = { { "", name }, { "../", name }, { "", last }, { "../", last }, { "", "vision_tower" } };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        snprintf(path, size, "%s/%s%s", dir, parts[i][0], parts[i][1]);
+        if (*parts[i][1] && exists(path, "config.json")) return true;
+    }
+    return false;
+}
+
+/* The tower's folder: as given, near the model's folder or its base's, or through the hub. */
 static int find_tower(struct llava_model *m, const struct llava_source *s, struct err *e)
 {
-    const char *name = s->clip_path ? s->clip_path : m->cfg.tower, *slash = strrchr(name, '/');
-    const char *last = slash && slash[1] ? slash + 1 : name;
-    const char *parts[][3] = { { "", "", name },
-                               { s->path, "/", name },
-                               { s->path, "/../", name },
-                               { s->path, "/", last },
-                               { s->path, "/../", last },
-                               { s->path, "/", "vision_tower" } };
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        char path[4096];
-        snprintf(path, sizeof path, "%s%s%s", parts[i][0], parts[i][1], parts[i][2]);
-        if (exists(path, "config.json"))
-            return (m->clip_dir = strdup(path)) ? 0 : err_set(e, ERR_NOMEM, "no memory for a path");
-    }
-    if (s->locate && name[0] != '.' && name[0] != '/') {
+    const char *name = s->clip_path ? s->clip_path : m->cfg.tower;
+    char path[4096];
+    snprintf(path, sizeof path, "%s", name);
+    if ((*name && exists(name, "config.json")) || tower_near(path, sizeof path, s->path, name) ||
+        (s->base && tower_near(path, sizeof path, s->base, name)))
+        return (m->clip_dir = strdup(path)) ? 0 : err_set(e, ERR_NOMEM, "no memory for a path");
+    if (s->locate && *name && *name != '.' && *name != '/') {
         int rc = s->locate(&m->clip_dir, name, e);
         return rc < 0 ? err_prefix(e, "the vision tower '%s'", name), rc : 0;
     }
-    if (s->vision && s->vision->tower) return err_set(e, ERR_MISSING, "no vision tower '%s'", name);
+    if (s->clip_path || (s->vision && s->vision->tower)) return err_set(e, ERR_MISSING, "no vision tower '%s'", name);
     return err_set(e, ERR_MISSING, "no vision tower '%s' (config.json of '%s' names it; --vision-tower sets another)",
                    name, s->path);
 }
@@ -456,17 +459,19 @@ static bool tower_inside(const struct index *ix)
     return index_find(ix, "vision_model.embeddings.class_embedding") != NULL;
 }
 
-/* Must the tower be opened? Not when its name is enough: it is on the hub or in a fixed place, and nothing of
- * it changes. */
+/* Must the tower be opened? Not when its name is enough from wherever the model will be: it is a fixed place or on the
+ * hub, and nothing of it changes. */
 static bool tower_wanted(struct llava_model *m, const struct llava_source *s, const struct index *ix,
                          const struct lora_set *lora)
 {
     const struct llava_config *c = &m->cfg;
+    const char *name = s->clip_path ? s->clip_path : c->tower;
     if (!s->tower_by_name || c->has_clip || !c->mm_hidden || tower_inside(ix)) return true;
     for (size_t i = 0; i < lora->n; i++)
         if (!strncmp(lora->pair[i].name, "vision_model.", 13)) return true;
-    if (s->clip_path || *c->tower == '/' || (*c->tower != '.' && strchr(c->tower, '/'))) return false; /* ORG/NAME */
-    struct llava_source here = { .path = s->path };
+    if (*name == '/' && exists(name, "config.json")) return false;
+    if (s->clip_path && (*name == '/' || *name == '.')) return true; /* or it is not there, which is said */
+    struct llava_source here = { .path = s->path, .base = s->base, .clip_path = s->clip_path };
     bool found = find_tower(m, &here, NULL) >= 0;
     free(m->clip_dir);
     m->clip_dir = NULL;

@@ -337,6 +337,12 @@ static enum dtype stored_type(const struct saving *s)
     return s->o->keep_dtype ? (enum dtype)p->w.type : s->o->dtype;
 }
 
+/* What mm_vision_tower says. A path from where the model was leads nowhere from where it goes. */
+static const char *tower_name(const struct save_options *o, const char *now)
+{
+    return o->tower_beside || (o->tower_config && (!*now || *now == '.')) ? "./vision_tower" : now;
+}
+
 static int put_config(struct saver *out, const struct saving *s, struct err *e)
 {
     const struct save_options *o = s->o;
@@ -351,7 +357,7 @@ static int put_config(struct saver *out, const struct saving *s, struct err *e)
         snprintf(path, sizeof path, "%s/config.json", o->config_dir);
         TRY(json_file_load(&old, path, e));
     }
-    now = save_config(&c, o, o->tower_beside ? "./vision_tower" : c.tower, old);
+    now = save_config(&c, o, tower_name(o, c.tower), old);
     if (o->bits)
         json_object_set_new(now, "quantization_config",
                             json_pack("{s:s, s:i, s:i}", "quant_method", QUANT_METHOD, "bits", o->bits, "group_size",

@@ -284,7 +284,7 @@ out:
 }
 
 /* config.json's keys. mm_vision_tower as it was given (ORG/NAME stays), but for places that depend on where the program
- * is started or where the base lies: those become absolute, and a tower inside its base the folder that we write. */
+ * is started or where the base lies: those become absolute. */
 static json_t *config_keys(const struct checkpoint *c)
 {
     static const char key[] = "mm_vision_tower";
@@ -293,7 +293,6 @@ static json_t *config_keys(const struct checkpoint *c)
     bool place = *name == '.' || !strchr(name, '/') || (*name != '/' && access(name, F_OK) == 0);
     char *real = c->m->clip_dir && place ? realpath(c->m->clip_dir, NULL) : NULL;
     if (real) json_object_set_new(o, key, json_string(real));
-    else if (!*name && c->m->cfg.has_clip) json_object_set_new(o, key, json_string("./vision_tower"));
     free(real);
     return o;
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """llava convert and llava merge: layouts, round trips, types, shards, towers, tokenizer files, and what fails."""
+import json
 import os
 import resource
 import shutil
@@ -139,7 +140,8 @@ def towers():
     names = read_tensors(inside)
     ok(sum(k.startswith("model.vision_tower.vision_tower.vision_model.") for k in names) == len(t),
        "--with-tower: inside")
-    ok(not os.path.exists(os.path.join(inside, "vision_tower")), "and not beside")
+    ok(sorted(os.listdir(os.path.join(inside, "vision_tower"))) == ["config.json", "preprocessor_config.json"],
+       "and beside only what says how it is built")
     named = place("named")
     shutil.copytree(plain, named)
     shutil.rmtree(os.path.join(named, "vision_tower"))
@@ -157,8 +159,60 @@ def towers():
     out = convert(named, "hf", "named-hf", "--vision-tower", os.path.join(plain, "vision_tower"))
     good, why = equal_numbers(out, place("llava-liuhaotian-hf"), TEXT)
     ok(good, "--vision-tower", why)
-    self_trained = convert(model("llava-self-trained"), "llava", "self-trained")
-    ok(any("vision_tower" in k for k in read_tensors(self_trained)), "a tower in LLaVA's checkpoint stays inside")
+
+
+def name_tower(path, name):
+    c = config(path)
+    c["mm_vision_tower"] = name
+    with open(os.path.join(path, "config.json"), "w", encoding="utf-8") as f:
+        json.dump(c, f)
+
+
+def opens(name, path, *more):
+    got, why = forward(path, PICTURE, "wide-37x23.png", *more)
+    ok(got is not None, f"{name}: opens alone", why)
+
+
+def towers_in_reach_of_the_old_folder():
+    """What is written opens wherever it lies, whatever mm_vision_tower said of where the model was."""
+    source = model("llava-self-trained")  # "./clip", whose weights are in the checkpoint
+    out = convert(source, "llava", "self-trained")
+    ok(any("vision_tower" in k for k in read_tensors(out)), "a tower in LLaVA's checkpoint stays inside")
+    good, why = equal_numbers(source, out, PICTURE, "wide-37x23.png")
+    ok(good, "and opens", why)
+    out = place("inside-quantised")
+    rc, _, err = run("quantize", "--model-path", source, "--bits", "8", "--output", out)
+    ok(rc == 0 and err == "", "quantize with the tower inside", err)
+    opens("quantised", out)
+    lora = place("lora-inside")
+    rc, _, err = run("train", "--model_name_or_path", source, "--data_path",
+                     os.path.join(ROOT, "tests/golden/training/lora.json"), "--image_folder",
+                     os.path.join(ROOT, "tests/golden/pictures"), "--lora_enable", "True", "--output_dir", lora,
+                     "--max_steps", "1", "--model_max_length", "512", "--report_to", "none", "--version", "v1",
+                     "--mm_use_im_patch_token", "False", "--per_device_train_batch_size", "1")
+    ok(rc == 0, "an adapter", err)
+    name_tower(lora, "./clip")  # which is in the base's folder
+    rc, _, err = run("merge", "--model-path", lora, "--model-base", source, "--save-model-path", place("inside-merged"))
+    ok(rc == 0 and err == "", "merge with the tower inside the base", err)
+    opens("merged", place("inside-merged"))
+    for name in ("towers/clip", "/no/such/place/clip"):  # found by its whole name, and by its last
+        moved = place("moved" + name.replace("/", "-"))
+        shutil.copytree(model("llava-liuhaotian"), moved)
+        if name[0] != "/":
+            os.mkdir(os.path.join(moved, os.path.dirname(name)))
+            os.rename(os.path.join(moved, "clip"), os.path.join(moved, name))
+        name_tower(moved, name)
+        opens(f"{name} itself", moved)
+        opens(f"{name} converted", convert(moved, "llava", os.path.basename(moved) + "-out"))
+    shutil.rmtree(os.path.join(moved, "clip"))
+    rc, _, err = run("convert", "--model-path", moved, "--to", "llava", "--output", place("no-tower"))
+    ok(rc == 0 and "warning" in err and "/no/such/place/clip" in err and os.path.exists(place("no-tower")),
+       "a tower that is nowhere is said", err)
+    fails("--vision-tower that is nowhere", 1, "no vision tower './nowhere'", "convert", "--model-path", moved, "--to",
+          "llava", "--vision-tower", "./nowhere", "--output", place("x2"), absent=place("x2"))
+    out = convert(moved, "llava", "given", "--vision-tower", os.path.relpath(os.path.join(model("llava-liuhaotian"), "clip")))
+    ok(config(out)["mm_vision_tower"] == "./vision_tower", "--vision-tower by a relative path goes along", config(out))
+
 
 
 def types_and_shards():
@@ -197,7 +251,6 @@ def projector():
         shutil.copy(os.path.join(place("llava-liuhaotian"), name), base)
     c = {k: v for k, v in config(place("llava-liuhaotian")).items() if "mm_" not in k}
     c["model_type"] = "llama"
-    import json
     json.dump(c, open(os.path.join(base, "config.json"), "w"))
     both = convert(out, "llava", "projector-whole", "--model-base", base)
     again = read_tensors(both)
@@ -358,6 +411,7 @@ else:
     rows_of_new_tokens()
     fast_tokenizer()
     towers()
+    towers_in_reach_of_the_old_folder()
     types_and_shards()
     projector()
     merging()
