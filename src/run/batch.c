@@ -144,8 +144,9 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     TRY(adapter_find(&q->adapter, g, r->adapter, e));
     TRY(adapter_sees(g, q->adapter, r->n_images, e));
     TRY(api_images(&q->images, g, r->images, r->n_images, e));
+    TRY(prompt_may_fit(g, r->prompt, r->n_images, e));
     TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
-    TRY(prompt_fits(&q->prompt, g, e));
+    TRY(prompt_fits(q->prompt.n_whole, g, e));
     TRY(make_grammar(b, q, r, e));
     q->r.adapter = NULL;
     q->r.prompt = q->r.schema = q->r.grammar = NULL;

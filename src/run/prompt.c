@@ -47,6 +47,7 @@ int prompt_make(struct prompt *p, const struct engine *g, const char *text, stru
         TRY(err_set(e, ERR_USAGE, "the prompt has %d \"<image>\" and there %s %d picture%s", marks,
                     n == 1 ? "is" : "are", n, n == 1 ? "" : "s"));
     TRY(prompt_expand(p, images, e));
+    p->n_whole = p->n;
     if (c->text_max > 0 && p->n > c->text_max) { /* the reference cuts after splicing, silently */
         log_warn("the prompt of %d positions is cut to the model's %d", p->n, c->text_max);
         p->n = c->text_max;
@@ -57,10 +58,19 @@ out:
     return rc;
 }
 
-int prompt_fits(const struct prompt *p, const struct engine *g, struct err *e)
+int prompt_fits(int n, const struct engine *g, struct err *e)
 {
-    if (p->n <= g->context) return 0;
-    return err_set(e, ERR_LIMIT, "the prompt has %d positions, the context of '%s' is %d", p->n, g->name, g->context);
+    if (n <= g->context) return 0;
+    return err_set(e, ERR_LIMIT, "the prompt has %d positions, the context of '%s' is %d", n, g->name, g->context);
+}
+
+int prompt_may_fit(const struct engine *g, const char *text, int n_images, struct err *e)
+{
+    const size_t marks = (size_t)n_images * strlen("<image>"); /* no more ids than bytes */
+    const size_t least = g->tok ? tokenizer_least(g->tok, text, strlen(text)) : 0;
+    if (least <= marks + (size_t)g->context) return 0;
+    return err_set(e, ERR_LIMIT, "the prompt has %zu positions at least, the context of '%s' is %d", least - marks,
+                   g->name, g->context);
 }
 
 void prompt_fini(struct prompt *p)

@@ -11,10 +11,13 @@ struct prompt {
     struct ids ids;      /* with IDS_IMAGE */
     struct position *at;
     int n;
+    int n_whole;         /* before the model's own cut (llava_config.text_max) */
 };
 /* Text with one "<image>" for each of the n pictures. Computes nothing, and may be called from any thread. */
 int prompt_make(struct prompt *p, const struct engine *g, const char *text, struct image *const *images, int n,
                 struct err *e);
-/* ERR_LIMIT when it is longer than the context. */
-int prompt_fits(const struct prompt *p, const struct engine *g, struct err *e);
+/* ERR_LIMIT when n positions are more than the context. */
+int prompt_fits(int n, const struct engine *g, struct err *e);
+/* ERR_LIMIT when a text's bytes alone say that it will not fit: before memory is taken to encode megabytes. */
+int prompt_may_fit(const struct engine *g, const char *text, int n_images, struct err *e);
 void prompt_fini(struct prompt *p);

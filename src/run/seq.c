@@ -22,7 +22,7 @@ static uint64_t key_of(const struct seq *q, uint64_t key)
 int seq_new(struct seq **ret, struct engine *g, const struct prompt *p, struct image *const *images, int most,
             int adapter, struct err *e)
 {
-    int rc = prompt_fits(p, g, e);
+    int rc = prompt_fits(p->n, g, e);
     if (rc < 0) return rc;
     struct seq *q = calloc(1, sizeof *q);
     if (!q) return err_set(e, ERR_NOMEM, "no memory for a sequence");

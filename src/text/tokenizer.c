@@ -162,6 +162,7 @@ int32_t tokenizer_put(struct tokenizer *t, const struct added *a, struct err *e)
     slot->id = id;
     if (a->n > t->longest) t->longest = a->n;
     t->whole = t->whole || strchr(text + 1, ' ');
+    t->strips = t->strips || a->lstrip || a->rstrip;
     t->starts[(unsigned char)text[0]] = 1;
     return id;
 }
@@ -233,6 +234,16 @@ size_t tokenizer_enough(const struct tokenizer *t, const char *text, size_t n, s
     for (size_t i = n_ids * t->longest; i < n; i++)
         if (text[i] == ' ' && i > 0 && text[i - 1] != ' ' && text[i - 1] != inside) return i;
     return n;
+}
+
+size_t tokenizer_least(const struct tokenizer *t, const char *text, size_t n)
+{
+    static const struct span space = { SPACE_PIECE, 3 };
+    size_t bytes = n;
+    if (!t->apart || t->strips) return 0;
+    /* A U+2581 of the text's own stands for a space, of which `longest` counts one byte; the new mode drops one. */
+    for (size_t at = 0; (at = span_find((struct span){ text, n }, at, space)) < n; at += space.n) bytes -= space.n - 1;
+    return bytes / t->longest - (bytes >= t->longest);
 }
 
 /* The steps that follow once the model's bytes are at hand; dir NULL: no other files. */

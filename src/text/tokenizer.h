@@ -86,6 +86,11 @@ int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t 
  * half a character), an added or special token's text. Nothing for ids that no token has. */
 void tokenizer_bytes(const struct tokenizer *t, int32_t id, struct buf *out);
 
+/* The fewest ids that text[0..n) can encode to, by its bytes and the longest piece: what a limit can refuse without
+ * encoding megabytes. 0 where nothing is known: a model that drops or maps characters, or has no bytes to fall back
+ * to. */
+size_t tokenizer_least(const struct tokenizer *t, const char *text, size_t n);
+
 /* Where a text may be cut if only its first n_ids ids are wanted: a place at which it falls apart, so that what
  * stands before it encodes to the beginning of what the whole encodes to, and most likely to n_ids at least (count
  * them: a model may make one id of many unknown characters). n where there is no such place. For texts of megabytes. */

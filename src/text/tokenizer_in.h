@@ -32,6 +32,7 @@ struct tokenizer {
     unsigned char starts[256]; /* 1: some added token starts with this byte */
     size_t longest;            /* bytes of text that one piece or added token stands for, at most */
     bool whole;                /* some piece or added token has a space behind another character */
+    bool strips;               /* some added token takes the spaces beside it away */
     bool apart;             /* the model is of the kind that words.h wants; pieces are another matter */
     struct words *words;    /* NULL: the model is of another kind */
     size_t unk_len; /* ids that the unk token's text encodes to (new mode) */

@@ -128,8 +128,62 @@ static void full(void **state)
     tokenizer_close(t);
 }
 
+/* What bytes alone say of the number of ids is never too much, and not much too little where pieces are the longest. */
+static void least_of(const struct tokenizer *t, const char *text, size_t n, struct ids *ids)
+{
+    struct err e = { 0 };
+    ids_reset(ids);
+    if (tokenizer_encode_text(t, text, n, ids, &e) < 0) fail_msg("%s", e.msg);
+    if (tokenizer_least(t, text, n) > ids->n)
+        fail_msg("%zu ids, not %zu: '%s'", ids->n, tokenizer_least(t, text, n), text);
+}
+
+static void least_with(const char *path)
+{
+    enum { TIMES = 40 };
+    struct buf b = buf_make(1 << 20);
+    struct ids ids = ids_make(1 << 16);
+    struct err e = { 0 };
+    struct rng r;
+    rng_seed(&r, 1);
+    for (enum tokenizer_mode mode = TOKENIZER_LEGACY; mode <= TOKENIZER_431; mode++) {
+        struct tokenizer *t = NULL;
+        size_t closest = 0;
+        if (tokenizer_open_model(&t, path, mode, &e) < 0) fail_msg("%s", e.msg);
+        for (int32_t id = 3; id < tokenizer_info(t)->n_pieces; id += id < 1000 ? 1 : 7) {
+            buf_reset(&b);
+            for (int i = 0; i < TIMES; i++) tokenizer_bytes(t, id, &b);
+            if (!b.n || text_check_utf8(b.p, b.n, "a text", &e) < 0) continue;
+            least_of(t, b.p, b.n, &ids);
+            if (ids.n <= TIMES + 2 && tokenizer_least(t, b.p, b.n) > closest) closest = tokenizer_least(t, b.p, b.n);
+        }
+        assert_in_range(closest, TIMES / 4, TIMES + 2); /* of pieces that are nearly the longest */
+        for (int i = 0; i < TEXTS; i++) {
+            buf_reset(&b);
+            make_text(&b, &r);
+            least_of(t, b.p, b.n, &ids);
+        }
+        buf_reset(&b);
+        for (int i = 0; i < 400; i++) buf_str(&b, "\xe2\x96\x81");
+        least_of(t, b.p, b.n, &ids);
+        tokenizer_close(t);
+    }
+    ids_free(&ids);
+    buf_free(&b);
+}
+
+static void least(void **state)
+{
+    char path[4096];
+    (void)state;
+    least_with(MODEL);
+    snprintf(path, sizeof path, "%s/tokenizer/llama.model", getenv("LLAVA_TEST_DATA") ? getenv("LLAVA_TEST_DATA") : "");
+    if (access(path, R_OK) == 0) least_with(path);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(small), cmocka_unit_test(llama), cmocka_unit_test(full) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(small), cmocka_unit_test(llama), cmocka_unit_test(full),
+                                        cmocka_unit_test(least) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
