@@ -26,6 +26,11 @@ size_t plat_memory_total(void); /* bytes of RAM, or the container's limit where 
 size_t plat_memory_available(void); /* of that, what nobody else holds; the total if that is not known */
 size_t plat_memory_peak(void);  /* high-water resident bytes of this process */
 
+/* For a server, some of whose requests are large: from here on what is large is given back to the system when it is
+ * freed (left to itself, malloc learns to keep tens of megabytes for each thread). */
+void plat_memory_frugal(void);
+void plat_memory_trim(void); /* and what was small, but much, now */
+
 /* The environment names that mean something to this program; `llava env` prints them. */
 #define ENV_MAP(XX)                                                                        \
     XX(HF_HOME, "folder of the Hugging Face cache (default ~/.cache/huggingface)")         \

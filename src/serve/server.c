@@ -500,6 +500,7 @@ int server_open(struct server **ret, const struct server_options *o, struct err 
     pthread_cond_init(&s->job, NULL);
     plat_cond_init(&s->calm);
     signal(SIGPIPE, SIG_IGN);
+    plat_memory_frugal();
     TRY(read_keys(s, e));
     TRY(read_tls(s, e));
     TRY(open_log(s, e));

@@ -36,6 +36,7 @@ struct exchange {
     pthread_cond_t calm;  /* no call of gone_fn is under way */
     enum exchange_state state;
     struct buf body;
+    bool large;           /* its body was: memory is given back afterwards */
     size_t body_counted;  /* bytes of the budget that are taken */
     size_t drained;
     bool suspended, gone, finished, calling, cut, begun; /* begun: some of a stream was written */

@@ -322,13 +322,15 @@ static void reply_begin(struct reply *r)
     int rc = -1;
     for (int i = 0; i < r->talk.n_pictures && !bad.status; i++) read_picture(r, i, pictures, &bad);
     if (!bad.status && talk_prompt(&prompt, &stop, &r->talk, &e) < 0) bad_set(&bad, 400, "messages", NULL, "%s", e.msg);
+    json_decref(r->body); /* its pictures are large */
+    r->body = NULL;
     if (!bad.status) {
         exchange_stream(r->task.x, EVENT_TYPE, EVENT_PING);
         rc = w->gen ? start_local(r, prompt.p, stop, &bad) : start_remote(r, prompt.p, stop, pictures, &bad);
     }
-    if (rc < 0) reply_refuse(r, &bad);
     json_decref(pictures);
     buf_free(&prompt);
+    if (rc < 0) reply_refuse(r, &bad);
 }
 
 /* ---- moderation: OpenAI's service is asked about the last question, as the reference does. What fails is let
