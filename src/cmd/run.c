@@ -33,8 +33,8 @@ static const struct argp_option options[] = {
       "1, \"image\": \"a.jpg\", \"text\": \"...\"}, image in DIR or absent",
       0 },
     { "output", K_OUTPUT, "FILE", 0,
-      "Where the answers go, a line of JSON each. Pictures or questions that FILE has already are skipped, so that a "
-      "run that was stopped goes on",
+      "Where the answers go, a line of JSON each. Pictures or questions that FILE has answers for are skipped, so that "
+      "a run that was stopped goes on; those that failed are asked again. While some have failed the exit status is 1",
       0 },
     { "parallel", K_PARALLEL, "N", 0, "Pictures that are answered at once (default 16)", 0 },
     { 0 },
@@ -116,7 +116,8 @@ static int answer_folder(struct run *r, struct llava_engine *engine, struct llav
     const char *stop;
     struct err err = { 0 };
     struct folder f = { .dir = r->folder, .output = r->output, .sampling = r->sampling, .parallel = r->parallel,
-                        .questions = r->questions, .conv = r->conv, .adapter = llava_adapter_name(engine, 0) };
+                        .question = r->query ? r->query : r->prompt, .questions = r->questions, .conv = r->conv,
+                        .adapter = llava_adapter_name(engine, 0) };
     int rc = r->questions ? question_stop(r, &conv, &stop, engine, e)
                           : make_prompt(r, 1, &conv, &f.prompt, &stop, engine, e);
     f.sampling.stop = &stop;

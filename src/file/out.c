@@ -32,7 +32,8 @@ int out_open(struct out *o, const char *path, struct err *e)
     struct stat st;
     o->path = target_of(path);
     if (!o->path) return err_set(e, ERR_NOMEM, "no memory for a path");
-    o->direct = stat(o->path, &st) == 0 && !S_ISREG(st.st_mode);
+    const bool there = stat(o->path, &st) == 0;
+    o->direct = there && !S_ISREG(st.st_mode);
     if (o->direct) { /* a device or a pipe is written to, not replaced */
         o->fd = open(o->path, O_WRONLY | O_CLOEXEC);
     } else {
@@ -44,7 +45,7 @@ int out_open(struct out *o, const char *path, struct err *e)
         memcpy(o->tmp, o->path, strlen(o->path));
         memcpy(o->tmp + strlen(o->path), ".XXXXXX.tmp", sizeof ".XXXXXX.tmp");
         o->fd = mkostemps(o->tmp, 4, O_CLOEXEC); /* a new name: nobody else's file, no link */
-        if (o->fd >= 0) fchmod(o->fd, 0666 & ~file_mask());
+        if (o->fd >= 0) fchmod(o->fd, there ? st.st_mode & 0777 : 0666 & ~file_mask());
     }
     if (o->fd >= 0) return 0;
     int rc = err_errno(e, o->direct ? "open" : "create", o->path);

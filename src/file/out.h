@@ -1,5 +1,6 @@
-/* A file being written under a temporary name: it appears under its own name whole and synced, or not at all. What
- * exists and is no regular file (a device, a pipe) is written to as it is. */
+/* A file being written under a temporary name: it appears under its own name whole and synced, or not at all. One
+ * that it replaces leaves it its permissions. What exists and is no regular file (a device, a pipe) is written to as it
+ * is. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""llava run --image-folder: every picture once, the answers of single runs, errors recorded and counted, and going on
-after being killed at any instant."""
+"""llava run --image-folder: every picture once, the answers of single runs, errors recorded, counted and tried again, names of
+any bytes, answers to something else refused, and going on after being killed at any instant."""
 import json
 import os
 import random
@@ -50,15 +50,65 @@ def same_as_alone(t):
         out = os.path.join(t.path, f"out{parallel}.jsonl")
         r = run(folder, out, "--parallel", parallel)
         got = {x["image"]: x for x in records(out)}
-        ok(r.code == 0 and sorted(got) == sorted(names + ["broken.jpg"]), f"every picture, {parallel} at once", r.text)
-        ok("error" in got["broken.jpg"] and "broken.jpg" in got["broken.jpg"]["error"] and "1 failed" in r.err,
-           "a broken one is recorded and counted", r.text)
+        ok(sorted(got) == sorted(names + ["broken.jpg"]), f"every picture, {parallel} at once", r.text)
+        ok("error" in got["broken.jpg"] and "broken.jpg" in got["broken.jpg"]["error"] and "1 failed" in r.err and
+           r.code == 1 and f"1 of {len(got)} pictures failed: '{out}' says why" in r.err,
+           "a broken one is recorded, counted, and the exit status", r.text)
         for name in names:
             alone = llava("run", *QUESTION, "--image-file", os.path.join(folder, name), "--quiet").out.strip()
             ok(got[name]["text"] == alone and got[name]["tokens"] > 0, f"{name}: as alone", f"{got[name]} {alone}")
-    r = run(folder, os.path.join(t.path, "out4.jsonl"))
-    ok(r.code == 0 and "0 pictures answered" in r.err and len(records(os.path.join(t.path, "out4.jsonl"))) == len(got),
-       "nothing is done twice", r.text)
+    out = os.path.join(t.path, "out4.jsonl")
+    os.chmod(out, 0o640)
+    r = run(folder, out)
+    ok(r.code == 1 and "0 pictures answered, 1 failed" in r.err and {x["image"]: x for x in records(out)} == got and
+       len(records(out)) == len(got), "only what failed is done twice", r.text)
+    shutil.copy(os.path.join(folder, names[0]), os.path.join(folder, "broken.jpg"))
+    r = run(folder, out)
+    new = {x["image"]: x for x in records(out)}
+    ok(r.code == 0 and "1 that failed before" in r.err and "1 pictures answered, 0 failed" in r.err and
+       new.pop("broken.jpg")["text"] == got[names[0]]["text"] and new == {n: got[n] for n in names} and
+       len(records(out)) == len(got), "one that was mended is answered, and its error is gone", r.text)
+    ok(os.stat(out).st_mode & 0o777 == 0o640, "the output keeps its permissions", oct(os.stat(out).st_mode))
+    r = run(folder, out)
+    ok(r.code == 0 and "0 pictures answered, 0 failed" in r.err, "nothing is done twice", r.text)
+    other_question(out, folder)
+
+
+def other_question(out, folder):
+    """Answers to another question, or of another model, are no answers."""
+    with open(out, "rb") as f:
+        before = f.read()
+    copy = os.path.join(os.path.dirname(out), "other-model")
+    shutil.copytree(DEMO, copy, ignore=shutil.ignore_patterns("pictures*"))
+    model, rest = QUESTION[:2], ["--temperature", "0", "--image-folder", folder, "--output", out]
+    for what, args in (("question", [*model, "--query", "Where is it?"]),
+                       ("question", [*model, "--prompt", "USER: <image>\nWhere is it? ASSISTANT:"]),
+                       ("model", ["--model-path", copy, *QUESTION[2:4]])):
+        r = llava("run", *args, *rest)
+        with open(out, "rb") as f:
+            ok(r.code == 1 and f"line 1 of '{out}'" in r.err and f"of the {what} '" in r.err and "--output" in r.err and
+               f.read() == before, f"another {what}: refused, and the answers stay", r.text)
+
+
+def strange_names(t):
+    """Names of files are bytes: also what is no UTF-8 is answered once, and known again."""
+    folder, out = os.path.join(t.path, "strange"), os.path.join(t.path, "strange.jsonl")
+    os.mkdir(folder)
+    names = [b"caf\xe9.png", b"caf\xe8.png", b"caf?.png", b"two\nlines.png", "图.png".encode()]
+    for n in names:
+        shutil.copy(os.path.join(DEMO, "pictures", PICTURES[0]), os.path.join(folder.encode(), n))
+    r = run(folder, out)
+    got = records(out)
+    seen = [bytes.fromhex(x["image_bytes"]) if "image_bytes" in x else x["image"].encode() for x in got]
+    ok(r.code == 0 and sorted(seen) == sorted(names), "names that are no UTF-8", f"{r.text} {seen}")
+    with open(out, "r+b") as f:
+        lines = f.readlines()
+        f.seek(0)
+        f.truncate()
+        f.writelines(lines[:3])
+    r = run(folder, out)
+    ok(r.code == 0 and "2 pictures answered, 0 failed, 3 were there before" in r.err and records(out) == got,
+       "and are known when going on", r.text)
 
 
 def killed(t):
@@ -119,7 +169,8 @@ def questions(t):
            {"question_id": "0", "image": "none.png", "text": "What is this?"}])
     r = llava(*base, "--question-file", path, "--output", out)
     got = {x["question_id"]: x for x in records(out)}
-    ok(r.code == 0 and len(got) == len(asked) + 2 and len(records(out)) == len(got), "every question once; 0 is not '0'", r.text)
+    ok(r.code == 1 and "1 of" in r.err and len(got) == len(asked) + 2 and len(records(out)) == len(got),
+       "every question once; 0 is not '0'", r.text)
     ok("error" in got["0"] and "text" in got["text"] and "image" not in got["text"], "without its picture, and without one", got)
     for n, p, q in asked:
         alone = llava("run", "--model-path", DEMO, "--temperature", "0", "--query", q, "--image-file",
@@ -129,11 +180,18 @@ def questions(t):
     with open(out, "w", encoding="utf-8") as f:
         f.write("".join(lines[:4]) + lines[4][:-9])
     r = llava(*base, "--question-file", path, "--output", out)
-    ok(r.code == 0 and "4 were there before" in r.err and {x["question_id"]: x for x in records(out)} == got, "goes on", r.text)
+    ok(r.code == 1 and "3 were there before" in r.err and {x["question_id"]: x for x in records(out)} == got, "goes on", r.text)
+    for key, value in (("text", "Another?"), ("image", PICTURES[-1])):
+        write([{**rows[0], key: value}, *rows[1:]])
+        r = llava(*base, "--question-file", path, "--output", out)
+        ok(r.code == 1 and f"'{value}'" in r.err and "line " in r.err and {x["question_id"]: x for x in records(out)} == got,
+           f"a question with another {key} is refused", r.text)
     for lines, want in (([rows[0], rows[0]], "line 2 of"), (["{"], "line 1 of"), ([{"text": "a"}], "no 'question_id'"),
                         ([{"question_id": 1}], "no 'text'"), ([], "has no questions"),
                         ([{"question_id": 1, "text": "a", "image": 3}], "'image' is no text"),
-                        ([{"question_id": None, "text": "a"}], "no 'question_id'"), (["[1]"], "no 'question_id'")):
+                        ([{"question_id": None, "text": "a"}], "is neither a text nor a whole number"),
+                        ([{"question_id": 1.5, "text": "a"}], "is neither a text nor a whole number"),
+                        (["[1]"], "no 'question_id'")):
         write(lines)
         r = llava(*base, "--question-file", path, "--output", os.path.join(t.path, "none.jsonl"))
         ok(r.code == 1 and want in r.err and r.err.count("\n") == 1 and not os.path.exists(os.path.join(t.path, "none.jsonl")),
@@ -146,6 +204,8 @@ with Temp() as temp:
     same_as_alone(temp)
 with Temp() as temp:
     questions(temp)
+with Temp() as temp:
+    strange_names(temp)
 with Temp() as temp:
     killed(temp)
 with Temp() as temp:
