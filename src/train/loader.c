@@ -14,6 +14,7 @@ struct slot {
     struct sample sample;
     struct record record;
     int64_t index;   /* record of the dataset */
+    int positions;   /* that it was counted with; 0: it was not */
     int epoch;
     int64_t micro;   /* of the epoch, from 0 */
     bool last;       /* of its micro-batch */
@@ -22,9 +23,12 @@ struct slot {
     struct err err;
 };
 
-/* A sample that waits for a batch. */
+/* A sample that waits for a batch; or the place of one that is left out, so that what is packed together stays within
+ * what was planned. */
 struct waiting {
     struct sample sample;
+    bool out;
+    int positions;
     int epoch;
     int64_t micro; /* done when this sample is */
     float weight;
@@ -70,6 +74,7 @@ static struct slot *claim(struct loader *l)
     struct slot *s = &l->slot[l->next++ % l->n_slots];
     int64_t i = index[l->at];
     s->index = l->o.row ? l->o.row[i].record : i;
+    s->positions = l->o.row ? l->o.row[i].positions : 0;
     s->epoch = l->epoch;
     s->micro = l->micro;
     s->last = ++l->at == n;
@@ -231,24 +236,28 @@ static int wait_room(struct loader *l, struct err *e)
     return 0;
 }
 
-/* Moves a good sample to those that wait; a bad one is an error, or counted. */
+static void count_out(struct loader *l, const struct slot *s)
+{
+    if (l->skipped < CHECK_SHOWN) log_warn("%s: left out", s->err.msg);
+    if (l->skipped == CHECK_SHOWN) log_warn("further records that are left out are only counted");
+    l->n_skipped++;
+    l->skipped++;
+}
+
+/* Moves a good sample to those that wait; a bad one is an error, or leaves its place. */
 static int take(struct loader *l, struct slot *s, struct err *e)
 {
-    if (s->rc < 0 && (s->fatal || !l->o.skip_bad)) return err_set(e, s->err.code, "%s", s->err.msg);
-    if (s->rc < 0) {
-        if (l->skipped < CHECK_SHOWN) log_warn("%s: left out", s->err.msg);
-        if (l->skipped == CHECK_SHOWN) log_warn("further records that are left out are only counted");
-        l->n_skipped++;
-        l->skipped++;
-        return 0;
-    }
+    const bool out = s->rc < 0;
+    if (out && (s->fatal || !l->o.skip_bad)) return err_set(e, s->err.code, "%s", s->err.msg);
     int rc = wait_room(l, e);
     if (rc < 0) return rc;
     struct waiting *w = &l->wait[l->n_wait++];
     struct sample old = w->sample; /* whose memory the slot goes on with */
-    *w = (struct waiting){ s->sample, s->epoch, s->micro + s->last, 0 };
+    *w = (struct waiting){ .sample = s->sample, .out = out, .positions = out ? s->positions : s->sample.positions,
+                           .epoch = s->epoch, .micro = s->micro + s->last };
     s->sample = old;
-    l->T_wait += w->sample.positions;
+    l->T_wait += w->positions;
+    if (out) count_out(l, s);
     return 0;
 }
 
@@ -268,7 +277,7 @@ static int read_micro(struct loader *l, struct err *e)
         slot_free(l);
         if (rc < 0) return rc;
     }
-    for (int i = first; i < l->n_wait; i++) targets += l->wait[i].sample.n_targets;
+    for (int i = first; i < l->n_wait; i++) targets += l->wait[i].out ? 0 : l->wait[i].sample.n_targets;
     for (int i = first; i < l->n_wait; i++)
         l->wait[i].weight = targets ? (float)(1 / ((double)targets * r->o.accum)) : 0;
     int64_t total = l->read_epoch * r->n_micro + l->read_micro;
@@ -283,14 +292,14 @@ static int fitting(const struct loader *l)
     int n = 0;
     if (!l->o.packing) return l->n_wait;
     for (; n < l->n_wait; n++)
-        if ((T += l->wait[n].sample.positions) > l->o.packing && n) break;
+        if ((T += l->wait[n].positions) > l->o.packing && n) break;
     return n;
 }
 
 /* Takes the first n out of those that wait; their memory goes to the end. */
 static void wait_drop(struct loader *l, int n)
 {
-    for (int i = 0; i < n; i++) l->T_wait -= l->wait[i].sample.positions;
+    for (int i = 0; i < n; i++) l->T_wait -= l->wait[i].positions;
     l->n_wait -= n;
     for (int i = 0; i < l->n_wait; i++) {
         struct waiting w = l->wait[i];
@@ -304,19 +313,17 @@ int loader_next(struct loader *l, const struct batch **ret, struct err *e)
     struct batch *b = &l->batch[l->turn ^= 1];
     int rc = 1;
     l->n_skipped = 0;
-    bool read = l->n_wait == 0;
-    while (read || (l->o.packing && !l->update && l->T_wait <= l->o.packing)) {
+    while (rc && (!l->n_wait || (l->o.packing && !l->update && l->T_wait <= l->o.packing)))
         if ((rc = read_micro(l, e)) < 0) return rc;
-        if (rc == 0) break;
-        read = l->o.packing && l->n_wait == 0 && !l->update;
-    }
     if (rc == 0 && l->n_wait == 0) return 0;
-    int n = fitting(l);
+    const int n = fitting(l);
+    int good = 0;
     for (int i = 0; i < n; i++) {
-        l->list[i] = &l->wait[i].sample;
-        l->weight[i] = l->wait[i].weight;
+        if (l->wait[i].out) continue;
+        l->list[good] = &l->wait[i].sample;
+        l->weight[good++] = l->wait[i].weight;
     }
-    if ((rc = batch_make(b, l->o.recipe, l->list, l->weight, n, l->o.window, e)) < 0) return rc;
+    if ((rc = batch_make(b, l->o.recipe, l->list, l->weight, good, l->o.window, e)) < 0) return rc;
     bool all = n == l->n_wait;
     b->epoch = all ? l->read_epoch : l->wait[n - 1].epoch;
     b->micro = all ? l->read_micro : l->wait[n - 1].micro;
