@@ -31,6 +31,7 @@ TYPES = ("BF16", "Q8", "Q4", "F32", "F16")
 LONG = ("matmul", "matmul_dx", "matmul_dw", "attn_fwd", "attn_fwd_paged", "attn_bwd", "norm_matmul", "norm_glu")
 UNITS = ("choose", "code8", "gpu", "step")
 OURS = re.compile(r"\bin \S+\.(cu|cuh|h):\d+")
+OUT = "OUT"    # in a job's arguments: a folder of its own
 PLACE = re.compile(r"\bat (?:0x[0-9a-f]+ in )?(?:void )?(\w+).*?(?:\bin (\S+:\d+))?$")
 opt = argparse.Namespace()
 
@@ -64,7 +65,7 @@ def training(folder):
         json.dump([{"id": n, "image": n, "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
                                                            {"from": "gpt", "value": n}]} for n in names], f)
     return [os.path.join(opt.build, "llava"), "train", "--model_name_or_path", DEMO, "--version", "v1", "--data_path", data,
-            "--image_folder", os.path.join(DEMO, "pictures"), "--output_dir", os.path.join(folder, "out"), "--device", "cuda",
+            "--image_folder", os.path.join(DEMO, "pictures"), "--output_dir", OUT, "--device", "cuda",
             "--mm_vision_select_layer", "-2", "--mm_projector_type", "mlp2x_gelu", "--mm_use_im_patch_token", "False",
             "--model_max_length", "512", "--per_device_train_batch_size", "3", "--max_steps", "4", "--save_strategy", "no",
             "--logging_steps", "1", "--report_to", "none", "--bf16", "True"]
@@ -112,11 +113,13 @@ def run(job):
     command = ["compute-sanitizer", "--tool", tool, "--show-backtrace", "no", "--print-limit", "2000", *opt.more]
     if tool in ("racecheck", "synccheck"):
         command += ["--num-cuda-barriers", "256"]
-    try:
-        p = subprocess.run([*command, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=left, check=False)
-        code, text = p.returncode, p.stdout
-    except subprocess.TimeoutExpired as e:
-        code, text = "not over", e.stdout or b""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [os.path.join(folder, "out") if a == OUT else a for a in argv]
+        try:
+            p = subprocess.run([*command, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=left, check=False)
+            code, text = p.returncode, p.stdout
+        except subprocess.TimeoutExpired as e:
+            code, text = "not over", e.stdout or b""
     text = text.decode(errors="replace")
     if opt.logs:
         log = tool + "-" + re.sub(r"\W+", "-", name) + ".log"
@@ -157,7 +160,7 @@ def main():
     if opt.logs:
         os.makedirs(opt.logs, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [*kernel_jobs(), *program_jobs(folder)]
+        jobs = [*program_jobs(folder), *kernel_jobs()]
         jobs = [j for j in jobs if not opt.only or any(w in j[0] for w in opt.only.split(","))]
         with ThreadPoolExecutor(opt.jobs) as pool:
             done = list(pool.map(run, [(tool, *job) for job in jobs for tool in opt.tool.split(",")]))

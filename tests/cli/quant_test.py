@@ -96,7 +96,7 @@ def test_faults(folders):
         rc, out, err = run(*args)
         ok(rc == code and (code == 2 or one_line(err)), name, f"{rc} {err}")
         return err
-    ask = ["--query", "hi", "--max-new-tokens", "1"]
+    ask = ["--query", "hi", "--max-new-tokens", "1", "--device", "cpu"]
     fails("both", "run", "--model-path", DEMO, "--load-8bit", "--load-4bit", *ask)
     fails("8 of 4", "run", "--model-path", folders[4], "--load-8bit", *ask)
     fails("quantize twice", "quantize", "--model-path", folders[4], "--bits", "4", "--output", place("x"))

@@ -138,8 +138,9 @@ __global__ __launch_bounds__(BLOCK) void norm_dx(A *dx, const A *dy, const A *x,
         load8(g, w, i, c, wide);
 #pragma unroll
         for (int j = 0; j < LANES; j++) { /* beyond the row's end d is 0 */
-            g_sum += g[j] * d[j];
-            gx_sum += g[j] * d[j] * (v[j] - m) * r;
+            const float gd = gpu_mul(g[j], d[j]);
+            g_sum += gd;
+            gx_sum += gd * (v[j] - m) * r;
         }
     }
     const float gx_mean = block_sum(gx_sum) / (float)c, g_mean = mean ? block_sum(g_sum) / (float)c : 0.0f;
@@ -150,7 +151,8 @@ __global__ __launch_bounds__(BLOCK) void norm_dx(A *dx, const A *dy, const A *x,
         load8(g, w, i, c, wide);
         load8(out, dx, i, c, wide);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) out[j] += r * (g[j] * d[j] - g_mean - (v[j] - m) * r * gx_mean);
+        for (int j = 0; j < LANES; j++) /* gpu_mul: the very product that the mean has: one column leaves nothing */
+            out[j] += r * (gpu_mul(g[j], d[j]) - g_mean - (v[j] - m) * r * gx_mean);
         store8(dx, out, i, c, wide);
     }
 }
