@@ -1,6 +1,6 @@
 """A stand-in for the server behind the page: the files of a build, and answers that the question itself asks for.
 
-A word in the last question chooses what happens: "slow" (50 ms a word), "hostile", "busy", "worker", "context", "broken"
+A word in the last question chooses what happens: "slow" (50 ms a word or line), "hostile", "busy", "worker", "context", "broken"
 (the stream ends without a word), "queue"; otherwise a short answer. What came is kept in .chats, .votes, .gone, .sent.
 """
 import http.server
@@ -79,7 +79,9 @@ class Server:
             return event({"error": {"message": "no answer", "code": 2, "cause": "no worker serves 'llava-v1.5-13b'"}})
         if "context" in question:
             return event({"error": {"message": "the prompt has 5000 positions, the context is 4096", "code": 1}})
-        words = [HOSTILE] if "hostile" in question else SHORT * (20 if "slow" in question else 1)
+        words = SHORT * (20 if "slow" in question else 1)
+        if "hostile" in question:
+            words = (HOSTILE * 3).splitlines(True) if "slow" in question else [HOSTILE]
         for word in words:
             event({"text": word})
             time.sleep(0.05 if "slow" in question else 0.01)

@@ -13,6 +13,7 @@ from webdriver import Browser, Gone, available  # noqa: E402
 
 SEEN = os.path.join(ROOT, "build", "web")
 READY = "document.documentElement.dataset.ready"
+END = "(s => s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroll'))"
 IDLE = "document.querySelector('#stop').hidden && document.querySelector('.timing, .failure')"
 
 
@@ -154,6 +155,12 @@ def hostile(b, s):
     ok(b.console() == [], "no policy was offended", b.console())
     b.js("document.querySelector('#scroll').scrollTop = 0")
     b.picture(f"{SEEN}/markdown.png")
+    ask(b, "slow hostile")
+    b.wait("document.querySelector('.streaming .katex') && document.querySelector('.streaming .hljs-keyword')",
+           what="formulas and colours while more comes")
+    b.picture(f"{SEEN}/streaming.png")
+    settled(b)
+    ok(b.js("return document.querySelectorAll('.assistant:last-child .katex').length") == 6, "each of them once")
 
 
 def troubles(b, s):
@@ -176,7 +183,7 @@ def troubles(b, s):
     for word, says in (
         ("worker", "No worker is serving"),
         ("context", "longer than the model can hold"),
-        ("broken", "cannot be reached"),
+        ("broken", "broke off"),
         ("busy", "Too many people"),
     ):
         b.click("#new")
@@ -205,6 +212,7 @@ def troubles(b, s):
         b.wait("document.querySelector('.waiting')?.textContent.includes('3 before you')"),
         "the place in the queue is shown",
     )
+    ok(b.text(".assistant .tools button") == [], "an answer that is not there cannot be rated")
     settled(b)
 
 
@@ -251,6 +259,15 @@ def pictures(b, s):
     b.js("document.querySelector('#question').value = 'x'.repeat(1300)")
     b.press("Enter")
     ok(b.wait("document.querySelector('#notice').textContent.includes('1200')"), "a question that is too long stays")
+    b.js("document.querySelector('#question').value = ''")
+    for word in ("slow one", "slow two"):
+        ask(b, word)
+        b.wait("document.querySelector('.streaming')")
+        settled(b)
+    b.js(file_event("paste", "e.gif", "image/gif", gif))
+    b.wait("document.querySelectorAll('#pictures img').length === 1")
+    ok(b.js("return (s => s.scrollHeight > s.clientHeight)(document.querySelector('#scroll'))"), "more than fits")
+    b.wait(END, what="the end in sight beside pictures that wait")
     before = len(b.text("#list li"))
     b.click("#clear")
     b.alert()
@@ -304,10 +321,7 @@ def phone(b, s):
     b.js("document.querySelector('#question').value = 'hostile'")
     b.click("#send")
     b.wait("document.querySelector('.katex') && document.querySelector('.hljs-keyword')")
-    b.wait(
-        "(s => s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroll'))",
-        what="the end in sight",
-    )
+    b.wait(END, what="the end in sight")
     ok(b.js("return document.documentElement.scrollWidth <= innerWidth"), "nor with an answer")
     b.picture(f"{SEEN}/phone-answer.png")
     b.click("#menu")

@@ -2,8 +2,8 @@
 import * as store from "./store.js";
 
 export class Failure extends Error {
-  /* kind: offline, worker, busy, context, moderation, key or failed: which sentence the page says. cause: the server's own
-   * line. */
+  /* kind: offline, broken, worker, busy, context, moderation, key or failed: which sentence the page says. cause: the
+   * server's own line. */
   constructor(kind, cause = "") {
     super(cause || kind);
     this.kind = kind;
@@ -81,9 +81,9 @@ export async function chat(body, signal, on) {
     }
   } catch (error) {
     if (error instanceof Failure || error.name === "AbortError") throw error;
-    throw new Failure("offline");
+    throw new Failure("broken");
   }
-  if (!ended) throw new Failure("offline");
+  if (!ended) throw new Failure("broken");
 }
 
 function code(error) {

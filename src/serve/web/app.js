@@ -134,9 +134,11 @@ function wireScroll() {
     },
     { passive: true },
   );
-  new ResizeObserver(() => {
+  const sizes = new ResizeObserver(() => {
     if (following) down();
-  }).observe($("#log"));
+  });
+  sizes.observe($("#log"));
+  sizes.observe(s);
 }
 
 /* ---- conversations */

@@ -1,19 +1,21 @@
 /* An answer's Markdown as nodes. marked only cuts the text into tokens; each token becomes nodes here, so no HTML ever
  * exists that would have to be cleaned, and what looks like HTML in an answer is shown as the text that it is. Code is
- * coloured and formulas are set afterwards, by libraries that are fetched when the first of them is seen. Without the
- * libraries text stays text. */
+ * coloured and formulas are set by libraries that are fetched when the first of them is seen. Without the libraries text
+ * stays text. */
 import { clip, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 
-const once = new Map();
+const once = new Map(),
+  there = new Set();
 
-/* Loads a script that defines a global. */
+/* Loads a script that defines a global; there: those that have come. */
 function script(path) {
   if (!once.has(path)) {
     once.set(
       path,
       new Promise((resolve, reject) => {
-        document.head.append(h("script", { src: path, onload: resolve, onerror: () => reject(new Error(path)) }));
+        const come = () => resolve(there.add(path));
+        document.head.append(h("script", { src: path, onload: come, onerror: () => reject(new Error(path)) }));
       }),
     );
   }
@@ -127,60 +129,66 @@ const makers = {
 };
 const node = token => (makers[token.type] ?? makers.html)(token);
 
-/* Fills target with text; final: also colours code and sets formulas, which is not worth it while more text comes. */
+/* Fills target with text; final: no more comes, and listings have a button to copy them. */
 export function render(target, text, final) {
   if (!window.marked) {
     target.replaceChildren(h("p", { class: "plain" }, text));
     return;
   }
   target.replaceChildren(...all(marked.lexer(text)).filter(n => n !== ""));
-  if (!final) return;
-  for (const code of target.querySelectorAll("pre > code")) finish(code);
-  for (const formula of target.querySelectorAll(".formula")) set(formula);
+  for (const code of target.querySelectorAll("pre > code")) {
+    if (code.dataset.language) dress(code, code.dataset.language, "/vendor/highlight.js", colour);
+    if (final) code.parentElement.append(copier(code));
+  }
+  for (const formula of target.querySelectorAll(".formula"))
+    dress(formula, formula.className, "/vendor/katex.js", typeset);
 }
 
-function finish(code) {
-  const copy = h(
-    "button",
-    {
-      type: "button",
-      onclick: async () => (await clip(code.textContent)) && copy.replaceChildren(icon("done"), t("copied")),
-    },
-    t("copy"),
-  );
-  code.parentElement.append(copy);
+function copier(code) {
+  const copied = async () => (await clip(code.textContent)) && copy.replaceChildren(icon("done"), t("copied"));
+  const copy = h("button", { type: "button", onclick: copied }, t("copy"));
+  return copy;
+}
+
+/* Makes node, which holds text, into what maker makes of it once its library is there. An answer that streams is made again
+ * with every word: what was made of the same text stays, up to KEPT of them. */
+const dressed = new Map(),
+  KEPT = 256;
+
+function dress(node, kind, library, maker) {
+  const key = kind + "\n" + node.textContent;
+  const make = () => {
+    const source = node.textContent;
+    node.textContent = source; /* without the cursor, which may have got in meanwhile */
+    try {
+      maker(node);
+    } catch {
+      node.textContent = source;
+    }
+    if (dressed.size >= KEPT) dressed.delete(dressed.keys().next().value);
+    dressed.set(key, node.cloneNode(true));
+  };
+  if (dressed.has(key)) node.replaceChildren(...dressed.get(key).cloneNode(true).childNodes);
+  else if (there.has(library)) make();
+  else script(library).then(make, () => {});
+}
+
+function colour(code) {
   const name = code.dataset.language;
-  if (name)
-    script("/vendor/highlight.js").then(
-      () => {
-        if (hljs.getLanguage(name)) {
-          code.className = name;
-          hljs.highlightBlock(code);
-        }
-      },
-      () => {},
-    );
+  if (!hljs.getLanguage(name)) return;
+  code.className = name;
+  hljs.highlightBlock(code);
 }
 
-function set(formula) {
+function typeset(formula) {
   const style = "/vendor/katex.css";
   if (!document.querySelector(`link[href="${style}"]`))
     document.head.append(h("link", { rel: "stylesheet", href: style }));
-  script("/vendor/katex.js").then(
-    () => {
-      const source = formula.textContent;
-      try {
-        katex.render(source, formula, {
-          displayMode: formula.classList.contains("display"),
-          throwOnError: false,
-          trust: false,
-          maxExpand: 200,
-          maxSize: 20,
-        });
-      } catch {
-        formula.textContent = source;
-      }
-    },
-    () => {},
-  );
+  katex.render(formula.textContent, formula, {
+    displayMode: formula.classList.contains("display"),
+    throwOnError: false,
+    trust: false,
+    maxExpand: 200,
+    maxSize: 20,
+  });
 }

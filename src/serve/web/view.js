@@ -102,21 +102,20 @@ function votes(message, actions) {
   );
 }
 
-function timing(done) {
+/* What an answer took: how many tokens, how fast, and after how long the first. */
+function timing({ stopped, done }) {
+  if (stopped) return t("stopped");
   if (!done || !(done.tokens > 0)) return "";
-  const spent = done.seconds - (done.first_s ?? 0);
+  const first = done.first_s ?? 0,
+    rate = (done.tokens - 1) / (done.seconds - first),
+    count = done.finish === "length" ? "cut" : done.tokens === 1 ? "token" : "tokens";
   return [
-    t(done.tokens === 1 ? "token" : "tokens", { n: done.tokens }),
-    done.tokens > 1 && spent > 0 && t("rate", { n: ((done.tokens - 1) / spent).toFixed(1) }),
-    t("first", { n: (done.first_s ?? 0).toFixed(2) }),
+    t(count, { n: done.tokens }),
+    done.tokens > 1 && rate > 0 && isFinite(rate) && t("rate", { n: rate.toFixed(rate < 100 ? 1 : 0) }),
+    first < 1 ? t("first_ms", { n: Math.max(1, Math.round(first * 1000)) }) : t("first", { n: first.toFixed(1) }),
   ]
     .filter(Boolean)
     .join(" · ");
-}
-
-function ending(message) {
-  if (message.stopped) return t("stopped");
-  return message.done?.finish === "length" ? t("cut", { n: message.done.tokens }) : "";
 }
 
 function failure(message, actions) {
@@ -156,6 +155,7 @@ export class Answer {
   wait(text) {
     this.body.className = "answer waiting";
     this.body.textContent = text;
+    this.foot.replaceChildren();
   }
 
   show(final) {
@@ -193,7 +193,7 @@ export class Answer {
       ...(message.error ? [failure(message, actions)] : [...votes(message, actions), copy, regenerate]).filter(
         Boolean,
       ),
-      h("span", { class: "timing" }, [ending(message), timing(message.done)].filter(Boolean).join(" · ")),
+      h("span", { class: "timing" }, timing(message)),
     );
   }
 }
