@@ -19,10 +19,12 @@ void show_time(char out[24], double seconds)
     else snprintf(out, 24, "%ld:%02ld", s / 60, s % 60);
 }
 
+enum { SHORT = 8, LONG = 30 }; /* of the bar */
+
 void show_begin(struct show *s, int64_t first, int64_t total, double peak, bool bar, bool quiet)
 {
-    *s = (struct show){ .bar = bar && !quiet && isatty(2), .quiet = quiet, .first = first, .total = total, .peak = peak,
-                        .start_s = plat_now_s() };
+    *s = (struct show){ .bar = bar && !quiet && isatty(2), .quiet = quiet, .width = LONG, .first = first,
+                        .total = total, .peak = peak, .start_s = plat_now_s() };
 }
 
 /* What bar and line say, the weightiest first. */
@@ -65,7 +67,6 @@ void show_clear(struct show *s)
 /* One line of the terminal, whatever its width: as many parts as fit beside a short bar, which takes what is left. */
 void show_step(struct show *s, const struct shown *v)
 {
-    enum { SHORT = 8, LONG = 30 };
     char text[PARTS * PART_BYTES + 64], bar[LONG + 1];
     struct said t;
     const double now = plat_now_s();
@@ -73,12 +74,13 @@ void show_step(struct show *s, const struct shown *v)
     s->last_s = now;
     describe(s, v, &t);
     const int room = log_columns() - 4; /* brackets, a space, and the last column: some wrap there */
-    int n = snprintf(text, sizeof text, "%lld/%lld", (long long)v->step, (long long)s->total);
+    const int digits = snprintf(text, sizeof text, "%lld", (long long)s->total);
+    int n = snprintf(text, sizeof text, "%*lld/%lld", digits, (long long)v->step, (long long)s->total);
     for (int i = 0; i < t.n && n + 2 + (int)strlen(t.part[i]) + SHORT <= room; i++)
         n += snprintf(text + n, sizeof text - (size_t)n, "  %s", t.part[i]);
-    const int width = room - n < 0 ? 0 : room - n < LONG ? room - n : LONG;
-    for (int i = 0; i < width; i++) bar[i] = i * s->total < width * v->step ? '#' : '.';
-    bar[width] = 0;
+    if (s->width > room - n) s->width = room - n < 0 ? 0 : room - n;
+    for (int i = 0; i < s->width; i++) bar[i] = i * s->total < s->width * v->step ? '#' : '.';
+    bar[s->width] = 0;
     fprintf(stderr, "\r\033[K[%s] %s", bar, text);
     fflush(stderr);
     s->drawn = true;

@@ -6,6 +6,7 @@
 
 struct show {
     bool bar, quiet, drawn;
+    int width; /* of the bar: the least so far, that it does not jump with every figure */
     int64_t first, total;   /* steps done when it began; of the whole run */
     double start_s, last_s; /* plat_now_s */
     double peak;            /* FLOP/s of this machine's matrix products, 0: unknown */

@@ -45,8 +45,10 @@ with Temp() as tmp:
         code, text = on_terminal(columns, *ARGS, "--output_dir", os.path.join(tmp.path, str(columns)))
         bars = [part.split("\r")[0] for part in text.split("\r\033[K") if part.startswith("[")]
         last = seen[columns] = bars[-1] if bars else ""
-        ok(code == 0 and bars and max(map(len, bars)) < columns and all(re.match(r"\[[#.]{8,}\] \d+/20", b) for b in bars),
+        ok(code == 0 and bars and max(map(len, bars)) < columns and all(re.match(r"\[[#.]{8,}\] [ \d]\d/20", b) for b in bars),
            f"{columns} columns", text[-2000:])
+        widths = [b.index("]") for b in bars]
+        ok(widths == sorted(widths, reverse=True), f"{columns} columns: the bar never grows again", bars)
         ok(re.fullmatch(WHOLE, last), f"{columns} columns: full at the end, no part is cut", last)
     # the check of the data: a bar of another kind, which must fit as well
     with open(os.path.join(GOLDEN, "training/full.json"), encoding="utf-8") as f:
