@@ -69,8 +69,8 @@ static void progress_draw(struct progress *p, double now)
     else len = snprintf(line, LINE, "llava: %.100s ", p->what);
     len += snprintf(line + len, (size_t)(LINE - len), "%.0f", (double)p->done * k);
     if (p->total > 0) len += snprintf(line + len, (size_t)(LINE - len), "/%.0f", (double)p->total * k);
-    snprintf(line + len, (size_t)(LINE - len), bytes ? " %s %.1f MB/s%s" : " %s, %.0f/s%s", unit, rate,
-             p->done == p->total ? "" : left);
+    snprintf(line + len, (size_t)(LINE - len), bytes ? "%s%s %.1f MB/s%s" : "%s%s, %.0f/s%s", *unit ? " " : "", unit,
+             rate, p->done == p->total ? "" : left);
     if (p->tty) fprintf(stderr, "\r\033[K%.*s", log_columns() - 1, line);
     else fprintf(stderr, "%s\n", line);
     fflush(stderr);
