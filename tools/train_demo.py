@@ -243,35 +243,44 @@ def quantise():
             log=at("quantise.log"))
 
 
-def cell(x, y, w, h, colour):
-    return f'<rect x="{x}" y="{y}" width="{w}" height="{h}" fill="{colour}"/>'
-
-
-def label(x, y, text, more=""):
-    return f'<text x="{x}" y="{y}" {more}>{text.replace("&", "&amp;")}</text>'
+DRAWN = """<style>
+text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#57606a}
+.m{text-anchor:middle}.e{text-anchor:end}
+.bg{fill:#fff}.none{fill:#f6f8fa}.right{fill:#0969da}.wrong{fill:#cf222e}.share{fill:#1f2328}.strong{fill:#fff}
+@media(prefers-color-scheme:dark){text{fill:#9198a1}.bg{fill:#0d1117}.none{fill:#151b23}.right{fill:#388bfd}.wrong{fill:#f85149}
+.share,.strong{fill:#f0f6fc}}
+</style>"""
 
 
 def draw():
-    """groups.svg: which group a picture is in (rows) and which the model says it is in (columns), twemoji"""
+    """groups.svg: which group a picture is in (rows) and which the model says it is in (columns), twemoji; as plot.c's
+    curves it is readable on white and on black"""
     with open(at("result.json"), encoding="utf-8") as f:
         told = json.load(f)["twemoji"]["groups told"]
     names, size, left, top = list(told), 46, 150, 110
-    w, h = left + size * (len(names) + 1), top + size * len(names) + 30
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}" font-family="sans-serif" '
-           'font-size="12">', cell(0, 0, w, h, "white"),
-           label(left, top + size * len(names) + 20, "rows: the picture's group; columns: what the model says; percent")]
+    w, h = left + size * len(names) + 46, top + size * len(names) + 30
+
+    def label(x, y, kind, text, more=""):
+        return f'<text class="{kind}" x="{x}" y="{y}"{more}>{text.replace("&", "&amp;")}</text>'
+
+    def cell(x, y, kind, more=""):
+        return f'<rect class="{kind}" x="{x}" y="{y}" width="{size - 2}" height="{size - 2}" rx="4"{more}/>'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}">', DRAWN,
+           f'<rect class="bg" width="{w}" height="{h}"/>',
+           label(left, h - 10, "note", "rows: the picture's group; columns: what the model says; percent")]
     for i, name in enumerate(names):
         total = sum(told[name].values())
         y, x = top + size * i, left + size * i
-        out += [label(left - 8, y + size / 2 + 4, name, 'text-anchor="end"'),
-                label(0, 0, name, f'transform="translate({x + size / 2 + 4} {top - 8}) rotate(-40)"')]
+        out += [label(left - 10, y + size // 2 + 3, "e", name),
+                label(0, 0, "name", name, f' transform="translate({x + size // 2} {top - 8}) rotate(-40)"')]
         for k, other in enumerate(names):
-            share = told[name].get(other, 0) / total
-            shade = round(255 - 200 * share ** 0.6)
-            colour = f"rgb({shade},{shade},255)" if i == k else f"rgb(255,{shade},{shade})"
-            out.append(cell(left + size * k, y, size - 1, size - 1, colour if share else "rgb(246,246,246)"))
+            x, share = left + size * k, told[name].get(other, 0) / total
+            out.append(cell(x, y, "none"))
+            if share:
+                out.append(cell(x, y, "right" if i == k else "wrong", f' opacity="{share ** 0.6:.2f}"'))
             if share >= 0.005:
-                out.append(label(left + size * k + size / 2, y + size / 2 + 4, f"{100 * share:.0f}", 'text-anchor="middle"'))
+                out.append(label(x + size // 2 - 1, y + size // 2 + 3, "m strong" if share > 0.4 else "m share",
+                                 f"{100 * share:.0f}"))
     with open(at("groups.svg"), "w", encoding="utf-8") as f:
         f.write("\n".join(out + ["</svg>\n"]))
 
