@@ -92,23 +92,27 @@ static int copy_bias(struct request *q, const struct llava_sampling *from, struc
     return to ? 0 : ERR_NOMEM;
 }
 
-static int make_grammar(struct llava_batch *b, struct request *q, const struct llava_request *r, struct err *e)
+/* The machine of the grammar, made once to see that it can be. */
+static int try_grammar(struct llava_batch *b, const struct grammar *g, struct err *e)
 {
-    struct buf text = buf_make(1 << 24);
+    struct match *m = NULL;
     int rc = 0;
-    if (r->schema && r->grammar) TRY(err_set(e, ERR_USAGE, "a request with both a schema and a grammar"));
-    if (!r->schema && !r->grammar) goto out;
-    if (r->schema) rc = schema_grammar(&text, r->schema, strlen(r->schema), e);
-    else buf_str(&text, r->grammar);
-    if (rc >= 0) rc = buf_check(&text, "the grammar", e);
-    if (rc >= 0) rc = grammar_parse(&q->grammar, text.p ? text.p : "", text.n, e);
-    if (rc == ERR_LIMIT) rc = e->code = ERR_UNSUPPORTED; /* LIMIT is said of the context */
-    if (rc < 0) goto out;
     pthread_mutex_lock(&b->lock);
     if (!b->vocabulary) rc = vocabulary_new(&b->vocabulary, b->g->tok, b->g->model.cfg.llama.V, e);
     pthread_mutex_unlock(&b->lock);
-out:
-    buf_free(&text);
+    if (rc >= 0) rc = match_new(&m, g, b->vocabulary, e);
+    match_free(m);
+    return rc;
+}
+
+static int make_grammar(struct llava_batch *b, struct request *q, const struct llava_request *r, struct err *e)
+{
+    int rc = 0;
+    if (r->schema && r->grammar) return err_set(e, ERR_USAGE, "a request with both a schema and a grammar");
+    if (r->schema) rc = schema_parse(&q->grammar, r->schema, strlen(r->schema), e);
+    else if (r->grammar) rc = grammar_parse(&q->grammar, r->grammar, strlen(r->grammar), e);
+    if (rc >= 0 && q->grammar) rc = try_grammar(b, q->grammar, e);
+    if (rc == ERR_LIMIT) rc = e->code = ERR_UNSUPPORTED; /* LIMIT is said of the context */
     return rc;
 }
 

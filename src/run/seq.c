@@ -246,8 +246,10 @@ static bool hand_out(struct seq *q)
 void seq_push(struct seq *q, int32_t token, const float *logits)
 {
     if (token < 0) {
-        if (token == SEQ_STUCK) err_set(&q->err, ERR_UNSUPPORTED, "no token can go on as the grammar wants");
-        else engine_blame(q->g, &q->err);
+        if (token != SEQ_STUCK) engine_blame(q->g, &q->err);
+        else if (match_failed(q->match))
+            err_set(&q->err, ERR_UNSUPPORTED, "the schema or grammar has too many ways to go on");
+        else err_set(&q->err, ERR_UNSUPPORTED, "no token can go on as the schema or grammar wants");
         seq_finish(q, LLAVA_FINISH_END);
         return;
     }

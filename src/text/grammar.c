@@ -6,13 +6,14 @@
 #include "text/grammar_in.h"
 #include "text/utf8.h"
 
-enum { ELEMS_MAX = 1 << 18, NAME_MAX_BYTES = 128, NEST_MAX = 100, REPEAT_MAX = 4096, LITERAL_MAX = 1 << 16 };
+enum { NAME_MAX_BYTES = 128, NEST_MAX = 100, REPEAT_MAX = 4096, NAMES = 1 << 12 };
 
 struct parser {
     struct grammar *g;
     const char *at, *end;
     int line, nest;
     struct err *e;
+    int32_t named[NAMES]; /* by hash: number + 1 of a rule, others after it; 0: none */
 };
 /* A sequence on its way. */
 struct seq_buf {
@@ -30,8 +31,9 @@ static int bad(struct parser *p, const char *what)
 static int grow(void **p, int32_t n, int32_t *cap, size_t size, struct err *e)
 {
     if (n < *cap) return 0;
-    if (n >= ELEMS_MAX) return err_set(e, ERR_LIMIT, "the grammar is too large");
-    int32_t more = 2 * *cap + 16 < ELEMS_MAX ? 2 * *cap + 16 : ELEMS_MAX;
+    if (n >= GRAMMAR_MAX)
+        return err_set(e, ERR_LIMIT, "the grammar is too large: more than %d bytes and names", GRAMMAR_MAX);
+    int32_t more = 2 * *cap + 16 < GRAMMAR_MAX ? 2 * *cap + 16 : GRAMMAR_MAX;
     void *q = realloc(*p, (size_t)more * size);
     if (!q) return err_set(e, ERR_NOMEM, "no memory for a grammar");
     *p = q;
@@ -60,11 +62,18 @@ static int32_t rule_add(struct parser *p, const char *name, size_t n)
 /* The rule of that name, made when it is named first. */
 static int32_t rule_named(struct parser *p, const char *name, size_t n)
 {
-    for (int32_t i = 0; i < p->g->n_rules; i++) {
-        const char *other = p->g->rule[i].name;
-        if (other && strlen(other) == n && !memcmp(other, name, n)) return i;
+    uint32_t hash = 0;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ (unsigned char)name[i]) * 16777619u;
+    int32_t *first = &p->named[(hash ^ hash >> 16) % NAMES];
+    for (int32_t i = *first; i; i = p->g->rule[i - 1].next) {
+        const char *other = p->g->rule[i - 1].name;
+        if (strlen(other) == n && !memcmp(other, name, n)) return i - 1;
     }
-    return rule_add(p, name, n);
+    const int32_t rule = rule_add(p, name, n);
+    if (rule < 0) return rule;
+    p->g->rule[rule].next = *first;
+    *first = rule + 1;
+    return rule;
 }
 
 /* s becomes an alternative of a rule, and is empty again. */
@@ -387,12 +396,12 @@ static int alternatives(struct parser *p, int32_t rule)
 
 /* ---- whole grammars */
 
-/* Which rules may be nothing: repeated until no more are found. */
+/* Which rules may be nothing: repeated until no more are found, from the last on: what a rule names mostly follows. */
 static void find_empty(const struct grammar *g, bool *empty)
 {
     for (bool more = true; more;) {
         more = false;
-        for (int32_t r = 0; r < g->n_rules; r++)
+        for (int32_t r = g->n_rules - 1; r >= 0; r--)
             for (int32_t a = 0; a < g->rule[r].n_alts && !empty[r]; a++) {
                 const struct elem *x = &g->elem[g->rule[r].alt[a]];
                 while (x->kind == ELEM_RULE && empty[x->arg]) x++;

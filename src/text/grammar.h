@@ -14,7 +14,8 @@
 #include "text/tokenizer.h"
 
 struct grammar;
-/* ERR_FORMAT with the line; ERR_LIMIT for one that grows too large. */
+enum { GRAMMAR_MAX = 1 << 18 }; /* bytes of literals, classes and names of rules, once repetitions are written out */
+/* ERR_FORMAT with the line; ERR_LIMIT for one that grows past GRAMMAR_MAX. */
 int grammar_parse(struct grammar **ret, const char *text, size_t n, struct err *e);
 void grammar_free(struct grammar *g); /* accepts NULL */
 
@@ -27,10 +28,12 @@ void vocabulary_free(struct vocabulary *v);
 struct match;
 int match_new(struct match **ret, const struct grammar *g, const struct vocabulary *v, struct err *e);
 void match_free(struct match *m);
-/* Bit i of the result: token i may come next. Valid until the next call with m. NULL: no memory. */
+/* Bit i of the result: token i may come next. Valid until the next call with m. NULL: no memory, or match_failed. */
 const uint64_t *match_tokens(struct match *m);
 /* The text goes on with this token. False: it may not (or no memory); nothing has changed then. */
 bool match_push(struct match *m, int32_t token);
+/* There are more ways to go on than is kept of them (some 30 MB). */
+bool match_failed(const struct match *m);
 /* The text may end here. */
 bool match_may_end(const struct match *m);
 /* The same for bytes, for tests: how many of text[0..n) were taken. */

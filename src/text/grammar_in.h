@@ -12,7 +12,7 @@ struct byte_set { uint64_t bit[4]; };
 struct rule {
     char *name;  /* owned; NULL: one that the parser made */
     int32_t *alt;
-    int32_t n_alts, line;
+    int32_t n_alts, line, next; /* next: the parser's */
 };
 struct grammar {
     struct elem *elem;

@@ -5,7 +5,8 @@
 
 #include "text/grammar_in.h"
 
-enum { NODES_MAX = 1 << 18, STATES_MAX = 1024, STACKS_MAX = 256, WORD_MAX = 4096, DEAD = -1, UNKNOWN = -2 };
+enum { NODES_MAX = 1 << 20, NODE_BUCKETS = 1 << 16, STATE_BUCKETS = 1 << 12, STATES_BYTES = 16 << 20, WORD_MAX = 4096,
+       DEAD = -1, UNKNOWN = -2 };
 
 /* ---- vocabulary */
 
@@ -76,70 +77,99 @@ void vocabulary_free(struct vocabulary *v)
 /* ---- machine */
 
 /* A stack: element `elem` comes next, and what lies below is another node; node 0 is the empty stack. */
-struct node { int32_t elem, below, next; }; /* next: in its hash chain */
+struct node {
+    int32_t elem, below, next; /* next: in its hash chain */
+    uint32_t seen;             /* the last set that it was found for */
+};
 struct state {
     int32_t *node; /* [n], rising; owned */
-    int32_t n, lead[256];
-    uint64_t *mask; /* of tokens; NULL: not asked yet */
+    int32_t n, next, lead[256];
+    struct byte_set reads; /* what the tops read */
+    uint64_t *mask;        /* of tokens; NULL: not asked yet */
 };
 struct match {
     const struct grammar *g;
     const struct vocabulary *v;
     struct node *node;
-    int32_t n_nodes, cap_nodes, *bucket; /* [NODES_MAX / 4] */
-    struct state *state;                 /* [STATES_MAX] */
-    int32_t n_states, now;
-    bool begun, failed;
+    int32_t n_nodes, cap_nodes, *node_bucket; /* [NODE_BUCKETS] 0: none */
+    struct state *state;
+    int32_t n_states, cap_states, now;
+    int32_t state_bucket[STATE_BUCKETS]; /* number + 1 */
+    size_t bytes;                        /* of states, at most STATES_BYTES */
+    bool begun, failed;                  /* failed: there was no room, or no memory */
     uint64_t *first;                     /* mask of the first token, whose space in front is not text */
+    /* the set of stacks that is being found, and what is still to be looked at */
+    uint32_t round;
+    int32_t *top, n_top, cap_top;
+    struct ahead { int32_t elem, below; } *ahead;
+    int32_t n_ahead, cap_ahead;
 };
-enum { BUCKETS = NODES_MAX / 4 };
+
+/* Room for one more; false: there is none. */
+static bool room(struct match *m, void **p, int32_t n, int32_t *cap, size_t size)
+{
+    if (n < *cap) return true;
+    int32_t more = 2 * *cap + 256;
+    void *q = more <= 2 * NODES_MAX ? realloc(*p, (size_t)more * size) : NULL;
+    if (!q) return m->failed = true, false;
+    *p = q;
+    *cap = more;
+    return true;
+}
 
 static int32_t node_get(struct match *m, int32_t elem, int32_t below)
 {
-    int32_t *b = &m->bucket[((uint32_t)elem * 2654435761u ^ (uint32_t)below * 40503u) % BUCKETS];
+    int32_t *b = &m->node_bucket[((uint32_t)elem * 2654435761u ^ (uint32_t)below * 40503u) % NODE_BUCKETS];
     for (int32_t i = *b; i > 0; i = m->node[i].next)
         if (m->node[i].elem == elem && m->node[i].below == below) return i;
-    if (m->n_nodes == m->cap_nodes) {
-        int32_t cap = 2 * m->cap_nodes + 256;
-        struct node *p = cap > NODES_MAX ? NULL : realloc(m->node, (size_t)cap * sizeof *p);
-        if (!p) return m->failed = true, -1;
-        m->node = p;
-        m->cap_nodes = cap;
-    }
-    m->node[m->n_nodes] = (struct node){ elem, below, *b };
+    if (m->n_nodes == NODES_MAX || !room(m, (void **)&m->node, m->n_nodes, &m->cap_nodes, sizeof *m->node))
+        return m->failed = true, 0;
+    m->node[m->n_nodes] = (struct node){ .elem = elem, .below = below, .next = *b };
     return *b = m->n_nodes++;
 }
 
-/* A set of nodes while it is found; `seen` are also those that were only passed through. */
-struct found {
-    int32_t top[STACKS_MAX], seen[4 * STACKS_MAX];
-    int n, n_seen;
-};
+/* Begins a set of stacks. */
+static void set_begin(struct match *m)
+{
+    m->n_top = 0;
+    if (++m->round) return;
+    for (int32_t i = 0; i < m->n_nodes; i++) m->node[i].seen = 0;
+    m->round = 1;
+}
+
+static void look_at(struct match *m, int32_t elem, int32_t below)
+{
+    if (room(m, (void **)&m->ahead, m->n_ahead, &m->cap_ahead, sizeof *m->ahead))
+        m->ahead[m->n_ahead++] = (struct ahead){ elem, below };
+}
+
+/* Adds the stack to the set if it reads a byte next, else has what its rule may begin with looked at. */
+static void close_one(struct match *m, struct ahead at)
+{
+    const struct elem *x = &m->g->elem[at.elem];
+    while (x->kind == ELEM_END && at.below) { /* the rule is over: what comes after it */
+        x = &m->g->elem[m->node[at.below].elem];
+        at.below = m->node[at.below].below;
+    }
+    const int32_t node = x->kind == ELEM_END ? 0 : node_get(m, (int32_t)(x - m->g->elem), at.below);
+    if (m->failed || m->node[node].seen == m->round) return;
+    m->node[node].seen = m->round;
+    if (x->kind != ELEM_RULE) {
+        if (room(m, (void **)&m->top, m->n_top, &m->cap_top, sizeof *m->top)) m->top[m->n_top++] = node;
+        return;
+    }
+    if (x[1].kind != ELEM_END) /* else the last call leaves nothing behind */
+        at.below = node_get(m, (int32_t)(x + 1 - m->g->elem), at.below);
+    const struct rule *r = &m->g->rule[x->arg];
+    for (int32_t a = 0; a < r->n_alts && !m->failed; a++) look_at(m, r->alt[a], at.below);
+}
 
 /* Adds the stacks that read a byte next, when `elem` comes next above `below`. */
-static void close_over(struct match *m, struct found *f, int32_t elem, int32_t below)
+static void close_over(struct match *m, int32_t elem, int32_t below)
 {
-    const struct elem *x = &m->g->elem[elem];
-    while (x->kind == ELEM_END && below) { /* the rule is over: what comes after it */
-        elem = m->node[below].elem;
-        below = m->node[below].below;
-        x = &m->g->elem[elem];
-    }
-    int32_t node = x->kind == ELEM_END ? 0 : node_get(m, elem, below);
-    for (int i = 0; i < f->n_seen; i++)
-        if (f->seen[i] == node) return;
-    if (m->failed || f->n_seen == 4 * STACKS_MAX || f->n == STACKS_MAX) {
-        m->failed = true;
-        return;
-    }
-    f->seen[f->n_seen++] = node;
-    if (x->kind != ELEM_RULE) {
-        f->top[f->n++] = node;
-        return;
-    }
-    if (x[1].kind != ELEM_END) below = node_get(m, elem + 1, below); /* else the last call leaves nothing behind */
-    const struct rule *r = &m->g->rule[x->arg];
-    for (int32_t a = 0; a < r->n_alts && !m->failed; a++) close_over(m, f, r->alt[a], below);
+    m->n_ahead = 0;
+    look_at(m, elem, below);
+    while (m->n_ahead && !m->failed) close_one(m, m->ahead[--m->n_ahead]);
 }
 
 static int number_order(const void *a, const void *b)
@@ -154,38 +184,58 @@ static void states_free(struct match *m)
         free(m->state[i].node);
         free(m->state[i].mask);
     }
+    memset(m->state_bucket, 0, sizeof m->state_bucket);
     m->n_states = 0;
+    m->bytes = 0;
 }
 
-/* The number of the state with these stacks; DEAD: there are none, or no memory. */
-static int32_t state_get(struct match *m, struct found *f)
+/* A state of the stacks that were found; DEAD: no room. */
+static int32_t state_new(struct match *m, int32_t *bucket)
 {
-    if (m->failed || !f->n) return DEAD;
-    qsort(f->top, (size_t)f->n, sizeof f->top[0], number_order);
-    const size_t bytes = (size_t)f->n * sizeof f->top[0];
-    for (int32_t i = 0; i < m->n_states; i++)
-        if (m->state[i].n == f->n && !memcmp(m->state[i].node, f->top, bytes)) return i;
-    struct state s = { .node = malloc(bytes), .n = f->n };
-    if (!s.node || m->n_states == STATES_MAX) {
+    const size_t bytes = (size_t)m->n_top * sizeof *m->top;
+    struct state s = { .n = m->n_top, .next = *bucket, .node = malloc(bytes) };
+    m->bytes += sizeof s + bytes;
+    if (!s.node || m->bytes > STATES_BYTES
+        || !room(m, (void **)&m->state, m->n_states, &m->cap_states, sizeof *m->state)) {
         free(s.node);
         return m->failed = true, DEAD;
     }
-    memcpy(s.node, f->top, bytes);
+    memcpy(s.node, m->top, bytes);
+    for (int32_t i = 0; i < s.n; i++)
+        for (int k = 0; k < 4 && s.node[i]; k++)
+            s.reads.bit[k] |= m->g->set[m->g->elem[m->node[s.node[i]].elem].arg].bit[k];
     for (int b = 0; b < 256; b++) s.lead[b] = UNKNOWN;
     m->state[m->n_states] = s;
-    return m->n_states++;
+    *bucket = ++m->n_states;
+    return m->n_states - 1;
+}
+
+/* The number of the state with the stacks that were found; DEAD: there are none, or no room. */
+static int32_t state_get(struct match *m)
+{
+    if (m->failed || !m->n_top) return DEAD;
+    qsort(m->top, (size_t)m->n_top, sizeof *m->top, number_order);
+    uint32_t hash = 0;
+    for (int32_t i = 0; i < m->n_top; i++) hash = (hash ^ (uint32_t)m->top[i]) * 2654435761u;
+    int32_t *bucket = &m->state_bucket[(hash ^ hash >> 16) % STATE_BUCKETS];
+    for (int32_t i = *bucket; i; i = m->state[i - 1].next) {
+        const struct state *s = &m->state[i - 1];
+        if (s->n == m->n_top && !memcmp(s->node, m->top, (size_t)s->n * sizeof *s->node)) return i - 1;
+    }
+    return state_new(m, bucket);
 }
 
 static int32_t state_after(struct match *m, int32_t from, unsigned char b)
 {
-    if (m->state[from].lead[b] != UNKNOWN) return m->state[from].lead[b];
-    struct found f = { .n = 0 };
-    for (int32_t i = 0; i < m->state[from].n; i++) {
-        const struct node at = m->node[m->state[from].node[i]];
-        if (m->state[from].node[i] == 0 || !set_has(&m->g->set[m->g->elem[at.elem].arg], b)) continue;
-        close_over(m, &f, at.elem + 1, at.below);
+    const struct state *s = &m->state[from];
+    if (s->lead[b] != UNKNOWN) return s->lead[b];
+    const int32_t *nodes = s->node, n = set_has(&s->reads, b) ? s->n : 0;
+    set_begin(m);
+    for (int32_t i = 0; i < n && !m->failed; i++) {
+        const struct node at = m->node[nodes[i]];
+        if (nodes[i] && set_has(&m->g->set[m->g->elem[at.elem].arg], b)) close_over(m, at.elem + 1, at.below);
     }
-    int32_t to = state_get(m, &f);
+    int32_t to = state_get(m);
     if (!m->failed) m->state[from].lead[b] = to;
     return to;
 }
@@ -193,11 +243,14 @@ static int32_t state_after(struct match *m, int32_t from, unsigned char b)
 /* Forgets all states but the one that the text is in. */
 static bool states_begin_anew(struct match *m)
 {
-    struct found f = { .n = m->state[m->now].n };
-    memcpy(f.top, m->state[m->now].node, (size_t)f.n * sizeof f.top[0]);
-    states_free(m);
+    set_begin(m);
     m->failed = false;
-    m->now = state_get(m, &f);
+    for (int32_t i = 0; i < m->state[m->now].n; i++) {
+        if (!room(m, (void **)&m->top, m->n_top, &m->cap_top, sizeof *m->top)) return false;
+        m->top[m->n_top++] = m->state[m->now].node[i];
+    }
+    states_free(m);
+    m->now = state_get(m);
     return m->now != DEAD;
 }
 
@@ -210,20 +263,17 @@ int match_new(struct match **ret, const struct grammar *g, const struct vocabula
     if (m) {
         m->g = g;
         m->v = v;
-        m->bucket = calloc(BUCKETS, sizeof *m->bucket);
-        m->state = calloc(STATES_MAX, sizeof *m->state);
-        m->node = calloc(256, sizeof *m->node);
-        m->cap_nodes = m->node ? 256 : 0;
-        m->n_nodes = 1; /* the empty stack */
+        m->node_bucket = calloc(NODE_BUCKETS, sizeof *m->node_bucket);
     }
-    if (!m || !m->bucket || !m->state || !m->node) {
+    if (!m || !m->node_bucket || !room(m, (void **)&m->node, 0, &m->cap_nodes, sizeof *m->node)) {
         match_free(m);
         return err_set(e, ERR_NOMEM, "no memory for a grammar's machine");
     }
-    struct found f = { .n = 0 };
+    m->node[m->n_nodes++] = (struct node){ 0 }; /* the empty stack */
     const struct rule *root = &g->rule[g->root];
-    for (int32_t a = 0; a < root->n_alts; a++) close_over(m, &f, root->alt[a], 0);
-    if ((m->now = state_get(m, &f)) == DEAD) {
+    set_begin(m);
+    for (int32_t a = 0; a < root->n_alts; a++) close_over(m, root->alt[a], 0);
+    if ((m->now = state_get(m)) == DEAD) {
         match_free(m);
         return err_set(e, ERR_LIMIT, "the grammar has too many ways to begin");
     }
@@ -237,7 +287,9 @@ void match_free(struct match *m)
     states_free(m);
     free(m->state);
     free(m->node);
-    free(m->bucket);
+    free(m->node_bucket);
+    free(m->top);
+    free(m->ahead);
     free(m->first);
     free(m);
 }
@@ -275,11 +327,13 @@ static void mask_fill(struct match *m, uint64_t *mask, int32_t from)
 
 const uint64_t *match_tokens(struct match *m)
 {
-    for (int again = 0; again < 2; again++) {
-        uint64_t **mask = m->begun ? &m->state[m->now].mask : &m->first;
-        if (*mask) return *mask;
-        uint64_t *p = calloc(((size_t)m->v->size + 63) / 64 + 1, sizeof *p);
+    const size_t n = ((size_t)m->v->size + 63) / 64 + 1;
+    for (int again = 0; again < 2 && m->now != DEAD; again++) {
+        uint64_t *known = m->begun ? m->state[m->now].mask : m->first;
+        if (known) return known;
+        uint64_t *p = calloc(n, sizeof *p);
         if (!p) return NULL;
+        m->bytes += n * sizeof *p;
         mask_fill(m, p, m->now);
         if (!m->failed) return *(m->begun ? &m->state[m->now].mask : &m->first) = p;
         free(p);
@@ -301,11 +355,13 @@ bool match_push(struct match *m, int32_t token)
     return true;
 }
 
-bool match_may_end(const struct match *m) { return m->state[m->now].node[0] == 0; }
+bool match_may_end(const struct match *m) { return m->now != DEAD && m->state[m->now].node[0] == 0; }
+
+bool match_failed(const struct match *m) { return m->failed; }
 
 size_t match_bytes(struct match *m, const char *text, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && m->now != DEAD; i++) {
         int32_t to = state_after(m, m->now, (unsigned char)text[i]);
         if (to == DEAD) return i;
         m->now = to;

@@ -1,11 +1,13 @@
 /* See schema.h. */
 #include "text/schema.h"
 
+#include <ctype.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { NEST_MAX = 64, RULES_MAX = 4096, REFS_MAX = 256, COUNT_MAX = 4096 };
+enum { NEST_MAX = 64, RULES_MAX = SCHEMA_PARTS_MAX, REFS_MAX = 1024, COUNT_MAX = 4096, PREFIX_MAX = 256,
+       TEXT_MAX = 1 << 24 };
 
 struct writer {
     struct buf *out;
@@ -45,7 +47,7 @@ static int wrong(struct writer *w, const char *key, const char *what)
 /* A new rule's number; its text is what the caller puts into `body`. */
 static int rule_new(struct writer *w)
 {
-    if (w->n_rules == RULES_MAX) return err_set(w->e, ERR_LIMIT, "the schema is too large");
+    if (w->n_rules == RULES_MAX) return err_set(w->e, ERR_LIMIT, "schema: more than %d parts", RULES_MAX);
     return w->n_rules++;
 }
 
@@ -69,11 +71,39 @@ static void literal(struct buf *b, const char *p, size_t n)
     buf_str(b, "\"");
 }
 
+/* In as few digits as read back the same. */
+static void put_real(struct buf *b, double v)
+{
+    char s[40];
+    int digits = 0;
+    do snprintf(s, sizeof s, "%.*e", digits, v);
+    while (strtod(s, NULL) != v && ++digits < 17);
+    const int power = (int)strtol(strchr(s, 'e') + 1, NULL, 10);
+    if (power >= -5 && power < 16) snprintf(s, sizeof s, "%.*f", digits > power ? digits - power : 1, v);
+    buf_str(b, s);
+}
+
+/* JSON as jansson writes it, whose numbers have 17 digits. */
+static void tidy(struct buf *b, const char *at)
+{
+    for (bool in = false; *at;) {
+        const bool number = !in && (*at == '-' || isdigit((unsigned char)*at));
+        const size_t n = number ? strspn(at, "+-.0123456789eE") : in && *at == '\\' ? 2 : 1;
+        if (number && strcspn(at, ".eE") < n) put_real(b, strtod(at, NULL));
+        else buf_add(b, at, n);
+        in ^= *at == '"';
+        at += n;
+    }
+}
+
 static int json_literal(struct writer *w, struct buf *b, const json_t *v)
 {
     char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    struct buf short_ = buf_make(TEXT_MAX);
     if (!text) return err_set(w->e, ERR_NOMEM, "no memory for a schema");
-    literal(b, text, strlen(text));
+    tidy(&short_, text);
+    literal(b, short_.p ? short_.p : "", short_.n);
+    buf_free(&short_);
     free(text);
     return 0;
 }
@@ -84,7 +114,8 @@ static int count_of(struct writer *w, const json_t *s, const char *key)
     const json_t *v = json_object_get(s, key);
     if (!v) return -1;
     if (!json_is_integer(v) || json_integer_value(v) < 0) return wrong(w, key, "is no count"), -2;
-    if (json_integer_value(v) > COUNT_MAX) return err_set(w->e, ERR_LIMIT, "schema: '%s' is too large", key), -2;
+    if (json_integer_value(v) > COUNT_MAX)
+        return err_set(w->e, ERR_LIMIT, "schema: '%s' is more than %d", key, COUNT_MAX), -2;
     return (int)json_integer_value(v);
 }
 
@@ -111,46 +142,56 @@ static bool is_required(const json_t *s, const char *name)
     return false;
 }
 
+/* The rule of `"name": value`. */
+static int pair(struct writer *w, const char *name, const json_t *s)
+{
+    const int value = schema(w, s), rule = value < 0 ? value : rule_new(w);
+    if (rule < 0) return rule;
+    struct buf text = buf_make(TEXT_MAX);
+    json_t *key = json_string(name);
+    int rc = key ? json_literal(w, &text, key) : err_set(w->e, ERR_NOMEM, "no memory for a schema");
+    buf_fmt(&text, " ws \":\" ws r%d", value);
+    rule_write(w, rule, &text);
+    json_decref(key);
+    buf_free(&text);
+    return rc < 0 ? rc : rule;
+}
+
 /* Members from the i-th on, two rules each: for when none stands before (first), and for when some do (rest). A rule is
  * "this one, then the rest" or, where it may be left out, the same of the next. */
 static int members(struct writer *w, struct buf *b, const json_t *s, const json_t *properties)
 {
     const char *name;
     json_t *member;
-    int n = (int)json_object_size(properties), i = 0, base = w->n_rules, rc = 0;
-    for (int k = 0; k < 2 * (n + 1); k++)
-        if ((rc = rule_new(w)) < 0) return rc;
+    int n = (int)json_object_size(properties), next = w->n_rules, rc = 0;
+    for (int k = 0; k < 2 * (n + 1) && rc >= 0; k++) rc = rule_new(w);
+    if (rc < 0) return rc;
+    buf_fmt(b, "\"{\" ws r%d \"}\"", next);
     json_object_foreach((json_t *)properties, name, member)
     {
-        int value = schema(w, member);
-        if (value < 0) return value;
-        struct buf text = buf_make(1 << 20), key = buf_make(1 << 20);
-        json_t *string = json_string(name);
-        rc = string ? json_literal(w, &key, string) : err_set(w->e, ERR_NOMEM, "no memory for a schema");
-        json_decref(string);
-        for (int rest = 0; rest < 2 && rc >= 0; rest++) {
-            buf_reset(&text);
-            const int next = base + 2 * (i + 1);
-            buf_fmt(&text, "%s%s ws \":\" ws r%d ws r%d", rest ? "\",\" ws " : "", key.p, value, next + 1);
-            if (!is_required(s, name)) buf_fmt(&text, " | r%d", next + rest);
-            rule_write(w, base + 2 * i + rest, &text);
+        const int one = pair(w, name, member);
+        if (one < 0) return one;
+        next += 2;
+        for (int rest = 0; rest < 2; rest++) {
+            buf_fmt(w->out, "r%d ::= %sr%d ws r%d", next - 2 + rest, rest ? "\",\" ws " : "", one, next + 1);
+            if (!is_required(s, name)) buf_fmt(w->out, " | r%d", next + rest);
+            buf_str(w->out, "\n");
         }
-        buf_free(&text);
-        buf_free(&key);
-        if (rc < 0) return rc;
-        i++;
     }
-    for (int rest = 0; rest < 2; rest++) rule_write(w, base + 2 * n + rest, &(struct buf){ 0 });
-    buf_fmt(b, "\"{\" ws r%d \"}\"", base);
+    for (int rest = 0; rest < 2; rest++) rule_write(w, next + rest, &(struct buf){ 0 });
     return 0;
 }
 
 static int objects(struct writer *w, struct buf *b, const json_t *s)
 {
-    const json_t *properties = json_object_get(s, "properties"), *more = json_object_get(s, "additionalProperties"), *v;
+    const json_t *properties = json_object_get(s, "properties"), *required = json_object_get(s, "required"), *v;
+    const json_t *more = json_object_get(s, "additionalProperties");
     size_t i;
     if (properties && !json_is_object(properties)) return wrong(w, "properties", "is no object");
-    json_array_foreach(json_object_get(s, "required"), i, v)
+    if (required && !json_is_array(required)) return wrong(w, "required", "is no list of names");
+    if (more && !json_is_object(more) && !json_is_boolean(more))
+        return wrong(w, "additionalProperties", "is no schema");
+    json_array_foreach(required, i, v)
     {
         if (!json_is_string(v)) return wrong(w, "required", "holds what is no name");
         if (!json_object_get(properties, json_string_value(v)))
@@ -184,13 +225,15 @@ static void items(struct buf *b, const int *prefix, int n, int item, int least, 
 
 static int arrays(struct writer *w, struct buf *b, const json_t *s)
 {
-    enum { PREFIX_MAX = 256 };
     const json_t *first = json_object_get(s, "prefixItems"), *more = json_object_get(s, "items"), *v;
     int prefix[PREFIX_MAX], n = 0, item = -1, least = count_of(w, s, "minItems"), most = count_of(w, s, "maxItems");
     size_t i;
     if (least < -1 || most < -1) return (int)w->e->code;
     if (most >= 0 && least > most) return wrong(w, "minItems", "is more than 'maxItems'");
-    if (json_array_size(first) > PREFIX_MAX) return err_set(w->e, ERR_LIMIT, "schema: too many 'prefixItems'");
+    if (first && !json_is_array(first)) return wrong(w, "prefixItems", "is no list of schemas");
+    if (json_is_array(more)) return wrong(w, "items", "is a list: that goes in 'prefixItems'");
+    if (json_array_size(first) > PREFIX_MAX)
+        return err_set(w->e, ERR_LIMIT, "schema: more than %d 'prefixItems'", PREFIX_MAX);
     json_array_foreach(first, i, v)
         if ((prefix[n++] = schema(w, v)) < 0) return prefix[n - 1];
     if (most >= 0 && most < n) n = most;
@@ -227,20 +270,42 @@ static int either(struct writer *w, struct buf *b, const char *key, const json_t
     return 0;
 }
 
-/* The schema that "#/a/b" means; NULL: there is none. */
-static const json_t *pointed(const json_t *v, const char *at)
+/* The bytes that a URI's %41 stands for. False: they are none, or too many. */
+static bool unescape(char *to, size_t size, const char *from)
 {
+    size_t n = 0;
+    for (; *from; from++, n++) {
+        const char hex[3] = { from[0] == '%' ? from[1] : 0, from[0] == '%' && from[1] ? from[2] : 0, 0 };
+        char *end;
+        if (n == size - 1) return false;
+        to[n] = *from;
+        if (*from != '%') continue;
+        to[n] = (char)strtol(hex, &end, 16);
+        if (!to[n] || end != hex + 2 || !isxdigit((unsigned char)hex[0])) return false;
+        from += 2;
+    }
+    to[n] = 0;
+    return true;
+}
+
+/* What "/a/0/b", as it stands behind a "#", means in v; NULL: nothing. */
+static const json_t *pointed(const json_t *v, const char *fragment)
+{
+    char plain[1024], *at = plain;
+    if (!unescape(plain, sizeof plain, fragment)) return NULL;
     while (*at == '/') {
-        char key[256];
-        size_t n = 0;
-        for (at++; *at && *at != '/'; n++) {
-            if (n == sizeof key - 1) return NULL;
+        char *key = ++at, *to = at;
+        for (; *at && *at != '/'; at++, to++) {
             const bool tilde = at[0] == '~' && (at[1] == '0' || at[1] == '1');
-            key[n] = tilde ? (at[1] == '0' ? '~' : '/') : *at;
-            at += tilde ? 2 : 1;
+            *to = tilde ? (at[1] == '0' ? '~' : '/') : *at;
+            at += tilde;
         }
-        key[n] = 0;
-        v = json_object_get(v, key);
+        const char next = *at;
+        *to = 0;
+        const bool index = json_is_array(v) && *key && strspn(key, "0123456789") == strlen(key) && strlen(key) < 10;
+        v = index ? json_array_get(v, strtoul(key, NULL, 10)) : json_object_get(v, key);
+        if (!next) return v;
+        *at = next; /* which the key's end may have stood on */
     }
     return *at ? NULL : v;
 }
@@ -252,7 +317,7 @@ static int reference(struct writer *w, const char *where)
     if (!to) return err_set(w->e, ERR_UNSUPPORTED, "schema: '$ref' to '%s' leads nowhere in it", where);
     for (int i = 0; i < w->n_refs; i++)
         if (w->ref[i].schema == to) return w->ref[i].rule;
-    if (w->n_refs == REFS_MAX) return err_set(w->e, ERR_LIMIT, "the schema has too many '$ref'");
+    if (w->n_refs == REFS_MAX) return err_set(w->e, ERR_LIMIT, "schema: '$ref' to more than %d places", REFS_MAX);
     int rule = rule_new(w);
     if (rule < 0) return rule;
     w->ref[w->n_refs].schema = to;
@@ -286,32 +351,48 @@ static bool is_typed(const json_t *v, const json_t *type)
 }
 
 /* The first WHOLE say all that a value may be. */
-enum { WHOLE = 5 };
-static const char *const limits[] = { "const", "enum", "anyOf", "oneOf", "allOf", "type", "properties", "required",
-                                      "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
-                                      "minLength", "maxLength" };
+enum { WHOLE = 6 };
+static const char *const limits[] = { "$ref", "const", "enum", "anyOf", "oneOf", "allOf", "type", "properties",
+                                      "required", "additionalProperties", "items", "prefixItems", "minItems",
+                                      "maxItems", "minLength", "maxLength" };
+
+/* Does s, or what its $ref leads to, name that type? */
+static bool names_type(const struct writer *w, const json_t *s, const json_t *type)
+{
+    const json_t *ref = json_object_get(s, "$ref");
+    const char *at = json_is_string(ref) ? json_string_value(ref) : "";
+    return json_equal(json_object_get(*at == '#' ? pointed(w->root, at + 1) : s, "type"), type);
+}
 
 /* Both what `key`, one of these, says and what stands beside it would have to hold: refused, except for a type that all
  * of a list's schemas name as well (values are held against it by is_typed). */
 static int check_alone(struct writer *w, const json_t *s, const char *key)
 {
     const json_t *list = json_object_get(s, key), *type = json_object_get(s, "type"), *one;
-    const bool literal = !strcmp(key, "const") || !strcmp(key, "enum");
-    bool same = json_is_array(list);
+    bool same = !strcmp(key, "const") || !strcmp(key, "enum");
     size_t i;
-    json_array_foreach(list, i, one)
-    {
-        const json_t *ref = json_object_get(one, "$ref");
-        const char *at = json_is_string(ref) ? json_string_value(ref) : "";
-        const json_t *to = *at == '#' ? pointed(w->root, at + 1) : one;
-        same = same && json_equal(json_object_get(to, "type"), type);
+    if (!strcmp(key, "$ref")) same = names_type(w, s, type);
+    else if (!same && json_is_array(list)) {
+        same = true;
+        json_array_foreach(list, i, one) same = same && names_type(w, one, type);
     }
     for (i = 0; i < sizeof limits / sizeof *limits; i++) {
-        if (!strcmp(limits[i], key) || !json_object_get(s, limits[i])) continue;
-        if (!strcmp(limits[i], "type") && (literal || same)) continue;
+        if (!strcmp(limits[i], key) || !json_object_get(s, limits[i]) || (same && !strcmp(limits[i], "type"))) continue;
         return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' beside '%s' is not supported", limits[i], key);
     }
     return 0;
+}
+
+/* That what limits a value in s is what can be held. */
+static int check_limits(struct writer *w, const json_t *s)
+{
+    int rc = 0;
+    for (size_t i = 0; i < WHOLE && rc >= 0; i++)
+        if (json_object_get(s, limits[i])) rc = check_alone(w, s, limits[i]);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused && rc >= 0; i++)
+        if (json_object_get(s, refused[i]))
+            rc = err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' is not supported", refused[i]);
+    return rc;
 }
 
 /* One of the values, as far as they are of the type that stands beside them. */
@@ -334,11 +415,6 @@ static int expression(struct writer *w, struct buf *b, const json_t *s)
     const json_t *v, *type = json_object_get(s, "type");
     size_t i;
     int rc = 0;
-    for (i = 0; i < WHOLE; i++)
-        if (json_object_get(s, limits[i]) && (rc = check_alone(w, s, limits[i])) < 0) return rc;
-    for (i = 0; i < sizeof refused / sizeof *refused; i++)
-        if (json_object_get(s, refused[i]))
-            return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' is not supported", refused[i]);
     if ((v = json_object_get(s, "const")))
         return is_typed(v, type) ? json_literal(w, b, v) : wrong(w, "const", "is not of the 'type' beside it");
     if ((v = json_object_get(s, "enum"))) {
@@ -371,12 +447,13 @@ static int schema(struct writer *w, const json_t *s)
 {
     if (json_is_false(s)) return err_set(w->e, ERR_UNSUPPORTED, "schema: a part that allows nothing");
     if (!json_is_object(s) && !json_is_true(s)) return err_set(w->e, ERR_FORMAT, "schema: a part is no object");
-    if (w->nest == NEST_MAX) return err_set(w->e, ERR_LIMIT, "the schema is nested too deep");
+    if (w->nest == NEST_MAX) return err_set(w->e, ERR_LIMIT, "schema: nested deeper than %d", NEST_MAX);
     const json_t *ref = json_object_get(s, "$ref");
-    struct buf body = buf_make(1 << 20);
-    int rc = 0, rule;
+    struct buf body = buf_make(TEXT_MAX);
+    int rc = check_limits(w, s), rule = rc;
     w->nest++;
-    if (ref) {
+    if (rc < 0) {
+    } else if (ref) {
         rule = json_is_string(ref) ? reference(w, json_string_value(ref)) : wrong(w, "$ref", "is no string");
     } else if ((rule = rule_new(w)) >= 0) {
         rc = expression(w, &body, s);
@@ -388,16 +465,34 @@ static int schema(struct writer *w, const json_t *s)
     return rc < 0 ? rc : rule;
 }
 
-int schema_grammar(struct buf *out, const char *json, size_t n, struct err *e)
+static int schema_grammar(struct buf *out, const char *json, size_t n, struct err *e)
 {
     json_error_t at;
-    struct err spare;
     json_t *root = json_loadb(json, n, JSON_REJECT_DUPLICATES, &at);
     if (!root) return err_set(e, ERR_FORMAT, "schema: %s at line %d column %d", at.text, at.line, at.column);
-    struct writer w = { .out = out, .root = root, .e = e ? e : &spare };
+    struct writer w = { .out = out, .root = root, .e = e };
     buf_str(out, common);
     int rule = schema(&w, root);
-    if (rule >= 0) buf_fmt(out, "root ::= ws r%d\n", rule);
+    if (rule >= 0) buf_fmt(out, "root ::= r%d\n", rule);
     json_decref(root);
     return rule < 0 ? rule : buf_check(out, "the schema's grammar", e);
+}
+
+int schema_parse(struct grammar **ret, const char *json, size_t n, struct err *e)
+{
+    struct buf text = buf_make(TEXT_MAX);
+    struct err spare;
+    if (!e) e = &spare;
+    *ret = NULL;
+    int rc = schema_grammar(&text, json, n, e);
+    if (rc >= 0) {
+        rc = grammar_parse(ret, text.p, text.n, e);
+        /* What is written above is no bad grammar but for this one thing. */
+        if (rc == ERR_FORMAT) rc = err_set(e, ERR_UNSUPPORTED, "schema: a '$ref' leads back to where it stands");
+        if (rc == ERR_LIMIT)
+            rc = err_set(e, ERR_LIMIT, "schema: more than %d bytes of names and values, with all repetitions",
+                         GRAMMAR_MAX);
+    }
+    buf_free(&text);
+    return rc;
 }

@@ -10,7 +10,6 @@ static struct vocabulary *vocabulary;
 
 int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
 {
-    struct buf text = buf_make(1 << 20);
     struct grammar *g = NULL;
     struct match *m = NULL;
     struct tokenizer *tok = NULL;
@@ -24,9 +23,8 @@ int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
     const unsigned char *cut = memchr(p + 1, 0, n - 1); /* text to walk comes after a NUL */
     const size_t length = (cut ? (size_t)(cut - p) : n) - 1;
     int rc = 0;
-    if (p[0] == '{') rc = schema_grammar(&text, (const char *)p, length + 1, &e);
-    else buf_add(&text, p + 1, length);
-    if (rc >= 0) rc = grammar_parse(&g, text.p ? text.p : "", text.n, &e);
+    if (p[0] == '{') rc = schema_parse(&g, (const char *)p, length + 1, &e);
+    else rc = grammar_parse(&g, (const char *)p + 1, length, &e);
     if (rc >= 0) rc = match_new(&m, g, vocabulary, &e);
     if (rc >= 0) {
         if (cut) match_bytes(m, (const char *)cut + 1, n - length - 2);
@@ -34,6 +32,5 @@ int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
     }
     match_free(m);
     grammar_free(g);
-    buf_free(&text);
     return 0;
 }

@@ -148,7 +148,26 @@ def test_schema(port):
            "answers that fit a schema", r)
     r = chat(port, [text(), picture()], response_format={"type": "json_object", "schema": {"const": "42"}}, max_tokens=300)
     ok(r[0] == 200 and json.loads(said(r)) == "42", "a schema beside json_object", r)
-    how["response_format"]["json_schema"]["schema"] = {"type": "no such type"}
+    held = how["response_format"]["json_schema"]
+    for name, schema in (("150 properties that may be left out", {"type": "object", "properties": {
+                             f"property number {i}": {"type": "boolean"} for i in range(150)}}),
+                         ("100 kinds of objects", {"anyOf": [{"type": "object", "required": ["kind"], "properties": {
+                             "kind": {"const": f"kind {i}"}, "at": {"type": "number"}}} for i in range(100)]}),
+                         ("300 values", {"enum": [f"a value of a certain length, {i}" for i in range(300)]})):
+        held["schema"] = schema
+        r = chat(port, [text(), picture()], **{**how, "temperature": 1, "seed": 4})
+        c = r[1]["choices"][0] if r[0] == 200 else {}
+        v = json.loads(said(r)) if c.get("finish_reason") == "stop" else ...
+        ok(r[0] == 200 and (v is ... or (v in schema["enum"] if "enum" in schema else isinstance(v, dict))),
+           f"a schema with {name}", r)
+    held["schema"] = {"enum": [0.1, 2.5e-7]}
+    r = chat(port, [text(), picture()], **how)
+    ok(said(r) in ("0.1", "2.5e-07"), "numbers have no more digits than they need, and nothing before them", r)
+    held["schema"] = {"$ref": "#"}
+    r = chat(port, "Hi", **how)
+    ok(r[0] == 400 and r[1]["error"]["code"] == "unsupported" and "'$ref' leads back" in r[1]["error"]["message"],
+       "a schema that is itself", r)
+    held["schema"] = {"type": "no such type"}
     r = chat(port, "Hi", **how)
     ok(r[0] == 400 and r[1]["error"]["param"] == "response_format", "a schema that is none", r)
 
@@ -210,7 +229,11 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("stops", {"stop": ["a", 7]}, 400, "stop[1]", "number"),
     ("a long stop", {"stop": ["a", "b" * 70000]}, 400, "stop[1]", "longer"),
     ("a schema that is too large", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
-        "type": "array", "items": {}, "minItems": 10 ** 9}}}}, 400, "response_format", "too large"),
+        "type": "array", "items": {}, "minItems": 10 ** 9}}}}, 400, "response_format", "more than 4096"),
+    ("a schema with too many values", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        "enum": ["x" * 40 + str(i) for i in range(9000)]}}}}, 400, "response_format", "more than 262144 bytes"),
+    ("a name that is no list", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        "type": "object", "properties": {"a": {}}, "required": "a"}}}}, 400, "response_format", "'required' is no list"),
     ("tools", {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
     ("a penalty past its range", {"presence_penalty": 3}, 400, "presence_penalty", "-2 to 2"),
     ("a bias for no token", {"logit_bias": {"x": 1}}, 400, "logit_bias", "no token's number"),

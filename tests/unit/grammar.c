@@ -118,7 +118,7 @@ static void test_grammars_refused(void **state)
 static void test_schemas(void **state)
 {
     static const struct grammar_case cases[] = {
-        { "{}", { "+1", "+\"a\\u00e9\\n\"", "+[1, {\"a\": null}]", "+ true", "~-", "~{\"a\":", "101", "1 x" } },
+        { "{}", { "+1", "+\"a\\u00e9\\n\"", "+[1, {\"a\": null}]", "0 true", "~-", "~{\"a\":", "101", "0 x" } },
         { "{\"type\":\"object\"}", { "+{}", "+{\"a\":[{}],\"b\":-1.5e3}", "0[", "4{\"a\"}" } },
         { "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"},\"b\":{\"type\":\"string\"}},"
           "\"required\":[\"a\"]}",
@@ -143,21 +143,26 @@ static void test_schemas(void **state)
         { "{\"$ref\":\"#/$defs/t\",\"$defs\":{\"t\":{\"type\":\"object\",\"properties\":{\"next\":"
           "{\"anyOf\":[{\"$ref\":\"#/$defs/t\"},{\"type\":\"null\"}]}},\"required\":[\"next\"]}}}",
           { "+{\"next\":{\"next\":null}}", "8{\"next\":1}" } },
+        { "{\"enum\":[0.1,1.0,-2.5e-7,1e22,123456789.125,{\"a\\\"1.50\":[0.30,1e5]},100000.0,\"0.10\"]}",
+          { "+0.1", "+-2.5e-07", "+1e+22", "+123456789.125", "+{\"a\\\"1.50\":[0.3,100000.0]}", "+100000.0",
+            "+\"0.10\"", "+1.0" } },
+        { "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"null\"},{\"$ref\":\"#/prefixItems/0\"},"
+          "{\"$ref\":\"#/$defs/a%20b~1c%7E0\"}],\"items\":false,\"$defs\":{\"a b/c~\":{\"type\":\"boolean\"}}}",
+          { "+[null,null,true]", "6[null,1" } },
+        { "{\"type\":\"object\",\"properties\":{\"a\":{\"$ref\":\"#\"}}}", { "+{\"a\":{\"a\":{}}}", "5{\"a\":1" } },
+        { "{\"type\":\"null\",\"$ref\":\"#/$defs/n\",\"$defs\":{\"n\":{\"type\":\"null\"}}}", { "+null" } },
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct buf text = buf_make(1 << 20);
         struct grammar *g;
         struct err e;
-        if (schema_grammar(&text, cases[i].grammar, strlen(cases[i].grammar), &e) < 0)
+        if (schema_parse(&g, cases[i].grammar, strlen(cases[i].grammar), &e) < 0)
             fail_msg("%s: %s", cases[i].grammar, e.msg);
-        if (grammar_parse(&g, text.p, text.n, &e) < 0) fail_msg("%s: %s\n%s", cases[i].grammar, e.msg, text.p);
         for (int k = 0; k < 8 && cases[i].texts[k]; k++) {
             const char *t = cases[i].texts[k];
             if (verdict(g, t + 1) != *t) fail_msg("%s: '%s' is %c", cases[i].grammar, t, verdict(g, t + 1));
         }
         grammar_free(g);
-        buf_free(&text);
     }
 }
 
@@ -176,7 +181,17 @@ static void test_schemas_refused(void **state)
         { "{\"type\":\"object\",\"properties\":{\"a\":{}},\"required\":[\"b\"]}", "'b'" },
         { "{\"type\":\"array\",\"minItems\":2,\"maxItems\":1}", "'minItems'" },
         { "{\"type\":\"array\",\"minItems\":-1}", "'minItems'" },
-        { "{\"$ref\":\"#\"}", "begins with itself" },
+        { "{\"$ref\":\"#\"}", "'$ref' leads back" },
+        { "{\"anyOf\":[{\"type\":\"null\"},{\"$ref\":\"#\"}]}", "'$ref' leads back" },
+        { "{\"$ref\":\"#/$defs/a\",\"minLength\":3,\"$defs\":{\"a\":{}}}", "'minLength' beside '$ref'" },
+        { "{\"$ref\":\"#/anyOf/2\",\"anyOf\":[{},{}]}", "beside" },
+        { "{\"items\":{\"$ref\":\"#/prefixItems/1\"},\"prefixItems\":[{}]}", "leads nowhere" },
+        { "{\"$ref\":\"#/$defs/%4\",\"$defs\":{\"%4\":{}}}", "leads nowhere" },
+        { "{\"type\":\"object\",\"properties\":{\"a\":{}},\"required\":\"a\"}", "'required' is no list" },
+        { "{\"type\":\"object\",\"additionalProperties\":\"no\"}", "'additionalProperties' is no schema" },
+        { "{\"type\":\"array\",\"prefixItems\":{}}", "'prefixItems' is no list" },
+        { "{\"type\":\"array\",\"items\":[{}]}", "'prefixItems'" },
+        { "{\"type\":\"array\",\"maxItems\":5000}", "'maxItems' is more than 4096" },
         { "{\"type\":\"object\",\"properties\":{},\"oneOf\":[{\"required\":[\"a\"]}]}", "beside 'oneOf'" },
         { "{\"anyOf\":[{\"type\":\"object\"}],\"required\":[\"a\"]}", "'required' beside 'anyOf'" },
         { "{\"enum\":[\"x\"],\"const\":\"x\"}", "'enum' beside 'const'" },
@@ -185,14 +200,10 @@ static void test_schemas_refused(void **state)
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct buf text = buf_make(1 << 20);
         struct grammar *g = NULL;
         struct err e = { 0 };
-        int rc = schema_grammar(&text, cases[i][0], strlen(cases[i][0]), &e);
-        if (rc >= 0) rc = grammar_parse(&g, text.p, text.n, &e);
-        if (rc >= 0) fail_msg("%s is taken", cases[i][0]);
+        if (schema_parse(&g, cases[i][0], strlen(cases[i][0]), &e) >= 0) fail_msg("%s is taken", cases[i][0]);
         if (!strstr(e.msg, cases[i][1])) fail_msg("%s: '%s'", cases[i][0], e.msg);
-        buf_free(&text);
     }
 }
 
@@ -201,13 +212,12 @@ static void test_tokens(void **state)
 {
     static const char schema[] = "{\"type\":\"object\","
                                  "\"properties\":{\"a\":{\"type\":\"string\"},\"b\":{\"enum\":[1,12]}}}";
-    struct buf text = buf_make(1 << 20), bytes = buf_make(1 << 20);
+    struct buf bytes = buf_make(1 << 20);
     struct grammar *g;
     struct match *m, *other;
     struct err e;
     (void)state;
-    assert_int_equal(schema_grammar(&text, schema, strlen(schema), &e), 0);
-    assert_int_equal(grammar_parse(&g, text.p, text.n, &e), 0);
+    assert_int_equal(schema_parse(&g, schema, strlen(schema), &e), 0);
     const char *const befores[] = { "", "{", "{\"a\": \"some w", "{\"a\":\"\",\"b\": 1", "{}" };
     for (int i = 0; i < 5; i++) {
         assert_int_equal(match_new(&m, g, vocabulary, &e), 0);
@@ -234,7 +244,71 @@ static void test_tokens(void **state)
     }
     grammar_free(g);
     buf_free(&bytes);
-    buf_free(&text);
+}
+
+/* ---- large schemas */
+
+/* A text of the schema goes through token by token, each of which the mask lets through. */
+static void follow(const char *schema, const char *text)
+{
+    struct ids ids = ids_make(1 << 16);
+    struct grammar *g;
+    struct match *m;
+    struct err e = { 0 };
+    if (schema_parse(&g, schema, strlen(schema), &e) < 0) fail_msg("%.60s: %s", schema, e.msg);
+    if (match_new(&m, g, vocabulary, &e) < 0) fail_msg("%.60s: %s", schema, e.msg);
+    assert_int_equal(tokenizer_encode_text(tok, text, strlen(text), &ids, &e), 0);
+    const int32_t space = tokenizer_find(tok, "\u2581");
+    for (size_t i = ids.p[0] == space; i < ids.n; i++) {
+        const uint64_t *may = match_tokens(m);
+        if (!may || !(may[ids.p[i] / 64] >> (ids.p[i] % 64) & 1)) fail_msg("%.60s: token %zu of '%s'", schema, i, text);
+        assert_true(match_push(m, ids.p[i]));
+    }
+    assert_true(match_may_end(m));
+    match_free(m);
+    grammar_free(g);
+    ids_free(&ids);
+}
+
+/* n items, in which # stands for their number, between before and after. */
+static const char *list(struct buf *b, const char *before, const char *fmt, int n, const char *after)
+{
+    buf_reset(b);
+    buf_str(b, before);
+    for (int i = 0; i < n; i++) {
+        const char *number = strchr(fmt, '#');
+        buf_fmt(b, "%.*s%d%s", (int)(number - fmt), fmt, i, number + 1);
+        if (i + 1 < n) buf_chr(b, ',');
+    }
+    buf_str(b, after);
+    return b->p;
+}
+
+static void test_large(void **state)
+{
+    static const char object[] = "{\"type\":\"object\",\"properties\":{",
+                      key[] = "\"key of many #\":{\"type\":\"integer\"}", value[] = "\"a value of some length, #\"",
+                      way[] = "{\"type\":\"object\",\"properties\":{\"kind\":{\"const\":\"k#\"},\"name\":{}},"
+                              "\"required\":[\"kind\"]}";
+    static const struct { int n; const char *what; } cases[] = {
+        { 9000, "more than 32768 parts" }, { 20000, "more than 262144 bytes" }
+    };
+    struct buf b = buf_make(1 << 24);
+    (void)state;
+    for (int n = 150; n <= 5000; n *= 5)
+        follow(list(&b, object, key, n, "}}"), "{\"key of many 3\": 3, \"key of many 77\": 1,\"key of many 149\": 0}");
+    for (int n = 300; n <= 5000; n *= 4)
+        follow(list(&b, "{\"enum\":[", value, n, "]}"), "\"a value of some length, 299\"");
+    for (int n = 100; n <= 1600; n *= 4)
+        follow(list(&b, "{\"anyOf\":[", way, n, "]}"), "{\"kind\":\"k99\",\"name\":\"x\"}");
+    for (int i = 0; i < 2; i++) {
+        struct grammar *g;
+        struct err e = { 0 };
+        list(&b, i ? "{\"enum\":[" : object, i ? value : key, cases[i].n, i ? "]}" : "}}");
+        assert_int_equal(schema_parse(&g, b.p, b.n, &e), ERR_LIMIT);
+        if (!strstr(e.msg, cases[i].what)) fail_msg("%s", e.msg);
+    }
+    buf_free(&b);
 }
 
 int main(void)
@@ -242,7 +316,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grammars), cmocka_unit_test(test_grammars_refused),
         cmocka_unit_test(test_schemas),  cmocka_unit_test(test_schemas_refused),
-        cmocka_unit_test(test_tokens),
+        cmocka_unit_test(test_tokens),   cmocka_unit_test(test_large),
     };
     return cmocka_run_group_tests_name("grammar", tests, begin, end);
 }
