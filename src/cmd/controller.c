@@ -10,7 +10,7 @@ enum { K_DISPATCH = CMD_KEY };
 
 struct options {
     struct serving serving;
-    enum dispatch dispatch;
+    struct controller_options controller;
 };
 
 static const struct argp_option options[] = {
@@ -25,8 +25,8 @@ static error_t option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->serving; break;
     case K_DISPATCH:
-        if (!strcmp(arg, "lottery")) o->dispatch = DISPATCH_LOTTERY;
-        else if (!strcmp(arg, "shortest_queue")) o->dispatch = DISPATCH_SHORTEST_QUEUE;
+        if (!strcmp(arg, "lottery")) o->controller.how = DISPATCH_LOTTERY;
+        else if (!strcmp(arg, "shortest_queue")) o->controller.how = DISPATCH_SHORTEST_QUEUE;
         else argp_error(state, "--dispatch-method wants lottery or shortest_queue, not '%s'", arg);
         break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
@@ -53,7 +53,7 @@ int cmd_controller(int argc, char **argv)
     struct controller *c = NULL;
     struct status status;
     TRY(serving_open(&o.serving, "controller", "controller.log", &e));
-    TRY(controller_open(&c, o.dispatch, o.serving.client, o.serving.journal, &e));
+    TRY(controller_open(&c, &o.controller, o.serving.client, o.serving.journal, &e));
     status = (struct status){ .server = o.serving.server, .controller = c };
     const struct mount mounts[] = { { controller_routes, c }, { status_routes, &status } };
     TRY(server_start(o.serving.server, mounts, 2, &e));

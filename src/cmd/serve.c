@@ -11,7 +11,7 @@
 #include "serve/status.h"
 #include "serve/worker.h"
 
-enum { K_WORKER = CMD_KEY, K_NO_RESTART };
+enum { K_WORKER = CMD_KEY, K_WORKERS, K_NO_RESTART };
 
 struct options {
     struct serving serving;
@@ -19,12 +19,16 @@ struct options {
     struct answering answering;
     struct paging paging;
     const char *address;
-    bool once;
+    bool workers, once;
 };
 
 static const struct argp_option options[] = {
     { "worker-address", K_WORKER, "URL", 0,
       "By what address LLaVA's clients reach this server (default http://localhost:PORT)", 0 },
+    { "allow-workers", K_WORKERS, NULL, 0,
+      "Let LLaVA's workers register here, as with a controller: whoever reaches this port and has a key, if there are "
+      "keys, may then have this server send requests to any address, and be sent others' questions",
+      0 },
     { "no-restart", K_NO_RESTART, NULL, 0, "End, and do not start again, when a device fails", 0 },
     { 0 },
 };
@@ -40,6 +44,7 @@ static error_t option(int key, char *arg, struct argp_state *state)
         state->child_inputs[3] = &o->serving;
         break;
     case K_WORKER: o->address = arg; break;
+    case K_WORKERS: o->workers = true; break;
     case K_NO_RESTART: o->once = true; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
@@ -83,12 +88,13 @@ static json_t *status_of(void *node) { return worker_status(node); }
 static int open_parts(struct parts *p, struct options *o, struct err *e)
 {
     struct worker_options none = { NULL, NULL, "serve" };
+    const struct controller_options fleet = { DISPATCH_SHORTEST_QUEUE, !o->workers };
     struct server *server = o->serving.server;
     char address[200];
     int rc;
     TRY(gen_open(&p->gen, &o->model, &o->answering.batch, e));
     TRY(worker_open(&p->node, &none, p->gen, o->serving.journal, e));
-    TRY(controller_open(&p->controller, DISPATCH_SHORTEST_QUEUE, o->serving.client, o->serving.journal, e));
+    TRY(controller_open(&p->controller, &fleet, o->serving.client, o->serving.journal, e));
     o->paging.web.examples = o->model.model_path;
     TRY(web_open(&p->web, &o->paging.web, p->gen, NULL, o->serving.journal, e));
     TRY(fetcher_open(&p->openai.fetcher, &o->answering.fetch, e));

@@ -24,7 +24,7 @@ struct worker {
 };
 
 struct controller {
-    enum dispatch how;
+    struct controller_options o;
     struct client *client;
     struct journal *journal;
     char self[NAME_MAX_];                /* a worker of this process, or "" */
@@ -85,7 +85,7 @@ static struct worker *choose(struct controller *c, const char *model, const char
         sum += fit[i]->speed;
         if (!best || fit[i]->queue * best->speed < best->queue * fit[i]->speed) best = fit[i];
     }
-    if (c->how == DISPATCH_LOTTERY) {
+    if (c->o.how == DISPATCH_LOTTERY) {
         if (sum < 1e-4) return NULL;
         draw = rng_unit(&c->rng) * sum;
         best = NULL;
@@ -156,12 +156,13 @@ static bool enter_asked(struct controller *c, const char *name, bool check, cons
 {
     json_t *asked = NULL;
     bool web = !strncmp(name, "http://", 7) || !strncmp(name, "https://", 8);
+    const bool self = *c->self && !strcmp(name, c->self); /* which nobody else may speak for */
     if (!web || strlen(name) >= NAME_MAX_) return false;
-    if (!status) status = asked = ask_status(c, name);
+    if (self || !status) status = asked = ask_status(c, name);
     bool ok = status && status_ok(status);
     if (ok) {
         pthread_mutex_lock(&c->lock);
-        ok = enter(c, name, check, status);
+        ok = enter(c, name, check && !self, status);
         pthread_mutex_unlock(&c->lock);
         char *text = json_dumps(status, 0);
         journal_info(c->journal, "Register done: %s, %s", name, text ? text : "");
@@ -263,6 +264,12 @@ static void address(struct controller *c, const char *model, char *ret, size_t s
 
 static void on_register(void *ctx, struct exchange *x)
 {
+    struct controller *c = ctx;
+    if (c->o.closed) {
+        exchange_error(x, 403, NULL, "workers_not_allowed",
+                       "this server takes no workers: start it with --allow-workers, or use llava controller");
+        return;
+    }
     struct bad bad = { 0 };
     json_t *body = fields_of(x, false, &bad);
     struct fields f = fields_at(body, &bad);
@@ -274,8 +281,7 @@ static void on_register(void *ctx, struct exchange *x)
     if (body) fields_object(&f, "worker_status", &status);
     if (bad.status) bad_reply(&bad, x);
     else {
-        if (!enter_asked(ctx, name, check, status.o))
-            journal_error(((struct controller *)ctx)->journal, "Registration of '%s' failed", name);
+        if (!enter_asked(c, name, check, status.o)) journal_error(c->journal, "Registration of '%s' failed", name);
         exchange_json(x, 200, NULL);
     }
     json_decref(body);
@@ -502,12 +508,13 @@ const struct route controller_routes[] = {
     { 0 },
 };
 
-int controller_open(struct controller **ret, enum dispatch how, struct client *client, struct journal *j, struct err *e)
+int controller_open(struct controller **ret, const struct controller_options *o, struct client *client,
+                    struct journal *j, struct err *e)
 {
     struct controller *c = calloc(1, sizeof *c);
     *ret = NULL;
     if (!c) return err_set(e, ERR_NOMEM, "no memory for a controller");
-    c->how = how;
+    c->o = *o;
     c->client = client;
     c->journal = j;
     struct timespec now;

@@ -9,9 +9,14 @@
 
 enum dispatch { DISPATCH_SHORTEST_QUEUE, DISPATCH_LOTTERY };
 
+struct controller_options {
+    enum dispatch how;
+    bool closed;  /* no worker may register but this process's own; others get status 403 */
+};
+
 struct controller;
-int controller_open(struct controller **ret, enum dispatch how, struct client *client, struct journal *j,
-                    struct err *e);
+int controller_open(struct controller **ret, const struct controller_options *o, struct client *client,
+                    struct journal *j, struct err *e);
 void controller_close(struct controller *c); /* after the server that has its routes; accepts NULL */
 extern const struct route controller_routes[]; /* context: the controller */
 

@@ -157,7 +157,34 @@ def test_both():
             ok(w.stop() == 0, "the supervisor ends with its worker", w.text())
 
 
+def test_serve():
+    """The controller within `llava serve` takes no workers but its own, unless it is told to."""
+    w = python_worker(["other", "demo"])
+    ask_itself = {"worker_name": w.url, "check_heart_beat": False, "worker_status": None}
+    with Server("serve", "--model-path", DEMO) as s:
+        for body in (ask_itself, {"worker_name": w.url, "check_heart_beat": True, "worker_status": {
+                "model_names": ["demo"], "speed": 100, "queue_length": 0}}, {}):
+            r = post(s.port, "/register_worker", body)
+            ok(r[0] == 403 and r[1]["error"]["type"] == "permission_error" and "--allow-workers" in r[1]["error"]["message"],
+               "a stranger is refused", r)
+        ok(not w.log and post(s.port, "/receive_heart_beat", {"worker_name": w.url, "queue_length": 0})[1] == {"exist": False},
+           "nobody was asked, nobody is known", w.log)
+        own = post(s.port, "/get_worker_address", {"model": "demo"})[1]["address"]
+        ok(own == s.url and post(s.port, "/list_models")[1]["models"] == ["demo"], "its own worker is there", own)
+        ok(post(s.port, "/refresh_all_workers") == (200, None) and post(s.port, "/list_models")[1]["models"] == ["demo"],
+           "and stays")
+    with Server("serve", "--model-path", DEMO, "--allow-workers") as s:
+        ok(post(s.port, "/register_worker", ask_itself) == (200, None) and w.seen("/worker_get_status"), "allowed, it registers")
+        ok(sorted(post(s.port, "/list_models")[1]["models"]) == ["demo", "other"] and
+           post(s.port, "/get_worker_address", {"model": "other"})[1]["address"] == w.url, "and is used")
+        post(s.port, "/register_worker", {"worker_name": s.url, "check_heart_beat": True, "worker_status": {
+            "model_names": ["stolen"], "speed": 0, "queue_length": 0}})
+        ok(sorted(post(s.port, "/list_models")[1]["models"]) == ["demo", "other"], "nobody speaks for the server's own worker")
+    w.stop()
+
+
 test_controller()
+test_serve()
 test_lottery()
 test_broken_worker()
 test_worker()
