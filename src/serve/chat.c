@@ -67,28 +67,41 @@ static void read_bias(struct chat *c, const struct fields *f)
 static void refuse_others(const struct fields *f)
 {
     static const struct { const char *key; double neutral; } rows[] = {
-        { "repetition_penalty", 1 }, { "repeat_penalty", 1 }, { "min_p", 0 }, { "typical_p", 1 },
-        { "length_penalty", 1 },
+        { "repetition_penalty", 1 }, { "repeat_penalty", 1 }, { "min_p", 0 },    { "typical_p", 1 },
+        { "length_penalty", 1 },     { "tfs_z", 1 },          { "top_a", 0 },    { "mirostat", 0 },
+        { "xtc_probability", 0 },    { "dry_multiplier", 0 }, { "dynatemp_range", 0 },
     };
+    static const char *const on[] = { "skip_special_tokens", "add_generation_prompt", "add_special_tokens" };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const json_t *v = json_object_get(f->o, rows[i].key);
         if (!v || json_is_null(v) || (json_is_number(v) && json_number_value(v) == rows[i].neutral)) continue;
         fields_bad(f, rows[i].key, "is not supported; %g, which changes nothing, is accepted", rows[i].neutral);
+    }
+    for (size_t i = 0; i < sizeof on / sizeof *on; i++) {
+        const json_t *v = json_object_get(f->o, on[i]);
+        if (v && !json_is_null(v) && !json_is_true(v)) fields_bad(f, on[i], "is not supported but as true");
     }
 }
 
 /* What is not done here at all. Tools that must not be called are no tools. */
 static void refuse_rest(const struct fields *f, int64_t n)
 {
-    static const char *const refused[] = { "suffix", "best_of", "tools", "functions", "audio", "prediction" };
+    static const char *const refused[] = {
+        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "guided_json", "guided_regex",
+        "guided_choice", "guided_grammar", "structured_outputs", "json_schema", "grammar", "regex", "ebnf",
+        "min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "logits_processors", "use_beam_search",
+        "prompt_logprobs", "chat_template", "documents", "include_stop_str_in_output", "truncate_prompt_tokens",
+        "continue_final_message",
+    };
     const char *choice = json_string_value(json_object_get(f->o, "tool_choice"));
     const bool idle = choice && !strcmp(choice, "none");
     json_t *modalities = NULL, *v;
+    int64_t best = 1;
     size_t i;
-    for (i = 0; i < sizeof refused / sizeof *refused; i++) {
-        const bool one = !strcmp(refused[i], "best_of") && json_integer_value(json_object_get(f->o, "best_of")) <= n;
-        if (!one && !(idle && !strcmp(refused[i], "tools"))) fields_refuse(f, refused[i]);
-    }
+    for (i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (!idle || strcmp(refused[i], "tools") != 0) fields_refuse(f, refused[i]);
+    if (fields_int(f, "best_of", &best, 0, INT32_MAX) && best > n)
+        fields_bad(f, "best_of", "is not supported; no more than 'n' is accepted");
     fields_array(f, "modalities", &modalities);
     json_array_foreach(modalities, i, v)
         if (!json_is_string(v) || strcmp(json_string_value(v), "text") != 0)

@@ -62,7 +62,11 @@ json_t *fields_body(const char *body, size_t n, bool empty, struct bad *b)
         return NULL;
     }
     json_t *v = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
-    if (!v)
+    const enum json_error_code why = v ? json_error_unknown : json_error_code(&e);
+    if (why == json_error_null_character || why == json_error_null_byte_in_key)
+        bad_set(b, 400, NULL, "invalid_json", "the body has \\u0000, which is not accepted: line %d column %d", e.line,
+                e.column);
+    else if (!v)
         bad_set(b, 400, NULL, "invalid_json", "the body is not JSON: line %d column %d: %s", e.line, e.column,
                 e.text);
     if (v && !json_is_object(v)) {

@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/random.h>
 #include <time.h>
 
@@ -129,16 +130,19 @@ static void on_token(void *ctx, int i, const struct llava_token *t)
     json_array_append_new(c->tokens, v);
 }
 
-/* What completions call logprobs: parallel arrays. */
+/* What completions call logprobs: parallel arrays. The token that was drawn is among the likeliest in any case. */
 static json_t *flat_logprobs(struct choice *c)
 {
     json_t *tokens = json_array(), *values = json_array(), *tops = json_array(), *offsets = json_array(), *v, *t;
     size_t i, k;
     json_array_foreach(c->tokens, i, v) {
-        json_t *top = json_object(), *list = json_object_get(v, "top_logprobs");
+        json_t *top = json_object(), *list = json_object_get(v, "top_logprobs"), *token = json_object_get(v, "token");
+        json_t *chosen = json_pack("{sO}", json_string_value(token), json_object_get(v, "logprob"));
         json_array_foreach(list, k, t)
             json_object_set(top, json_string_value(json_object_get(t, "token")), json_object_get(t, "logprob"));
-        json_array_append(tokens, json_object_get(v, "token"));
+        json_object_update_missing(top, chosen);
+        json_decref(chosen);
+        json_array_append(tokens, token);
         json_array_append(values, json_object_get(v, "logprob"));
         json_array_append_new(tops, top);
         json_array_append_new(offsets, json_integer((json_int_t)c->offset));
@@ -320,7 +324,7 @@ static void ask_refuse(struct ask *a, const struct bad *b)
     fail(a, b->status, *b->param ? b->param : NULL, b->code, b->message);
 }
 
-static bool is_data(const struct chat_picture *p) { return !strncmp(p->url, "data:", 5); }
+static bool is_data(const struct chat_picture *p) { return !strncasecmp(p->url, "data:", 5); }
 
 /* Lists the pictures behind addresses; a->fetches stays NULL where there are none. */
 static void list_addresses(struct ask *a, struct fetcher *f, struct bad *b)

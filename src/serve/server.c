@@ -388,8 +388,12 @@ static int take_address(struct server *s, struct err *e)
     return 0;
 }
 
+/* A key, without the blanks around it, if it is one. */
 static int add_key(struct server *s, const char *key, size_t n, struct err *e)
 {
+    for (; n && strchr(" \t\r\n", *key); n--) key++;
+    while (n && strchr(" \t\r\n", key[n - 1])) n--;
+    if (!n) return 0;
     if (s->n_keys == SERVER_KEYS) return err_set(e, ERR_LIMIT, "more than %d API keys", SERVER_KEYS);
     sha_hex(key, n, s->keys[s->n_keys++]);
     return 0;
@@ -397,19 +401,23 @@ static int add_key(struct server *s, const char *key, size_t n, struct err *e)
 
 static int read_keys(struct server *s, struct err *e)
 {
+    static const char mark[] = "\xef\xbb\xbf"; /* that some editors put before UTF-8 */
+    const char *path = s->o.keys_file;
     char *text;
     size_t n;
-    int rc = s->o.key && *s->o.key ? add_key(s, s->o.key, strlen(s->o.key), e) : 0;
-    if (rc < 0 || !s->o.keys_file) return rc;
-    rc = file_read(&text, &n, s->o.keys_file, PEM_MAX, e);
+    int rc = s->o.key ? add_key(s, s->o.key, strlen(s->o.key), e) : 0;
+    if (rc < 0 || !path) return rc;
+    rc = file_read(&text, &n, path, PEM_MAX, e);
     if (rc < 0) return rc;
-    for (char *line = text; rc >= 0 && *line; line += *line != 0) {
-        size_t len = strcspn(line, "\r\n"), key = len;
-        while (key && (line[key - 1] == ' ' || line[key - 1] == '\t')) key--;
-        if (key && *line != '#') rc = add_key(s, line, key, e);
+    if (strlen(text) != n) rc = err_set(e, ERR_FORMAT, "'%s' is no text in UTF-8: it has a NUL", path);
+    const int before = s->n_keys;
+    for (const char *line = text + (strncmp(text, mark, 3) ? 0 : 3); rc >= 0 && *line; line += *line != 0) {
+        line += strspn(line, " \t");
+        const size_t len = strcspn(line, "\r\n");
+        if (*line != '#') rc = add_key(s, line, len, e);
         line += len;
     }
-    if (rc >= 0 && !s->n_keys) rc = err_set(e, ERR_FORMAT, "no API key in '%s'", s->o.keys_file);
+    if (rc >= 0 && s->n_keys == before) rc = err_set(e, ERR_FORMAT, "no API key in '%s'", path);
     free(text);
     return rc;
 }

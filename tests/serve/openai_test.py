@@ -10,7 +10,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import finish, llava, ok  # noqa: E402
+from cli import finish, llava, ok, place  # noqa: E402
 from serving import APPLE, DEMO, Server, metric, post, raw, request, wait_for  # noqa: E402
 
 with open(APPLE, "rb") as f:
@@ -55,7 +55,9 @@ def test_tilt(port):
     ok(len(forced) == 3 and len({t.strip() for t in forced}) == 1, "one of 100 forces it", forced)
     plain = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 40, "temperature": 0})
     same = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 40, "temperature": 0, "logit_bias": {},
-                                          "presence_penalty": 0, "frequency_penalty": 0.0, "min_p": 0, "repetition_penalty": 1.0})
+                                          "presence_penalty": 0, "frequency_penalty": 0.0, "min_p": 0, "repetition_penalty": 1.0,
+                                          "best_of": 1, "ignore_eos": False, "min_tokens": 0, "stop_token_ids": [],
+                                          "skip_special_tokens": True, "guided_json": None})
     ok(plain[1]["choices"] == same[1]["choices"], "what changes nothing changes nothing", (plain, same))
     spoken = chat(port, QUESTION, logit_bias={"300": 30}, max_tokens=40, logprobs=True, frequency_penalty=2)
     often = [t["token"] for t in spoken[1]["choices"][0]["logprobs"]["content"]]
@@ -89,6 +91,8 @@ def test_chat(port):
        u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"], "the answer's shape", r)
     ok(said(chat(port, [picture(), text()])) == cli, "the order of picture and text does not matter")
     ok(said(chat(port, [text(), {"type": "image_url", "image_url": DATA}])) == cli, "image_url as a string")
+    ok(said(chat(port, [text(), picture(DATA.replace("data:", "DATA:").replace("base64", "BASE64"))])) == cli,
+       "a scheme in capitals")
     again = chat(port, [text(), picture()])
     ok(said(again) == cli and again[1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, "the same again is cached", again)
     short = chat(port, [text(), picture()], max_tokens=1)
@@ -130,6 +134,8 @@ def test_logprobs(port):
         ok(len(lp["tokens"]) == len(lp["token_logprobs"]) == len(lp["text_offset"]) == r[1]["usage"]["completion_tokens"] and
            "".join(lp["tokens"]) == c["text"] and
            all(c["text"][at:].startswith(t) for at, t in zip(lp["text_offset"], lp["tokens"])), "a completion's logprobs", r)
+        ok(all(top.get(t) == at and 2 <= len(top) <= 3 for top, t, at in
+               zip(lp["top_logprobs"], lp["tokens"], lp["token_logprobs"])), "what was drawn is among the likeliest", lp)
     r = post(port, "/v1/completions", {"prompt": "USER: Describe the picture. ASSISTANT:", "max_tokens": 1, "temperature": 0})
     ok(r[1]["choices"][0]["text"].startswith(" "), "a completion follows its prompt: the first word keeps its space", r)
 
@@ -243,6 +249,13 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("another server's penalty", {"repetition_penalty": 1.1}, 400, "repetition_penalty", "not supported"),
     ("another server's floor", {"min_p": 0.1}, 400, "min_p", "not supported"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
+    ("another server's schema", {"guided_json": {"type": "object"}}, 400, "guided_json", "not supported"),
+    ("another server's least", {"min_tokens": 5}, 400, "min_tokens", "not supported"),
+    ("no end", {"ignore_eos": True}, 400, "ignore_eos", "not supported"),
+    ("ids that end", {"stop_token_ids": [2]}, 400, "stop_token_ids", "not supported"),
+    ("special tokens", {"skip_special_tokens": False}, 400, "skip_special_tokens", "not supported"),
+    ("the best of several", {"best_of": 2}, 400, "best_of", "not supported"),
+    ("the best of a word", {"best_of": "2"}, 400, "best_of", "string"),
     ("spoken answers", {"modalities": ["text", "audio"]}, 400, "modalities", "'text'"),
     ("a number past whole ones", {"max_tokens": 1e300}, 400, "max_tokens", "whole"),
     ("stream", {"stream": "yes"}, 400, "stream", "true or false"),
@@ -265,6 +278,9 @@ def test_errors(port):
                        ("not UTF-8", b'{"model":"\xff"}'), ("twice", b'{"n":1,"n":2}'), ("NUL", b'{"model":"\\u0000"}')):
         status, _, data = request(port, "POST", "/v1/chat/completions", body)
         ok(status == 400 and json.loads(data)["error"]["code"] == "invalid_json", f"no JSON: {name}", data)
+    for body in (b'{"model":"a\\u0000"}', b'{"a\\u0000":1}'):
+        message = json.loads(request(port, "POST", "/v1/chat/completions", body)[2])["error"]["message"]
+        ok("\\u0000" in message and "JSON_" not in message and "NUL" not in message, "a NUL is named as it was written", message)
 
 
 class Pictures(BaseHTTPRequestHandler):
@@ -364,6 +380,18 @@ def test_keys():
         ok(request(s.port, "GET", "/metrics", headers={"Authorization": f"Basic {basic}"})[0] == 200, "a password is a key too")
         status, headers, _ = request(s.port, "OPTIONS", "/v1/chat/completions", headers={"Origin": "https://a.example"})
         ok(status == 204 and headers["access-control-allow-origin"] == "https://a.example", "CORS, where it was asked for")
+    with open(place("keys"), "wb") as f:
+        f.write(b"\xef\xbb\xbffirst \r\n  second\t\r\n \t\r\n# third\r\n  #fourth\r\nlast")
+    with Server("serve", "--model-path", DEMO, "--api-key-file", place("keys"), env={"LLAVA_API_KEY": " fifth\r\n"}) as s:
+        got = {key: request(s.port, "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})[0] for key in
+               ("first", "second", "third", "fourth", "#fourth", "last", "fifth", "", "\t")}
+        ok([k for k, v in got.items() if v == 200] == ["first", "second", "last", "fifth"],
+           "keys of a file as an editor on Windows leaves it", got)
+    for name, data, word in (("none", b"# none\n \n", "no API key"), ("utf-16", "key".encode("utf-16"), "UTF-8")):
+        with open(place("keys"), "wb") as f:
+            f.write(data)
+        r = llava("serve", "--model-path", DEMO, "--api-key-file", place("keys"), "--port", "0")
+        ok(r.code == 1 and word in r.err, f"a file of keys: {name}", r.text)
     with Server("serve", "--model-path", DEMO) as s:
         ok("access-control-allow-origin" not in request(s.port, "GET", "/v1/models")[1], "else none")
         ok(request(s.port, "OPTIONS", "/v1/models")[0] == 405, "and no preflight")
