@@ -3,6 +3,8 @@
  * under the lock, all the work is done outside. */
 #include "train/loader.h"
 
+#include <limits.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -261,6 +263,12 @@ static int take(struct loader *l, struct slot *s, struct err *e)
     return 0;
 }
 
+/* Does the optimiser step after so many micro-batches of an epoch? */
+static bool steps_after(const struct order *r, int epoch, int64_t micro)
+{
+    return (epoch * r->n_micro + micro) % r->o.accum == 0 || (r->n_micro <= r->o.accum && micro == r->n_micro);
+}
+
 /* Adds the samples of the next micro-batch to those that wait. 0: there is none any more. */
 static int read_micro(struct loader *l, struct err *e)
 {
@@ -280,10 +288,12 @@ static int read_micro(struct loader *l, struct err *e)
     for (int i = first; i < l->n_wait; i++) targets += l->wait[i].out ? 0 : l->wait[i].sample.n_targets;
     for (int i = first; i < l->n_wait; i++)
         l->wait[i].weight = targets ? (float)(1 / ((double)targets * r->o.accum)) : 0;
-    int64_t total = l->read_epoch * r->n_micro + l->read_micro;
-    l->update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && l->read_micro == r->n_micro);
+    l->update = steps_after(r, l->read_epoch, l->read_micro);
     return 1;
 }
+
+/* With packing: may more micro-batches of the step join those that wait? */
+static bool has_space(const struct loader *l) { return l->o.packing && !l->update && l->T_wait <= l->o.packing; }
 
 /* How many of those that wait go into one batch. */
 static int fitting(const struct loader *l)
@@ -308,55 +318,110 @@ static void wait_drop(struct loader *l, int n)
     }
 }
 
-int loader_next(struct loader *l, const struct batch **ret, struct err *e)
+/* Lays out the first of those that wait, and says where they end. */
+static int put_out(struct loader *l, struct batch *b, struct err *e)
 {
-    struct batch *b = &l->batch[l->turn ^= 1];
-    int rc = 1;
-    l->n_skipped = 0;
-    while (rc && (!l->n_wait || (l->o.packing && !l->update && l->T_wait <= l->o.packing)))
-        if ((rc = read_micro(l, e)) < 0) return rc;
-    if (rc == 0 && l->n_wait == 0) return 0;
     const int n = fitting(l);
+    const bool all = n == l->n_wait;
     int good = 0;
     for (int i = 0; i < n; i++) {
         if (l->wait[i].out) continue;
         l->list[good] = &l->wait[i].sample;
         l->weight[good++] = l->wait[i].weight;
     }
-    if ((rc = batch_make(b, l->o.recipe, l->list, l->weight, good, l->o.window, e)) < 0) return rc;
-    bool all = n == l->n_wait;
+    const int rc = batch_make(b, l->o.recipe, l->list, l->weight, good, l->o.window, e);
+    if (rc < 0) return rc;
     b->epoch = all ? l->read_epoch : l->wait[n - 1].epoch;
     b->micro = all ? l->read_micro : l->wait[n - 1].micro;
     b->update = all && l->update;
     b->n_skipped = l->n_skipped;
     wait_drop(l, n);
-    *ret = b;
     return 1;
+}
+
+int loader_next(struct loader *l, const struct batch **ret, struct err *e)
+{
+    int rc = 1;
+    l->n_skipped = 0;
+    while (rc > 0 && (!l->n_wait || has_space(l))) rc = read_micro(l, e);
+    if (rc < 0 || !l->n_wait) return rc;
+    l->turn ^= 1;
+    *ret = &l->batch[l->turn];
+    return put_out(l, &l->batch[l->turn], e);
 }
 
 /* ---- planning */
 
-void loader_limits(struct batch_limits *m, const struct loader_opts *o)
+/* One epoch in its order. b: what the batch that gathers has, which with packing may reach over an epoch's end. */
+static void limit_epoch(struct batch_limits *m, const struct loader_opts *o, int epoch, struct batch_limits *b)
 {
     struct order *r = o->order;
+    order_epoch(r, epoch);
+    for (int64_t micro = 0; micro < r->n_micro; micro++) {
+        const int64_t *index;
+        const int n = order_micro(r, micro, &index);
+        for (int i = 0; i < n; i++) {
+            const struct check_row *row = &o->row[index[i]];
+            if (o->packing && b->n && b->T + row->positions > o->packing) *b = (struct batch_limits){ 0 };
+            b->n++;
+            b->T += row->positions;
+            b->n_images += row->images;
+            b->n_targets += row->targets;
+            b->kept = o->recipe->of ? o->recipe->rows : 0;
+            batch_widen(m, b);
+        }
+        if (!o->packing || steps_after(r, epoch, micro + 1)) *b = (struct batch_limits){ 0 };
+    }
+}
+
+static int descending(const void *a, const void *b)
+{
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x < y) - (x > y);
+}
+
+/* What k records have at most, of one measure; v: [n], to be sorted. */
+static int sum_of_largest(int32_t *v, int64_t n, int64_t k)
+{
+    int64_t sum = 0;
+    qsort(v, (size_t)n, sizeof *v, descending);
+    for (int64_t i = 0; i < n && i < k; i++) sum += v[i];
+    return sum < INT_MAX ? (int)sum : INT_MAX;
+}
+
+/* Whatever the order: of each measure the largest records, as many as a batch may have; of a packed one also no more
+ * than what its positions have room for. */
+static int limit_any(struct batch_limits *m, const struct loader_opts *o, struct err *e)
+{
+    const int64_t n = o->order->o.n, most = (int64_t)o->order->o.batch * (o->packing ? o->order->o.accum : 1);
+    int32_t *v = malloc((size_t)n * sizeof *v);
+    int *const to[] = { &m->T, &m->n_images, &m->n_targets };
+    if (!v) return err_set(e, ERR_NOMEM, "no memory to look for the largest batch");
+    for (size_t what = 0; what < sizeof to / sizeof *to; what++) {
+        double each = 0; /* of a position */
+        for (int64_t i = 0; i < n; i++) {
+            const struct check_row *row = &o->row[i];
+            v[i] = what == 0 ? row->positions : what == 1 ? row->images : row->targets;
+            each = fmax(each, (double)v[i] / fmax(1, row->positions));
+        }
+        *to[what] = sum_of_largest(v, n, most);
+        const int room = what ? (int)ceil(each * m->T) : v[0] > o->packing ? v[0] : o->packing;
+        if (o->packing && *to[what] > room) *to[what] = room;
+    }
+    m->n = (int)(most < n ? most : n);
+    m->kept = o->recipe->of ? o->recipe->rows : 0;
+    free(v);
+    return 0;
+}
+
+int loader_limits(struct batch_limits *m, const struct loader_opts *o, struct err *e)
+{
+    enum { WALK_MAX = 50000000 }; /* records, which take seconds */
+    const bool alike = o->order->o.kind == ORDER_SEQUENTIAL; /* all epochs */
+    const int epochs = alike && o->epochs > o->epoch ? o->epoch + 1 : o->epochs;
     struct batch_limits b = { 0 };
     *m = b;
-    for (int epoch = o->epoch; epoch < o->epochs; epoch++) {
-        order_epoch(r, epoch);
-        for (int64_t micro = 0; micro < r->n_micro; micro++) {
-            const int64_t *index;
-            int n = order_micro(r, micro, &index);
-            int64_t total = epoch * r->n_micro + micro + 1;
-            for (int i = 0; i < n; i++) {
-                const struct check_row *row = &o->row[index[i]];
-                if (o->packing && b.n && b.T + row->positions > o->packing) b = (struct batch_limits){ 0 };
-                b = (struct batch_limits){ b.n + 1, b.T + row->positions, b.n_images + row->images,
-                                           b.n_targets + row->targets, 0, o->recipe->of ? o->recipe->rows : 0 };
-                batch_widen(m, &b);
-            }
-            bool update = total % r->o.accum == 0 || (r->n_micro <= r->o.accum && micro + 1 == r->n_micro);
-            if (!o->packing || update) b = (struct batch_limits){ 0 };
-        }
-        if (o->order->o.kind == ORDER_SEQUENTIAL) break; /* all alike */
-    }
+    if (epochs - o->epoch > WALK_MAX / o->order->o.n && epochs > o->epoch + 1) return limit_any(m, o, e);
+    for (int epoch = o->epoch; epoch < epochs; epoch++) limit_epoch(m, o, epoch, &b);
+    return 0;
 }

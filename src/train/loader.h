@@ -33,6 +33,6 @@ void loader_close(struct loader *l); /* accepts NULL */
 /* The next batch, valid until the call after the next; 1, or 0 after the last one. Errors name the record. */
 int loader_next(struct loader *l, const struct batch **ret, struct err *e);
 
-/* What no batch of this run exceeds, for planning memory: from the counts of the check, over all epochs. Needs
- * o->row. */
-void loader_limits(struct batch_limits *most, const struct loader_opts *o);
+/* What no batch of this run exceeds, for planning memory: from the counts of the check, over all epochs; where these
+ * are too many to go through, what no batch of any order exceeds. Needs o->row. ERR_NOMEM. */
+int loader_limits(struct batch_limits *most, const struct loader_opts *o, struct err *e);

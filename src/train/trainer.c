@@ -131,7 +131,7 @@ static int open_feeds(struct trainer *r, struct err *e)
     count_steps(r, &r->train.opts.epochs);
     count_events(r);
     if ((rc = check_best(r, e)) < 0) return rc;
-    loader_limits(&r->train.most, &r->train.opts);
+    if ((rc = loader_limits(&r->train.most, &r->train.opts, e)) < 0) return rc;
     if (!a->eval_data_path) return 0;
     o.path = a->eval_data_path;
     o.kind = ORDER_SEQUENTIAL;
@@ -142,8 +142,7 @@ static int open_feeds(struct trainer *r, struct err *e)
     o.drop_last = false;
     rc = feed_open(&r->eval, &r->whole, &o, e);
     r->eval.opts.epochs = 1;
-    if (rc >= 0) loader_limits(&r->eval.most, &r->eval.opts);
-    return rc;
+    return rc < 0 ? rc : loader_limits(&r->eval.most, &r->eval.opts, e);
 }
 
 /* peak: what a matrix product reaches. */

@@ -195,7 +195,7 @@ static void show_batches(bool check_only)
         .window = (int)number("window", 0), .packing = (int)number("packing", 0), .skip_bad = skip,
     };
     struct batch_limits most;
-    loader_limits(&most, &lo);
+    must(loader_limits(&most, &lo, &e), &e);
     printf("%d %d %d %d\n", most.n, most.T, most.n_images, most.n_targets);
     if (number("remove", 0)) remove(text_of("victim", ""));
     must(loader_open(&l, &lo, &e), &e);

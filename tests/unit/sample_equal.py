@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 import reference  # noqa: E402
@@ -212,6 +213,15 @@ def test_batches(path, model, records):
     return out
 
 
+def any_order(path, most, packing=0, **shape):
+    """The limits of more epochs than anybody goes through: no smaller than the real ones, no larger than a batch can be"""
+    started = time.monotonic()
+    got = batches(path, packing=packing, stop=0, **{**shape, "epochs": 10 ** 9})[0]
+    limits, room = numbers(got[1]), max(packing, 300) if packing else 300 * shape["batch"]
+    return all(a >= b for a, b in zip(limits, most)) and limits[1] <= room and limits[3] < limits[1] and \
+        limits[0] <= shape["batch"] * (shape["accum"] if packing else 1) and time.monotonic() - started < 20
+
+
 def test_packing(path, model):
     for accum, batch in (8, 1), (3, 4), (1, 4):
         shape = dict(model=model, kind="random", batch=batch, accum=accum, epochs=2, threads=2)
@@ -224,11 +234,13 @@ def test_packing(path, model):
             most = numbers(more[1])
             real = [max(x) for x in zip(*[(len(p["record"]), len(p["token"]), p["images"], p["targets"]) for p in packed])]
             ok(most == real, f"{what}: the limits are what the largest batches have", (most, real))
+            ok(any_order(path, most, packing=packing, **shape), f"{what}: those of any order are no smaller")
             ok(max(len(p["token"]) for p in packed) <= max(packing, 300) and
                (packing == 1 or len(packed) <= len(plain)), f"{len(plain)} passes become {len(packed)}")
         most = numbers(got[1])
         real = [max(x) for x in zip(*[(len(p["record"]), len(p["token"]), p["images"], p["targets"]) for p in plain])]
         ok(most == real, f"{accum} x {batch}: so are those of unpacked ones", (most, real))
+        ok(any_order(path, most, **shape), f"{accum} x {batch}: those of any order are no smaller")
 
 
 def test_resume(path, model, out):

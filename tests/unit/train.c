@@ -352,7 +352,7 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
     const struct feed_options o = { .path = tmp_path("records.json"), .kind = ORDER_RANDOM, .seed = 5, .batch = 2,
                                     .accum = accum, .epochs = 1, .packing = packing };
     if (feed_open(&r->feed, &r->t.recipe, &o, &e) < 0) fail_msg("%s", e.msg);
-    loader_limits(&r->feed.most, &r->feed.opts);
+    if (loader_limits(&r->feed.most, &r->feed.opts, &e) < 0) fail_msg("%s", e.msg);
     const struct step_options so = { .dtype = r->t.dtype, .tower_trains = r->t.tower_trains, .threads = 1,
                                      .states = &r->t.states, .most = r->feed.most, .eval = r->feed.most };
     struct plan plan;
