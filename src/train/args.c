@@ -10,6 +10,9 @@
 
 #include "base/log.h"
 #include "base/name.h"
+#include "base/size.h"
+#include "model/config.h"
+#include "train/report.h"
 #include "train/schedule.h"
 
 /* ---- values */
@@ -217,6 +220,38 @@ static int must_be(bool good, const char *name, const char *what, struct err *e)
     return good ? 0 : err_set(e, ERR_USAGE, "--%s must be %s", name, what);
 }
 
+int train_args_projector(const char *type, int *n, struct err *e)
+{
+    int end = 0;
+    *n = !strcmp(type, "linear") ? 1 : !strcmp(type, "identity") ? 0 : -1;
+    if (*n < 0 && (sscanf(type, "mlp%dx_gelu%n", n, &end) != 1 || !end || type[end] || *n < 1 || *n > PROJECTOR_MAX))
+        return err_set(e, ERR_USAGE, "--mm_projector_type '%s' is not linear, identity or mlp1x_gelu to mlp%dx_gelu",
+                       type, PROJECTOR_MAX);
+    return 0;
+}
+
+static const double STEPS_MAX = 1e15; /* whole in a double, and so are sums of some */
+
+/* Texts with a form of their own. */
+static int check_words(const struct train_args *a, struct err *e)
+{
+    const struct { const char *name, *v; } sizes[] = {
+        { "memory_limit", a->memory_limit }, { "host_memory_limit", a->host_memory_limit }
+    };
+    struct schedule schedule;
+    unsigned kinds;
+    size_t bytes;
+    int rc, n;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i].v && !size_read(&bytes, sizes[i].v))
+            TRY(err_set(e, ERR_USAGE, "--%s wants a size such as 48G, not '%s'", sizes[i].name, sizes[i].v));
+    TRY(schedule_make(&schedule, a->lr_scheduler_type, a->lr_scheduler_kwargs, a->learning_rate, e));
+    TRY(report_kinds(&kinds, a->report_to, e));
+    TRY(train_args_projector(a->mm_projector_type, &n, e));
+out:
+    return rc;
+}
+
 static int check_ranges(const struct train_args *a, struct err *e)
 {
     const struct { const char *name; int64_t v; } counts[] = {
@@ -253,7 +288,8 @@ static int check_ranges(const struct train_args *a, struct err *e)
     for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
         TRY(must_be(isnan(rates[i].v) || rates[i].v > 0, rates[i].name, "above 0", e));
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
-        TRY(must_be(!(steps[i].v >= 1) || floor(steps[i].v) >= steps[i].v, steps[i].name, "whole, or below 1", e));
+        TRY(must_be(!(steps[i].v >= 1) || (floor(steps[i].v) >= steps[i].v && steps[i].v <= STEPS_MAX), steps[i].name,
+                    "whole and at most 1e15, or below 1", e));
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         TRY(must_be(shares[i].v >= 0 && shares[i].v < 1, shares[i].name, shares[i].v < 0 ? "0 or more" : "below 1", e));
 out:
@@ -263,12 +299,13 @@ out:
 /* Ranges, what must be there, and what goes together. */
 static int check(const struct train_args *a, struct err *e)
 {
-    struct schedule schedule;
     int rc;
     TRY(check_ranges(a, e));
-    TRY(schedule_make(&schedule, a->lr_scheduler_type, a->lr_scheduler_kwargs, a->learning_rate, e));
+    TRY(check_words(a, e));
     TRY(must_be(a->warmup_ratio <= 1, "warmup_ratio", "at most 1", e));
     TRY(must_be(a->max_steps > 0 || a->num_train_epochs > 0, "num_train_epochs", "above 0", e));
+    TRY(must_be(a->num_train_epochs <= 1e9, "num_train_epochs", "at most 1e9", e));
+    TRY(must_be((double)a->max_steps <= STEPS_MAX, "max_steps", "at most 1e15", e));
     TRY(must_be(!(a->bf16 && a->fp16), "bf16", "given without --fp16", e));
     if (!a->master_weights && (!a->bf16 || !strstr(a->optim, "8bit")))
         TRY(err_set(e, ERR_USAGE, "--master_weights False wants --bf16 True and --optim adamw_8bit: only 8-bit steps "
@@ -289,14 +326,19 @@ out:
     return rc;
 }
 
-int train_args_parse(struct train_args *a, int argc, char **argv, struct err *e)
+static void set_defaults(struct train_args *a)
 {
     *a = (struct train_args){ 0 };
     for (int i = 0; i < train_arg_count; i++)
         if (train_arg_rows[i].use == ARG_USED && train_arg_rows[i].kind != ARG_HEAD) {
-            const int rc = set(a, &train_arg_rows[i], train_arg_rows[i].def, e);
+            const int rc = set(a, &train_arg_rows[i], train_arg_rows[i].def, NULL);
             ASSERT(rc == 0);
         }
+}
+
+int train_args_parse(struct train_args *a, int argc, char **argv, struct err *e)
+{
+    set_defaults(a);
     for (int i = 1; i < argc;) {
         const int words = parse_one(a, argc, argv, i, e);
         if (words < 0) return words;
@@ -373,14 +415,14 @@ void train_args_help(FILE *f)
     fputc('\n', f);
 }
 
-json_t *train_args_json(const struct train_args *a)
+static json_t *rows_json(const struct train_args *a, bool same_only)
 {
     json_t *o = json_object();
     for (int i = 0; o && i < train_arg_count; i++) {
         const struct arg_row *r = &train_arg_rows[i];
         const void *at = (const char *)a + r->offset;
         json_t *v = NULL;
-        if (r->use != ARG_USED || r->kind == ARG_HEAD) continue;
+        if (r->use != ARG_USED || r->kind == ARG_HEAD || (same_only && !r->same)) continue;
         if (is_text(r)) v = *(const char *const *)at ? json_string(*(const char *const *)at) : json_null();
         else if (r->kind == ARG_BOOL) v = json_boolean(*(const bool *)at);
         else if (r->kind == ARG_INT) v = json_integer(*(const int64_t *)at);
@@ -391,4 +433,13 @@ json_t *train_args_json(const struct train_args *a)
         }
     }
     return o;
+}
+
+json_t *train_args_json(const struct train_args *a) { return rows_json(a, false); }
+
+json_t *train_args_same(const struct train_args *a)
+{
+    struct train_args plain;
+    if (!a) set_defaults(&plain);
+    return rows_json(a ? a : &plain, true);
 }

@@ -67,8 +67,12 @@ bool train_args_given(const struct train_args *a, const char *name);
 /* Logs one line that names what was given and has no effect here, if there is any. */
 void train_args_report(const struct train_args *a);
 void train_args_help(FILE *f);
-/* All that has an effect, by name; a new reference, NULL without memory. */
+/* By name, new references, NULL without memory: all that has an effect; what must be the same for a run to go on from
+ * another's checkpoint (a NULL: the defaults, for checkpoints that are older than an argument). */
 json_t *train_args_json(const struct train_args *a);
+json_t *train_args_same(const struct train_args *a);
+/* The linears of --mm_projector_type: "identity" 0, "linear" 1, "mlpNx_gelu" N. */
+int train_args_projector(const char *type, int *n, struct err *e);
 
 /* ---- the table, for args.c */
 
@@ -85,6 +89,7 @@ struct arg_row {
     size_t offset;       /* in struct train_args, of ARG_USED */
     const char *def;     /* as one would write it; NULL: None */
     const char *choices; /* "a|b|c", or NULL */
+    bool same;           /* a run may only go on from a checkpoint whose run had the same value */
     const char *help;    /* ARG_HEAD: the heading; ARG_ONLY with choices: why there are no others */
 };
 extern const struct arg_row train_arg_rows[];

@@ -5,12 +5,14 @@
 
 #define HEAD(text) { .kind = ARG_HEAD, .help = text }
 #define AT(field) .use = ARG_USED, .offset = offsetof(struct train_args, field)
-#define STR(field, d, help_) { .name = #field, .kind = ARG_STR, AT(field), .def = d, .help = help_ }
-#define WORD(field, d, words, help_) \
-    { .name = #field, .kind = ARG_STR, AT(field), .def = d, .choices = words, .help = help_ }
-#define BOOL(field, d, help_) { .name = #field, .kind = ARG_BOOL, AT(field), .def = d, .help = help_ }
-#define INT(field, d, help_) { .name = #field, .kind = ARG_INT, AT(field), .def = d, .help = help_ }
-#define REAL(field, d, help_) { .name = #field, .kind = ARG_REAL, AT(field), .def = d, .help = help_ }
+/* Behind a help: SAME, for a going on from a checkpoint must say the same. */
+#define STR(field, d, ...) { .name = #field, .kind = ARG_STR, AT(field), .def = d, .help = __VA_ARGS__ }
+#define WORD(field, d, words, ...) \
+    { .name = #field, .kind = ARG_STR, AT(field), .def = d, .choices = words, .help = __VA_ARGS__ }
+#define BOOL(field, d, ...) { .name = #field, .kind = ARG_BOOL, AT(field), .def = d, .help = __VA_ARGS__ }
+#define INT(field, d, ...) { .name = #field, .kind = ARG_INT, AT(field), .def = d, .help = __VA_ARGS__ }
+#define REAL(field, d, ...) { .name = #field, .kind = ARG_REAL, AT(field), .def = d, .help = __VA_ARGS__ }
+#define SAME .same = true
 #define SKIP(name_, kind_) { .name = name_, .kind = kind_, .use = ARG_IGNORED }
 #define ONLY(name_, kind_, d) { .name = name_, .kind = kind_, .use = ARG_ONLY, .def = d }
 /* What a launcher of many processes says; its options may come along when only a command's first words are changed. */
@@ -22,14 +24,14 @@
 const struct arg_row train_arg_rows[] = {
     HEAD("Model"),
     STR(model_name_or_path, "facebook/opt-125m", "Folder or hub name of the base: LLaMA, Vicuna, Mistral, or a LLaVA"),
-    STR(version, "v0", "Conversation template of the prompts: plain, v1, llava_llama_2, mpt, ..."),
+    STR(version, "v0", "Conversation template of the prompts: plain, v1, llava_llama_2, mpt, ...", SAME),
     BOOL(random_start, "False", "Weights are drawn (--seed), not read: the folder has config.json and a tokenizer"),
     STR(vision_tower, NULL, "Folder or hub name of the CLIP tower; a LLaVA has one. Without a tower records are text"),
-    INT(mm_vision_select_layer, "-1", "Hidden state of the tower that is used (a LLaVA's own unless given)"),
-    WORD(mm_vision_select_feature, "patch", "patch|cls_patch", "Without or with the class token"),
+    INT(mm_vision_select_layer, "-1", "Hidden state of the tower that is used (a LLaVA's own unless given)", SAME),
+    WORD(mm_vision_select_feature, "patch", "patch|cls_patch", "Without or with the class token", SAME),
     STR(mm_projector_type, "linear", "linear, mlp2x_gelu, identity, ... of a projector that is made"),
     STR(pretrain_mm_mlp_adapter, NULL, "mm_projector.bin of stage 1"),
-    BOOL(mm_use_im_start_end, "False", "<im_start>, <im_end> around each picture"),
+    BOOL(mm_use_im_start_end, "False", "<im_start>, <im_end> around each picture", SAME),
     BOOL(mm_use_im_patch_token, "True", "Add the token <im_patch> to the vocabulary"),
     WORD(mm_patch_merge_type, "flat", "flat|spatial|spatial_unpad", "Goes into config.json"),
 
@@ -41,63 +43,67 @@ const struct arg_row train_arg_rows[] = {
     BOOL(lora_enable, "False", "Adapters on the linears of the language model instead of its weights"),
     INT(lora_r, "64", "Rank of an adapter"),
     INT(lora_alpha, "16", "The adapter's product is scaled by lora_alpha / lora_r"),
-    REAL(lora_dropout, "0.05", "Share of an adapter's inputs that is zeroed"),
+    REAL(lora_dropout, "0.05", "Share of an adapter's inputs that is zeroed", SAME),
     WORD(lora_bias, "none", "none|all|lora_only", "Biases trained beside adapters"),
-    REAL(residual_dropout, "0.0", "Share of what each attention and MLP adds that is zeroed, but in a frozen tower"),
+    REAL(residual_dropout, "0.0",
+         "Share of what each attention and MLP adds that is zeroed, but in a frozen tower", SAME),
     { .name = "bits", .kind = ARG_INT, AT(bits), .def = "16", .choices = "16|8|4",
-      .help = "Bits of the language model's linears while they are frozen: under adapters, or in stage 1" },
+      .help = "Bits of the language model's linears while they are frozen: under adapters, or in stage 1", SAME },
 
     HEAD("Data"),
     STR(data_path, NULL, "JSON array or JSON Lines of records; needed"),
     STR(image_folder, NULL, "Folder that the records' pictures are relative to"),
-    WORD(image_aspect_ratio, "square", "square|pad|anyres", "pad: to a square with the mean colour"),
+    WORD(image_aspect_ratio, "square", "square|pad|anyres", "pad: to a square with the mean colour", SAME),
     STR(cache_features, NULL, "Folder that keeps what a frozen tower makes of pictures, for later passes and runs"),
-    BOOL(image_augment, "False", "In each pass pictures look a little different: size, place, light, lines, grain"),
-    REAL(patch_dropout, "0.0", "Share of a picture's patches that are not seen in training, other ones in each pass"),
-    INT(model_max_length, "512", "Longest record, pictures included; longer ones are cut"),
-    BOOL(group_by_modality_length, "False", "Micro-batches of one kind and of like lengths"),
+    BOOL(image_augment, "False",
+         "In each pass pictures look a little different: size, place, light, lines, grain", SAME),
+    REAL(patch_dropout, "0.0",
+         "Share of a picture's patches that are not seen in training, other ones in each pass", SAME),
+    INT(model_max_length, "512", "Longest record, pictures included; longer ones are cut", SAME),
+    BOOL(group_by_modality_length, "False", "Micro-batches of one kind and of like lengths", SAME),
     BOOL(group_by_length, "False",
-         "Micro-batches of like lengths, in transformers' order; --group_by_modality_length goes before it"),
-    BOOL(packing, "False", "Several micro-batches in one pass; the same loss"),
+         "Micro-batches of like lengths, in transformers' order; --group_by_modality_length goes before it", SAME),
+    BOOL(packing, "False", "Several micro-batches in one pass; the same loss", SAME),
     WORD(on_bad_record, "fail", "fail|skip", "What to do with records that cannot be used"),
     STR(eval_data_path, NULL, "Records that the loss is measured on and that are not learned"),
     INT(dataloader_num_workers, "0", "Threads that read ahead"),
-    BOOL(dataloader_drop_last, "False", "Leave out a last micro-batch that is not full"),
-    INT(seed, "42", "Of the order, of fresh weights and of dropout"),
-    INT(data_seed, NULL, "Of the order, if it shall differ (default: --seed)"),
+    BOOL(dataloader_drop_last, "False", "Leave out a last micro-batch that is not full", SAME),
+    INT(seed, "42", "Of the order, of fresh weights and of dropout", SAME),
+    INT(data_seed, NULL, "Of the order, if it shall differ (default: --seed)", SAME),
 
     HEAD("Steps"),
-    INT(per_device_train_batch_size, "8", "Records of a micro-batch"),
+    INT(per_device_train_batch_size, "8", "Records of a micro-batch", SAME),
     INT(per_device_eval_batch_size, "8", "Records of a micro-batch while evaluating"),
-    INT(gradient_accumulation_steps, "1", "Micro-batches of a step"),
+    INT(gradient_accumulation_steps, "1", "Micro-batches of a step", SAME),
     REAL(num_train_epochs, "3.0", "Passes over the data"),
     INT(max_steps, "-1", "Steps; above 0 it replaces num_train_epochs"),
-    REAL(learning_rate, "5e-05", "Highest rate"),
-    REAL(mm_projector_lr, NULL, "Highest rate of the projector (default: --learning_rate)"),
-    REAL(mm_vision_tower_lr, NULL, "Highest rate of the vision tower (default: --learning_rate)"),
+    REAL(learning_rate, "5e-05", "Highest rate", SAME),
+    REAL(mm_projector_lr, NULL, "Highest rate of the projector (default: --learning_rate)", SAME),
+    REAL(mm_vision_tower_lr, NULL, "Highest rate of the vision tower (default: --learning_rate)", SAME),
     WORD(lr_scheduler_type, "linear",
          "linear|cosine|cosine_with_restarts|cosine_with_min_lr|polynomial|constant|constant_with_warmup|"
          "inverse_sqrt",
-         "How the rate goes on after the warm-up"),
+         "How the rate goes on after the warm-up", SAME),
     STR(lr_scheduler_kwargs, NULL,
         "JSON object for it: num_cycles of the cosines, min_lr or min_lr_rate of cosine_with_min_lr, lr_end and power "
-        "of polynomial, timescale of inverse_sqrt"),
-    REAL(warmup_ratio, "0.0", "Share of the steps in which the rate rises from 0"),
-    REAL(warmup_steps, "0", "Steps of that; above 0 it replaces warmup_ratio; below 1: a share of all"),
-    REAL(weight_decay, "0.0", "Of all but norms and biases"),
+        "of polynomial, timescale of inverse_sqrt", SAME),
+    REAL(warmup_ratio, "0.0", "Share of the steps in which the rate rises from 0", SAME),
+    REAL(warmup_steps, "0", "Steps of that; above 0 it replaces warmup_ratio; below 1: a share of all", SAME),
+    REAL(weight_decay, "0.0", "Of all but norms and biases", SAME),
     WORD(optim, "adamw_torch",
          "adamw_torch|adamw_hf|adamw_torch_fused|adamw_apex_fused|paged_adamw_32bit|adamw_8bit|adamw_bnb_8bit|"
          "paged_adamw_8bit|muon",
          "The same AdamW all, but 8bit: moments of matrices that are no embeddings take 8 bits each; muon: Muon for "
          "the matrices of layers and projector"),
     BOOL(master_weights, "True",
-         "f32 masters of rounded weights; False, with --bf16 and 8 bits: none, the weights are rounded at random"),
-    REAL(adam_beta1, "0.9", "Decay of the first moment"),
-    REAL(adam_beta2, "0.999", "Decay of the second moment"),
-    REAL(adam_epsilon, "1e-08", "Added to the root of the second moment"),
+         "f32 masters of rounded weights; False, with --bf16 and 8 bits: none, the weights are rounded at random",
+         SAME),
+    REAL(adam_beta1, "0.9", "Decay of the first moment", SAME),
+    REAL(adam_beta2, "0.999", "Decay of the second moment", SAME),
+    REAL(adam_epsilon, "1e-08", "Added to the root of the second moment", SAME),
     REAL(label_smoothing_factor, "0.0",
-         "Share of every label's weight that all tokens get instead, in evaluation too"),
-    REAL(max_grad_norm, "1.0", "Gradients' norm is cut to it; 0: not. See --deepspeed"),
+         "Share of every label's weight that all tokens get instead, in evaluation too", SAME),
+    REAL(max_grad_norm, "1.0", "Gradients' norm is cut to it; 0: not. See --deepspeed", SAME),
     BOOL(bf16, "False", PRECISE),
     BOOL(fp16, "False", "Weights are f16 with f32 masters; gradients are f32, so losses need no scaling"),
     BOOL(tf32, "False", "Coarser f32 products where the device has them"),

@@ -382,16 +382,27 @@ static char *shown(const json_t *v)
     return v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15)) : strdup("not said");
 }
 
-/* What must be equal and is not: the first of them, by name. */
-static int check_same(const struct checkpoint *c, const json_t *then, struct err *e)
+/* What a checkpoint of resume.json `o` says of a key: an older one may have it among its arguments only, or not know it
+ * yet. */
+static const json_t *said(const struct checkpoint *c, const json_t *o, const char *key)
 {
+    const json_t *const in[] = { json_object_get(o, "same"), json_object_get(o, "arguments"), c->unsaid };
+    const json_t *v = NULL;
+    for (size_t i = 0; i < sizeof in / sizeof *in && !v; i++) v = json_object_get(in[i], key);
+    return v;
+}
+
+/* What must be equal and is not: the first of them, by name. o: all of resume.json. */
+static int check_same(const struct checkpoint *c, const json_t *o, struct err *e)
+{
+    const json_t *then = json_object_get(o, "same");
     json_t *now = common(c), *all = json_deep_copy(now), *v;
     const char *key;
     int rc = 0;
     json_object_update_missing(all, (json_t *)then);
     json_object_foreach(all, key, v)
     {
-        json_t *was = json_object_get(then, key), *is = json_object_get(now, key);
+        const json_t *was = said(c, o, key), *is = json_object_get(now, key);
         if (rc < 0 || (was && is && json_equal(was, is))) continue;
         char *a = shown(was), *b = shown(is);
         rc = err_set(e, ERR_USAGE, "%s is %.200s there and %.200s here", key, a ? a : "?", b ? b : "?");
@@ -421,7 +432,7 @@ static int read_numbers(const struct checkpoint *c, const char *dir, struct trai
     TRY(json_get_object(o, "same", &then, e));
     TRY(json_get_object(o, "state", &numbers, e));
     if (!then || !numbers) TRY(err_set(e, ERR_FORMAT, "'%s' is not whole", path));
-    TRY(check_same(c, then, e));
+    TRY(check_same(c, o, e));
     TRY(state_numbers_load(s, numbers, e));
 out:
     json_decref(o);

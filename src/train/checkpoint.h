@@ -34,9 +34,10 @@ struct checkpoint {
     const struct save_lora *lora; /* TRAIN_LORA: what adapter_config.json says (model/save.h) */
     const json_t *config;    /* keys of config.json that win over the base's: what LLaVA's train() puts there */
     const json_t *tokens;    /* {"<im_start>": 32000, ...} that the run added to the base's tokenizer, or NULL */
-    const json_t *args;      /* the arguments of the run, kept in resume.json for people */
+    const json_t *args;      /* the arguments of the run, kept in resume.json */
     const json_t *same;      /* what a resumed run must have equal, e.g. {"data": "sha256...", "world size": 1,
                                 "gradient_accumulation_steps": 4}: the key is the message's noun */
+    const json_t *unsaid;    /* what is so in a checkpoint that says nothing about it, or NULL: defaults */
     struct weight *state;    /* [n_state] every tensor that a step changes, in names of the trainer's own */
     size_t n_state;
     weight_fetch_fn *fetch;  /* how to read a tensor of `state`, NULL: w->t.p */

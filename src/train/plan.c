@@ -26,11 +26,6 @@ static void add(struct plan *p, enum plan_place place, const char *name, size_t 
     p->sum[place] += bytes;
 }
 
-static int read_limit(size_t *bytes, const char *name, const char *s, struct err *e)
-{
-    return size_read(bytes, s) ? 0 : err_set(e, ERR_USAGE, "--%s wants a size such as 48G, not '%s'", name, s);
-}
-
 /* ---- the rows */
 
 /* Of the process itself: the program, and with a device its driver. */
@@ -220,19 +215,17 @@ static struct states_how how_of(const struct train_args *a)
                                 .pageable = a->pageable };
 }
 
-static int read_limits(struct plan *p, const struct trainee *t, const struct train_args *a, struct err *e)
+/* The sizes were checked with the arguments. */
+static void read_limits(struct plan *p, const struct trainee *t, const struct train_args *a)
 {
-    int rc = 0;
     p->limited[PLAN_DEVICE] = a->memory_limit != NULL;
     p->limited[PLAN_HOST] = a->host_memory_limit != NULL;
     p->limit[PLAN_DEVICE] = t->dev ? dev_memory_now(t->dev).free / 50 * 49 : plat_memory_total();
     const size_t most = plat_memory_total() / 8 * 7, now = plat_memory_available();
     p->limit[PLAN_HOST] = most < now ? most : now; /* page-locked memory is taken from everybody else */
     if (t->dev && t->model.dev) p->limit[PLAN_DEVICE] += dev_memory_now(t->dev).used; /* the model is there already */
-    if (a->memory_limit) TRY(read_limit(&p->limit[PLAN_DEVICE], "memory_limit", a->memory_limit, e));
-    if (a->host_memory_limit) TRY(read_limit(&p->limit[PLAN_HOST], "host_memory_limit", a->host_memory_limit, e));
-out:
-    return rc;
+    if (a->memory_limit) size_read(&p->limit[PLAN_DEVICE], a->memory_limit);
+    if (a->host_memory_limit) size_read(&p->limit[PLAN_HOST], a->host_memory_limit);
 }
 
 int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
@@ -242,7 +235,7 @@ int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct tr
     const struct states_how how = how_of(a);
     int rc;
     *p = (struct plan){ .card = s->card, .layers = t->model.cfg.llama.L, .speed = *speed };
-    TRY(read_limits(p, t, a, e));
+    read_limits(p, t, a);
     if (t->model.llama.cfg.tied && (!strcmp(a->offload, "gradients") || !strcmp(a->offload, "both")))
         TRY(err_set(e, ERR_USAGE, "--offload %s: the model's lm_head is its embeddings, whose gradient is needed all "
                     "the way", a->offload));

@@ -23,17 +23,6 @@ static bool exists(const char *dir, const char *file)
     return access(path, F_OK) == 0;
 }
 
-/* "linear" 1, "identity" 0, "mlpNx_gelu" N. */
-static int read_projector(const char *type, int *n, struct err *e)
-{
-    int end = 0;
-    *n = !strcmp(type, "linear") ? 1 : !strcmp(type, "identity") ? 0 : -1;
-    if (*n < 0 && (sscanf(type, "mlp%dx_gelu%n", n, &end) != 1 || !end || type[end] || *n < 1 || *n > PROJECTOR_MAX))
-        return err_set(e, ERR_USAGE, "--mm_projector_type '%s' is not linear, identity or mlp1x_gelu to mlp%dx_gelu",
-                       type, PROJECTOR_MAX);
-    return 0;
-}
-
 /* A weight of --random_start: matrices normal with deviation 0.7 / sqrt(inputs), which keeps the size of what goes
  * through; embeddings and lm_head with 0.02, as transformers draws them. Norms are 1 and biases 0 already. */
 static int draw(void *ctx, const struct bind_row *r, struct err *e)
@@ -99,7 +88,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
         return err_set(e, ERR_USAGE, "--%s needs --vision_tower",
                        a->pretrain_mm_mlp_adapter ? "pretrain_mm_mlp_adapter"
                        : a->tune_mm_mlp_adapter   ? "tune_mm_mlp_adapter" : "unfreeze_mm_vision_tower");
-    rc = read_projector(a->mm_projector_type, &v.n_projector, e);
+    rc = train_args_projector(a->mm_projector_type, &v.n_projector, e);
     if (rc >= 0) rc = llava_model_open(&t->model, &s, e);
     return rc;
 }
@@ -267,17 +256,26 @@ struct chooser {
     const struct train_args *a;
 };
 
+/* What would be trained is in 8 or 4 bits: by --bits, or in the model's files. */
+static int refuse_quantised(const struct chooser *c, const struct bind_row *r, struct err *e)
+{
+    const char *const way = r->part == PART_PROJECTOR ? "--freeze_mm_mlp_adapter True leaves it as it is"
+                          : r->part == PART_CLIP      ? "--unfreeze_mm_vision_tower False leaves it as it is"
+                                                      : "--lora_enable True trains adapters over it";
+    if (!c->t->model.cfg.bits)
+        return err_set(e, ERR_USAGE, "--bits %d is for what stays frozen, and '%s' is trained: %s", c->t->bits, r->name,
+                       way);
+    return err_set(e, ERR_USAGE, "'%s' of '%s' is quantised and cannot be trained: %s; to train it give the model that "
+                   "this one was made from", r->name, c->t->dir, way);
+}
+
 static int choose(void *ctx, const struct bind_row *r, struct err *e)
 {
     struct chooser *c = ctx;
     if (!r->param->w.p) return 0;
     r->param->flags &= ~(unsigned)PARAM_TRAIN;
     if (!wanted(c->a, r)) return 0;
-    if (dtype_is_quant((enum dtype)r->param->w.type))
-        return err_set(e, ERR_USAGE,
-                       "'%s' is quantised and cannot be trained: adapters over it can (--lora_enable True), where the "
-                       "model itself is not (--bits)",
-                       r->name);
+    if (dtype_is_quant((enum dtype)r->param->w.type)) return refuse_quantised(c, r, e);
     struct trained *p = trained_new(c->t);
     snprintf(p->name, sizeof p->name, "%s", r->name);
     p->param = r->param;
@@ -298,6 +296,18 @@ static uint64_t scatter(uint64_t i)
     return rng_u64(&r);
 }
 
+/* A matrix of the adapter on `linear`, "....weight". */
+static void train_matrix(struct trainee *t, struct param *param, const char *linear, char which)
+{
+    struct trained *p = trained_new(t);
+    const int stem = (int)(strlen(linear) - strlen("weight"));
+    snprintf(p->name, sizeof p->name, "%.*slora_%c.weight", stem, linear, which);
+    p->param = param;
+    p->decays = true;
+    param->flags = PARAM_TRAIN;
+    param->w.p = param; /* not NULL, never read: trainee_fill gives it memory */
+}
+
 /* An adapter on every linear of the language model. */
 static int adapt(void *ctx, const struct bind_row *r, struct err *e)
 {
@@ -314,15 +324,8 @@ static int adapt(void *ctx, const struct bind_row *r, struct err *e)
     l->a.w = tensor_2d(NULL, DT_F32, R, r->param->w.n[1]);
     l->b.w = tensor_2d(NULL, DT_F32, r->param->w.n[0], R);
     r->linear->lora = l;
-    for (int k = 0; k < 2; k++) {
-        struct trained *p = trained_new(t);
-        p->param = k ? &l->b : &l->a;
-        p->param->flags = PARAM_TRAIN;
-        p->param->w.p = l; /* not NULL, never read: trainee_fill gives it memory */
-        p->decays = true;
-        snprintf(p->name, sizeof p->name, "%.*slora_%c.weight", (int)(strlen(r->name) - strlen("weight")), r->name,
-                 k ? 'B' : 'A');
-    }
+    train_matrix(t, &l->a, r->name, 'A');
+    train_matrix(t, &l->b, r->name, 'B');
     return 0;
 }
 

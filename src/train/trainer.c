@@ -41,7 +41,7 @@ struct trainer {
     struct weight *tensors;
     struct recipe whole;     /* of evaluation, which sees all patches */
     struct report *report;
-    json_t *args, *config, *same, *tokens;
+    json_t *args, *config, *same, *unsaid, *tokens;
     struct show show;
     double start_s;          /* plat_now_s when this start of the run began */
     double seconds_before;   /* of former starts */
@@ -177,18 +177,7 @@ static void name_tensor(struct trainer *r, const char *prefix, int i, struct ten
     *w = (struct weight){ .name = name, .t = states_rest(&r->t.states, i, t) };
 }
 
-/* Arguments that must be equal for a run to go on from another's checkpoint; the second list is not written where it
- * asks for nothing, for checkpoints that are older than it. */
-static const char *const EQUAL[] = {
-    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "model_max_length", "packing",
-    "group_by_modality_length", "image_augment", "learning_rate", "lr_scheduler_type", "master_weights", "bits",
-    NULL
-};
-static const char *const EQUAL_IF_ASKED[] = {
-    "group_by_length", "lr_scheduler_kwargs", "label_smoothing_factor", "patch_dropout", "residual_dropout", NULL
-};
-
-/* What two runs must have in common for one to go on from the other's checkpoint. */
+/* What two runs must have in common for one to go on from the other's checkpoint: facts, and arguments. */
 static json_t *in_common(const struct trainer *r)
 {
     char data[20];
@@ -197,17 +186,12 @@ static json_t *in_common(const struct trainer *r)
                           "optim", r->t.muon ? "muon" : "adamw", "precision", dtype_name(r->t.dtype),
                           "optim of 8 bits", r->t.states.how.eight,
                           "lora_alpha", (json_int_t)(r->a->lora_enable ? r->a->lora_alpha : 0));
-    for (const char *const *name = EQUAL; *name; name++) {
-        json_t *v = json_object_get(r->args, *name);
-        ASSERT(v);
-        json_object_set(o, *name, v);
-    }
-    for (const char *const *name = EQUAL_IF_ASKED; *name; name++) {
-        json_t *v = json_object_get(r->args, *name);
-        const bool zero = json_is_number(v) && json_number_value(v) == 0;
-        if (v && !zero && !json_is_false(v) && !json_is_null(v)) json_object_set(o, *name, v);
-    }
-    return o;
+    json_t *args = train_args_same(r->a);
+    const bool whole = o && args && json_object_update(o, args) == 0;
+    json_decref(args);
+    if (whole) return o;
+    json_decref(o);
+    return NULL;
 }
 
 /* Tokens that a run may add to its base's tokenizer, by id; those that the base has already are harmless. */
@@ -247,17 +231,19 @@ static int describe_run(struct trainer *r, struct err *e)
     const struct train_args *a = r->a;
     r->args = train_args_json(a);
     r->config = trainee_config(&r->t, a);
-    r->same = r->args ? in_common(r) : NULL;
+    r->same = in_common(r);
+    r->unsaid = train_args_same(NULL);
     r->tokens = added_tokens(r);
     r->tensors = calloc((size_t)r->t.n * 5, sizeof *r->tensors);
-    if (!r->args || !r->config || !r->same || !r->tensors) return err_set(e, ERR_NOMEM, "no memory for a run");
+    if (!r->args || !r->config || !r->same || !r->unsaid || !r->tensors)
+        return err_set(e, ERR_NOMEM, "no memory for a run");
     r->lora = (struct save_lora){ a->model_name_or_path, (int)a->lora_r, (double)a->lora_alpha, a->lora_dropout,
                                   a->lora_bias };
     r->ck = (struct checkpoint){
         .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir,
         .title = a->run_name, .model_dir = r->t.dir, .dtype = r->t.dtype,
         .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args,
-        .same = r->same, .tokens = r->tokens,
+        .same = r->same, .unsaid = r->unsaid, .tokens = r->tokens,
         .state = r->tensors, .fetch = state_fetch, .put = state_put, .ctx = r,
         .total_limit = (int)a->save_total_limit, .keep_best = a->load_best_model_at_end, .max_steps = r->total,
         .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
@@ -703,6 +689,7 @@ static void trainer_fini(struct trainer *r)
     json_decref(r->args);
     json_decref(r->config);
     json_decref(r->same);
+    json_decref(r->unsaid);
     json_decref(r->tokens);
     state_fini(&r->state);
     optim_close(&r->optim);

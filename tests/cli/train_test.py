@@ -4,6 +4,7 @@ written, going on from a checkpoint, the dry run, evaluation, and what is refuse
 import json
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -132,7 +133,7 @@ def test_bits(runs):
         ok(got[-1] < got[0] and got != want and all(abs(a - b) < near * a for a, b in zip(want, got)),
            f"over {bits} bits", f"{r.text} {want} {got}")
     r = runs.stage2("bits-full", "--bits", "4")
-    ok(r.code == 1 and "quantised and cannot be trained" in r.err, "without adapters they are refused", r.text)
+    ok(r.code == 1 and "is for what stays frozen" in r.err, "without adapters they are refused", r.text)
 
 
 def test_same(runs):
@@ -206,6 +207,10 @@ def test_dry(runs):
     ok(r.code == 0 and not os.path.exists(runs.out("dry")), "a dry run writes nothing", r.text)
     for word in ("trained: 6272 of", "12 records", "steps: 6 of 2", "activations", "moments", "together", "time: about"):
         ok(word in r.out, f"it says '{word}'", r.out)
+    started = time.monotonic()
+    r = runs.stage1("dry", "--dry_run", "True", "--max_steps", "999999999999")
+    ok(r.code == 0 and "steps: 999999999999 of 2" in r.out and time.monotonic() - started < 20,
+       "of more steps than anybody lives", r.text)
     r = runs.stage2("dry", "--memory_limit", "1M")
     last = r.err.splitlines()[-1]
     ok(r.code == 1 and "needs" in last and "1.0 MB" in last and not os.path.exists(runs.out("dry")),
@@ -216,13 +221,17 @@ def test_refused(runs):
     """One line each, at the start, and nothing written."""
     t = runs.t
     nan = read_safetensors_model_with_nan(t)
+    q4 = os.path.join(t.path, "q4")
+    made = llava("quantize", "--model-path", model("llava-self-trained"), "--bits", "4", "--output", q4)
+    ok(made.code == 0, "a quantised model", made.text)
+    of_q4 = ["--model_name_or_path", q4, "--vision_tower", "None"]
     cases = {
         "a file that is not there": (["--data_path", "/nope.json"], ["/nope.json"], 1),
         "no JSON": (["--data_path", t.file("bad.json", b'[{"id": 1,')], ["bad.json"], 1),
         "no room for a picture": (["--model_max_length", "4"], ["model_max_length"], 1),
         "another projector": (["--pretrain_mm_mlp_adapter", os.path.join(model("llava-projector-linear"),
                                                                          "mm_projector.bin")], ["mm_projector"], 1),
-        "a projector that is none": (["--mm_projector_type", "mlp2x_relu"], ["mlp2x_relu"], 1),
+        "a projector that is none": (["--mm_projector_type", "mlp2x_relu"], ["mlp2x_relu"], 2),
         "nothing to train": (["--lora_enable", "False", "--freeze_backbone", "True", "--tune_mm_mlp_adapter", "False",
                               "--freeze_mm_mlp_adapter", "True", "--lora_enable", "True", "--lora_bias", "none",
                               "--lora_r", "0"], ["lora_r"], 2),
@@ -231,7 +240,13 @@ def test_refused(runs):
         "a number that is none": (["--model_name_or_path", nan], ["not a number", "'r", "step 1"], 1),
         "a number that is none, gradients away": (["--model_name_or_path", nan, "--offload", "both"],
                                                   ["not a number", "'r", "step 1"], 1),
-        "a report that is none": (["--report_to", "paper"], ["paper"], 1),
+        "a report that is none": (["--report_to", "paper"], ["paper"], 2),
+        "a limit that is none": (["--memory_limit", "x"], ["--memory_limit wants a size", "'x'"], 2),
+        "a host's limit that is none": (["--host_memory_limit", "-3"], ["--host_memory_limit wants a size"], 2),
+        "a quantised projector": ([*of_q4, "--lora_enable", "True"],
+                                  ["mm_projector.0.weight' of '" + q4, "--freeze_mm_mlp_adapter True leaves it"], 1),
+        "quantised linears": (of_q4, ["embed_tokens.weight' of '" + q4, "--lora_enable True trains adapters"], 1),
+        "bits of what is trained": (["--bits", "4"], ["--bits 4 is for what stays frozen", "--lora_enable True"], 1),
     }
     for name, (more, words, code) in cases.items():
         r = runs.stage2("refused", *more)

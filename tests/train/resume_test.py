@@ -137,6 +137,11 @@ def refusals(tmp):
     ok(one_line(ran, "cannot resume from", "checkpoint-8", "data is"), "other data", ran.text)
     ran = train(out, *PLAIN, *keep, "--per_device_train_batch_size", "1")
     ok(one_line(ran, "cannot resume from", "per_device_train_batch_size is 2 there and 1 here"), "another batch", ran.text)
+    for name, value in (("version", "v1"), ("image_aspect_ratio", "pad"), ("weight_decay", "0.1"), ("warmup_ratio", "0.5"),
+                        ("max_grad_norm", "0.5"), ("mm_projector_lr", "1e-4"), ("dataloader_drop_last", "True"),
+                        ("label_smoothing_factor", "0.1"), ("lr_scheduler_kwargs", "{}")):
+        ran = train(out, *PLAIN, *keep, "--" + name, value)
+        ok(one_line(ran, "cannot resume from", f"{name} is ", "there and"), f"another {name}", ran.text)
     ran = train(out, *CHAT, *keep)
     ok(one_line(ran, "cannot resume from"), "another kind of training", ran.text)
     ran = train(out, *PLAIN, *keep, "--mm_projector_type", "linear")
@@ -151,6 +156,7 @@ def refusals(tmp):
         json.dump({**was, "same": {**was["same"], "world size": 2}}, f)
     ran = train(out, *PLAIN, *keep)
     ok(one_line(ran, "world size is 2 there and 1 here"), "another world size", ran.text)
+    older(out, keep, resume, was)
     os.remove(resume)
     ran = train(out, *PLAIN, *keep)
     ok(one_line(ran, "checkpoint-8", "no 'resume.json'"), "half of a checkpoint", ran.text)
@@ -172,6 +178,24 @@ def refusals(tmp):
     after = read_json(out, "checkpoint-6", "resume.json")
     ok(ran.code == 0 and before["state"]["loss_total"] == after["state"]["loss_total"],
        "a run begun anew is the same", f"{before}\n{after}")
+
+
+def older(out, keep, resume, was):
+    """A checkpoint that does not say of every argument: it stands among all arguments there, or was as it is by default."""
+    def go(seed_there, key, drop, *more):
+        o = {**was, "same": {k: v for k, v in was["same"].items() if k != key},
+             "arguments": {k: v for k, v in {**was["arguments"], key: seed_there}.items() if not drop or k != key}}
+        with open(resume, "w", encoding="utf-8") as f:
+            json.dump(o, f)
+        return train(out, *PLAIN, *keep, "--resume_from_checkpoint", "True", *more)
+    ran = go(7, "seed", False)
+    ok(one_line(ran, "seed is 7 there and 42 here"), "what only the arguments say", ran.text)
+    ran = go(None, "weight_decay", True, "--weight_decay", "0.5")
+    ok(one_line(ran, "weight_decay is 0.0 there and 0.5 here"), "what nothing says was the default", ran.text)
+    ran = go(None, "weight_decay", True)
+    ok(ran.code == 0 and "going on from" in ran.err, "which goes on", ran.text)
+    with open(resume, "w", encoding="utf-8") as f:
+        json.dump(was, f)
 
 
 def full_disk(tmp):
