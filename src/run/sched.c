@@ -425,26 +425,37 @@ static void add_part(struct build *b, struct reading *p, struct seq *q, int rows
     build_features(b, q, from, p->to);
 }
 
-/* Which sequences' prompts go into the step; returns how many, or -1 when a picture comes first. */
-static int gather_parts(struct build *b, struct reading *part, int rows)
+/* The prompt of q gets its turn, unless it had that before. */
+static void turn_begin(struct sched *s, struct seq *q)
+{
+    if (q->begun_s > 0) return;
+    q->begun_s = plat_now_s();
+    if (q->submitted_s > 0) histogram_add(&s->stats.queue_s, q->r.queue_s = q->begun_s - q->submitted_s);
+}
+
+/* A picture that must go through the tower before the prompt of q goes on. */
+struct unseen {
+    struct seq *q;
+    const struct image *im;
+};
+
+/* Which sequences' prompts go into the step: how many. None where the first of them lacks a picture, *first; of others
+ * that do the turn comes later. */
+static int gather_parts(struct build *b, struct reading *part, int rows, struct unseen *first)
 {
     struct sched *s = b->s;
     int n = 0;
-    for (struct seq *q = s->first; q && b->step.n < rows; q = q->next) {
+    gallery_begin(&s->gallery);
+    for (struct seq *q = s->first; q && b->step.n < rows && !b->whole; q = q->next) {
         if (q->state != SEQ_READING || another_reads(s, q) || (q->all && n)) continue;
-        if (q->begun_s <= 0) {
-            q->begun_s = plat_now_s();
-            if (q->submitted_s > 0) histogram_add(&s->stats.queue_s, q->r.queue_s = q->begun_s - q->submitted_s);
-        }
+        turn_begin(s, q);
         if (!q->all) reuse(s, q);
-        if (!n) gallery_begin(&s->gallery);
         const struct image *im = picture_missing(s, q, rows - b->step.n);
         if (im && n) continue;
-        if (im) return see(s, q, im), -1;
+        if (im) return *first = (struct unseen){ q, im }, 0;
         if (!q->all) copy_beginning(s, q);
         add_part(b, &part[n], q, rows, n);
         n++;
-        if (q->all) break;
     }
     return n;
 }
@@ -475,10 +486,12 @@ static bool read_prompts(struct sched *s, int readers, int writers)
     struct build b;
     struct reading part[ENGINE_SEQS];
     struct seq *of[ENGINE_SEQS];
+    struct unseen first = { NULL, NULL };
     const float *whole = NULL;
     build_begin(&b, s);
-    int n = gather_parts(&b, part, chunk_rows(s, readers, writers));
-    if (n <= 0) return n < 0;
+    int n = gather_parts(&b, part, chunk_rows(s, readers, writers), &first);
+    if (first.im) see(s, first.q, first.im);
+    if (!n) return first.im != NULL;
     for (int i = 0; i < n; i++) of[i] = part[i].q;
     build_pages(&b, of, n);
     build_step(&b);
