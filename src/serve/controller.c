@@ -500,9 +500,9 @@ static void on_generate(void *ctx, struct exchange *x)
 const struct route controller_routes[] = {
     { "POST", "/register_worker", on_register, 0, 1 << 20, "a worker makes itself known" },
     { "POST", "/refresh_all_workers", on_refresh, 0, 1 << 20, "asks every worker how it is" },
-    { "POST", "/list_models", on_models, ROUTE_QUICK, 1 << 20, "models that workers serve" },
-    { "POST", "/get_worker_address", on_address, ROUTE_QUICK, 1 << 20, "the worker that shall answer" },
-    { "POST", "/receive_heart_beat", on_beat, ROUTE_QUICK, 1 << 20, "a worker is alive" },
+    { "POST", "/list_models", on_models, ROUTE_QUICK, 1 << 16, "models that workers serve" },
+    { "POST", "/get_worker_address", on_address, ROUTE_QUICK, 1 << 16, "the worker that shall answer" },
+    { "POST", "/receive_heart_beat", on_beat, ROUTE_QUICK, 1 << 16, "a worker is alive" },
     { "POST", "/worker_generate_stream", on_generate, 0, PROTOCOL_BODY_MAX, "an answer, through a worker" },
     { "POST", "/worker_get_status", on_status, 0, 1 << 20, "sums of all workers" },
     { 0 },

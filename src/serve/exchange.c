@@ -16,7 +16,7 @@
 #include "base/plat.h"
 #include "serve/server_in.h"
 
-enum { REPLY_MAX = 1 << 30, COMPACT = 1 << 16, LARGE = 256 << 10, CLIENT_LEFT = 499 /* as nginx has it */ };
+enum { REPLY_MAX = 1 << 30, COMPACT = 1 << 16, CLIENT_LEFT = 499 /* as nginx has it */ };
 
 /* ---- life */
 
@@ -76,7 +76,6 @@ struct exchange *exchange_new(struct server *s, struct MHD_Connection *mhd, cons
 
 void exchange_body_drop(struct exchange *x)
 {
-    x->large |= x->body.n > LARGE;
     buf_free(&x->body);
     atomic_fetch_sub(&x->server->bodies, x->body_counted);
     x->body_counted = 0;
@@ -85,13 +84,11 @@ void exchange_body_drop(struct exchange *x)
 static void exchange_free(struct exchange *x)
 {
     struct server *s = x->server;
-    const bool large = x->large;
     exchange_body_drop(x);
     buf_free(&x->out);
     pthread_mutex_destroy(&x->lock);
     pthread_cond_destroy(&x->calm);
     free(x);
-    if (large) plat_memory_trim();
     pthread_mutex_lock(&s->lock);
     s->n_active--;
     pthread_cond_broadcast(&s->calm);

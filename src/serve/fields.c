@@ -20,10 +20,12 @@ void bad_set(struct bad *b, int status, const char *param, const char *code, con
     text_tame(b->param);
 }
 
-void bad_reply(const struct bad *b, struct exchange *x)
+json_t *bad_json(const struct bad *b)
 {
-    exchange_error(x, b->status, *b->param ? b->param : NULL, b->code, "%s", b->message);
+    return exchange_error_json(b->status, *b->param ? b->param : NULL, b->code, b->message);
 }
+
+void bad_reply(const struct bad *b, struct exchange *x) { exchange_json(x, b->status, bad_json(b)); }
 
 /* How deep brackets nest, strings left out; jansson would follow them much further down the stack. */
 static bool too_deep(const char *p, size_t n)

@@ -12,10 +12,11 @@ struct bad {
     int status;        /* 0: nothing. 400, 404, ... */
     char param[128];   /* path of the field, or "" */
     const char *code;  /* a word for programs, or NULL */
-    char message[600];
+    char message[1000];
 };
 void bad_set(struct bad *b, int status, const char *param, const char *code, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
+json_t *bad_json(const struct bad *b); /* as OpenAI's API says it; a new reference */
 void bad_reply(const struct bad *b, struct exchange *x); /* finishes x */
 
 enum { FIELDS_DEPTH = 64 };

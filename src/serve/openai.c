@@ -13,8 +13,6 @@
 #include "serve/event.h"
 #include "serve/protocol.h"
 
-enum { CANCELLED = -100 }; /* beside the library's codes */
-
 /* ---- one request under way */
 
 struct choice {
@@ -35,7 +33,7 @@ struct part {
 
 struct ask {
     struct gen_task task; /* first */
-    json_t *body;         /* what chat borrows from */
+    json_t *body;         /* what chat borrows from; NULL once the batch has the request */
     struct chat chat;
     struct fetches *fetches; /* pictures behind addresses until they are read, or NULL */
     bool is_chat;
@@ -46,8 +44,7 @@ struct ask {
     int n;
     struct part part[CHAT_ANSWERS_MAX];
     int n_prompt, n_cached, n_new;
-    int error;            /* code of the first answer that failed */
-    char message[1000];
+    struct bad bad;       /* what was wrong first, with the request or with an answer */
 };
 
 static void ask_free(struct ask *a)
@@ -63,6 +60,16 @@ static void ask_free(struct ask *a)
     fetches_free(a->fetches);
     gen_task_fini(&a->task);
     free(a);
+}
+
+/* What the library says is wrong. */
+static void blame(struct ask *a, int code, const char *message)
+{
+    const char *word, *param = NULL;
+    const int status = gen_status(code, &word);
+    if (code == LLAVA_LIMIT) param = a->is_chat ? "messages" : "prompt";
+    else if (status == 400 && a->chat.format == CHAT_SCHEMA) param = "response_format";
+    bad_set(&a->bad, status, param, word, "%s", message);
 }
 
 static const char *finish_word(enum llava_finish f)
@@ -228,13 +235,10 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
     i += p->first;
     a->n_new += r->n_new;
     a->choice[i].finish = r->finish;
-    if (!a->error && e) {
-        a->error = e->code;
-        snprintf(a->message, sizeof a->message, "%s", e->message);
-    } else if (!a->error && r->finish == LLAVA_FINISH_CANCELLED) {
-        a->error = CANCELLED;
-        snprintf(a->message, sizeof a->message, "the server is shutting down");
-    } else if (!a->error && a->chat.stream) {
+    if (e) blame(a, e->code, e->message);
+    else if (r->finish == LLAVA_FINISH_CANCELLED)
+        bad_set(&a->bad, 503, NULL, "shutting_down", "the server is shutting down");
+    if (!a->bad.status && a->chat.stream) {
         struct buf echo = buf_make(1 << 24); /* of an answer that is empty */
         take_echo(a, &a->choice[i], &echo);
         if (!a->is_chat && echo.n) send_chunk(a, i, echo.p, echo.n, NULL);
@@ -245,28 +249,20 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
 }
 
 /* These end the exchange, with which the model may be closed: a is freed before. */
-/* Says what went wrong, as an event where events have begun; frees a. */
-static void fail(struct ask *a, int status, const char *param, const char *word, const char *message)
+/* Says what is wrong, as an event where events have begun. */
+static void fail(struct ask *a)
 {
     struct exchange *x = a->task.x;
-    const bool stream = a->chat.stream && exchange_begun(x);
+    const struct bad bad = a->bad;
+    const bool events = a->chat.stream && exchange_begun(x);
     ask_free(a);
-    if (!stream) {
-        exchange_error(x, status, param, word, "%s", message);
+    if (events) {
+        event_send(x, bad_json(&bad));
+        exchange_end(x);
         return;
     }
-    event_send(x, exchange_error_json(status, param, word, message));
-    exchange_end(x);
-}
-
-static void finish_error(struct ask *a)
-{
-    const char *word;
-    char message[1000];
-    int status = gen_status(a->error, &word);
-    if (a->error == CANCELLED) status = 503, word = "shutting_down";
-    snprintf(message, sizeof message, "%s", a->message);
-    fail(a, status, NULL, word, message);
+    if (bad.status == 429) exchange_set_header(x, "Retry-After", "1");
+    bad_reply(&bad, x);
 }
 
 static void finish_whole(struct ask *a)
@@ -307,28 +303,22 @@ static void finish_stream(struct ask *a)
 static void ask_finish(struct gen_task *t)
 {
     struct ask *a = (struct ask *)t;
-    if (t->refused.code) {
-        a->error = t->refused.code;
-        snprintf(a->message, sizeof a->message, "%s", t->refused.message);
-    }
-    if (a->error) finish_error(a);
+    if (t->refused.code) blame(a, t->refused.code, t->refused.message);
+    if (a->bad.status) fail(a);
     else if (a->chat.stream) finish_stream(a);
     else finish_whole(a);
 }
 
 /* ---- requests */
 
-/* What is wrong with the request; frees a. */
-static void ask_refuse(struct ask *a, const struct bad *b)
-{
-    fail(a, b->status, *b->param ? b->param : NULL, b->code, b->message);
-}
+/* What is found wrong here goes to a->bad, with which the steps after it do nothing. */
 
 static bool is_data(const struct chat_picture *p) { return !strncasecmp(p->url, "data:", 5); }
 
 /* Lists the pictures behind addresses; a->fetches stays NULL where there are none. */
-static void list_addresses(struct ask *a, struct fetcher *f, struct bad *b)
+static void list_addresses(struct ask *a, struct fetcher *f)
 {
+    struct bad *b = &a->bad;
     for (int i = 0; i < a->chat.n_pictures && !b->status; i++) {
         const struct chat_picture *p = &a->chat.picture[i];
         struct err e = { 0 };
@@ -340,8 +330,9 @@ static void list_addresses(struct ask *a, struct fetcher *f, struct bad *b)
     }
 }
 
-static void read_pictures(struct ask *a, struct bad *b)
+static void read_pictures(struct ask *a)
 {
+    struct bad *b = &a->bad;
     for (int i = 0, fetched = 0; i < a->chat.n_pictures && !b->status; i++) {
         const struct chat_picture *p = &a->chat.picture[i];
         struct buf own = buf_make(GEN_PICTURE_BYTES);
@@ -364,12 +355,12 @@ static void read_pictures(struct ask *a, struct bad *b)
 }
 
 /* Which of the models here is asked. */
-static void find_model(struct ask *a, const struct gen *g, struct bad *b)
+static void find_model(struct ask *a, const struct gen *g)
 {
     const char *name = a->chat.model ? a->chat.model : gen_name(g, 0);
     if (!gen_find(g, name, &a->adapter))
-        bad_set(b, 404, "model", "model_not_found", "the model '%.100s' does not exist here; there is '%s'%s", name,
-                gen_name(g, 0), gen_name(g, 1) ? " and others, see /v1/models" : "");
+        bad_set(&a->bad, 404, "model", "model_not_found", "the model '%.100s' does not exist here; there is '%s'%s",
+                name, gen_name(g, 0), gen_name(g, 1) ? " and others, see /v1/models" : "");
     snprintf(a->model, sizeof a->model, "%s", name);
     exchange_note(a->task.x, a->model);
 }
@@ -384,9 +375,10 @@ static void set_sampling(struct ask *a, const struct llava_info *info, const cha
 }
 
 /* The requests that a is for the batch: one for each prompt. Their number. */
-static int ask_prepare(struct ask *a, const struct llava_info *info, struct llava_request *r, struct buf *prompt,
-                       struct bad *b)
+static int ask_prepare(struct ask *a, struct llava_request *r, struct buf *prompt)
 {
+    const struct llava_info *info = gen_info(a->task.g);
+    struct bad *b = &a->bad;
     const char *stop = NULL;
     int n = a->is_chat ? 1 : a->chat.n_prompts;
     if (a->is_chat) chat_prompt(prompt, &stop, &a->chat, info->conversation, info->image_marks, b);
@@ -423,30 +415,22 @@ static int ask_prepare(struct ask *a, const struct llava_info *info, struct llav
     return n;
 }
 
-/* The pictures are there: to the batch. */
+/* The pictures are there: to the batch, or a refusal. a is not to be touched afterwards. */
 static void ask_submit(struct ask *a)
 {
-    struct exchange *x = a->task.x;
-    const struct llava_info *info = gen_info(a->task.g);
-    struct bad bad = { 0 };
     struct llava_request r[CHAT_ANSWERS_MAX];
     struct llava_error e = { 0 };
     struct buf prompt = buf_make(1 << 25);
+    json_t *body = a->body; /* r borrows from it; it may be large, and an answer does without */
     int n = 0, rc = -1;
-    read_pictures(a, &bad);
-    if (!bad.status) n = ask_prepare(a, info, r, &prompt, &bad);
-    if (!bad.status && a->chat.stream) exchange_stream(x, EVENT_TYPE, EVENT_PING);
-    if (!bad.status) rc = gen_submit(&a->task, r, n, &e); /* a may be gone afterwards */
-    if (rc < 0 && !bad.status) {
-        const char *word;
-        int status = gen_status(rc, &word);
-        const char *param = rc == LLAVA_LIMIT ? (a->is_chat ? "messages" : "prompt") : NULL;
-        if (a->chat.format == CHAT_SCHEMA && rc != LLAVA_LIMIT && status == 400) param = "response_format";
-        bad_set(&bad, status, param, word, "%s", e.message);
-        if (rc == LLAVA_BUSY) exchange_set_header(x, "Retry-After", "1");
-    }
+    a->body = NULL;
+    read_pictures(a);
+    if (!a->bad.status) n = ask_prepare(a, r, &prompt);
+    if (!a->bad.status && a->chat.stream) exchange_stream(a->task.x, EVENT_TYPE, EVENT_PING);
+    if (!a->bad.status && (rc = gen_submit(&a->task, r, n, &e)) < 0) blame(a, rc, e.message);
     buf_free(&prompt);
-    if (rc < 0) ask_refuse(a, &bad);
+    json_decref(body);
+    if (rc < 0) fail(a); /* else it is ask_finish's */
 }
 
 static void on_fetched(void *ctx, struct exchange *x)
@@ -459,11 +443,10 @@ static void on_fetched(void *ctx, struct exchange *x)
 static void fetched(void *ctx)
 {
     struct ask *a = ctx;
-    struct bad bad = { 0 };
     exchange_on_gone(a->task.x, NULL, NULL);
     if (exchange_later(a->task.x, on_fetched, a)) return;
-    bad_set(&bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
-    ask_refuse(a, &bad);
+    bad_set(&a->bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
+    fail(a);
 }
 
 static void fetch_gone(void *ctx)
@@ -472,7 +455,9 @@ static void fetch_gone(void *ctx)
     fetches_cancel(a->fetches);
 }
 
-static void answer(const struct openai *o, struct exchange *x, bool is_chat)
+/* An ask belongs to this thread, then to the fetcher's while pictures are fetched, to a job's again, and from
+ * gen_submit on to the batch's; each hands it on as its last act, or ends it. NULL: x is finished. */
+static struct ask *ask_new(const struct openai *o, struct exchange *x, bool is_chat)
 {
     struct bad bad = { 0 };
     json_t *body = fields_of(x, false, &bad);
@@ -481,18 +466,25 @@ static void answer(const struct openai *o, struct exchange *x, bool is_chat)
         bad_set(&bad, 503, NULL, "no_memory", "no memory");
         bad_reply(&bad, x);
         json_decref(body);
-        return;
+        return NULL;
     }
     gen_task_init(&a->task, o->g, x, ask_finish);
     a->body = body;
     a->is_chat = is_chat;
     a->created = time(NULL);
     snprintf(a->id, sizeof a->id, "%s-%s", is_chat ? "chatcmpl" : "cmpl", exchange_id(x));
-    (is_chat ? chat_read : completion_read)(&a->chat, body, &bad);
-    if (!bad.status) find_model(a, o->g, &bad);
-    if (!bad.status) list_addresses(a, o->fetcher, &bad);
-    if (bad.status) {
-        ask_refuse(a, &bad);
+    return a;
+}
+
+static void answer(const struct openai *o, struct exchange *x, bool is_chat)
+{
+    struct ask *a = ask_new(o, x, is_chat);
+    if (!a) return;
+    (is_chat ? chat_read : completion_read)(&a->chat, a->body, &a->bad);
+    if (!a->bad.status) find_model(a, o->g);
+    if (!a->bad.status) list_addresses(a, o->fetcher);
+    if (a->bad.status) {
+        fail(a);
     } else if (a->fetches) {
         exchange_on_gone(x, fetch_gone, a);
         fetches_start(a->fetches, fetched, a);

@@ -28,6 +28,7 @@ enum {
     PEM_MAX = 1 << 20,
     CONNECTIONS = 4096,
     BODIES_MAX = 512 << 20,
+    LARGE = 256 << 10,
 };
 
 /* ---- taking a request in */
@@ -252,7 +253,9 @@ static void *work_main(void *server)
         if (!s->jobs) s->jobs_end = &s->jobs;
         s->n_jobs--;
         pthread_mutex_unlock(&s->lock);
-        x->job(x->job_ctx, x);
+        const bool large = x->large |= x->body.n > LARGE;
+        x->job(x->job_ctx, x); /* x may be gone afterwards, and what was made of its body is */
+        if (large) plat_memory_trim();
         pthread_mutex_lock(&s->lock);
     }
     pthread_mutex_unlock(&s->lock);

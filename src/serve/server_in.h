@@ -31,12 +31,12 @@ struct exchange {
     size_t tail;       /* where in path the "*" begins */
     double start_s;
     bool http10, probed, refused, turned; /* turned: see on_access */
+    bool large;        /* its body is, or was: memory is given back after each of its jobs */
 
     pthread_mutex_t lock; /* all below */
     pthread_cond_t calm;  /* no call of gone_fn is under way */
     enum exchange_state state;
     struct buf body;
-    bool large;           /* its body was: memory is given back afterwards */
     size_t body_counted;  /* bytes of the budget that are taken */
     size_t drained;
     bool suspended, gone, finished, calling, cut, begun; /* begun: some of a stream was written */

@@ -243,7 +243,7 @@ static void on_status(void *ctx, struct exchange *x) { exchange_json(x, 200, wor
 
 const struct route worker_routes[] = {
     { "POST", "/worker_generate_stream", on_generate, 0, PROTOCOL_BODY_MAX, "an answer, as LLaVA's workers give it" },
-    { "POST", "/worker_get_status", on_status, ROUTE_QUICK, 1 << 20, "models and queue" },
+    { "POST", "/worker_get_status", on_status, ROUTE_QUICK, 1 << 16, "models and queue" },
     { 0 },
 };
 
