@@ -1,24 +1,12 @@
 /* Any bytes as the adapter_config.json of a LoRA folder whose matrices are in order. */
 #include <math.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "file/safetensors.h"
+#include "help/fuzz.h"
 #include "model/load.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n);
-
-static char dir[] = "/tmp/llava-fuzz-XXXXXX";
-static char config[100], matrices[100];
-
-static void clean(void)
-{
-    remove(config);
-    remove(matrices);
-    remove(dir);
-}
 
 static void prepare(void)
 {
@@ -28,11 +16,7 @@ static void prepare(void)
         { "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight", tensor_2d(x, DT_F32, 4, 2), NULL },
     };
     struct err e;
-    if (!mkdtemp(dir)) BUG("no temporary folder");
-    snprintf(config, sizeof config, "%s/adapter_config.json", dir);
-    snprintf(matrices, sizeof matrices, "%s/adapter_model.safetensors", dir);
-    if (safetensors_write(matrices, w, 2, NULL, NULL, NULL, &e) < 0) BUG("%s", e.msg);
-    atexit(clean);
+    if (safetensors_write(fuzz_path("adapter_model.safetensors"), w, 2, NULL, NULL, NULL, &e) < 0) BUG("%s", e.msg);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
@@ -41,11 +25,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     struct lora_set set = { 0 };
     struct err e;
     char base[512] = "";
-    if (!*config) prepare();
-    FILE *f = fopen(config, "wb");
-    if (!f || fwrite(p, 1, n, f) != n || fclose(f)) BUG("cannot write '%s'", config);
-    lora_base_name(dir, base, sizeof base);
-    if (lora_open(&set, dir, &e) >= 0) {
+    if (fuzz_begin()) prepare();
+    fuzz_put("adapter_config.json", p, n);
+    lora_base_name(fuzz_folder, base, sizeof base);
+    if (lora_open(&set, fuzz_folder, &e) >= 0) {
         struct lora_pair *pair = lora_find(&set, name);
         float w[16] = { 0 }, out[16];
         ASSERT(pair && isfinite(pair->scale));

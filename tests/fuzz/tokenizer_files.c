@@ -1,34 +1,11 @@
 /* The JSON files beside a model. The first byte says which file the rest is; a small model stands next to it,
  * but for tokenizer.json. What opens must encode and decode. */
-#define _GNU_SOURCE
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/buf.h"
+#include "help/fuzz.h"
 #include "text/tokenizer.h"
-
-static char folder[] = "build/fuzz-XXXXXX";
-
-static void put(const char *name, const void *p, size_t n)
-{
-    char path[200];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "wb");
-    if (!f) abort();
-    fwrite(p, 1, n, f);
-    fclose(f);
-}
-
-static void drop(const char *name)
-{
-    char path[200];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    unlink(path);
-}
 
 static void try_tokenizer(struct tokenizer *t)
 {
@@ -50,19 +27,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     struct err e;
     char *model;
     size_t model_n;
-    static int ready;
-    if (!ready++ && (mkdir("build", 0777), !mkdtemp(folder))) abort();
+    fuzz_begin();
     if (n == 0) return 0;
     const char *name = names[p[0] % 4];
-    put(name, p + 1, n - 1);
+    fuzz_put(name, p + 1, n - 1);
     if (p[0] % 4 != 3) {
         if (file_read(&model, &model_n, "tests/data/tok512.model", 1 << 20, &e) < 0) abort();
-        put("tokenizer.model", model, model_n);
+        fuzz_put("tokenizer.model", model, model_n);
         free(model);
     }
-    if (tokenizer_open(&t, folder, &e) == 0) try_tokenizer(t);
+    if (tokenizer_open(&t, fuzz_folder, &e) == 0) try_tokenizer(t);
     tokenizer_close(t);
-    drop(name);
-    drop("tokenizer.model");
+    fuzz_drop(name);
+    fuzz_drop("tokenizer.model");
     return 0;
 }
