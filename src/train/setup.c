@@ -275,7 +275,8 @@ static int choose(void *ctx, const struct bind_row *r, struct err *e)
     if (!r->param->w.p) return 0;
     r->param->flags &= ~(unsigned)PARAM_TRAIN;
     if (!wanted(c->a, r)) return 0;
-    if (dtype_is_quant((enum dtype)r->param->w.type)) return refuse_quantised(c, r, e);
+    const bool becomes_quant = c->t->bits && (r->flags & BIND_LINEAR); /* on its way to a device */
+    if (becomes_quant || dtype_is_quant((enum dtype)r->param->w.type)) return refuse_quantised(c, r, e);
     struct trained *p = trained_new(c->t);
     snprintf(p->name, sizeof p->name, "%s", r->name);
     p->param = r->param;

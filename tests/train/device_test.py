@@ -75,6 +75,13 @@ def wherever_it_is(tmp):
     ok(len(got[0]) > 1000 and got[0] == got[1], "the same bytes wherever activations are")
 
 
+def refused(tmp):
+    """on a device weights become quantised after it was decided what is trained"""
+    for device in ("cpu", DEVICE):
+        ran = train(os.path.join(tmp.path, "none"), device, *FULL, "--bits", "4")
+        ok(ran.code == 1 and "--bits 4 is for what stays frozen" in ran.err, f"everything in 4 bits on {device}", ran.text)
+
+
 if SANITIZED:
     skip("training on an emulated GPU", "check-full has a step for it, with a sanitized emulator")
 elif os.path.exists(PROGRAM):
@@ -82,6 +89,7 @@ elif os.path.exists(PROGRAM):
         for name, more in KINDS.items():
             beside_the_processor(tmp, name, more)
         wherever_it_is(tmp)
+        refused(tmp)
 else:
     skip("training on an emulated GPU", "no build/emu32/llava")
 finish()
