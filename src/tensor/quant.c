@@ -26,17 +26,28 @@ static uint16_t scale_put(float s)
     return f32_to_f16(s > 65504.0f ? 65504.0f : s < -65504.0f ? -65504.0f : s);
 }
 
+/* The largest magnitude. As bits NaN is above infinity, which is above all numbers. */
+static float most_of(const float *x)
+{
+    int32_t bits[QUANT_GROUP], most = 0;
+    float top;
+    memcpy(bits, x, sizeof bits);
+    for (int i = 0; i < QUANT_GROUP; i++) most = (bits[i] & INT32_MAX) > most ? bits[i] & INT32_MAX : most;
+    memcpy(&top, &most, sizeof top);
+    return top;
+}
+
 /* ---- 8 bits */
 
 static uint16_t group8(int8_t *q, const float *x)
 {
-    float top = 0;
-    for (int i = 0; i < QUANT_GROUP; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-    const uint16_t h = scale_put(top / 127);
+    const float top = most_of(x);
+    const uint16_t h = isfinite(top) ? scale_put(top / 127) : QUANT_FAULT;
     const float s = f16_to_f32(h), inverse = s > 0 ? 1 / s : 0;
     for (int i = 0; i < QUANT_GROUP; i++) {
-        const float v = rintf(x[i] * inverse);
-        q[i] = (int8_t)(v > 127 ? 127 : v < -127 ? -127 : v);
+        float v = rintf(x[i] * inverse);
+        v = v > -127 ? v : -127; /* NaN too */
+        q[i] = (int8_t)(v < 127 ? v : 127);
     }
     return h;
 }
@@ -60,8 +71,8 @@ static void nearest_init(struct nearest *m)
 static inline uint8_t code_of(const struct nearest *m, float x)
 {
     float v = 2 * x + 64;
-    v = v < 0 ? 0 : v > 127 ? 127 : v;
-    return m->code[(int)v];
+    v = v > 0 ? v : 0; /* NaN too */
+    return m->code[(int)(v < 127 ? v : 127)];
 }
 
 /* The scale of least squares for the codes that `s` leads to; 0 where all of them are zero. *gain: by how much these
@@ -101,9 +112,8 @@ static float scale4(const struct nearest *m, const float *x, float top)
 
 static uint16_t group4(const struct nearest *m, uint8_t *codes, const float *x)
 {
-    float top = 0;
-    for (int i = 0; i < QUANT_GROUP; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-    const uint16_t h = scale_put(top > 0x1p-100f ? scale4(m, x, top) : 0);
+    const float top = most_of(x);
+    const uint16_t h = isfinite(top) ? scale_put(top > 0x1p-100f ? scale4(m, x, top) : 0) : QUANT_FAULT;
     const float s = f16_to_f32(h), inverse = s != 0 ? 1 / s : 0;
     for (int i = 0; i < QUANT_GROUP / 2; i++)
         codes[i] = (uint8_t)(code_of(m, x[i] * inverse) | code_of(m, x[i + QUANT_GROUP / 2] * inverse) << 4);

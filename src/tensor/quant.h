@@ -18,7 +18,8 @@
 enum {
     QUANT_GROUP = 64,
     QUANT_ALIGN = 32, /* bytes a row is a multiple of */
-    QUANT4_ZERO = 30  /* level + QUANT4_ZERO is from 0 to 63 */
+    QUANT4_ZERO = 30, /* level + QUANT4_ZERO is from 0 to 63 */
+    QUANT_FAULT = 0x7e00 /* a group's scale, NaN, where one of its elements is infinite or not a number */
 };
 #define QUANT_METHOD "llava.c" /* quant_method of quantization_config in config.json */
 extern const int8_t quant_level[16];     /* ascending */
@@ -38,9 +39,9 @@ static inline size_t quant_row_bytes(enum dtype t, int64_t n)
 /* The type whose rows of n elements take `bytes`; -1: none. */
 int quant_find(enum dtype *ret, int64_t n, int64_t bytes);
 
-/* A row of n finite elements of a float type. Q8: s = max|x| / 127 rounded to f16, q the nearest. Q4: the scale of
+/* A row of n elements of a float type. Q8: s = max|x| / 127 rounded to f16, q the nearest. Q4: the scale of
  * least squared error among fits from several starts. Elements past what f16 scales reach (8.3e6 in Q8, 2e6 in
- * Q4) are cut off. */
+ * Q4) are cut off; a group with one that is not finite comes back as NaN. */
 void quant_row(void *dst, enum dtype t, const void *src, enum dtype from, int64_t n);
 /* The row's n elements, exact: a product of 11 and 8 bits. */
 void dequant_row(float *dst, enum dtype t, const void *src, int64_t n);

@@ -136,6 +136,9 @@ def test_faults(folders):
     write_tensors(os.path.join(nan, "model.safetensors"), {**tensors, name: ("BF16", a)})
     err = fails("a weight that is NaN", "quantize", "--model-path", nan, "--bits", "4", "--output", place("y"))
     ok(name in err and not os.path.exists(place("y")) and not os.path.exists(place("y.writing")), "nothing is left", err)
+    for bits in "84":
+        err = fails(f"a weight that becomes one of {bits} bits", "run", "--model-path", nan, f"--load-{bits}bit", *ask)
+        ok("holds NaN at element" in err and name.split(".layers")[1] in err, "says where", err)
 
 
 def main():

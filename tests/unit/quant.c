@@ -137,6 +137,14 @@ static void test_edges(void **state)
         quant_row(row, types[k], x, DT_F32, 64);
         dequant_row(y, types[k], row, 64);
         assert_true(isfinite(y[5]) && y[5] > 1e6f && y[6] == 0);
+        for (int f = 0; f < 3; f++) { /* what is not finite is not lost, and stays in its group */
+            const float fault[] = { NAN, INFINITY, -INFINITY };
+            float two[128] = { 1 }, back[128];
+            two[70] = fault[f];
+            quant_row(row, types[k], two, DT_F32, 128);
+            dequant_row(back, types[k], row, 128);
+            assert_true(fabsf(back[0] - 1) < 1e-3f && isnan(back[64]) && isnan(back[70]) && isnan(back[127]));
+        }
         assert_int_equal(quant_find(&t, 100, (int64_t)quant_row_bytes(types[k], 100)), 0);
         assert_int_equal(t, types[k]);
     }

@@ -128,15 +128,20 @@ __global__ __launch_bounds__(THREADS_4) void quantise_4(quant_view y, view x, co
     if (to < 0) return;
     if (blockIdx.y == 0) fill_end(y, at, THREADS_4);
     if (group >= y.groups) return;
-    float v[QUANT_GROUP], top = 0;
+    uint32_t bits = 0;
+    float v[QUANT_GROUP];
 #pragma unroll
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
         float part[LANES];
         load8(part, view_at(x, row * y.cols), group * QUANT_GROUP + i, y.cols, wide);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) v[i + j] = part[j], top = fmaxf(top, fabsf(part[j]));
+        for (int j = 0; j < LANES; j++) v[i + j] = part[j];
+        const uint32_t most = most_of(part);
+        bits = most > bits ? most : bits;
     }
-    const gpu_f16 h = scale_put(top > 0x1p-100f ? best_scale(m, v, top) : 0.0f);
+    const float top = bits_float(bits);
+    const gpu_f16 h = bits >= 0x7f800000u ? gpu_f16{ QUANT_FAULT }
+                                          : scale_put(top > 0x1p-100f ? best_scale(m, v, top) : 0.0f);
     const float s = gpu_float(h), inverse = s != 0 ? 1.0f / s : 0.0f;
     uint32_t *codes = (uint32_t *)(at + group * HALF);
 #pragma unroll

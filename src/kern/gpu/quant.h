@@ -121,7 +121,8 @@ __device__ inline gpu_f16 scale_put(float s) { return gpu_from<gpu_f16>(fminf(fm
  * magnitude, as bits, of those that this thread has of the group; `lanes` share it. */
 __device__ inline gpu_f16 group_to_8(uint32_t (&q)[2], const float (&v)[LANES], uint32_t most, int lanes)
 {
-    const gpu_f16 h = scale_put(bits_float(group_most(most, lanes)) / 127.0f);
+    const uint32_t bits = group_most(most, lanes);
+    const gpu_f16 h = bits < 0x7f800000u ? scale_put(bits_float(bits) / 127.0f) : gpu_f16{ QUANT_FAULT };
     const float s = gpu_float(h), inverse = s > 0 ? 1.0f / s : 0.0f;
     q[0] = q[1] = 0;
 #pragma unroll
