@@ -32,7 +32,7 @@ void match_free(struct match *m);
 const uint64_t *match_tokens(struct match *m);
 /* The text goes on with this token. False: it may not (or no memory); nothing has changed then. */
 bool match_push(struct match *m, int32_t token);
-/* There are more ways to go on than is kept of them (some 30 MB). */
+/* There are more ways to go on than is kept of them (some 20 MB). */
 bool match_failed(const struct match *m);
 /* The text may end here. */
 bool match_may_end(const struct match *m);

@@ -5,7 +5,7 @@
 
 #include "text/grammar_in.h"
 
-enum { NODES_MAX = 1 << 20, NODE_BUCKETS = 1 << 16, STATE_BUCKETS = 1 << 12, STATES_BYTES = 16 << 20, WORD_MAX = 4096,
+enum { NODES_MAX = 1 << 18, NODE_BUCKETS = 1 << 16, STATE_BUCKETS = 1 << 12, STATES_BYTES = 16 << 20, WORD_MAX = 4096,
        DEAD = -1, UNKNOWN = -2 };
 
 /* ---- vocabulary */
@@ -337,7 +337,8 @@ const uint64_t *match_tokens(struct match *m)
         mask_fill(m, p, m->now);
         if (!m->failed) return *(m->begun ? &m->state[m->now].mask : &m->first) = p;
         free(p);
-        if (!states_begin_anew(m)) return NULL; /* there were too many: once more with room */
+        if (again || m->n_nodes == NODES_MAX || !states_begin_anew(m)) return NULL;
+        /* there were too many states: once more with room */
     }
     return NULL;
 }

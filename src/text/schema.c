@@ -133,15 +133,6 @@ static int strings(struct writer *w, struct buf *b, const json_t *s)
     return 0;
 }
 
-static bool is_required(const json_t *s, const char *name)
-{
-    size_t i;
-    const json_t *v;
-    json_array_foreach(json_object_get(s, "required"), i, v)
-        if (json_is_string(v) && !strcmp(json_string_value(v), name)) return true;
-    return false;
-}
-
 /* The rule of `"name": value`. */
 static int pair(struct writer *w, const char *name, const json_t *s)
 {
@@ -158,8 +149,8 @@ static int pair(struct writer *w, const char *name, const json_t *s)
 }
 
 /* Members from the i-th on, two rules each: for when none stands before (first), and for when some do (rest). A rule is
- * "this one, then the rest" or, where it may be left out, the same of the next. */
-static int members(struct writer *w, struct buf *b, const json_t *s, const json_t *properties)
+ * "this one, then the rest" or, where it is not among the `needed`, the same of the next. */
+static int members(struct writer *w, struct buf *b, const json_t *properties, const json_t *needed)
 {
     const char *name;
     json_t *member;
@@ -174,7 +165,7 @@ static int members(struct writer *w, struct buf *b, const json_t *s, const json_
         next += 2;
         for (int rest = 0; rest < 2; rest++) {
             buf_fmt(w->out, "r%d ::= %sr%d ws r%d", next - 2 + rest, rest ? "\",\" ws " : "", one, next + 1);
-            if (!is_required(s, name)) buf_fmt(w->out, " | r%d", next + rest);
+            if (!json_object_get(needed, name)) buf_fmt(w->out, " | r%d", next + rest);
             buf_str(w->out, "\n");
         }
     }
@@ -182,23 +173,38 @@ static int members(struct writer *w, struct buf *b, const json_t *s, const json_
     return 0;
 }
 
+/* The names in `required`, each of a property, as an object's. NULL: w->e says why. */
+static json_t *needed_names(struct writer *w, const json_t *required, const json_t *properties)
+{
+    json_t *needed = json_object();
+    const json_t *v;
+    size_t i;
+    if (!needed) err_set(w->e, ERR_NOMEM, "no memory for a schema");
+    json_array_foreach(required, i, v)
+    {
+        const char *name = json_string_value(v);
+        if (name && json_object_get(properties, name) && !json_object_set_new(needed, name, json_true())) continue;
+        if (!name) wrong(w, "required", "holds what is no name");
+        else err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' is required, but not among the properties", name);
+        json_decref(needed);
+        return NULL;
+    }
+    return needed;
+}
+
 static int objects(struct writer *w, struct buf *b, const json_t *s)
 {
-    const json_t *properties = json_object_get(s, "properties"), *required = json_object_get(s, "required"), *v;
+    const json_t *properties = json_object_get(s, "properties"), *required = json_object_get(s, "required");
     const json_t *more = json_object_get(s, "additionalProperties");
-    size_t i;
     if (properties && !json_is_object(properties)) return wrong(w, "properties", "is no object");
     if (required && !json_is_array(required)) return wrong(w, "required", "is no list of names");
     if (more && !json_is_object(more) && !json_is_boolean(more))
         return wrong(w, "additionalProperties", "is no schema");
-    json_array_foreach(required, i, v)
-    {
-        if (!json_is_string(v)) return wrong(w, "required", "holds what is no name");
-        if (!json_object_get(properties, json_string_value(v)))
-            return err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' is required, but not among the properties",
-                           json_string_value(v));
-    }
-    if (json_object_size(properties) > 0) return members(w, b, s, properties);
+    json_t *needed = needed_names(w, required, properties);
+    int rc = needed ? 0 : (int)w->e->code;
+    if (needed && json_object_size(properties) > 0) rc = members(w, b, properties, needed);
+    json_decref(needed);
+    if (rc < 0 || json_object_size(properties) > 0) return rc;
     if (json_is_false(more)) return buf_str(b, "\"{\" ws \"}\""), 0;
     if (!json_is_object(more)) return buf_str(b, "object"), 0;
     int value = schema(w, more);
