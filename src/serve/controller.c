@@ -108,7 +108,9 @@ static bool status_ok(const json_t *s)
     if (!json_is_array(models) || json_array_size(models) > MODELS_MAX) return false;
     json_array_foreach(models, i, v)
         if (!json_is_string(v)) return false;
-    return json_is_number(json_object_get(s, "speed")) && json_is_number(json_object_get(s, "queue_length"));
+    const json_t *speed = json_object_get(s, "speed"), *queue = json_object_get(s, "queue_length");
+    const double x = json_number_value(speed), n = json_number_value(queue);
+    return json_is_number(speed) && json_is_number(queue) && x >= 0 && x <= INT32_MAX && n >= 0 && n <= INT32_MAX;
 }
 
 /* Asks a worker how it is; NULL when it does not say. */

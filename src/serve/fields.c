@@ -27,25 +27,28 @@ json_t *bad_json(const struct bad *b)
 
 void bad_reply(const struct bad *b, struct exchange *x) { exchange_json(x, b->status, bad_json(b)); }
 
-/* How deep brackets nest, strings left out; jansson would follow them much further down the stack. */
-static bool too_deep(const char *p, size_t n)
+/* That brackets do not nest too deep, for jansson would follow them down the stack, nor values are too many, for each
+ * takes fifty times the memory of its two bytes. */
+static void check_shape(const char *p, size_t n, struct bad *b)
 {
-    int depth = 0;
+    int depth = 0, values = 0;
+    char before = ','; /* the last that is no blank, outside of strings */
     bool in = false;
-    for (size_t i = 0; i < n; i++) {
-        char c = p[i];
-        if (in) {
-            if (c == '\\') i++;
-            else in = c != '"';
-        } else if (c == '"') {
-            in = true;
-        } else if (c == '[' || c == '{') {
-            if (++depth > FIELDS_DEPTH) return true;
-        } else if (c == ']' || c == '}') {
-            depth--;
-        }
+    for (size_t i = 0; i < n && depth <= FIELDS_DEPTH && values <= FIELDS_VALUES; i++) {
+        const char c = p[i];
+        if (in && c == '\\') i++;
+        else if (in) in = c != '"';
+        if (in || c == ' ' || c == '\n' || c == '\r' || c == '\t') continue;
+        const bool begins = before == ',' || before == '[' || before == '{', ends = c == ']' || c == '}';
+        values += begins && !ends;
+        depth += c == '[' || c == '{';
+        depth -= ends;
+        in = c == '"' && before != '"';
+        before = c;
     }
-    return false;
+    if (depth > FIELDS_DEPTH) bad_set(b, 400, NULL, "invalid_json", "the body nests deeper than %d", FIELDS_DEPTH);
+    else if (values > FIELDS_VALUES)
+        bad_set(b, 400, NULL, "invalid_json", "the body has more than %d values", FIELDS_VALUES);
 }
 
 /* Nothing but white space? The bytes need not end in a NUL. */
@@ -59,10 +62,8 @@ json_t *fields_body(const char *body, size_t n, bool empty, struct bad *b)
 {
     json_error_t e = { .line = 0 };
     if (empty && blank(body, n)) return json_object();
-    if (too_deep(body, n)) {
-        bad_set(b, 400, NULL, "invalid_json", "the body nests deeper than %d", FIELDS_DEPTH);
-        return NULL;
-    }
+    check_shape(body, n, b);
+    if (b->status) return NULL;
     json_t *v = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
     const enum json_error_code why = v ? json_error_unknown : json_error_code(&e);
     if (why == json_error_null_character || why == json_error_null_byte_in_key)

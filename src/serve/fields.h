@@ -19,10 +19,10 @@ void bad_set(struct bad *b, int status, const char *param, const char *code, con
 json_t *bad_json(const struct bad *b); /* as OpenAI's API says it; a new reference */
 void bad_reply(const struct bad *b, struct exchange *x); /* finishes x */
 
-enum { FIELDS_DEPTH = 64 };
+enum { FIELDS_DEPTH = 64, FIELDS_VALUES = 1 << 18 };
 
-/* The body as an object, a new reference; NULL: *b says why. Deeper than FIELDS_DEPTH, invalid UTF-8, names given
- * twice and "\u0000" are refused. An empty body reads as {} when `empty` says so. */
+/* The body as an object, a new reference; NULL: *b says why. Deeper than FIELDS_DEPTH, more than some FIELDS_VALUES
+ * values, invalid UTF-8, names given twice and "\u0000" are refused. An empty body reads as {} when `empty` says so. */
 json_t *fields_body(const char *body, size_t n, bool empty, struct bad *b);
 json_t *fields_of(struct exchange *x, bool empty, struct bad *b);
 

@@ -118,13 +118,14 @@ static void check_key(struct exchange *x)
     else if (!key_fits(s, given)) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "wrong API key");
 }
 
-struct header_count { int length, coding; };
+struct header_count { int length, coding, host; };
 static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *key, const char *value)
 {
     struct header_count *c = cls;
     (void)kind, (void)value;
     c->length += !strcasecmp(key, "Content-Length");
     c->coding += !strcasecmp(key, "Transfer-Encoding");
+    c->host += !strcasecmp(key, "Host");
     return MHD_YES;
 }
 
@@ -138,6 +139,8 @@ static long long declared_length(struct exchange *x)
     if (c.length > 1 || c.coding > 1 || (c.length && c.coding) ||
         (length && strspn(length, "0123456789") != strlen(length)))
         refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the body's length is given twice, or not as a number");
+    else if (c.host > 1)
+        refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the header 'Host' is given twice");
     else if (coding && strcasecmp(coding, "chunked") != 0)
         refuse(x, MHD_HTTP_NOT_IMPLEMENTED, "bad_framing", "the body's coding is not 'chunked'");
     return length ? strtoll(length, NULL, 10) : coding ? -1 : 0;

@@ -35,6 +35,7 @@ struct web {
     json_t *examples;     /* as /api/config gives them */
     struct example example[EXAMPLES_MAX];
     int n_examples;
+    pthread_mutex_t decoding;
     pthread_mutex_t lock; /* all below */
     json_t *models;
 };
@@ -230,25 +231,37 @@ static int start_remote(struct reply *r, const char *prompt, const char *stop, j
 
 /* ---- requests */
 
+/* Makes of a picture's bytes what the web server passes on, and says whether that is another picture. One at a time: a
+ * few hundred bytes may unfold into half a gigabyte. */
+static int decode(struct reply *r, struct picture *pic, bool *changed, const struct buf *bytes, struct err *e)
+{
+    struct picture came = { 0 };
+    pthread_mutex_lock(&r->w->decoding);
+    int rc = picture_decode(&came, bytes->p, bytes->n, "picture", e);
+    if (rc >= 0) rc = picture_for_web(pic, &came, r->talk.mode, e);
+    *changed = came.w != pic->w || came.h != pic->h;
+    picture_free(&came);
+    pthread_mutex_unlock(&r->w->decoding);
+    return rc;
+}
+
 /* One picture: kept, and handed to the model or (base64, as it came unless it had to be changed) into `pictures`. */
 static void read_picture(struct reply *r, int i, json_t *pictures, struct bad *b)
 {
     const char *where = r->talk.where[i];
     struct buf bytes = buf_make(PICTURE_BYTES), text = buf_make(BODY_MAX);
-    struct picture came = { 0 }, pic = { 0 };
+    struct picture pic = { 0 };
     struct llava_error le = { 0 };
     struct err e = { 0 };
+    bool changed;
     char md5[65];
     if (!base64_picture(&bytes, r->talk.picture[i])) {
         bad_set(b, 400, where, NULL,
                 bytes.failed ? "'%s' is over %d bytes" : "'%s' is no data URI (of at most %d bytes)", where,
                 PICTURE_BYTES);
-    } else if (picture_decode(&came, bytes.p, bytes.n, "picture", &e) < 0 ||
-               picture_for_web(&pic, &came, r->talk.mode, &e) < 0) {
+    } else if (decode(r, &pic, &changed, &bytes, &e) < 0) {
         bad_set(b, 400, where, NULL, "'%s' is no picture: %s", where, e.msg);
     } else {
-        bool changed = came.w != pic.w || came.h != pic.h;
-        buf_reset(&text);
         if (changed && (buf_reset(&bytes), picture_png(&bytes, &pic, &e) < 0))
             bad_set(b, 500, where, NULL, "%s", e.msg);
         keep_picture_name(&pic, md5);
@@ -261,7 +274,6 @@ static void read_picture(struct reply *r, int i, json_t *pictures, struct bad *b
             json_array_append_new(pictures, json_stringn(text.p ? text.p : "", text.n));
         }
     }
-    picture_free(&came);
     picture_free(&pic);
     buf_free(&bytes);
     buf_free(&text);
@@ -593,6 +605,7 @@ int web_open(struct web **ret, const struct web_options *o, struct gen *gen, str
     w->gen = gen;
     w->remote = remote;
     w->journal = j;
+    pthread_mutex_init(&w->decoding, NULL);
     pthread_mutex_init(&w->lock, NULL);
     TRY(read_examples(w, e));
     TRY(keep_open(&w->keep, o->log_dir, e));
@@ -622,5 +635,6 @@ void web_close(struct web *w)
     json_decref(w->examples);
     json_decref(w->models);
     pthread_mutex_destroy(&w->lock);
+    pthread_mutex_destroy(&w->decoding);
     free(w);
 }

@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 """What a client that means ill asks of `llava serve`: prompts far over the context, by every address, and what the process
 keeps of them."""
+import json
 import os
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
@@ -58,14 +60,44 @@ def test_long_prompts(s):
     ok(SANITIZED or memory(s)[1] < now + 8 * 10 * MB, "and at no time more than ten times what eight of them are", memory(s))
     ok(too_long(post(s.port, "/v1/chat/completions", user("ab" * (15 * MB // 2))), "messages"), "15 MB")
     ok(calm(s, now) and (SANITIZED or memory(s)[1] < now + 10 * 15 * MB), "nothing of that either", memory(s))
-    r = post(s.port, "/v1/chat/completions", {**user("Hi"), "metadata": [[] for _ in range(MB)]})
-    ok(r[0] == 200 and calm(s, now), "nor of a million small things", memory(s))
+    r = post(s.port, "/v1/chat/completions", {**user("Hi"), "metadata": [[] for _ in range(MB // 5)]})
+    ok(r[0] == 200 and calm(s, now), "nor of two hundred thousand small things", memory(s))
+    before = memory(s)[1]
+    with ThreadPoolExecutor(8) as crowd:
+        many = json.dumps({**user("Hi"), "metadata": [[]] * (4 * MB)}).encode()
+        got = list(crowd.map(lambda i: post(s.port, "/v1/chat/completions", many), range(8)))
+    ok(all(r[0] == 400 and "262144 values" in r[1]["error"]["message"] for r in got), "millions of them are refused", got[0])
+    ok(SANITIZED or memory(s)[1] < max(before, now + 8 * 4 * 16 * MB), "before memory is taken for them", (before, memory(s)))
     ok(metric(s.port, "llava_requests_submitted_total") == 2, "none of them was taken for a question")
+
+
+def schema(s, how, **more):
+    held = {"type": "json_schema", "json_schema": {"name": "x", "schema": how}}
+    start = time.time()
+    return *post(s.port, "/v1/chat/completions", {**user("Hi"), "response_format": held, **more}), time.time() - start
+
+
+def test_schemas(s):
+    """Schemas that are meant to take long: each is answered or refused in its own words, soon."""
+    again = {"$ref": "#"}
+    for name, how, want in (
+            ("that may be many things in many depths",
+             {"anyOf": [{"type": "object", "properties": {"a": again, f"b{i}": {}}, "required": ["a"]} for i in range(200)]},
+             400),
+            ("with more that is required than there is",
+             {"type": "object", "properties": {f"p{i}": {} for i in range(4000)}, "required": ["p1"] * 100000}, 200),
+            ("with counts of counts", {"type": "array", "minItems": 4096, "items": {"type": "string", "minLength": 4096}}, 200),
+            ("with lists of counts", {"anyOf": [{"type": "array", "minItems": i, "items": {"type": "integer"}}
+                                                for i in range(400)]}, 200)):
+        status, r, seconds = schema(s, how, max_tokens=30, temperature=1.5, seed=1)
+        message = r.get("error", {}).get("message", "schema")
+        ok(status == want and "schema" in message and seconds < (200 if SANITIZED else 20), f"a schema {name}", (r, seconds))
 
 
 def main():
     with Server("serve", "--model-path", DEMO) as s:
         test_long_prompts(s)
+        test_schemas(s)
     finish()
 
 

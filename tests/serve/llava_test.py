@@ -45,6 +45,9 @@ def test_controller():
            a.seen("/worker_get_status"), "without a status the worker is asked")
         ok(post(c.port, "/register_worker", {"worker_name": "http://127.0.0.1:1", "check_heart_beat": False,
                                              "worker_status": None}) == (200, None), "who does not answer gets null too")
+        for speed in (-1e9, 1e300):
+            register(c.port, python_worker(["wild"]), speed=speed)
+        ok("wild" not in post(c.port, "/list_models")[1]["models"], "nor is a speed that is none taken")
         wrong = post(c.port, "/register_worker", {"worker_name": 5, "check_heart_beat": True})
         ok(wrong[0] == 400 and wrong[1]["error"]["param"] == "worker_name", "a wrong type names the field", wrong)
         ok(request(c.port, "GET", "/list_models")[0] == 405, "GET is not allowed")
