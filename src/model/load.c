@@ -587,6 +587,7 @@ static int add_vision(struct llava_model *m, const struct llava_vision *v, struc
     } else if (c->n_projector != v->n_projector) {
         log_info("the model has a projector of %d linears and keeps it", c->n_projector);
     }
+    if (c->hf_layout && v->tower) log_warn("the model has its vision tower inside: '%s' is not read", v->tower);
     if (!c->hf_layout && v->tower) snprintf(c->tower, sizeof c->tower, "%s", v->tower);
     return v->projector ? add_file(m, projector, v->projector, NULL, e) : 0;
 }

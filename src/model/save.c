@@ -499,6 +499,7 @@ int llava_model_save(struct llava_model *m, const struct save_options *o, struct
     TRY(collect(&s, e));
     if (second.tower || second.adapters) TRY(collect(&second, e));
     TRY(check_space(o->dir, s.total + second.total + o->more_bytes, e));
+    if (o->probe) goto out;
     if (o->into) {
         rc = write_all(&s, &second, o->dir, e);
         goto out;

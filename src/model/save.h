@@ -52,6 +52,7 @@ struct save_options {
     void *ctx;
     int64_t more_bytes;       /* that `more` will write, about */
     bool quiet;               /* no progress bar */
+    bool probe;               /* write nothing: would there be room on the disk? */
 };
 /* m: opened with keep_dtype; adapters may be unmerged, they are merged while writing. A disk without room for it is
  * found before anything is written. */

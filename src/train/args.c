@@ -257,8 +257,7 @@ static int check_ranges(const struct train_args *a, struct err *e)
     const struct { const char *name; int64_t v; } counts[] = {
         { "per_device_train_batch_size", a->per_device_train_batch_size },
         { "per_device_eval_batch_size", a->per_device_eval_batch_size },
-        { "gradient_accumulation_steps", a->gradient_accumulation_steps },
-        { "model_max_length", a->model_max_length }, { "lora_r", a->lora_r },
+        { "gradient_accumulation_steps", a->gradient_accumulation_steps }, { "lora_r", a->lora_r },
     };
     const struct { const char *name; double v; } sizes[] = {
         { "weight_decay", a->weight_decay }, { "max_grad_norm", a->max_grad_norm },
@@ -283,6 +282,8 @@ static int check_ranges(const struct train_args *a, struct err *e)
     int rc = 0;
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         TRY(must_be(counts[i].v >= 1 && counts[i].v <= 1 << 24, counts[i].name, "from 1 to 16777216", e));
+    TRY(must_be(a->model_max_length >= 1 && a->model_max_length <= 1 << 20, "model_max_length",
+                "from 1 to 1048576", e));
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         TRY(must_be(sizes[i].v >= 0, sizes[i].name, "0 or more", e));
     for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
@@ -318,7 +319,7 @@ static int check(const struct train_args *a, struct err *e)
     TRY(must_be(a->gradient_checkpointing || strcmp(a->offload, "activations") != 0, "gradient_checkpointing",
                 "True with --offload activations", e));
     TRY(must_be(a->data_path, "data_path", "given", e));
-    TRY(must_be(a->output_dir || a->dry_run, "output_dir", "given", e));
+    TRY(must_be(a->dry_run || (a->output_dir && *a->output_dir), "output_dir", "given", e));
     TRY(must_be(a->model_name_or_path, "model_name_or_path", "given", e));
     if (a->tune_mm_mlp_adapter && a->freeze_mm_mlp_adapter)
         TRY(err_set(e, ERR_USAGE, "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter together leave nothing to train"));

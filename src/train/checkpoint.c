@@ -229,8 +229,8 @@ static int put_plot(struct saver *out, const struct writing *w, struct err *e)
 /* {"data": "...", ...} and the kind of training, which must be equal on resuming too. */
 static json_t *common(const struct checkpoint *c)
 {
-    json_t *o = c->same ? json_deep_copy(c->same) : json_object();
-    json_object_set_new(o, "kind of training", json_string(kinds[c->kind]));
+    json_t *o = json_pack("{ss}", "kind of training", kinds[c->kind]);
+    if (c->same) json_object_update(o, (json_t *)c->same);
     return o;
 }
 
@@ -297,6 +297,7 @@ static json_t *config_keys(const struct checkpoint *c)
     return o;
 }
 
+/* s: NULL to look only whether there is room. */
 static int write_folder(const struct checkpoint *c, const struct train_state *s, const char *dir, bool last,
                         struct err *e)
 {
@@ -315,7 +316,8 @@ static int write_folder(const struct checkpoint *c, const struct train_state *s,
                               .more = more,
                               .ctx = &w,
                               .more_bytes = 1 << 20,
-                              .quiet = !last };
+                              .quiet = !last,
+                              .probe = !s };
     char path[PATH_BYTES];
     int rc = 0;
     for (size_t i = 0; i < c->n_state && !last; i++) o.more_bytes += (int64_t)tensor_bytes(c->state[i].t);
@@ -327,6 +329,11 @@ static int write_folder(const struct checkpoint *c, const struct train_state *s,
     rc = llava_model_save(c->m, &o, e);
     json_decref(keys);
     return rc;
+}
+
+int checkpoint_room(const struct checkpoint *c, bool last, struct err *e)
+{
+    return write_folder(c, NULL, c->output_dir, last, e);
 }
 
 int checkpoint_save(const struct checkpoint *c, const struct train_state *s, struct err *e)

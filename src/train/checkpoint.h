@@ -53,6 +53,8 @@ struct checkpoint {
  * ERR_USAGE when one is at work in it. */
 int checkpoint_claim(int *lock, const char *output_dir, struct err *e);
 
+/* Has the disk room for one checkpoint or, if last, for the result? ERR_IO says how much is missing. */
+int checkpoint_room(const struct checkpoint *c, bool last, struct err *e);
 /* Writes OUTPUT_DIR/checkpoint-STEP (one that is there already is replaced), then removes the oldest beyond the limit.
  * On an error nothing of an older checkpoint is lost. A disk that is too full is found before anything is written. */
 int checkpoint_save(const struct checkpoint *c, const struct train_state *s, struct err *e);

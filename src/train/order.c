@@ -198,7 +198,7 @@ int order_init(struct order *r, const struct order_opts *o, struct err *e)
                            (long long)i + 1);
     count(r);
     if (r->n_micro < 1)
-        return err_set(e, ERR_USAGE, "%lld record%s do not fill a batch of %d%s, and what does not is dropped",
+        return err_set(e, ERR_USAGE, "%lld record%s cannot fill a batch of %d%s, and what is not full is dropped",
                        (long long)o->n, o->n == 1 ? "" : "s", o->batch, o->world > 1 ? " on every process" : "");
     size_t n = (size_t)o->n, chunks = (size_t)o->world * (size_t)o->accum, mega = chunks * (size_t)o->batch;
     r->index = calloc((size_t)r->n_index, sizeof *r->index);

@@ -89,6 +89,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
                        a->pretrain_mm_mlp_adapter ? "pretrain_mm_mlp_adapter"
                        : a->tune_mm_mlp_adapter   ? "tune_mm_mlp_adapter" : "unfreeze_mm_vision_tower");
     rc = train_args_projector(a->mm_projector_type, &v.n_projector, e);
+    if (c.has_vision && !train_args_given(a, "mm_projector_type")) v.n_projector = c.n_projector;
     if (rc >= 0) rc = llava_model_open(&t->model, &s, e);
     return rc;
 }

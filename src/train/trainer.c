@@ -659,6 +659,8 @@ static int train(struct trainer *r, double peak, struct err *e)
     TRY(state_init(&r->state, e));
     TRY(describe_run(r, e));
     TRY(resume(r, e));
+    if (r->state.step < r->total) /* to be said now, and not hours later */
+        TRY(checkpoint_room(&r->ck, !strcmp(a->save_strategy, "no"), e));
     r->at_step = r->state;
     const struct report_options ro = { .kinds = kinds, .output_dir = a->output_dir, .logging_dir = a->logging_dir,
                                        .state = &r->state, .args = r->args, .config = r->config };
@@ -720,6 +722,22 @@ static int open_device(struct trainer *r, struct err *e)
     return 0;
 }
 
+/* Could dir be made, or written in? */
+static int look_output(const char *dir, struct err *e)
+{
+    char path[4096];
+    struct stat st;
+    if (snprintf(path, sizeof path, "%s", dir) >= (int)sizeof path)
+        return err_set(e, ERR_USAGE, "--output_dir is too long");
+    while (stat(path, &st) < 0 && errno == ENOENT && *path && strcmp(path, ".") != 0) { /* up to what is there */
+        char *slash = strrchr(path, '/');
+        if (!slash) snprintf(path, sizeof path, ".");
+        else slash[slash == path] = 0;
+    }
+    const int no = stat(path, &st) < 0 ? errno : !S_ISDIR(st.st_mode) ? ENOTDIR : access(path, W_OK | X_OK) ? errno : 0;
+    return no ? err_set(e, ERR_IO, "--output_dir: cannot write in '%s': %s", path, strerror(no)) : 0;
+}
+
 /* Files that are cheap to look for are looked for before a base model is fetched, which may be many gigabytes. */
 static int look(const struct train_args *a, struct err *e)
 {
@@ -730,7 +748,10 @@ static int look(const struct train_args *a, struct err *e)
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (files[i].path && access(files[i].path, R_OK) != 0)
             return err_set(e, ERR_IO, "--%s: cannot open '%s': %s", files[i].name, files[i].path, strerror(errno));
-    return 0;
+    struct stat st;
+    if (a->image_folder && stat(a->image_folder, &st) == 0 && !S_ISDIR(st.st_mode))
+        return err_set(e, ERR_IO, "--image_folder: '%s' is no folder", a->image_folder);
+    return a->dry_run ? 0 : look_output(a->output_dir, e);
 }
 
 int train_run(struct train_args *a, struct err *e)

@@ -203,6 +203,9 @@ def test_best(runs):
 
 
 def test_dry(runs):
+    r = runs.stage2("dry", "--dry_run", "True", "--model_name_or_path", model("llava-hf-old"))
+    ok(r.code == 0 and f"'{model('clip-tiny')}' is not read" in r.err and "projector of" not in r.err,
+       "a tower for a model that has one inside is said to be of no use", r.text)
     r = runs.stage1("dry", "--dry_run", "True")
     ok(r.code == 0 and not os.path.exists(runs.out("dry")), "a dry run writes nothing", r.text)
     for word in ("trained: 6272 of", "12 records", "steps: 6 of 2", "activations", "moments", "together", "time: about"):

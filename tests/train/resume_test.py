@@ -3,10 +3,11 @@ reports, and every reason not to go on from a checkpoint."""
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors  # noqa: E402
+from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors, skip  # noqa: E402
 
 COMMON = ["train", "--model_name_or_path", model("vicuna-base"), "--image_folder", os.path.join(GOLDEN, "pictures"),
           "--vision_tower", model("clip-tiny"), "--mm_projector_type", "mlp2x_gelu", "--mm_vision_select_layer", "-2",
@@ -217,7 +218,36 @@ def full_disk(tmp):
     ok(ran.code == 0 and "going on from" in ran.err and "checkpoint-4" in names(out), "and on from there", ran.text)
 
 
+def no_room(tmp):
+    """a disk that has no room for a checkpoint is refused before the first step (a file system of 1 MB, if one can be had)"""
+    small = os.path.join(tmp.path, "small")
+    os.mkdir(small)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], stderr=subprocess.DEVNULL,
+                      check=False).returncode:
+        return skip("a disk without room", "no file system can be mounted here")
+    try:
+        out = os.path.join(small, "out")
+        ran = train(out, *PLAIN, "--max_steps", "2", "--save_steps", "1", "--report_to", "none")
+        ok(one_line(ran, "it needs 1.", "MB and the disk has 1.0 MB free") and "step 1" not in ran.err and not os.listdir(out),
+           "a disk without room is refused before the first step", ran.text)
+        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
+        ran = train(out, *PLAIN, "--max_steps", "2", "--save_steps", "1", "--report_to", "none")
+        ok(ran.code == 0 and "mm_projector.bin" in os.listdir(out), "and one with room is not", ran.text)
+    finally:
+        subprocess.run(["umount", small], check=True)
+    return None
+
+
+def nowhere(tmp):
+    """an output that cannot be is said before anything is read"""
+    name = tmp.file("taken", b"x")
+    for out, why in ((name, "Not a directory"), (os.path.join(name, "below", "it"), "Not a directory"), ("", "must be given")):
+        ran = train(out, *PLAIN, "--model_name_or_path", os.path.join(tmp.path, "no-model"))
+        ok(ran.code in (1, 2) and "--output_dir" in ran.err and why in ran.err, f"output '{os.path.basename(out)}': {why}",
+           ran.text)
+
+
 with Temp() as tmp:
-    for part in (kinds, new_tokens, special_folder, strategies, refusals, full_disk):
+    for part in (kinds, new_tokens, special_folder, strategies, refusals, full_disk, no_room, nowhere):
         part(tmp)
 finish()

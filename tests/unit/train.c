@@ -98,7 +98,7 @@ static void test_refused(void **state)
         { "--save_steps 1e300", "at most 1e15" }, { "--max_steps 9223372036854775807", "--max_steps must be at most" },
         { "--num_train_epochs 1e300", "--num_train_epochs must be at most" }, { "--memory_limit x", "--memory_limit" },
         { "--host_memory_limit 1Q", "--host_memory_limit" }, { "--mm_projector_type mlp9x_gelu", "mlp9x_gelu" },
-        { "--report_to paper", "paper" },
+        { "--report_to paper", "paper" }, { "--model_max_length 1048577", "from 1 to 1048576" },
         { "--report_to a b stray c -x", "-x" },
         { "--lr_scheduler_kwargs {\"power\":1}", "has no 'power'" }, { "--warmup_steps -1", "0 or more" },
         { "--report_to " FIFTY FIFTY FIFTY FIFTY FIFTY, "too many words" },
