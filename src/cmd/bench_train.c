@@ -116,7 +116,7 @@ static const struct argp argp = {
     "one JSON object: seconds of a step (median), records and tokens per second, operations per second with what is "
     "computed again for want of memory (tflops) and without (useful_tflops), their share of what a matrix product "
     "reaches here (measured in the same run), planned memory and what was taken. Other arguments of `llava train` "
-    "follow after --.\v"
+    "follow after --; those about data, files and the number of steps change nothing here.\v"
     "Example:\n  llava bench train --random 13b --stage lora --batch 16 --seq 1024 --memory-limit 60G -- "
     "--optim=adamw_8bit\n\n" CMD_EXIT_STATUS,
     NULL,

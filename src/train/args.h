@@ -31,7 +31,7 @@ struct train_args {
     /* what is trained, and how precisely */
     const char *optim, *lora_bias;
     bool master_weights;
-    bool freeze_mm_mlp_adapter, lora_enable, bf16, fp16, tf32, gradient_checkpointing, group_by_modality_length;
+    bool freeze_mm_mlp_adapter, lora_enable, bf16, fp16, gradient_checkpointing, group_by_modality_length;
     bool group_by_length;
     int64_t model_max_length, bits, lora_r, lora_alpha;
     double lora_dropout, residual_dropout, patch_dropout;

@@ -84,9 +84,12 @@ static int make_sample(struct bench *b, struct sample *s, int text, bool picture
     return 0;
 }
 
+/* Positions of a picture in its record, seen or not. */
+static int picture_rows(const struct bench *b) { return b->t.recipe.of ? b->t.recipe.of : b->t.recipe.rows; }
+
 static struct length draw(struct bench *b)
 {
-    const int most = (int)b->b->a->model_max_length, rows = b->t.recipe.rows;
+    const int most = (int)b->b->a->model_max_length, rows = picture_rows(b);
     const bool picture = b->b->lengths == LENGTHS_FIXED || rng_unit(&b->rng) < mix_pictures;
     const int room = most - (picture ? rows : 0);
     if (b->b->lengths == LENGTHS_FIXED) return (struct length){ room, picture };
@@ -169,7 +172,7 @@ out:
 
 static int make_batches(struct bench *b, struct batch_limits *most, struct err *e)
 {
-    const int rows = b->t.recipe.rows;
+    const int rows = picture_rows(b);
     int rc = 0;
     *most = (struct batch_limits){ 0 };
     if (b->b->a->model_max_length < rows + 8)
@@ -290,8 +293,8 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     TRY(trainee_random(&b.t, a, b.dev, e));
     TRY(make_batches(&b, &most, e));
     const struct step_options so = { .dev = b.dev, .dtype = b.t.dtype, .tower_trains = b.t.tower_trains,
-                                     .drop = (float)a->residual_dropout, .states = &b.t.states, .threads = threads,
-                                     .most = most };
+                                     .drop = (float)a->residual_dropout, .smooth = a->label_smoothing_factor,
+                                     .states = &b.t.states, .threads = threads, .most = most };
     TRY(step_open(&b.step, &b.t.model, &so, e));
     const struct plan_speed speed = { step_ceiling(&b.step, b.t.dtype), step_link(&b.step) };
     TRY(plan_make(&b.plan, &b.t, &b.step, a, &speed, e));

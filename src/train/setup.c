@@ -416,6 +416,7 @@ int trainee_random(struct trainee *t, const struct train_args *a, struct dev *de
     t->recipe = (struct recipe){ .pad = -1, .vision = true, .side = c.clip.image, .rows = llava_tile_rows(&t->model) };
     TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
     TRY(choose_all(t, a, e));
+    TRY(drop_patches(t, a, e));
 out:
     if (rc < 0) trainee_close(t);
     return rc;

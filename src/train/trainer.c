@@ -717,7 +717,6 @@ static int open_device(struct trainer *r, struct err *e)
     dev_use(r->dev);
     r->fetched.dev = r->dev;
     if (r->dev) log_info("training on %s (%s)", dev_name(r->dev), dev_model(r->dev));
-    if (a->tf32) log_warn("%s computes no tf32 here: products of f32 are exact", dev_name(r->dev));
     if (a->fp16 && r->dev) log_warn("--fp16 keeps activations in f32 on %s, which is slow", dev_name(r->dev));
     return 0;
 }

@@ -167,6 +167,9 @@ def test_bench_train():
     for stage in ("pretrain", "qlora"):
         r = llava(*tiny, "--stage", stage)
         ok(r.code == 0 and json.loads(r.out)["stage"] == stage, f"bench train --stage {stage}", r.text)
+    r = llava(*tiny, "--stage", "full", "--", "--unfreeze_mm_vision_tower=True", "--patch_dropout=0.5")
+    line = json.loads(r.out) if r.code == 0 else {"tok_s": 0, "step_s": 0}
+    ok(abs(line["tok_s"] * line["step_s"] - 2 * (96 - 32)) < 0.1, "bench train leaves out half of the patches", r.text)
     for how in ((), ("--padded",)):
         r = llava(*tiny, "--stage", "pretrain", "--seq", "200", "--mix665k", "--list", "--accum", "3", *how)
         try:

