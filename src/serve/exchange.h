@@ -68,6 +68,10 @@ bool exchange_begun(struct exchange *x);
  * that one that has begun: what it used may be freed then. Finishing waits in the same way. */
 void exchange_on_gone(struct exchange *x, void (*fn)(void *ctx), void *ctx);
 
-/* Has a job thread call fn(ctx, x): for a handler that returned because it waits for something, once that has come.
+/* Has a job thread call fn(ctx, x): for a handler that returned because it waits for something, once that has come;
+ * and for pictures, which one thread unfolds for all, one at a time: a few hundred bytes may become half a gigabyte and
+ * take seconds, which nobody who sent none shall wait for. Jobs have turns by client, as its address says.
  * False: too much is waiting, or the server closes; x is the caller's to finish. */
-bool exchange_later(struct exchange *x, void (*fn)(void *ctx, struct exchange *x), void *ctx);
+enum exchange_lane { LANE_WORK, LANE_PICTURES, LANES };
+bool exchange_later(struct exchange *x, enum exchange_lane lane, void (*fn)(void *ctx, struct exchange *x),
+                    void *ctx);

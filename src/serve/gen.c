@@ -12,7 +12,6 @@ struct gen {
     struct llava_info info;
     void (*changed)(void *);
     void *changed_ctx;
-    pthread_mutex_t decoding;
 };
 
 static int take_error(int rc, const struct llava_error *from, struct err *e)
@@ -26,7 +25,6 @@ int gen_open(struct gen **ret, const struct llava_options *o, const struct llava
     struct gen *g = calloc(1, sizeof *g);
     *ret = NULL;
     if (!g) return err_set(e, ERR_NOMEM, "no memory for a model");
-    pthread_mutex_init(&g->decoding, NULL);
     int rc = take_error(llava_open(&g->engine, o, &le), &le, e);
     if (rc >= 0) rc = take_error(llava_batch_open(&g->batch, g->engine, b, &le), &le, e);
     if (rc < 0) {
@@ -43,7 +41,6 @@ void gen_close(struct gen *g)
     if (!g) return;
     llava_batch_close(g->batch);
     llava_close(g->engine);
-    pthread_mutex_destroy(&g->decoding);
     free(g);
 }
 
@@ -103,10 +100,7 @@ int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *nam
         snprintf(e->message, sizeof e->message, "more than %d pictures", GEN_PICTURES_MAX);
         return e->code = LLAVA_LIMIT;
     }
-    /* One at a time: a few hundred bytes may unfold into half a gigabyte. */
-    pthread_mutex_lock(&t->g->decoding);
     int rc = llava_image_decode(&t->image[t->n_images], t->g->engine, bytes, n, name, e);
-    pthread_mutex_unlock(&t->g->decoding);
     t->n_images += rc >= 0;
     return rc;
 }

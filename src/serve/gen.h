@@ -40,7 +40,7 @@ struct gen_task {
 };
 void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (*finish)(struct gen_task *));
 void gen_task_fini(struct gen_task *t);
-/* Decodes one picture more; name is for messages. */
+/* Decodes one picture more; name is for messages. In LANE_PICTURES. */
 int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e);
 /* Adds `prompt` with the marks around its "<image>"s that the model was trained with. */
 void gen_prompt(const struct gen *g, struct buf *out, const char *prompt);

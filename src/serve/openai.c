@@ -348,6 +348,7 @@ static void read_pictures(struct ask *a)
             bad_set(b, fe.code == ERR_BUSY ? 503 : 400, p->param, "invalid_image_url", "'%s': %s", p->param, fe.msg);
         if (!b->status && gen_picture(&a->task, bytes, n, "picture", &e) < 0)
             bad_set(b, 400, p->param, "invalid_image", "'%s' is no picture: %s", p->param, e.message);
+        if (exchange_gone(a->task.x)) bad_set(b, 400, NULL, NULL, "the client has left");
         buf_free(&own);
     }
     fetches_free(a->fetches);
@@ -433,10 +434,18 @@ static void ask_submit(struct ask *a)
     if (rc < 0) fail(a); /* else it is ask_finish's */
 }
 
-static void on_fetched(void *ctx, struct exchange *x)
+static void on_turn(void *ctx, struct exchange *x)
 {
     (void)x;
     ask_submit(ctx);
+}
+
+/* To the thread that unfolds pictures. */
+static void ask_wait(struct ask *a)
+{
+    if (exchange_later(a->task.x, LANE_PICTURES, on_turn, a)) return;
+    bad_set(&a->bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
+    fail(a);
 }
 
 /* On the fetcher's thread: all have come, or failed. */
@@ -444,9 +453,7 @@ static void fetched(void *ctx)
 {
     struct ask *a = ctx;
     exchange_on_gone(a->task.x, NULL, NULL);
-    if (exchange_later(a->task.x, on_fetched, a)) return;
-    bad_set(&a->bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
-    fail(a);
+    ask_wait(a);
 }
 
 static void fetch_gone(void *ctx)
@@ -455,8 +462,8 @@ static void fetch_gone(void *ctx)
     fetches_cancel(a->fetches);
 }
 
-/* An ask belongs to this thread, then to the fetcher's while pictures are fetched, to a job's again, and from
- * gen_submit on to the batch's; each hands it on as its last act, or ends it. NULL: x is finished. */
+/* An ask belongs to this thread, then to the fetcher's while pictures are fetched, to the one that unfolds them, and
+ * from gen_submit on to the batch's; each hands it on as its last act, or ends it. NULL: x is finished. */
 static struct ask *ask_new(const struct openai *o, struct exchange *x, bool is_chat)
 {
     struct bad bad = { 0 };
@@ -488,6 +495,8 @@ static void answer(const struct openai *o, struct exchange *x, bool is_chat)
     } else if (a->fetches) {
         exchange_on_gone(x, fetch_gone, a);
         fetches_start(a->fetches, fetched, a);
+    } else if (a->chat.n_pictures) {
+        ask_wait(a);
     } else {
         ask_submit(a);
     }

@@ -217,19 +217,42 @@ static bool take(struct exchange *x, const char *p, size_t n)
     return true;
 }
 
-bool exchange_later(struct exchange *x, route_fn *fn, void *ctx)
+/* A client's next job comes after one of each other client that waits. */
+static void lane_put(struct lane *l, struct exchange *x)
+{
+    struct exchange **at = &l->first;
+    x->turn = l->turn + 1;
+    for (const struct exchange *o = l->first; o; o = o->next_job)
+        if (o->turn >= x->turn && !strcmp(o->ip, x->ip)) x->turn = o->turn + 1;
+    while (*at && (*at)->turn <= x->turn) at = &(*at)->next_job;
+    x->next_job = *at;
+    *at = x;
+    l->n++;
+    pthread_cond_signal(&l->more);
+}
+
+/* NULL: the server closes. */
+static struct exchange *lane_take(struct lane *l)
+{
+    while (!l->first && l->server->watching) pthread_cond_wait(&l->more, &l->server->lock);
+    struct exchange *x = l->first;
+    if (!x) return NULL;
+    l->first = x->next_job;
+    l->turn = x->turn;
+    l->n--;
+    return x;
+}
+
+bool exchange_later(struct exchange *x, enum exchange_lane lane, route_fn *fn, void *ctx)
 {
     struct server *s = x->server;
+    struct lane *l = &s->lane[lane];
     pthread_mutex_lock(&s->lock);
-    bool room = s->n_jobs < SERVER_QUEUE && !s->closing;
+    bool room = l->n < SERVER_QUEUE && !s->closing;
     if (room) {
-        s->n_jobs++;
         x->job = fn;
         x->job_ctx = ctx;
-        x->next_job = NULL;
-        *s->jobs_end = x;
-        s->jobs_end = &x->next_job;
-        pthread_cond_signal(&s->job);
+        lane_put(l, x);
     }
     pthread_mutex_unlock(&s->lock);
     return room;
@@ -240,28 +263,22 @@ static void dispatch(struct exchange *x)
 {
     x->state = X_WORK;
     if (x->route->flags & ROUTE_QUICK) x->route->handle(x->mount->ctx, x);
-    else if (!exchange_later(x, x->route->handle, x->mount->ctx))
+    else if (!exchange_later(x, LANE_WORK, x->route->handle, x->mount->ctx))
         refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
 }
 
-static void *work_main(void *server)
+static void *work_main(void *lane)
 {
-    struct server *s = server;
-    pthread_mutex_lock(&s->lock);
-    while (true) {
-        while (!s->jobs && s->watching) pthread_cond_wait(&s->job, &s->lock);
-        struct exchange *x = s->jobs;
-        if (!x) break;
-        s->jobs = x->next_job;
-        if (!s->jobs) s->jobs_end = &s->jobs;
-        s->n_jobs--;
-        pthread_mutex_unlock(&s->lock);
+    struct lane *l = lane;
+    pthread_mutex_lock(&l->server->lock);
+    for (struct exchange *x; (x = lane_take(l)) != NULL;) {
+        pthread_mutex_unlock(&l->server->lock);
         const bool large = x->large |= x->body.n > LARGE;
         x->job(x->job_ctx, x); /* x may be gone afterwards, and what was made of its body is */
         if (large) plat_memory_trim();
-        pthread_mutex_lock(&s->lock);
+        pthread_mutex_lock(&l->server->lock);
     }
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&l->server->lock);
     return NULL;
 }
 
@@ -481,12 +498,16 @@ static int start_threads(struct server *s, struct err *e)
 {
     s->watching = true;
     if (pthread_create(&s->watcher, NULL, watch_main, s) != 0) s->watching = false;
-    while (s->watching && s->n_workers < SERVER_JOBS && !pthread_create(&s->workers[s->n_workers], NULL, work_main, s))
-        s->n_workers++;
-    if (s->n_workers) s->daemon = start(s, THREADS);
-    if (s->n_workers && !s->daemon) s->daemon = start(s, 0);
+    for (int i = LANES - 1; i >= 0 && s->watching; i--) {
+        struct lane *l = &s->lane[i];
+        const int most = i == LANE_PICTURES ? 1 : SERVER_JOBS;
+        while (l->n_threads < most && !pthread_create(&l->thread[l->n_threads], NULL, work_main, l)) l->n_threads++;
+    }
+    const bool work = s->lane[LANE_WORK].n_threads > 0;
+    if (work) s->daemon = start(s, THREADS);
+    if (work && !s->daemon) s->daemon = start(s, 0);
     if (s->daemon) return 0;
-    return s->n_workers ? err_set(e, ERR_IO, "cannot start the server%s",
+    return work ? err_set(e, ERR_IO, "cannot start the server%s",
                                   s->cert ? ": is the certificate a PEM file that fits its key?" : "")
                         : err_set(e, ERR_LIMIT, "cannot start threads: %s", strerror(EAGAIN));
 }
@@ -506,12 +527,14 @@ int server_open(struct server **ret, const struct server_options *o, struct err 
     s->o.body_s = or_default(o->body_s, 300);
     s->o.bodies_max = o->bodies_max ? o->bodies_max : BODIES_MAX;
     s->listen_fd = s->log_fd = -1;
-    s->jobs_end = &s->jobs;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     s->salt = (uint64_t)now.tv_sec * 1000000007u ^ (uint64_t)now.tv_nsec << 20 ^ (uint64_t)getpid();
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->job, NULL);
+    for (int i = 0; i < LANES; i++) {
+        s->lane[i].server = s;
+        pthread_cond_init(&s->lane[i].more, NULL);
+    }
     plat_cond_init(&s->calm);
     signal(SIGPIPE, SIG_IGN);
     plat_memory_frugal();
@@ -580,15 +603,17 @@ void server_close(struct server *s)
     pthread_mutex_lock(&s->lock);
     bool watched = s->watching;
     s->watching = false;
-    pthread_cond_broadcast(&s->job);
+    for (int i = 0; i < LANES; i++) pthread_cond_broadcast(&s->lane[i].more);
     pthread_mutex_unlock(&s->lock);
     if (watched) pthread_join(s->watcher, NULL);
-    for (int i = 0; i < s->n_workers; i++) pthread_join(s->workers[i], NULL);
+    for (int i = 0; i < LANES; i++) {
+        for (int k = 0; k < s->lane[i].n_threads; k++) pthread_join(s->lane[i].thread[k], NULL);
+        pthread_cond_destroy(&s->lane[i].more);
+    }
     if (s->listen_fd >= 0) close(s->listen_fd);
     if (s->log_fd > STDERR_FILENO) close(s->log_fd);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->calm);
-    pthread_cond_destroy(&s->job);
     free(s->cert);
     free(s->cert_key);
     free(s);
@@ -599,7 +624,8 @@ void server_metrics(const struct server *s, struct buf *out)
     static const char *const names[] = { "cut", "1xx", "2xx", "3xx", "4xx", "5xx" };
     struct server *m = (struct server *)s;
     pthread_mutex_lock(&m->lock);
-    int conns = s->n_conns, active = s->n_active, jobs = s->n_jobs;
+    int conns = s->n_conns, active = s->n_active, jobs = 0;
+    for (int i = 0; i < LANES; i++) jobs += s->lane[i].n;
     pthread_mutex_unlock(&m->lock);
     buf_str(out, "# TYPE llava_http_requests_total counter\n");
     for (int i = 0; i < 6; i++)

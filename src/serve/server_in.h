@@ -25,6 +25,7 @@ struct exchange {
     const struct route *route;
     const struct mount *mount;
     struct exchange *next_job;
+    uint64_t turn;     /* among those that wait in its lane */
     route_fn *job;     /* what a job thread is to do for it */
     void *job_ctx;
     char id[17], ip[48], method[8], path[256], note[64];
@@ -54,6 +55,16 @@ struct exchange {
 };
 
 enum { SERVER_KEYS = 256, SERVER_STATUSES = 600, SERVER_JOBS = 8, SERVER_QUEUE = 2048 };
+
+/* Jobs that wait, in order of their turns, and the threads that do them. */
+struct lane {
+    struct server *server;
+    struct exchange *first;
+    uint64_t turn; /* of the job taken last */
+    int n, n_threads;
+    pthread_t thread[SERVER_JOBS];
+    pthread_cond_t more;
+};
 struct server {
     struct MHD_Daemon *daemon;
     struct mount mounts[SERVER_MOUNTS];
@@ -67,14 +78,12 @@ struct server {
     uint64_t salt;
 
     pthread_mutex_t lock; /* all below */
-    pthread_cond_t calm;  /* nothing is under way; a job has come */
-    pthread_cond_t job;
+    pthread_cond_t calm;  /* nothing is under way */
     struct conn *conns;
     int n_conns, n_active;
     bool draining, closing;
-    struct exchange *jobs, **jobs_end;
-    int n_jobs, n_workers;
-    pthread_t watcher, workers[SERVER_JOBS];
+    struct lane lane[LANES];
+    pthread_t watcher;
     bool watching;
 
     _Atomic size_t bodies;

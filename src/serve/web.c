@@ -35,7 +35,6 @@ struct web {
     json_t *examples;     /* as /api/config gives them */
     struct example example[EXAMPLES_MAX];
     int n_examples;
-    pthread_mutex_t decoding;
     pthread_mutex_t lock; /* all below */
     json_t *models;
 };
@@ -231,17 +230,14 @@ static int start_remote(struct reply *r, const char *prompt, const char *stop, j
 
 /* ---- requests */
 
-/* Makes of a picture's bytes what the web server passes on, and says whether that is another picture. One at a time: a
- * few hundred bytes may unfold into half a gigabyte. */
+/* Makes of a picture's bytes what the web server passes on, and says whether that is another picture. */
 static int decode(struct reply *r, struct picture *pic, bool *changed, const struct buf *bytes, struct err *e)
 {
     struct picture came = { 0 };
-    pthread_mutex_lock(&r->w->decoding);
     int rc = picture_decode(&came, bytes->p, bytes->n, "picture", e);
     if (rc >= 0) rc = picture_for_web(pic, &came, r->talk.mode, e);
     *changed = came.w != pic->w || came.h != pic->h;
     picture_free(&came);
-    pthread_mutex_unlock(&r->w->decoding);
     return rc;
 }
 
@@ -322,7 +318,7 @@ static void reply_refuse(struct reply *r, const struct bad *b)
     bad_reply(b, x);
 }
 
-/* The question may be answered: reads its pictures and has it answered. */
+/* Reads the question's pictures and has it answered. */
 static void reply_begin(struct reply *r)
 {
     struct web *w = r->w;
@@ -332,7 +328,10 @@ static void reply_begin(struct reply *r)
     const char *stop = NULL;
     json_t *pictures = json_array();
     int rc = -1;
-    for (int i = 0; i < r->talk.n_pictures && !bad.status; i++) read_picture(r, i, pictures, &bad);
+    for (int i = 0; i < r->talk.n_pictures && !bad.status; i++) {
+        read_picture(r, i, pictures, &bad);
+        if (exchange_gone(r->task.x)) bad_set(&bad, 400, NULL, NULL, "the client has left");
+    }
     if (!bad.status && talk_prompt(&prompt, &stop, &r->talk, &e) < 0) bad_set(&bad, 400, "messages", NULL, "%s", e.msg);
     json_decref(r->body); /* its pictures are large */
     r->body = NULL;
@@ -343,6 +342,23 @@ static void reply_begin(struct reply *r)
     json_decref(pictures);
     buf_free(&prompt);
     if (rc < 0) reply_refuse(r, &bad);
+}
+
+static void on_turn(void *ctx, struct exchange *x)
+{
+    (void)x;
+    reply_begin(ctx);
+}
+
+/* The question may be answered. */
+static void reply_go(struct reply *r)
+{
+    struct bad bad = { 0 };
+    if (!r->talk.n_pictures) reply_begin(r);
+    else if (!exchange_later(r->task.x, LANE_PICTURES, on_turn, r)) {
+        bad_set(&bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
+        reply_refuse(r, &bad);
+    }
 }
 
 /* ---- moderation: OpenAI's service is asked about the last question, as the reference does. What fails is let
@@ -378,7 +394,7 @@ static void on_moderated(void *ctx, struct exchange *x)
     }
     json_decref(v);
     if (bad.status) reply_refuse(r, &bad);
-    else reply_begin(r);
+    else reply_go(r);
 }
 
 static void moderation_end(void *ctx, long status, const char *what)
@@ -389,7 +405,7 @@ static void moderation_end(void *ctx, long status, const char *what)
     pthread_mutex_unlock(&r->task.lock);
     exchange_on_gone(r->task.x, NULL, NULL);
     if (what || status != 200) buf_reset(&r->verdict);
-    if (exchange_later(r->task.x, on_moderated, r)) return;
+    if (exchange_later(r->task.x, LANE_WORK, on_moderated, r)) return;
     bad_set(&bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
     reply_refuse(r, &bad);
 }
@@ -439,7 +455,7 @@ static void on_chat(void *ctx, struct exchange *x)
     prepare(r, &bad);
     if (bad.status) reply_refuse(r, &bad);
     else if (w->o.moderation_key) moderate(r);
-    else reply_begin(r);
+    else reply_go(r);
 }
 
 static void on_vote(void *ctx, struct exchange *x)
@@ -605,7 +621,6 @@ int web_open(struct web **ret, const struct web_options *o, struct gen *gen, str
     w->gen = gen;
     w->remote = remote;
     w->journal = j;
-    pthread_mutex_init(&w->decoding, NULL);
     pthread_mutex_init(&w->lock, NULL);
     TRY(read_examples(w, e));
     TRY(keep_open(&w->keep, o->log_dir, e));
@@ -635,6 +650,5 @@ void web_close(struct web *w)
     json_decref(w->examples);
     json_decref(w->models);
     pthread_mutex_destroy(&w->lock);
-    pthread_mutex_destroy(&w->decoding);
     free(w);
 }

@@ -28,6 +28,9 @@ struct worker_node {
 struct answer {
     struct gen_task task; /* first */
     struct worker_node *w;
+    json_t *body;         /* what q borrows from; NULL once the batch has the request */
+    struct worker_ask q;
+    struct bad bad;
     struct buf text;      /* prompt and all that followed */
     bool any;             /* a chunk was written */
     enum protocol_code code;
@@ -55,6 +58,7 @@ static void answer_finish(struct gen_task *t)
     if (a->code) journal_error(a->w->journal, "Caught error: %s", a->error);
     gen_task_fini(t);
     buf_free(&a->text);
+    json_decref(a->body);
     free(a);
     exchange_end(x);
 }
@@ -138,12 +142,12 @@ void worker_read(struct worker_ask *a, const json_t *body, struct bad *bad)
 }
 
 /* The request's pictures into the task. */
-static void read_pictures(struct answer *a, const struct worker_ask *q)
+static void read_pictures(struct answer *a)
 {
-    const struct fields *f = &q->fields;
+    const struct fields *f = &a->q.fields;
     size_t i;
     const json_t *v;
-    json_array_foreach(q->images, i, v) {
+    json_array_foreach(a->q.images, i, v) {
         char name[32];
         struct buf bytes = buf_make(GEN_PICTURE_BYTES);
         struct llava_error e = { 0 };
@@ -154,28 +158,9 @@ static void read_pictures(struct answer *a, const struct worker_ask *q)
         else if (gen_picture(&a->task, bytes.p, bytes.n, name, &e) < 0)
             fields_bad(f, name, "is no picture: %s", e.message);
         buf_free(&bytes);
-        if (f->bad->status) return;
+        if (exchange_gone(a->task.x)) bad_set(&a->bad, 400, NULL, NULL, "the client has left");
+        if (a->bad.status) return;
     }
-}
-
-/* What is asked, as r; q must outlive it. */
-static void prepare(struct answer *a, const struct worker_ask *q, struct llava_request *r)
-{
-    if (q->model) gen_find(a->w->g, q->model, &r->adapter);
-    exchange_note(a->task.x, r->adapter ? r->adapter : gen_info(a->w->g)->name);
-    buf_str(&a->text, q->prompt);
-    read_pictures(a, q);
-    r->sampling.temperature = q->temperature;
-    r->sampling.top_p = q->top_p;
-    r->sampling.max_new_tokens = q->max_new_tokens;
-    r->sampling.stop = &q->stop;
-    r->sampling.n_stop = q->stop && strspn(q->stop, " ") < strlen(q->stop); /* worker.h says why */
-}
-
-static void too_long(struct answer *a)
-{
-    buf_str(&a->text, PROTOCOL_TOO_LONG);
-    a->any = false;
 }
 
 static uint64_t random_seed(void)
@@ -185,11 +170,71 @@ static uint64_t random_seed(void)
     return (uint64_t)t.tv_sec * 1000000007u ^ (uint64_t)t.tv_nsec;
 }
 
+/* What is asked, as r. */
+static void prepare(struct answer *a, struct llava_request *r)
+{
+    const struct worker_ask *q = &a->q;
+    if (q->model) gen_find(a->w->g, q->model, &r->adapter);
+    exchange_note(a->task.x, r->adapter ? r->adapter : gen_info(a->w->g)->name);
+    r->sampling.temperature = q->temperature;
+    r->sampling.top_p = q->top_p;
+    r->sampling.max_new_tokens = q->max_new_tokens;
+    r->sampling.stop = &q->stop;
+    r->sampling.n_stop = q->stop && strspn(q->stop, " ") < strlen(q->stop); /* worker.h says why */
+    r->sampling.seed = random_seed();
+    r->sampling.text = LLAVA_TEXT_LINES;
+    r->on_text = answer_text;
+    r->on_end = answer_end;
+    r->ctx = a;
+}
+
+static void too_long(struct answer *a)
+{
+    buf_str(&a->text, PROTOCOL_TOO_LONG);
+    a->any = false;
+}
+
+/* The request is read: its pictures, and to the batch; or an answer that says what is wrong. a is not to be touched
+ * afterwards. */
+static void answer_begin(struct answer *a)
+{
+    struct llava_request r = llava_request_default();
+    struct buf prompt = buf_make(PROTOCOL_BODY_MAX);
+    struct llava_error e = { 0 };
+    json_t *body = a->body; /* r borrows from it; it may be large, and an answer does without */
+    int rc = -1;
+    a->body = NULL;
+    if (!a->bad.status) read_pictures(a);
+    if (!a->bad.status) {
+        prepare(a, &r);
+        gen_prompt(a->w->g, &prompt, a->q.prompt);
+        r.prompt = prompt.p ? prompt.p : "";
+        buf_str(&a->text, a->q.prompt);
+        if (prompt.failed) bad_set(&a->bad, 400, NULL, NULL, "the prompt is too long");
+    }
+    if (!a->bad.status) rc = r.sampling.max_new_tokens < 1 ? LLAVA_LIMIT : gen_submit(&a->task, &r, 1, &e);
+    buf_free(&prompt);
+    json_decref(body);
+    if (rc >= 0) return;
+    if (!a->bad.status && rc == LLAVA_LIMIT) {
+        too_long(a);
+    } else {
+        a->code = PROTOCOL_WORKER;
+        snprintf(a->error, sizeof a->error, "%s", a->bad.status ? a->bad.message : e.message);
+    }
+    answer_finish(&a->task);
+}
+
+static void on_turn(void *ctx, struct exchange *x)
+{
+    (void)x;
+    answer_begin(ctx);
+}
+
 static void on_generate(void *ctx, struct exchange *x)
 {
     struct worker_node *w = ctx;
     struct bad bad = { 0 };
-    struct worker_ask q;
     json_t *body = fields_of(x, false, &bad);
     struct answer *a = body ? calloc(1, sizeof *a) : NULL;
     if (!a) {
@@ -198,39 +243,17 @@ static void on_generate(void *ctx, struct exchange *x)
         json_decref(body);
         return;
     }
-    struct llava_request r = llava_request_default();
-    struct buf prompt = buf_make(PROTOCOL_BODY_MAX);
-    struct llava_error e = { 0 };
     gen_task_init(&a->task, w->g, x, answer_finish);
     a->w = w;
+    a->body = body;
     a->text = buf_make(2 * PROTOCOL_BODY_MAX);
     exchange_stream(x, "application/octet-stream", NULL);
-    worker_read(&q, body, &bad);
-    if (!bad.status) prepare(a, &q, &r);
-    gen_prompt(w->g, &prompt, a->text.p ? a->text.p : "");
-    r.prompt = prompt.p;
-    r.sampling.seed = random_seed();
-    r.sampling.text = LLAVA_TEXT_LINES;
-    r.on_text = answer_text;
-    r.on_end = answer_end;
-    r.ctx = a;
-    int rc = 0;
-    if (bad.status || prompt.failed) {
-        a->code = PROTOCOL_WORKER;
-        snprintf(a->error, sizeof a->error, "%s", bad.status ? bad.message : "the prompt is too long");
-        rc = -1;
-    } else if (r.sampling.max_new_tokens < 1) {
-        too_long(a);
-        rc = -1;
-    } else if ((rc = gen_submit(&a->task, &r, 1, &e)) == LLAVA_LIMIT) {
-        too_long(a);
-    } else if (rc < 0) {
-        a->code = PROTOCOL_WORKER;
-        snprintf(a->error, sizeof a->error, "%s", e.message);
+    worker_read(&a->q, body, &a->bad);
+    if (!a->bad.status && json_array_size(a->q.images)) {
+        if (exchange_later(x, LANE_PICTURES, on_turn, a)) return;
+        bad_set(&a->bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
     }
-    buf_free(&prompt);
-    json_decref(body);
-    if (rc < 0) answer_finish(&a->task);
+    answer_begin(a);
 }
 
 json_t *worker_status(struct worker_node *w)

@@ -1,16 +1,19 @@
 #!/usr/bin/python3
 """What a client that means ill asks of `llava serve`: prompts far over the context, by every address, and what the process
 keeps of them."""
+import base64
 import json
 import os
 import re
+import struct
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import SANITIZED, finish, ok  # noqa: E402
-from serving import DEMO, Server, generate, metric, post, wait_for  # noqa: E402
+from serving import DEMO, Server, generate, metric, post, request, wait_for  # noqa: E402
 
 MB = 1 << 20
 
@@ -71,6 +74,48 @@ def test_long_prompts(s):
     ok(metric(s.port, "llava_requests_submitted_total") == 2, "none of them was taken for a question")
 
 
+def png(side):
+    """A black square, which unfolds a thousandfold."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(1 + 3 * side)) for _ in range(side)) + packer.flush()
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT", rows) +
+            chunk(b"IEND", b""))
+
+
+def test_bombs():
+    """Pictures that take a while to unfold hold up nobody who sent none, and others' pictures for one or two of them."""
+    bomb, small = (base64.b64encode(png(side)).decode() for side in (1000 if SANITIZED else 4000, 8))
+    with Server("serve", "--model-path", DEMO, "--trust-forwarded") as s:
+        def ask(who, picture, how):
+            start = time.time()
+            if how == "worker" and picture:
+                body = {"model": "demo", "prompt": "<image>\nHi", "images": [picture], "max_new_tokens": 2}
+                r = request(s.port, "POST", "/worker_generate_stream", body, headers={"X-Forwarded-For": who})
+            elif how == "page" and picture:
+                body = {"model": "demo", "messages": [{"role": "user", "text": "Hi", "images": [picture]}], "max_new_tokens": 2}
+                r = request(s.port, "POST", "/api/chat", body, headers={"X-Forwarded-For": who})
+            else:
+                parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + picture}}] if picture else []
+                r = request(s.port, "POST", "/v1/chat/completions", user(parts + [{"type": "text", "text": "Hi"}]),
+                            headers={"X-Forwarded-For": who})
+            return r[0] == 200, time.time() - start
+        one = ask("10.0.0.1", bomb, "chat")
+        with ThreadPoolExecutor(18) as crowd:
+            bombs = [crowd.submit(ask, "10.0.0.1", bomb, ("chat", "worker", "page")[i % 3]) for i in range(9)]
+            wait_for(lambda: metric(s.port, "llava_http_requests_active") >= 9)
+            text, picture = crowd.submit(ask, "10.0.0.2", None, "chat"), crowd.submit(ask, "10.0.0.2", small, "chat")
+            own = crowd.submit(ask, "10.0.0.1", None, "chat")
+            text, own, picture = text.result(), own.result(), picture.result()
+            bombs = [b.result() for b in bombs]
+        longest = max(b[1] for b in bombs)
+        ok(one[0] and all(b[0] for b in bombs), "pictures that unfold to 50 MB are answered", (one, bombs))
+        ok(text[0] and own[0] and max(text[1], own[1]) < longest / 4, "words do not wait for them", (text, own, longest))
+        ok(picture[0] and picture[1] < longest / 2, "nor does another's picture for all of them", (picture, longest))
+        ok(SANITIZED or memory(s)[1] < 40 * MB + 4 * 4000 * 4000 * 3, "they are unfolded one at a time", memory(s))
+
+
 def schema(s, how, **more):
     held = {"type": "json_schema", "json_schema": {"name": "x", "schema": how}}
     start = time.time()
@@ -98,6 +143,7 @@ def main():
     with Server("serve", "--model-path", DEMO) as s:
         test_long_prompts(s)
         test_schemas(s)
+    test_bombs()
     finish()
 
 
