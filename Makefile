@@ -139,9 +139,12 @@ $(B)/libserve.a: $(SERVEOBJ)
 	$(Q)$(AR) rcs $@ $^
 $(B)/libllava.so: $(LIBOBJ) tools/exports.map
 	$(call link,-shared -Wl$(comma)-soname$(comma)$(SONAME) -Wl$(comma)--version-script=tools/exports.map)
-# The page's files, inside the program.
-$(B)/assets.c: tools/embed $(wildcard src/serve/web/* src/serve/web/*/*) | $(B)/
+# The page's files, inside the program; vendor changes only when the libraries that are there do.
+$(B)/assets.c: tools/embed $(wildcard src/serve/web/* src/serve/web/*/*) $(B)/vendor | $(B)/
 	$(Q)tools/embed $(B)/assets
+$(B)/vendor: FORCE | $(B)/
+	$(file >$@.new,$(wildcard /usr/share/javascript/marked /usr/share/javascript/highlight.js /usr/share/javascript/katex))
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 $(B)/assets.o: $(B)/assets.c $(B)/flags
 	$(call compile)
 $(B)/obj/%.o: src/%.c $(B)/flags
