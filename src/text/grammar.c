@@ -320,8 +320,9 @@ static int braces(struct parser *p, struct seq_buf *s, int32_t from)
     if (p->at < p->end && *p->at == ',') {
         p->at++;
         skip(p);
-        most = p->at < p->end && *p->at == '}' ? -1 : number(p);
-        if (most < 0 && *p->at != '}') return most;
+        const bool open = p->at < p->end && *p->at == '}';
+        most = open ? -1 : number(p);
+        if (!open && most < 0) return most;
         skip(p);
     }
     if (p->at >= p->end || *p->at != '}') return bad(p, "a repetition without '}'");
