@@ -247,7 +247,7 @@ deps: ## installs the Debian packages that are missing: build, tests
 
 demo: ## installs what is missing, builds, and answers a question about a picture
 	@tools/deps build
-	@$(MAKE_) all
+	@$(BUILD_) all
 	build/llava run --model-path models/demo --image-file $(SHOW) --query "What is this?"
 
 check: ## installs what is missing, builds, lints and runs every CPU test, and the engine on an emulated GPU
