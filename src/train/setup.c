@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "base/log.h"
 #include "base/rng.h"
 #include "file/hub.h"
@@ -92,6 +93,29 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
     if (c.has_vision && !train_args_given(a, "mm_projector_type")) v.n_projector = c.n_projector;
     if (rc >= 0) rc = llava_model_open(&t->model, &s, e);
     return rc;
+}
+
+/* By names, shapes and first bytes of all tensors in the files. */
+static uint64_t fingerprint(const struct llava_model *m)
+{
+    enum { FIRST = 256 };
+    uint64_t sum = 0;
+    for (int i = 0; i < m->n_weights; i++)
+        for (size_t k = 0; k < weights_count(m->weights[i]); k++) {
+            const struct weight *w = weights_at(m->weights[i], k);
+            const size_t bytes = tensor_bytes(w->t);
+            struct hash h;
+            char hex[65];
+            hash_init(&h, HASH_SHA256);
+            hash_add(&h, w->name, strlen(w->name) + 1);
+            hash_add(&h, &w->t.type, sizeof w->t.type);
+            hash_add(&h, w->t.n, sizeof w->t.n);
+            hash_add(&h, w->t.p, bytes < FIRST ? bytes : FIRST);
+            hash_hex(&h, hex);
+            hex[16] = 0;
+            sum += strtoull(hex, NULL, 16);
+        }
+    return sum;
 }
 
 /* The template that --version names; LLaVA knows "v0" and "v0.5" as well, which leave its default, and falls back to
@@ -387,6 +411,7 @@ int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev,
     *t = trainee_new(a, dev);
     TRY(hub_find(&t->dir, a->model_name_or_path, NULL, e));
     TRY(open_model(t, a, e));
+    t->base = fingerprint(&t->model);
     TRY(open_tokenizer(t, a, e));
     TRY(grow_vocabulary(t, a, e));
     TRY(open_pictures(t, a, e));

@@ -35,6 +35,7 @@ struct trainee {
     const struct conv_template *tpl;
     struct recipe recipe;
     char *dir;               /* the base's folder */
+    uint64_t base;           /* of its files: equal for the same tensors, whatever the files' order and format */
     enum train_kind kind;
     enum dtype dtype;        /* of weights: F32, BF16, F16 */
     bool tower_trains, projector_trains;

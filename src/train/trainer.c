@@ -180,9 +180,10 @@ static void name_tensor(struct trainer *r, const char *prefix, int i, struct ten
 /* What two runs must have in common for one to go on from the other's checkpoint: facts, and arguments. */
 static json_t *in_common(const struct trainer *r)
 {
-    char data[20];
+    char data[20], base[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    json_t *o = json_pack("{ss, si, ss, ss, sb, sI}", "data", data, "world size", 1,
+    snprintf(base, sizeof base, "%016llx", (unsigned long long)r->t.base);
+    json_t *o = json_pack("{ss, ss, si, ss, ss, sb, sI}", "data", data, "model", base, "world size", 1,
                           "optim", r->t.muon ? "muon" : "adamw", "precision", dtype_name(r->t.dtype),
                           "optim of 8 bits", r->t.states.how.eight,
                           "lora_alpha", (json_int_t)(r->a->lora_enable ? r->a->lora_alpha : 0));
@@ -233,6 +234,7 @@ static int describe_run(struct trainer *r, struct err *e)
     r->config = trainee_config(&r->t, a);
     r->same = in_common(r);
     r->unsaid = train_args_same(NULL);
+    json_object_set(r->unsaid, "model", json_object_get(r->same, "model")); /* checkpoints that are older take any */
     r->tokens = added_tokens(r);
     r->tensors = calloc((size_t)r->t.n * 5, sizeof *r->tensors);
     if (!r->args || !r->config || !r->same || !r->unsaid || !r->tensors)

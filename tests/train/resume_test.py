@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import torch
+
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import GOLDEN, Temp, finish, llava, model, ok, read_safetensors, skip  # noqa: E402
 
@@ -145,6 +147,12 @@ def refusals(tmp):
         ok(one_line(ran, "cannot resume from", f"{name} is ", "there and"), f"another {name}", ran.text)
     ran = train(out, *CHAT, *keep)
     ok(one_line(ran, "cannot resume from"), "another kind of training", ran.text)
+    base = tmp.copy("vicuna-base")
+    weights = torch.load(os.path.join(base, "pytorch_model.bin"))
+    weights["model.layers.1.mlp.up_proj.weight"][0, 1] += 1
+    torch.save(weights, os.path.join(base, "pytorch_model.bin"))
+    ran = train(out, *PLAIN, *keep, "--model_name_or_path", base)
+    ok(one_line(ran, "cannot resume from", 'model is "'), "another model of the same shapes", ran.text)
     ran = train(out, *PLAIN, *keep, "--mm_projector_type", "linear")
     ok(one_line(ran, "cannot resume from", "model.mm_projector"), "another architecture", ran.text)
     ran = train(os.path.join(tmp.path, "empty"), *PLAIN, *keep, "--resume_from_checkpoint", "True")
