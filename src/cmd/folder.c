@@ -335,7 +335,7 @@ static int output_job(struct work *w, const struct job *j, struct err *e)
     if (x->id) json_object_set(v, "question_id", x->id);
     if (x->name) json_object_set_new(v, "image", json_text(x->name));
     if (hex) json_object_set_new(v, "image_bytes", json_string(hex));
-    json_object_set_new(v, "prompt", json_text(x->id ? x->text : w->f->question));
+    json_object_set_new(v, "prompt", json_string(x->id ? x->text : w->f->question));
     free(hex);
     if (j->e.code) {
         json_object_set_new(v, "error", json_string(j->e.message));
@@ -471,6 +471,9 @@ static void work_fini(struct work *w)
 /* What is to be asked, with keys. */
 static int items_find(struct work *w, struct err *e)
 {
+    json_t *question = w->f->question ? json_string(w->f->question) : NULL;
+    if (w->f->question && !question) return err_set(e, ERR_USAGE, "the question is not UTF-8");
+    json_decref(question);
     int rc = w->f->questions ? questions_read(w, e) : find(w, "", 0, e);
     if (rc < 0 || w->f->questions) return rc;
     if (!w->n) return err_set(e, ERR_MISSING, "no picture in '%s'", w->f->dir);
