@@ -70,7 +70,7 @@ out:
 
 /* ---- patterns: Python's regular expressions for a module's name, or for its end behind a dot */
 
-enum { PATTERN_MAX = 200, BRACES_MAX = 2 /* regcomp copies what is repeated */ };
+enum { PATTERN_MAX = 200, COPIES_MAX = 2 /* regcomp copies what is repeated, once and again where repetitions nest */ };
 
 /* What stands for Python's backslash and c, in or outside of brackets; NULL: nothing does. */
 static const char *escaped(char c, bool inside)
@@ -85,27 +85,40 @@ static const char *escaped(char c, bool inside)
     return NULL;
 }
 
-/* {m}, {m,n}: of one digit each? */
-static bool small(const char *p)
+/* The length of the repetition at p; 0: not one for us. Braces have one digit each, {m} or {m,n}; they and the + of a
+ * group count as copies. */
+static size_t repetition(const char *p, bool group, int *copies)
 {
-    const bool two = p[1] && p[2] >= '0' && p[2] <= '9';
-    return !two && strcspn(p, "}") <= 4;
+    const char *end = *p == '{' ? strchr(p, '}') : p;
+    const bool wide = *p == '{' && p[1] && p[2] >= '0' && p[2] <= '9';
+    if (!end || end - p > 4 || wide) return 0;
+    if ((*p == '{' || (*p == '+' && group)) && ++*copies > COPIES_MAX) return 0;
+    return (size_t)(end - p) + 1;
 }
 
 /* Python's expression as POSIX's, whole; false: it has something that POSIX's cannot say. */
 static bool translate(char out[8 * PATTERN_MAX], const char *key)
 {
-    int n = snprintf(out, 16, "^(.*[.])?("), braces = 0;
-    bool inside = false;
+    int n = snprintf(out, 16, "^(.*[.])?("), copies = 0;
+    bool inside = false, there = false; /* something that can be repeated */
     if (strlen(key) > PATTERN_MAX) return false;
     for (const char *p = key; *p; p++) {
         const char *put = NULL;
+        if (!inside && strchr("*+?{", *p)) {
+            const size_t k = there ? repetition(p, p[-1] == ')', &copies) : 0;
+            if (!k) return false;
+            n += snprintf(out + n, 8, "%.*s", (int)k, p);
+            p += k - 1 + (p[k] == '?'); /* lazy or not, a name has to fit as a whole */
+            there = false;
+            continue;
+        }
         if (*p == '\\' && !(put = escaped(*++p, inside))) return false;
-        if (!put && !inside && p[0] == '(' && p[1] == '?' && p[2] == ':') put = "(", p += 2;
-        else if (!put && !inside && p[0] == '(' && p[1] == '?') return false;
-        else if (!put && *p == '{' && !inside && (++braces > BRACES_MAX || !small(p))) return false;
-        else if (!put && *p == '[') inside = true;
+        if (!put && !inside && p[0] == '(' && p[1] == '?') {
+            if (p[2] != ':') return false;
+            put = "(", p += 2;
+        } else if (!put && *p == '[') inside = true;
         else if (!put && *p == ']') inside = false;
+        there = put ? *put != '(' : !strchr("(|^$", *p);
         n += put ? snprintf(out + n, 16, "%s", put) : snprintf(out + n, 2, "%c", *p);
     }
     snprintf(out + n, 3, ")$");

@@ -52,6 +52,7 @@ PATTERNS = [
     {r"layers\.\d{1,2}\.self_attn\.[\w]+": 32},
     {r"layers\.[\d]\.(self_attn|mlp)\.(?:up|o)_proj": 2},
     {r"model.*": 2},
+    {r"layers\.\d+?\.(self_attn\.)+[qk]_proj": 32},
 ]
 
 
@@ -86,7 +87,8 @@ def patterns(tmp):
     ran, got = merge(tmp, change(tmp.copy("llava-lora"), wide, rank_pattern={r"layers\.\d\.self_attn\.q_proj": 2 * R},
                                  lora_alpha=8))
     ok(got is not None, "a pattern of ranks", ran.text)
-    for bad in (r"(?!k)._proj", r"\bq_proj", "(q_proj", "((a{9}){9}){9}", "a{99}", "q" * 300 + "+", r"(q)_proj\1", "[q"):
+    for bad in (r"(?!k)._proj", r"\bq_proj", "(q_proj", "((a{9}){9}){9}", "a{99}", "q" * 300 + "+", r"(q)_proj\1", "[q",
+                "q+++", "l" + "+" * 90, "(" * 60 + "q" + ")+" * 60, "*q", "(|+q)", "q{2"):
         ran, _ = merge(tmp, change(tmp.copy("llava-lora"), alpha_pattern={bad: 2}))
         ok(ran.code == 1 and "is not understood" in ran.err and ran.err.count("\n") == 1, f"'{bad[:20]}' is refused", ran.text)
     ran, _ = merge(tmp, change(tmp.copy("llava-lora"), alpha_pattern={"q_proj": "two"}))
