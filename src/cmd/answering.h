@@ -7,5 +7,6 @@
 struct answering {
     struct llava_batch_options batch;
     struct fetch_limits fetch;
+    int pictures; /* gen_open's */
 };
 extern const struct argp answering_argp;

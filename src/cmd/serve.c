@@ -92,7 +92,7 @@ static int open_parts(struct parts *p, struct options *o, struct err *e)
     struct server *server = o->serving.server;
     char address[200];
     int rc;
-    TRY(gen_open(&p->gen, &o->model, &o->answering.batch, e));
+    TRY(gen_open(&p->gen, &o->model, &o->answering.batch, o->answering.pictures, e));
     TRY(worker_open(&p->node, &none, p->gen, o->serving.journal, e));
     TRY(controller_open(&p->controller, &fleet, o->serving.client, o->serving.journal, e));
     o->paging.web.examples = o->model.model_path;

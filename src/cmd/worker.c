@@ -97,7 +97,7 @@ int cmd_worker(int argc, char **argv)
     o.worker.id = id;
     if (o.alone) o.worker.controller = NULL;
     TRY(serving_open(&o.serving, "model_worker", file, &e));
-    TRY(gen_open(&gen, &o.model, &o.answering.batch, &e));
+    TRY(gen_open(&gen, &o.model, &o.answering.batch, o.answering.pictures, &e));
     status.server = o.serving.server;
     status.gen = gen;
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));

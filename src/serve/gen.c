@@ -1,6 +1,7 @@
 /* See gen.h. */
 #include "serve/gen.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +13,8 @@ struct gen {
     struct llava_info info;
     void (*changed)(void *);
     void *changed_ctx;
+    _Atomic int n_pictures; /* that tasks hold */
+    int pictures;           /* at most */
 };
 
 static int take_error(int rc, const struct llava_error *from, struct err *e)
@@ -19,12 +22,15 @@ static int take_error(int rc, const struct llava_error *from, struct err *e)
     return rc < 0 ? err_set(e, (enum err_code)from->code, "%s", from->message) : rc;
 }
 
-int gen_open(struct gen **ret, const struct llava_options *o, const struct llava_batch_options *b, struct err *e)
+int gen_open(struct gen **ret, const struct llava_options *o, const struct llava_batch_options *b, int pictures,
+             struct err *e)
 {
+    enum { PICTURES = 512 };
     struct llava_error le = { 0 };
     struct gen *g = calloc(1, sizeof *g);
     *ret = NULL;
     if (!g) return err_set(e, ERR_NOMEM, "no memory for a model");
+    g->pictures = pictures ? pictures : PICTURES;
     int rc = take_error(llava_open(&g->engine, o, &le), &le, e);
     if (rc >= 0) rc = take_error(llava_batch_open(&g->batch, g->engine, b, &le), &le, e);
     if (rc < 0) {
@@ -91,17 +97,25 @@ void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (
 void gen_task_fini(struct gen_task *t)
 {
     for (int i = 0; i < t->n_images; i++) llava_image_close(t->image[i]);
+    if (t->n_images) atomic_fetch_sub(&t->g->n_pictures, t->n_images);
     pthread_mutex_destroy(&t->lock);
 }
 
 int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e)
 {
+    struct gen *g = t->g;
     if (t->n_images == GEN_PICTURES_MAX) {
         snprintf(e->message, sizeof e->message, "more than %d pictures", GEN_PICTURES_MAX);
         return e->code = LLAVA_LIMIT;
     }
-    int rc = llava_image_decode(&t->image[t->n_images], t->g->engine, bytes, n, name, e);
-    t->n_images += rc >= 0;
+    if (atomic_fetch_add(&g->n_pictures, 1) >= g->pictures) {
+        atomic_fetch_sub(&g->n_pictures, 1);
+        snprintf(e->message, sizeof e->message, "requests hold %d pictures already, try again later", g->pictures);
+        return e->code = LLAVA_BUSY;
+    }
+    int rc = llava_image_decode(&t->image[t->n_images], g->engine, bytes, n, name, e);
+    if (rc >= 0) t->n_images++;
+    else atomic_fetch_sub(&g->n_pictures, 1);
     return rc;
 }
 
@@ -221,6 +235,8 @@ void gen_metrics(struct gen *g, struct buf *out)
         { "llava_answers_limit", "gauge", "most answers computed side by side", s.sequences },
         { "llava_requests_waiting", "gauge", "requests in the queue", s.waiting },
         { "llava_requests_waiting_limit", "gauge", "most requests in the queue", s.queue },
+        { "llava_pictures_held", "gauge", "decoded pictures of requests under way and waiting", g->n_pictures },
+        { "llava_pictures_limit", "gauge", "most of them", g->pictures },
         { "llava_cache_positions", "gauge", "positions that the cache holds", (double)s.cache_positions },
         { "llava_cache_positions_running", "gauge", "positions of running answers", (double)s.cache_running },
         { "llava_cache_positions_kept", "gauge", "positions kept for reuse", (double)s.cache_kept },

@@ -9,7 +9,9 @@
 #include "serve/exchange.h"
 
 struct gen;
-int gen_open(struct gen **ret, const struct llava_options *o, const struct llava_batch_options *b, struct err *e);
+/* pictures: that all tasks may hold at a time, decoded; 0: 512. */
+int gen_open(struct gen **ret, const struct llava_options *o, const struct llava_batch_options *b, int pictures,
+             struct err *e);
 void gen_close(struct gen *g); /* after the server whose handlers use it; accepts NULL */
 const struct llava_info *gen_info(const struct gen *g);
 /* What it answers as: the model itself is the 0th, then its adapters; NULL past the last. */
@@ -40,7 +42,7 @@ struct gen_task {
 };
 void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (*finish)(struct gen_task *));
 void gen_task_fini(struct gen_task *t);
-/* Decodes one picture more; name is for messages. In LANE_PICTURES. */
+/* Decodes one picture more; name is for messages. In LANE_PICTURES. LLAVA_BUSY: tasks hold too many already. */
 int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e);
 /* Adds `prompt` with the marks around its "<image>"s that the model was trained with. */
 void gen_prompt(const struct gen *g, struct buf *out, const char *prompt);

@@ -346,7 +346,9 @@ static void read_pictures(struct ask *a)
         else if (is_data(p)) bytes = own.p, n = own.n;
         else if (fetches_take(&bytes, &n, a->fetches, fetched++, &fe) < 0)
             bad_set(b, fe.code == ERR_BUSY ? 503 : 400, p->param, "invalid_image_url", "'%s': %s", p->param, fe.msg);
-        if (!b->status && gen_picture(&a->task, bytes, n, "picture", &e) < 0)
+        const int rc = b->status ? 0 : gen_picture(&a->task, bytes, n, "picture", &e);
+        if (rc == LLAVA_BUSY) blame(a, rc, e.message);
+        else if (rc < 0)
             bad_set(b, 400, p->param, "invalid_image", "'%s' is no picture: %s", p->param, e.message);
         if (exchange_gone(a->task.x)) bad_set(b, 400, NULL, NULL, "the client has left");
         buf_free(&own);

@@ -264,7 +264,7 @@ static void read_picture(struct reply *r, int i, json_t *pictures, struct bad *b
         json_array_append_new(r->images, json_string(md5));
         keep_picture(r->w->keep, &pic, md5);
         if (!b->status && r->w->gen && gen_picture(&r->task, bytes.p, bytes.n, "picture", &le) < 0)
-            bad_set(b, 400, where, NULL, "'%s': %s", where, le.message);
+            bad_set(b, le.code == LLAVA_BUSY ? 429 : 400, where, NULL, "'%s': %s", where, le.message);
         else if (!b->status && !r->w->gen) {
             base64_encode(&text, bytes.p, bytes.n);
             json_array_append_new(pictures, json_stringn(text.p ? text.p : "", text.n));

@@ -156,7 +156,7 @@ static void read_pictures(struct answer *a)
         else if (!base64_picture(&bytes, json_string_value(v)))
             fields_bad(f, name, bytes.failed ? "is over %d bytes" : "is not base64", GEN_PICTURE_BYTES);
         else if (gen_picture(&a->task, bytes.p, bytes.n, name, &e) < 0)
-            fields_bad(f, name, "is no picture: %s", e.message);
+            fields_bad(f, name, e.code == LLAVA_BUSY ? "is one too many: %s" : "is no picture: %s", e.message);
         buf_free(&bytes);
         if (exchange_gone(a->task.x)) bad_set(&a->bad, 400, NULL, NULL, "the client has left");
         if (a->bad.status) return;
