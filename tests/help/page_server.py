@@ -49,7 +49,7 @@ def f(x):
 class Server:
     def __init__(self, folder):
         self.folder, self.chats, self.votes, self.sent, self.gone = folder, [], [], {}, 0
-        self.down = False
+        self.models = ["llava-v1.5-13b", "llava-v1.5-7b"]
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/"
@@ -63,7 +63,7 @@ class Server:
             "version": "0",
             "title": "LLaVA",
             "embed": False,
-            "models": ["llava-v1.5-13b", "llava-v1.5-7b"],
+            "models": self.models,
             "examples": [
                 {"image": "/examples/extreme_ironing.jpg", "text": "What is unusual about this image?"},
                 {"image": "/examples/waterview.jpg", "text": "What should I be cautious about here?"},

@@ -206,6 +206,16 @@ def troubles(b, s):
         [m["text"] for m in s.chats[-1]["messages"]] == ["then this"],
         "a question that got no answer is not told again",
     )
+    served, s.models = s.models, []
+    b.click("#new")
+    b.wait("document.querySelector('#model').value === ''")
+    ask(b, "nobody there?")
+    b.wait("document.querySelector('.failure')")
+    ok("No model is served" in b.text(".failure")[0], "without a worker the page says so", b.text(".failure"))
+    s.models = served
+    b.click(".failure button")
+    settled(b)
+    ok(b.text(".answer") == ["A man is ironing clothes."] and s.chats[-1]["model"] == served[0], "and asks one that has come")
     b.click("#new")
     ask(b, "queue please")
     ok(

@@ -2,7 +2,7 @@
 import * as store from "./store.js";
 
 export class Failure extends Error {
-  /* kind: offline, broken, worker, busy, context, moderation, key or failed: which sentence the page says. cause: the
+  /* kind: nobody, offline, broken, worker, busy, context, moderation, key or failed: which sentence the page says. cause: the
    * server's own line. */
   constructor(kind, cause = "") {
     super(cause || kind);

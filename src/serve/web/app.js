@@ -221,7 +221,6 @@ async function answer(again) {
   const asked = conversation,
     message = { role: "assistant", text: "" };
   const body = {
-    model: asked.model,
     conversation: asked.id,
     messages: told(asked.messages),
     ...parameters(),
@@ -244,7 +243,10 @@ async function answer(again) {
     shown.show(false);
   };
   try {
-    await api.chat(body, mine.signal, event => {
+    if (!asked.model) await configure(); /* a worker may have come since */
+    asked.model ||= $("#model").value;
+    if (!asked.model) throw new api.Failure("nobody");
+    await api.chat({ model: asked.model, ...body }, mine.signal, event => {
       if (event.queue > 0 && !message.text) shown.wait(t("queued", { n: event.queue }));
       if (event.text) {
         first ||= performance.now() - started;
