@@ -214,14 +214,17 @@ template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_
 }
 
 /* Blocks with equal parts, of which the multiprocessors run one each; but no more than their sums have room for. Warps
- * that take equal turns. */
+ * that take equal turns; or some more, which have nothing in the last of them, if they round x in fewer. */
 template <class S> static void rows_launch(struct kctx *kc, struct quant_args *a)
 {
     const int64_t parts = ceil_div(a->g.rows, S::SPLIT), of_units = S::SPLIT / S::ROWS,
                   most = SHARED_SUMS / (int)sizeof(float) / (CHAINS * S::SPLIT * S::T), few = ceil_div(parts, most);
     const int64_t blocks = least(parts, few > dev_units(kc->dev) ? few : dev_units(kc->dev)),
                   each = ceil_div(parts, blocks), turns = ceil_div(each * of_units, ROWS_WARPS),
-                  even = ceil_div(each * of_units, turns), warps = even > (int)ROWS_LEAST ? even : (int)ROWS_LEAST;
+                  even = ceil_div(each * of_units, turns), pieces = ceil_div(a->g.I, LANES * GPU_WARP),
+                  rounding = S::T == 1 ? ceil_div(pieces, ceil_div(pieces, ROWS_WARPS)) : 1;
+    int64_t warps = even > rounding ? even : rounding;
+    if (warps < ROWS_LEAST) warps = ROWS_LEAST;
     a->g.rows_block = (int)(each * S::SPLIT);
     const size_t x = S::T > 1 ? 0 : (size_t)a->x.groups * (sizeof(round_scale) + sizeof(float) + QUANT_GROUP) + 16;
     gpu_launch_early(gemv_quant_rows<S>, dim3((unsigned)blocks), dim3((unsigned)(warps * GPU_WARP)),
@@ -399,7 +402,7 @@ template <int TYPE> static void many_tokens(struct kctx *kc, const struct quant_
     if (a->g.T <= TOKENS)
         many_launch<quant_shape<TYPE, 1, 1, 4>>(kc, a);
     else if (a->g.T <= 2 * TOKENS)
-        many_launch<quant_shape<TYPE, 2, 2, 2>>(kc, a);
+        many_launch<quant_shape<TYPE, 1, 2, 4>>(kc, a);
     else if (a->g.T <= 4 * TOKENS)
         (many ? many_launch<quant_shape<TYPE, 4, 4, 1>> : many_launch<quant_shape<TYPE, 2, 4, 2>>)(kc, a);
     else
