@@ -146,35 +146,42 @@ static void alone(struct place *p, struct heard *want)
     }
 }
 
+/* All questions at once: each is answered as it was alone. */
+static void together(struct place *p, const struct heard *want)
+{
+    struct heard *got = calloc(MANY, sizeof *got);
+    struct llava_error e;
+    for (int i = 0; i < MANY; i++) {
+        heard_init(&got[i]);
+        struct llava_request r = question(p, &got[i], i);
+        must(llava_batch_submit(p->batch, &r, &e), &e);
+    }
+    for (int i = 0; i < MANY; i++) {
+        await(&got[i], 1);
+        assert_int_equal(got[i].code, 0);
+        assert_string_equal(got[i].text[0], want[i].text[0]);
+        assert_int_equal(got[i].r.n_new, want[i].r.n_new);
+        assert_int_equal(got[i].r.finish, want[i].r.finish);
+        assert_int_equal(got[i].r.n_prompt, want[i].r.n_prompt);
+    }
+    free(got);
+}
+
 static void test_same_as_alone(void **state)
 {
     struct place p;
-    struct heard *want = calloc(MANY, sizeof *want), *got = calloc(MANY, sizeof *got);
-    struct llava_error e;
+    struct heard *want = calloc(MANY, sizeof *want);
     (void)state;
     place_engine(&p);
     alone(&p, want);
     for (int sequences = 1; sequences <= 16; sequences *= 4) {
         place_batch(&p, sequences, 0);
-        for (int i = 0; i < MANY; i++) {
-            heard_init(&got[i]);
-            struct llava_request r = question(&p, &got[i], i);
-            must(llava_batch_submit(p.batch, &r, &e), &e);
-        }
-        for (int i = 0; i < MANY; i++) {
-            await(&got[i], 1);
-            assert_int_equal(got[i].code, 0);
-            assert_string_equal(got[i].text[0], want[i].text[0]);
-            assert_int_equal(got[i].r.n_new, want[i].r.n_new);
-            assert_int_equal(got[i].r.finish, want[i].r.finish);
-            assert_int_equal(got[i].r.n_prompt, want[i].r.n_prompt);
-        }
+        together(&p, want);
         llava_batch_close(p.batch);
         p.batch = NULL;
     }
     place_close(&p);
     free(want);
-    free(got);
 }
 
 static void test_choices(void **state)
@@ -381,7 +388,7 @@ static void test_together(void **state)
 static void test_small_cache(void **state)
 {
     struct place p;
-    struct heard *want = calloc(MANY, sizeof *want), *got = calloc(MANY, sizeof *got);
+    struct heard *want = calloc(MANY, sizeof *want);
     struct llava_error e;
     struct llava_batch_options o = llava_batch_options_default();
     (void)state;
@@ -389,20 +396,9 @@ static void test_small_cache(void **state)
     alone(&p, want);
     o.cache_positions = 1;
     must(llava_batch_open(&p.batch, p.engine, &o, &e), &e);
-    for (int round = 0; round < 2; round++) {
-        for (int i = 0; i < MANY; i++) {
-            heard_init(&got[i]);
-            struct llava_request r = question(&p, &got[i], i);
-            must(llava_batch_submit(p.batch, &r, &e), &e);
-        }
-        for (int i = 0; i < MANY; i++) {
-            await(&got[i], 1);
-            assert_string_equal(got[i].text[0], want[i].text[0]);
-        }
-    }
+    for (int round = 0; round < 2; round++) together(&p, want);
     place_close(&p);
     free(want);
-    free(got);
 }
 
 struct spoken {
