@@ -72,14 +72,14 @@ enum { NAME_MAX_BYTES = 256 };
 
 /* ---- opening */
 
-/* For training: what a language model without a tower gets. A LLaVA keeps what it has, but for what is given here. */
+/* For training: the tower and projector that a language model without one gets. Of a LLaVA its own projector stays. */
 struct llava_vision {
     const char *tower;      /* a folder or org/name, as config.json will have it; NULL: a LLaVA's own */
     int n_projector;        /* linears of a projector that has to be made, with weights as torch's Linear draws them, */
     uint64_t seed;          /* from this seed */
     const char *projector;  /* mm_projector.bin, whose weights are taken; NULL: the model's own, or new ones */
     int select_layer;
-    bool select_cls, select_given; /* given: for a LLaVA too */
+    bool select_cls;
     enum merge merge;
 };
 

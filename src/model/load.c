@@ -576,10 +576,8 @@ static int keep_lora(struct llava_model *m, struct lora_set *lora, struct err *e
 static int add_vision(struct llava_model *m, const struct llava_vision *v, struct index *projector, struct err *e)
 {
     struct llava_config *c = &m->cfg;
-    if (!c->has_vision || v->select_given) {
-        c->select_layer = v->select_layer;
-        c->select_cls = v->select_cls;
-    }
+    c->select_layer = v->select_layer;
+    c->select_cls = v->select_cls;
     if (!c->has_vision) {
         c->has_vision = true;
         c->n_projector = v->n_projector;

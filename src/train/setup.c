@@ -65,16 +65,27 @@ out:
     return rc;
 }
 
-static int open_model(struct trainee *t, const struct train_args *a, struct err *e)
+/* What the arguments say of tower and projector; of a LLaVA c what they don't say is as it is. */
+static int read_vision(struct llava_vision *v, const struct train_args *a, const struct llava_config *c, struct err *e)
 {
-    struct llava_vision v = {
+    *v = (struct llava_vision){
         .tower = a->vision_tower, .seed = (uint64_t)a->seed, .projector = a->pretrain_mm_mlp_adapter,
         .select_layer = (int)a->mm_vision_select_layer,
         .select_cls = !strcmp(a->mm_vision_select_feature, "cls_patch"),
-        .select_given = train_args_given(a, "mm_vision_select_layer"),
         .merge = !strcmp(a->mm_patch_merge_type, "flat") ? MERGE_FLAT
                : !strcmp(a->mm_patch_merge_type, "spatial") ? MERGE_SPATIAL : MERGE_UNPAD,
     };
+    const int rc = train_args_projector(a->mm_projector_type, &v->n_projector, e);
+    if (rc < 0 || !c->has_vision) return rc;
+    if (!train_args_given(a, "mm_projector_type")) v->n_projector = c->n_projector;
+    if (!train_args_given(a, "mm_vision_select_layer")) v->select_layer = c->select_layer;
+    if (!train_args_given(a, "mm_vision_select_feature")) v->select_cls = c->select_cls;
+    return 0;
+}
+
+static int open_model(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    struct llava_vision v;
     struct llava_source s = { .path = t->dir, .locate = locate, .dtype = t->dtype, .linears_only = true,
                               .bits = t->bits, .keep_dtype = t->card };
     struct llava_config c;
@@ -89,8 +100,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
         return err_set(e, ERR_USAGE, "--%s needs --vision_tower",
                        a->pretrain_mm_mlp_adapter ? "pretrain_mm_mlp_adapter"
                        : a->tune_mm_mlp_adapter   ? "tune_mm_mlp_adapter" : "unfreeze_mm_vision_tower");
-    rc = train_args_projector(a->mm_projector_type, &v.n_projector, e);
-    if (c.has_vision && !train_args_given(a, "mm_projector_type")) v.n_projector = c.n_projector;
+    rc = read_vision(&v, a, &c, e);
     if (rc >= 0) rc = llava_model_open(&t->model, &s, e);
     return rc;
 }

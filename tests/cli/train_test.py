@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import GOLDEN, ROOT, Temp, finish, history, llava, losses, model, ok, read_safetensors  # noqa: E402
+from cli import GOLDEN, ROOT, Temp, config, finish, history, llava, losses, model, ok, read_safetensors  # noqa: E402
 
 PICTURES = ["square-50x50.png", "tall-20x61.jpg", "thin-1x9.png", "wide-37x23.png"]
 
@@ -117,6 +117,17 @@ def test_bases(runs):
         here = runs.out("base-" + base)
         ok(r.code == 0 and losses(here)[-1] < losses(here)[0], f"{base} goes on learning", r.text)
         ok(answers(here).code == 0, f"what {base} became opens", answers(here).text)
+    base = model("llava-self-trained")  # patches of layer -2
+    for more, want in (([], (-2, "patch")), (["--mm_vision_select_feature", "cls_patch"], (-2, "cls_patch")),
+                       (["--mm_vision_select_layer", "-1"], (-1, "cls_patch"))):
+        out = runs.out(f"select-{len(more)}-{want[0]}")
+        r = llava("train", "--model_name_or_path", base, "--data_path", runs.talk, "--image_folder",
+                  os.path.join(GOLDEN, "pictures"), "--version", "v1", "--output_dir", out, "--max_steps", "1",
+                  "--report_to", "none", "--mm_use_im_patch_token", "False", *more)
+        c = config(out) if r.code == 0 else {}
+        ok((c.get("mm_vision_select_layer"), c.get("mm_vision_select_feature")) == want,
+           f"{more or 'nothing'} said of what a LLaVA's tower gives: {want}", r.text)
+        base = out  # the next one begins with what this one says
     r = runs.stage2("tokens", "--mm_use_im_start_end", "True", "--mm_use_im_patch_token", "True", "--fp16", "True")
     ok(r.code == 0 and "323" in r.err and answers(runs.out("tokens")).code == 0, "three new tokens, in f16", r.text)
 
