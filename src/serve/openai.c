@@ -303,7 +303,10 @@ static void finish_stream(struct ask *a)
 static void ask_finish(struct gen_task *t)
 {
     struct ask *a = (struct ask *)t;
-    if (t->refused.code) blame(a, t->refused.code, t->refused.message);
+    if (t->refused.code) {
+        a->bad.status = 0; /* the others were only cancelled for it */
+        blame(a, t->refused.code, t->refused.message);
+    }
     if (a->bad.status) fail(a);
     else if (a->chat.stream) finish_stream(a);
     else finish_whole(a);

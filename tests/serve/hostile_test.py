@@ -137,6 +137,18 @@ def test_held():
            "as the metrics say")
 
 
+def test_queue():
+    """A request of several prompts for which the queue has no room is refused as a whole, with the reason."""
+    with Server("serve", "--model-path", DEMO, "--queue", "2", "--limit-model-concurrency", "1") as s:
+        for stream in (False, True):
+            body = {"prompt": ["USER: Hi ASSISTANT:"] * 16, "max_tokens": 200, "temperature": 2, "stream": stream}
+            status, headers, data = request(s.port, "POST", "/v1/completions", body)
+            told = stream and status == 200 and b"queue_full" in data  # the first answer may have begun
+            ok(told or (status == 429 and json.loads(data)["error"]["code"] == "queue_full" and headers["retry-after"] == "1"),
+               "a queue without room for all", (status, headers, data))
+        ok(post(s.port, "/v1/chat/completions", user("Hi"))[0] == 200, "and is free again")
+
+
 def schema(s, how, **more):
     held = {"type": "json_schema", "json_schema": {"name": "x", "schema": how}}
     start = time.time()
@@ -166,6 +178,7 @@ def main():
         test_schemas(s)
     test_bombs()
     test_held()
+    test_queue()
     finish()
 
 
