@@ -13,7 +13,7 @@ import sys
 
 from PIL import Image
 
-SHOWN = ["red apple", "dog", "rocket", "umbrella", "pizza", "bicycle"]
+SHOWN = ["red apple", "dog", "umbrella", "pizza", "bicycle"]
 
 
 def drawn_alike(expected, folder):
