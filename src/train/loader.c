@@ -181,7 +181,7 @@ int loader_open(struct loader **ret, const struct loader_opts *o, struct err *e)
     pthread_cond_init(&l->work, NULL);
     pthread_cond_init(&l->done, NULL);
     if (o->micro == o->order->n_micro) l->micro = 0, l->epoch++;
-    l->n_slots = o->order->o.batch + o->threads;
+    l->n_slots = (int)(o->order->o.n < o->order->o.batch ? o->order->o.n : o->order->o.batch) + o->threads;
     l->slot = calloc((size_t)l->n_slots, sizeof *l->slot);
     if (o->threads < 0 || o->micro < 0 || o->micro > o->order->n_micro)
         TRY(err_set(e, ERR_USAGE, "no such place in the data: epoch %d, micro-batch %lld of %lld", o->epoch,
