@@ -38,7 +38,7 @@ void arena_fini(struct arena *a)
 void *arena_take(struct arena *a, size_t bytes)
 {
     if (bytes > SIZE_MAX / 4) BUG("arena: absurd size %zu", bytes);
-    bytes = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    bytes = arena_aligned(bytes);
     if (bytes > a->cap - a->used)
         BUG("arena too small: %zu of %zu bytes used, %zu more wanted", a->used, a->cap, bytes);
     void *p = a->base + a->used;

@@ -20,6 +20,8 @@ struct arena {
 };
 
 enum { ARENA_ALIGN = 64 };
+/* What arena_take moves the mark by. */
+static inline size_t arena_aligned(size_t bytes) { return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1); }
 
 /* Takes `bytes` of zero pages from the system (they cost memory when first touched). */
 int arena_init(struct arena *a, size_t bytes, struct err *e);

@@ -60,7 +60,7 @@ struct tensor op_new_dear(struct op_ctx *o, bool want, enum dtype type, int64_t 
 {
     struct op_dear *d = o->dear;
     struct tensor t = tensor_2d(NULL, type, rows, cols);
-    const size_t bytes = (tensor_bytes(t) + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    const size_t bytes = arena_aligned(tensor_bytes(t));
     if (!d) {
         t.p = arena_take(o->act, bytes);
     } else if (d->used == d->result_at && !d->passed) {
@@ -216,7 +216,7 @@ static struct op_dear measure(struct op_ctx *o, op_block_fn fn, const void *arg,
     const size_t at = (size_t)((char *)y.p - d.base);
     if (at < d.used) {
         d.result_at = at;
-        d.used -= (tensor_bytes(y) + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+        d.used -= arena_aligned(tensor_bytes(y));
     }
     return d;
 }

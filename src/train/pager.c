@@ -3,20 +3,18 @@
 
 #include <stdlib.h>
 
-static size_t aligned(size_t bytes) { return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1); }
-
 size_t pager_device_bytes(const size_t *bytes, int n, int places)
 {
     size_t most = 0;
     for (int i = 0; i < n; i++)
         if (bytes[i] > most) most = bytes[i];
-    return (size_t)places * aligned(most);
+    return (size_t)places * arena_aligned(most);
 }
 
 size_t pager_host_bytes(const size_t *bytes, int n)
 {
     size_t sum = 0;
-    for (int i = 0; i < n; i++) sum += aligned(bytes[i]);
+    for (int i = 0; i < n; i++) sum += arena_aligned(bytes[i]);
     return sum;
 }
 
@@ -41,7 +39,7 @@ int pager_open(struct pager *p, struct dev *dev, const size_t *bytes, int n, int
     *p = (struct pager){ .dev = dev, .n = n, .places = places, .most = SIZE_MAX };
     p->at = calloc((size_t)n + 1, sizeof *p->at);
     if (!p->at) TRY(err_set(e, ERR_NOMEM, "no memory for %d groups", n));
-    for (int i = 0; i < n; i++) p->at[i + 1] = p->at[i] + aligned(bytes[i]);
+    for (int i = 0; i < n; i++) p->at[i + 1] = p->at[i] + arena_aligned(bytes[i]);
     TRY(open_host(p, pageable, e));
     TRY(dev_arena(&p->mem, dev, pager_device_bytes(bytes, n, places), e));
     p->down = dev_lane_new(dev);

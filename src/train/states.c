@@ -39,16 +39,14 @@ static void shape(struct trained *p, const struct states_how *how, enum dtype dt
     p->ms = p->vs = p->eight ? tensor_1d(NULL, DT_F32, blocks) : (struct tensor){ 0 };
 }
 
-static size_t aligned(size_t bytes) { return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1); }
-
-static size_t master_bytes(const struct trained *p) { return p->has_master ? aligned(tensor_bytes(p->master)) : 0; }
+static size_t master_bytes(const struct trained *p) { return p->has_master ? arena_aligned(tensor_bytes(p->master)) : 0; }
 
 static size_t moment_bytes(const struct trained *p)
 {
-    return 2 * aligned(tensor_bytes(p->m)) + (p->eight ? 2 * aligned(tensor_bytes(p->ms)) : 0);
+    return 2 * arena_aligned(tensor_bytes(p->m)) + (p->eight ? 2 * arena_aligned(tensor_bytes(p->ms)) : 0);
 }
 
-static size_t grad_bytes(const struct trained *p) { return aligned((size_t)tensor_count(p->param->w) * sizeof(float)); }
+static size_t grad_bytes(const struct trained *p) { return arena_aligned((size_t)tensor_count(p->param->w) * sizeof(float)); }
 
 int states_plan(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
                 struct err *e)
@@ -84,7 +82,7 @@ struct states_bytes states_count(const struct states *s)
 
 size_t states_here_bytes(const struct states *s)
 {
-    size_t bytes = aligned((size_t)s->n * sizeof(float));
+    size_t bytes = arena_aligned((size_t)s->n * sizeof(float));
     for (int i = 0; i < s->n; i++) {
         if (!s->p[i].paged) bytes += master_bytes(&s->p[i]) + moment_bytes(&s->p[i]);
         if (!s->how.grads_away) bytes += grad_bytes(&s->p[i]);
@@ -102,7 +100,7 @@ static size_t lay_out(struct trained *p, char *base, size_t at)
     for (int i = 0; i < 5; i++) {
         if (!all[i]) continue;
         all[i]->p = base + at;
-        at += aligned(tensor_bytes(*all[i]));
+        at += arena_aligned(tensor_bytes(*all[i]));
     }
     return at;
 }

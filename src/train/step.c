@@ -19,13 +19,11 @@ enum {
 
 /* ---- from the host */
 
-static size_t aligned(size_t bytes) { return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1); }
-
 /* The next part of a block. */
 static struct tensor part(struct tensor t, char *base, size_t *at)
 {
     t.p = base + *at;
-    *at += aligned(tensor_bytes(t));
+    *at += arena_aligned(tensor_bytes(t));
     return t;
 }
 
@@ -66,7 +64,7 @@ static size_t lay_out_most(struct step_in *in, const struct step *s, const struc
     return bytes > other ? bytes : other;
 }
 
-static size_t pixel_bytes(const struct step_in *in) { return aligned(tensor_bytes(in->pixels)); }
+static size_t pixel_bytes(const struct step_in *in) { return arena_aligned(tensor_bytes(in->pixels)); }
 
 /* Pictures are most of a batch, and a device waits meanwhile: one core would copy them at a tenth of a link's speed. */
 static void copy_pixels(struct tensor to, const float *from)
@@ -396,7 +394,7 @@ int step_open(struct step *s, const struct llava_model *m, const struct step_opt
                            .training = true, .dev = o->dev };
     const int group = s->card ? DEVICE_TOWER_GROUP : TOWER_GROUP, most = most_pictures(s);
     s->group = s->tower_trains || most < group ? most : group;
-    s->losses = aligned((size_t)(o->most.n_targets > o->eval.n_targets ? o->most.n_targets : o->eval.n_targets) *
+    s->losses = arena_aligned((size_t)(o->most.n_targets > o->eval.n_targets ? o->most.n_targets : o->eval.n_targets) *
                         sizeof(float));
     s->layer = calloc((size_t)m->cfg.llama.L + 1, sizeof *s->layer);
     if (!s->layer) return err_set(e, ERR_NOMEM, "no memory for a list of layers");

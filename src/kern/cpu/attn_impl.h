@@ -86,12 +86,12 @@ struct room {
 static size_t room_bytes(const struct attn *a)
 {
     size_t floats = (size_t)a->dim_pad * (2 * LANES + 2 * KEYS) + KEYS * LANES + QT;
-    return (sizeof(struct room) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN + floats * sizeof(float);
+    return arena_aligned(sizeof(struct room)) + floats * sizeof(float);
 }
 static struct room *room_at(const struct attn *a, char *base)
 {
     struct room *m = (struct room *)(void *)base;
-    m->q = (float *)(void *)(base + (sizeof *m + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN);
+    m->q = (float *)(void *)(base + arena_aligned(sizeof *m));
     m->o = m->q + a->dim_pad * LANES;
     m->k = m->o + a->dim_pad * LANES;
     m->v = m->k + a->dim_pad * KEYS;
@@ -297,8 +297,7 @@ static void many_rows(struct kctx *kc, const struct attn *a)
 {
     int64_t rows = a->tokens * a->group, blocks = (rows + LANES - 1) / LANES;
     int n_threads = cpu_threads(kc, rows * a->kv_heads * a->dim / 8 * (tensor_rows(a->k) / 8 + 1));
-    size_t mark = arena_mark(kc->scratch),
-           bytes = (room_bytes(a) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    size_t mark = arena_mark(kc->scratch), bytes = arena_aligned(room_bytes(a));
     char *rooms = arena_take(kc->scratch, bytes * (size_t)n_threads);
     /* The last blocks of a causal range are the longest: they go first, and no thread ends up with one of
      * them alone. */

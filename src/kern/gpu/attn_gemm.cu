@@ -33,7 +33,7 @@ struct plan {
 /* Takes bytes of scratch, or only counts them where `at` is NULL. */
 template <class P> static void take(struct plan *x, P **at, size_t bytes, size_t *sum)
 {
-    *sum += (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    *sum += arena_aligned(bytes);
     if (at) *at = (P *)arena_take(x->kc->scratch, bytes);
 }
 

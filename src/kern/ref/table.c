@@ -38,6 +38,6 @@ const real *reals(struct kctx *kc, struct tensor t)
 
 struct lanes lanes_take(struct kctx *kc, size_t bytes)
 {
-    const size_t stride = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    const size_t stride = arena_aligned(bytes);
     return (struct lanes){ arena_take(kc->scratch, stride * (size_t)kc->n_threads), stride };
 }
