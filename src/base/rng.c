@@ -27,6 +27,15 @@ uint64_t rng_u64(struct rng *r)
     return out;
 }
 
+uint64_t rng_key(uint64_t seed, uint64_t a, uint64_t b)
+{
+    struct rng r;
+    rng_seed(&r, seed);
+    rng_seed(&r, rng_u64(&r) ^ a);
+    rng_seed(&r, rng_u64(&r) ^ b);
+    return rng_u64(&r);
+}
+
 double rng_unit(struct rng *r) { return (double)(rng_u64(r) >> 11) * 0x1p-53; }
 
 double rng_normal(struct rng *r)

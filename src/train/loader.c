@@ -89,11 +89,7 @@ static struct slot *claim(struct loader *l)
 /* A key of a record's pictures in an epoch, such as for how they look: never 0. */
 static uint64_t key_of(uint64_t seed, const struct slot *s)
 {
-    struct rng g;
-    rng_seed(&g, seed);
-    rng_seed(&g, rng_u64(&g) ^ (uint64_t)s->epoch);
-    rng_seed(&g, rng_u64(&g) ^ (uint64_t)s->index);
-    return rng_u64(&g) | 1;
+    return rng_key(seed, (uint64_t)s->epoch, (uint64_t)s->index) | 1;
 }
 
 static void make(const struct loader *l, struct slot *s)

@@ -56,16 +56,6 @@ static void step_matrices(struct optim *o, struct step *s, double factor, float 
             muon_step(&o->muon, s, &o->p[i], sqrt((double)o->host[i]), o->rate[o->p[i].rate] * factor, o->decay);
 }
 
-/* A key for the random bits of tensor i in step k. */
-static uint64_t rounding_key(const struct optim *o, int64_t k, int i)
-{
-    struct rng r;
-    rng_seed(&r, o->seed);
-    rng_seed(&r, rng_u64(&r) ^ (uint64_t)k);
-    rng_seed(&r, rng_u64(&r) ^ (uint64_t)i);
-    return rng_u64(&r);
-}
-
 static void step_one(struct step *s, const struct trained *p, const struct adamw *a)
 {
     const struct tensor none = { 0 }, w = p->param->w, x = p->master.p ? p->master : w;
@@ -92,7 +82,7 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
             if (p->block != b || (o->orthogonal && muon_takes(p))) continue;
             a.lr = (float)(o->rate[p->rate] * factor);
             a.decay = p->decays ? (float)o->decay : 0;
-            a.key = rounding_key(o, k, i);
+            a.key = rng_key(o->seed, (uint64_t)k, (uint64_t)i);
             step_one(s, p, &a);
         }
         states_update_done(o->states);

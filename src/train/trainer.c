@@ -398,14 +398,10 @@ out:
 
 /* ---- a step */
 
-/* Splits the numbers' bits well: dropout's key for pass k of step n. */
+/* Dropout's key for this pass of this step: never 0. */
 static uint64_t drop_key(const struct trainer *r)
 {
-    struct rng g;
-    rng_seed(&g, (uint64_t)r->a->seed);
-    rng_seed(&g, rng_u64(&g) ^ (uint64_t)r->state.step);
-    rng_seed(&g, rng_u64(&g) ^ (uint64_t)r->batches);
-    return rng_u64(&g) | 1;
+    return rng_key((uint64_t)r->a->seed, (uint64_t)r->state.step, (uint64_t)r->batches) | 1;
 }
 
 static void remember(struct trainer *r, const struct batch *b)
