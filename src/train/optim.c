@@ -67,6 +67,12 @@ static void step_one(struct step *s, const struct trained *p, const struct adamw
     if (p->has_master) s->kern.cast(&s->kc, w, p->master);
 }
 
+static void clear_gradients(struct optim *o, struct step *s)
+{
+    o->states->fresh = true;
+    for (int i = 0; i < o->n && !o->states->how.grads_away; i++) s->kern.zero(&s->kc, o->p[i].param->g);
+}
+
 void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
 {
     const double factor = schedule_factor(&o->schedule, k - 1);
@@ -88,7 +94,7 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
         states_update_done(o->states);
     }
     if (o->orthogonal) step_matrices(o, s, factor, a.scale);
-    optim_clear(o, s);
+    clear_gradients(o, s);
 }
 
 int optim_broken(struct optim *o, struct step *s)
@@ -99,12 +105,6 @@ int optim_broken(struct optim *o, struct step *s)
     for (int i = 0; i < o->n; i++)
         if (!isfinite(o->host[i])) return i;
     return -1;
-}
-
-void optim_clear(struct optim *o, struct step *s)
-{
-    o->states->fresh = true;
-    for (int i = 0; i < o->n && !o->states->how.grads_away; i++) s->kern.zero(&s->kc, o->p[i].param->g);
 }
 
 double optim_rate(const struct optim *o, int64_t k)

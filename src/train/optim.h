@@ -31,6 +31,5 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm);
 /* Index in p of the first whose weights are no longer finite, or too large to be squared; -1: none. Moments need
  * no look: of gradients whose squares have a finite sum they are finite. Waits for the device. */
 int optim_broken(struct optim *o, struct step *s);
-void optim_clear(struct optim *o, struct step *s);
 /* The learning rate that is logged after step k, as there: what step k+1 will use. */
 double optim_rate(const struct optim *o, int64_t k);
