@@ -39,14 +39,20 @@ static void shape(struct trained *p, const struct states_how *how, enum dtype dt
     p->ms = p->vs = p->eight ? tensor_1d(NULL, DT_F32, blocks) : (struct tensor){ 0 };
 }
 
-static size_t master_bytes(const struct trained *p) { return p->has_master ? arena_aligned(tensor_bytes(p->master)) : 0; }
+static size_t master_bytes(const struct trained *p)
+{
+    return p->has_master ? arena_aligned(tensor_bytes(p->master)) : 0;
+}
 
 static size_t moment_bytes(const struct trained *p)
 {
     return 2 * arena_aligned(tensor_bytes(p->m)) + (p->eight ? 2 * arena_aligned(tensor_bytes(p->ms)) : 0);
 }
 
-static size_t grad_bytes(const struct trained *p) { return arena_aligned((size_t)tensor_count(p->param->w) * sizeof(float)); }
+static size_t grad_bytes(const struct trained *p)
+{
+    return arena_aligned((size_t)tensor_count(p->param->w) * sizeof(float));
+}
 
 int states_plan(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
                 struct err *e)
