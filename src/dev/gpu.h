@@ -288,26 +288,66 @@ __device__ inline void gpu_let_next()
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-template <class... P, class... A>
-static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-                                    A... args)
+/* Pairs of blocks (clusters of two, sm_90): gpu_rank, which of the pair this block is; gpu_meet, where all threads of
+ * both wait for each other and then see what was put; gpu_put, *p = v in the shared memory of block `rank`, which has
+ * started. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+__device__ inline int gpu_rank() { return 0; }
+__device__ inline void gpu_meet() {}
+__device__ inline void gpu_put(float *, int, float) {}
+#else
+__device__ inline int gpu_rank()
+{
+    uint32_t r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return (int)r;
+}
+__device__ inline void gpu_meet()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ inline void gpu_put(float *p, int rank, float v)
+{
+    uint32_t at;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(at)
+                 : "r"((uint32_t)__cvta_generic_to_shared(p)), "r"(rank));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
+}
+#endif
+static inline bool gpu_is_sm90(void)
 {
     int device = 0, major = 0;
     gpu_check(cudaGetDevice(&device));
     gpu_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (major < 9) {
+    return major >= 9;
+}
+/* Early, and blocks 2i and 2i + 1 as a pair if wanted: only where the card can. */
+template <class... P, class... A>
+static inline void gpu_launch_pairs(void (*kernel)(P...), bool pairs, dim3 grid, dim3 block, size_t shared,
+                                    cudaStream_t stream, A... args)
+{
+    if (!gpu_is_sm90()) {
         gpu_launch(kernel, grid, block, shared, stream, args...);
         return;
     }
     if (!grid.x || !grid.y || !grid.z) return;
     gpu_share((const void *)kernel, shared);
-    cudaLaunchAttribute early = {};
+    cudaLaunchAttribute how[2] = {};
     cudaLaunchConfig_t config = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    how[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    how[0].val.programmaticStreamSerializationAllowed = 1;
+    how[1].id = cudaLaunchAttributeClusterDimension;
+    how[1].val.clusterDim.x = 2, how[1].val.clusterDim.y = 1, how[1].val.clusterDim.z = 1;
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
-    config.attrs = &early, config.numAttrs = 1;
+    config.attrs = how, config.numAttrs = pairs ? 2 : 1;
     gpu_check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
+}
+template <class... P, class... A>
+static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                                    A... args)
+{
+    gpu_launch_pairs(kernel, false, grid, block, shared, stream, args...);
 }
 #else
 __device__ inline void gpu_wait_for_previous() {}
