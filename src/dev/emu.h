@@ -25,6 +25,7 @@
 #define __host__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
 
@@ -61,6 +62,8 @@ struct emu_thread {
     dim3 id;
     emu_barrier *at;     /* that it waits at, or NULL */
     unsigned turn;       /* the barrier's when it came */
+    const uint64_t *on;  /* a counting barrier whose turn `on_turn` it waits for, or NULL */
+    int on_turn;
     bool done;
     unsigned turns;      /* exchanges of its warp that it took part in; the last two values are kept */
     char slot[2][EMU_SLOT];
@@ -132,6 +135,42 @@ static inline void emu_wait(emu_barrier *b)
 }
 static inline void __syncthreads() { emu_wait(&emu.block); }
 static inline void emu_sync_warp() { emu_wait(&emu.warp[emu.now / GPU_WARP]); }
+
+/* Barriers in shared memory that count arrivals and bytes, as sm_90 has them: a turn ends when all have arrived and all
+ * bytes that were expected have come. Whoever waits names the turn, of which the lowest bit counts. */
+struct emu_counting { uint16_t of, left; int bytes : 31; unsigned turn : 1; };
+static inline void emu_counting_add(uint64_t *b, int arrivals, int bytes)
+{
+    emu_counting c;
+    memcpy(&c, b, sizeof c);
+    if (arrivals > c.left) BUG("emulator: a barrier that %d arrive at one too often", c.of);
+    c.left = (uint16_t)(c.left - arrivals);
+    c.bytes += bytes;
+    if (c.left == 0 && c.bytes == 0) c.left = c.of, c.turn ^= 1;
+    memcpy(b, &c, sizeof c);
+}
+static inline void emu_counting_start(uint64_t *b, int arrivals)
+{
+    const emu_counting c = { (uint16_t)arrivals, (uint16_t)arrivals, 0, 0 };
+    memcpy(b, &c, sizeof c);
+}
+static inline bool emu_counting_passed(const uint64_t *b, int turn)
+{
+    emu_counting c;
+    memcpy(&c, b, sizeof c);
+    return c.turn != (turn & 1u);
+}
+static inline void emu_counting_wait(const uint64_t *b, int turn)
+{
+    emu_thread *t = &emu.thread[emu.now];
+    if (emu_counting_passed(b, turn)) return;
+    t->on = b;
+    t->on_turn = turn;
+    void *fake = NULL;
+    emu_leave(&fake, emu.stack_bottom, emu.stack_bytes);
+    emu_switch(&t->sp, emu.scheduler);
+    emu_arrive(fake, true);
+}
 
 /* Puts v where the warp finds it; the number of the exchange. */
 static inline unsigned emu_deposit(const void *v, size_t bytes)
@@ -215,6 +254,7 @@ static inline void emu_thread_init(unsigned i, dim3 block)
     t->done = false;
     t->turns = 0;
     t->at = NULL;
+    t->on = NULL;
     void **top = (void **)(void *)(t->stack + EMU_STACK) - 1; /* a called function finds the stack 8 off 16 */
     *top = NULL;
     *--top = (void *)emu_thread_main;
@@ -244,8 +284,9 @@ static inline void emu_run_block(unsigned n, size_t shared)
         for (unsigned k = 0; k < n; k++) {
             const unsigned i = GPU_WARP == 64 ? n - 1 - k : k;
             emu_thread *t = &emu.thread[i];
-            if (t->done || (t->at && t->at->turn == t->turn)) continue;
-            t->at = NULL;
+            if (t->done || (t->at && t->at->turn == t->turn) || (t->on && !emu_counting_passed(t->on, t->on_turn)))
+                continue;
+            t->at = NULL, t->on = NULL;
             moved = true;
             emu_resume(i);
         }

@@ -77,29 +77,51 @@ __device__ inline int gemv_element(const gemv_args &a, int rows, int e, int *t)
     return e % (rows / step) * step;
 }
 
-/* What is added to a thread's first result: bias and res, or 0. It need not wait for the sums. */
-__device__ inline float gemv_added(const gemv_args &a, int first, int rows, int e)
+/* What is added to row r's product for token t: bias and res, or 0. It need not wait for the sums. */
+__device__ inline float gemv_added(const gemv_args &a, int r, int t)
 {
-    int row, t;
-    if (e >= rows / (a.glu ? 2 : 1) * a.T) return 0;
-    const int r = gemv_element(a, rows, e, &t), i = gemv_place(a, first + r, &row);
+    int row;
+    const int i = gemv_place(a, r, &row);
     const int64_t width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1];
     const float b = a.b[i].p ? view_get(a.b[i], row) : 0.0f;
-    return a.res[i].p ? b + view_get(a.res[i], t * width + row) : b;
+    return a.res[i].p ? gpu_add(b, view_get(a.res[i], t * width + row)) : b;
+}
+
+/* 1 over the root of the mean of x's squares, whose sum is given; 1 without a norm. */
+__device__ inline float gemv_rstd(const gemv_args &a, float squares)
+{
+    return a.norm.p ? 1.0f / sqrtf(squares / (float)a.I + a.eps) : 1.0f;
+}
+
+/* The result of row r for token t from its sum; with glu r is gate's, and `up` is up's. */
+__device__ inline void gemv_result(const gemv_args &a, int r, int t, float rstd, float total, float up, float added)
+{
+    int row;
+    const int i = gemv_place(a, r, &row);
+    const int64_t width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1];
+    float v = gpu_mul(rstd, total);
+    if (a.glu) v = v / (1.0f + expf(-v)) * gpu_mul(rstd, up);
+    view_put(a.y[i], t * width + row, gpu_add(v, added));
+}
+
+/* The same for a thread's e-th result of a block, where there is one. */
+__device__ inline float gemv_added(const gemv_args &a, int first, int rows, int e)
+{
+    int t;
+    if (e >= rows / (a.glu ? 2 : 1) * a.T) return 0;
+    const int r = gemv_element(a, rows, e, &t);
+    return gemv_added(a, first + r, t);
 }
 
 __device__ inline void gemv_finish(const gemv_args &a, const float *part, const float *squares, int first,
                                    int rows, int width, int parts, int stride, int square_stride, float added)
 {
     for (int e = (int)threadIdx.x; e < rows / (a.glu ? 2 : 1) * a.T;) {
-        int row, t;
-        const int r = gemv_element(a, rows, e, &t), i = gemv_place(a, first + r, &row);
-        const int64_t out_width = a.glu || i == 0 ? a.end[0] : a.end[i] - a.end[i - 1];
-        const float square = a.norm.p ? gemv_total(squares, square_stride ? parts : 1, square_stride, t) : 0.0f;
-        const float rstd = a.norm.p ? 1.0f / sqrtf(square / (float)a.I + a.eps) : 1.0f;
-        float v = rstd * gemv_total(part, parts, stride, r * width + t);
-        if (a.glu) v = v / (1.0f + expf(-v)) * (rstd * gemv_total(part, parts, stride, (r + 1) * width + t));
-        view_put(a.y[i], t * out_width + row, v + added);
+        int t;
+        const int r = gemv_element(a, rows, e, &t);
+        const float square = a.norm.p ? gemv_total(squares, square_stride ? parts : 1, square_stride, t) : 0.0f,
+                    up = a.glu ? gemv_total(part, parts, stride, (r + 1) * width + t) : 0.0f;
+        gemv_result(a, first + r, t, gemv_rstd(a, square), gemv_total(part, parts, stride, r * width + t), up, added);
         e += (int)blockDim.x;
         added = gemv_added(a, first, rows, e);
     }

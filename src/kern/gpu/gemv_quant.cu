@@ -12,30 +12,8 @@
  *
  * An element's sum is that of CHAINS sums, in order, each of every CHAINS-th group, in order: how many tokens and rows
  * there are changes no bit. Scratch: rounded x. */
-#include "kern/gpu/gemv.h"
+#include "kern/gpu/gemv_quant.h"
 #include "kern/gpu/mma.h"
-#include "kern/gpu/quant.h"
-
-enum { CHAINS = GPU_WARP / 4, MAGIC = 0x4b400000 /* bits of 1.5 * 2^23 */ };
-
-struct quant_args {
-    gemv_args g;
-    quant_view w; /* but for its address, of every weight */
-    rounded x;
-};
-
-__device__ inline const char *quant_row_at(const quant_args &a, int r)
-{
-    int row;
-    const int i = gemv_place(a.g, r, &row);
-    return (const char *)a.g.w[i] + row * a.w.pitch;
-}
-
-/* sum + a group's product d, which began at MAGIC, times its scales s. */
-__device__ inline float group_add(float sum, int d, float s)
-{
-    return fmaf(bits_float((uint32_t)d) - bits_float(MAGIC), s, sum);
-}
 
 /* ---- a warp for some rows of w, T tokens */
 
@@ -103,18 +81,6 @@ __device__ inline void slot_copy(typename S::slot &to, const quant_args &a, cons
     }
 }
 
-/* The sum over four lanes of d[q % N], q being the lane's number among them. */
-template <int N> __device__ inline int quad_sum(const int (&d)[N], int q)
-{
-    const bool odd = q & 1, upper = q & 2;
-    int sum = d[0];
-    if (N == 1) return sum += gpu_shfl_xor(sum, 1), sum + gpu_shfl_xor(sum, 2);
-    sum = (odd ? d[1 % N] : d[0]) + gpu_shfl_xor(odd ? d[0] : d[1 % N], 1);
-    if (N == 2) return sum + gpu_shfl_xor(sum, 2);
-    const int more = (odd ? d[3 % N] : d[2 % N]) + gpu_shfl_xor(odd ? d[2 % N] : d[3 % N], 1);
-    return (upper ? more : sum) + gpu_shfl_xor(upper ? sum : more, 2);
-}
-
 /* What this lane has of a row in one turn, times x there. */
 template <class S>
 __device__ inline int piece_dot(const uint32_t (&level)[4], const typename S::slot &w, int r, int turn,
@@ -159,15 +125,6 @@ __device__ inline void slot_multiply(float &sum, const quant_args &a, const roun
     }
 }
 
-/* Where x of one token is in shared memory, which it moves on. */
-__device__ inline rounded rounded_inside(rounded x, float *&mem)
-{
-    x.s = (round_scale *)mem, x.squares = (float *)(x.s + x.groups);
-    x.q = (uint32_t *)(x.squares + x.groups + 4);
-    mem = (float *)(x.q + x.groups * (QUANT_GROUP / 4));
-    return x;
-}
-
 template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_quant_rows(quant_args a)
 {
     GPU_SHARED(float, part); /* [chain][row][token]; x, if not rounded yet; the warps' rings */
@@ -194,7 +151,7 @@ template <class S> __global__ __launch_bounds__(ROWS_WARPS *GPU_WARP) void gemv_
     gpu_wait_for_previous();
     const float added = gemv_added(a.g, p.first, p.rows, (int)threadIdx.x);
     if (S::T == 1) {
-        round_row(x, 0, a.g.x, a.g.norm, g, a.g.I, a.g.wide);
+        round_row(x, 0, a.g.x, a.g.norm, g, a.g.I, a.g.wide, (int)blockDim.x);
         __syncthreads();
         if (a.g.norm.p && warp == warps - 1) round_squares(x, 0);
     }
@@ -226,7 +183,7 @@ template <class S> static void rows_launch(struct kctx *kc, struct quant_args *a
     int64_t warps = even > rounding ? even : rounding;
     if (warps < ROWS_LEAST) warps = ROWS_LEAST;
     a->g.rows_block = (int)(each * S::SPLIT);
-    const size_t x = S::T > 1 ? 0 : (size_t)a->x.groups * (sizeof(round_scale) + sizeof(float) + QUANT_GROUP) + 16;
+    const size_t x = S::T > 1 ? 0 : (size_t)rounded_bytes(a->x.groups);
     gpu_launch_early(gemv_quant_rows<S>, dim3((unsigned)blocks), dim3((unsigned)(warps * GPU_WARP)),
                      (size_t)(CHAINS * a->g.rows_block * S::T) * sizeof(float) + x +
                          (size_t)(warps * S::DEPTH) * sizeof(typename S::slot),
@@ -427,7 +384,10 @@ template <int TYPE> static void run_rows(struct kctx *kc, struct quant_args *a, 
     const int64_t groups = ceil_div(a->w.groups, ROUND_GROUPS) * ROUND_GROUPS;
     if (n == 1 && a->g.I <= INSIDE) {
         a->x = { NULL, NULL, NULL, (int)groups, 1, TYPE == DT_Q4, MAGIC };
-        rows_launch<rows_shape<TYPE, 2, 1, DEPTH>>(kc, a);
+        if (quant_bulk_takes(a))
+            quant_bulk_run(kc, a);
+        else
+            rows_launch<rows_shape<TYPE, 2, 1, DEPTH>>(kc, a);
     } else {
         a->x = quant_round(kc, tensor_slice(g->x, from, n), g->norm, TYPE == DT_Q4, MAGIC, TOKENS);
         many_tokens<TYPE>(kc, a);

@@ -197,7 +197,7 @@ __global__ __launch_bounds__(BLOCK) void round_rows(rounded r, view x, view norm
     round_ahead(g, norm, I, wide);
     gpu_wait_for_previous();
     if (t < T)
-        round_row(r, t, view_at(x, (int64_t)t * I), norm, g, I, wide);
+        round_row(r, t, view_at(x, (int64_t)t * I), norm, g, I, wide, BLOCK);
     else
         for (int k = (int)threadIdx.x; k < r.groups; k += BLOCK) r.s[k * r.stride + t] = { 0, 0 };
     __syncthreads();

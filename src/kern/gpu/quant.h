@@ -179,11 +179,12 @@ __device__ inline void round_ahead(float (&g)[LANES], view norm, int I, bool wid
     if (norm.p) load8(g, norm, LANES * (int)threadIdx.x, I, wide);
 }
 
-/* A row x of I numbers, times norm if that is there, becomes token t of r: by a block. How many threads that has
- * changes no bit. g: round_ahead's. */
-__device__ inline void round_row(const rounded &r, int t, view x, view norm, float (&g)[LANES], int I, bool wide)
+/* A row x of I numbers, times norm if that is there, becomes token t of r: by a block's first `threads`. How many those
+ * are changes no bit. g: round_ahead's. */
+__device__ inline void round_row(const rounded &r, int t, view x, view norm, float (&g)[LANES], int I, bool wide,
+                                 int threads)
 {
-    const int n = r.groups * QUANT_GROUP, step = LANES * (int)blockDim.x;
+    const int n = r.groups * QUANT_GROUP, step = LANES * threads;
     float v[LANES], next[LANES];
     load8(next, x, LANES * (int)threadIdx.x, I, wide);
     for (int i0 = 0; i0 < n; i0 += step) { /* the same turns for all */
@@ -206,12 +207,16 @@ __device__ inline void round_row(const rounded &r, int t, view x, view norm, flo
     }
 }
 
-/* Behind a barrier after that: the sum of all squares, by a warp. */
-__device__ inline void round_squares(const rounded &r, int t)
+/* Behind a barrier after that: the sum of all squares, by a warp; and kept. */
+__device__ inline float round_square(const rounded &r, int t)
 {
     float sum = 0;
     for (int g = (int)threadIdx.x % GPU_WARP; g < r.groups; g += GPU_WARP) sum += r.squares[g * r.stride + t];
-    sum = warp_sum(sum);
+    return warp_sum(sum);
+}
+__device__ inline void round_squares(const rounded &r, int t)
+{
+    const float sum = round_square(r, t);
     if (threadIdx.x % GPU_WARP == 0) r.squares[r.groups * r.stride + t] = sum;
 }
 

@@ -46,10 +46,4 @@ __device__ inline void tma_copy(uint32_t to, const tma_map *m, int byte, int row
                  : "memory");
 }
 
-/* Arrives; so many bytes have to come too. */
-__device__ inline void barrier_expect(uint64_t *b, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(b)), "r"(bytes) : "memory");
-}
-
 #endif

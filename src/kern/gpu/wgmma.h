@@ -7,6 +7,7 @@
  * Tiles in shared memory are aligned to 1,024 bytes: [D/64][rows][64], the 16-byte pieces of 128 bytes permuted by the
  * row's number (the unit's "128B swizzle"). */
 #pragma once
+#include "kern/gpu/bulk.h"
 #include "kern/gpu/mma.h"
 
 #if GPU_HAS_WGMMA
@@ -167,35 +168,13 @@ __device__ inline int2 order_here(const wg_order &o)
  *
  * The last four warps of a block fill a ring of N stages, item after item, and GROUPS times four warps read them, each
  * at its own pace. Item i is in stage i % N. Two barriers a stage: `full` when all who fill have put it there, `free`
- * when each warp that reads has given it back. (PTX ISA, "mbarrier") */
+ * when each warp that reads has given it back (bulk.h). */
 
 enum { WG_GROUPS = 2, WG_READERS = WG_GROUPS * 128, WG_FILLERS = 128, WG_THREADS = WG_READERS + WG_FILLERS };
 
 template <int N> struct wg_ring {
     uint64_t full[N], free[N];
 };
-
-__device__ inline void barrier_start(uint64_t *b, int arrivals)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(b)), "r"(arrivals) : "memory");
-}
-__device__ inline bool barrier_passed(const uint64_t *b, int turn)
-{
-    uint32_t passed;
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                 : "=r"(passed)
-                 : "r"(shared_at(b)), "r"(turn & 1)
-                 : "memory");
-    return passed;
-}
-__device__ inline void barrier_wait(const uint64_t *b, int turn)
-{
-    while (!barrier_passed(b, turn)) {}
-}
-__device__ inline void barrier_arrive(uint64_t *b)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(b)) : "memory");
-}
 
 /* By one thread, before a barrier of the block; so many threads fill. */
 template <int N> __device__ inline void ring_start(wg_ring<N> *r, int fillers = WG_FILLERS)
@@ -204,7 +183,7 @@ template <int N> __device__ inline void ring_start(wg_ring<N> *r, int fillers = 
         barrier_start(r->full + i, fillers);
         barrier_start(r->free + i, WG_READERS / 32);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_started();
 }
 
 /* Which of the groups of readers; in a way that shows the compiler that all of a warp are in one. */
