@@ -261,7 +261,9 @@ bool exchange_later(struct exchange *x, enum exchange_lane lane, route_fn *fn, v
 /* The request is whole: to its handler, or to the queue for those that may take time. */
 static void dispatch(struct exchange *x)
 {
+    pthread_mutex_lock(&x->lock); /* the watcher looks at it already */
     x->state = X_WORK;
+    pthread_mutex_unlock(&x->lock);
     if (x->route->flags & ROUTE_QUICK) x->route->handle(x->mount->ctx, x);
     else if (!exchange_later(x, LANE_WORK, x->route->handle, x->mount->ctx))
         refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
@@ -326,7 +328,9 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls, 
     (void)cls, (void)mhd, (void)how;
     if (!x) return;
     *con_cls = NULL;
+    pthread_mutex_lock(&x->lock);
     bool unread = x->state == X_READ; /* nobody was told of it, so nobody else finishes it */
+    pthread_mutex_unlock(&x->lock);
     if (unread) refuse(x, MHD_HTTP_BAD_REQUEST, NULL, "the request was cut off");
     exchange_client_gone(x);
 }

@@ -13,8 +13,8 @@ struct conn {
     struct conn *prev, *next;
     int fd;
     enum conn_phase phase;
-    double since_s;
-    struct exchange *x; /* while one is under way */
+    double since_s, silent_s; /* since when in this phase; since when its client has nothing more to say, or 0 */
+    struct exchange *x;       /* while one is under way */
 };
 
 enum exchange_state { X_READ, X_WORK, X_WHOLE, X_STREAM };

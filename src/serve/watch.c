@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 
@@ -26,11 +27,17 @@ static bool late(const struct server *s, const struct conn *c, double now)
     return false;
 }
 
-/* A kept connection on which nothing more will be asked: libmicrohttpd may have missed it, its events being edges. */
-static bool idle_closed(const struct conn *c, double now)
+/* Between requests or in the midst of one, a connection on which nothing more will be said: libmicrohttpd may have
+ * missed that, its events being edges. A second for what it has read and not looked at yet. */
+static bool silenced(struct conn *c, double now)
 {
     struct pollfd p = { .fd = c->fd, .events = POLLRDHUP };
-    return c->phase == CONN_KEPT && now - c->since_s > 1 && poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP);
+    int unread = 0;
+    bool silent = c->phase != CONN_ANSWER && poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP);
+    silent = silent && ioctl(c->fd, FIONREAD, &unread) == 0 && !unread;
+    if (!silent) c->silent_s = 0;
+    else if (c->silent_s <= 0) c->silent_s = now;
+    return silent && now - c->silent_s > 1;
 }
 
 /* Has the client left, or are we to leave? Called with s->lock held; a connection is not closed while that is. */
@@ -79,7 +86,7 @@ void *watch_main(void *server)
         double now = plat_now_s();
         int n = 0;
         for (struct conn *c = s->conns; c; c = c->next) {
-            if (late(s, c, now) || idle_closed(c, now)) shutdown(c->fd, SHUT_RDWR);
+            if (late(s, c, now) || silenced(c, now)) shutdown(c->fd, SHUT_RDWR);
             else if (c->x && n < MOST && left(c)) gone[n++] = c->x;
         }
         pthread_mutex_unlock(&s->lock);

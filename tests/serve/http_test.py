@@ -150,6 +150,12 @@ def test_cancel(s):
     time.sleep(0.3)
     gone.close()
     ok(wait_for(lambda: calm(s.port), 30), "who waits for a whole answer and leaves is noticed as well")
+    for cut in (len(head(len(body))) - 3, len(head(len(body))) + len(body) - 1):
+        for _ in range(100):
+            with socket.create_connection(("127.0.0.1", s.port)) as c:
+                c.sendall((head(len(body)) + body)[:cut])
+        ok(wait_for(lambda: calm(s.port) and metric(s.port, "llava_http_connections") == 1, 10),
+           f"who breaks off after {cut} bytes of a request is not waited for", metric(s.port, "llava_http_connections"))
 
 
 def test_many(s):
