@@ -288,13 +288,17 @@ __device__ inline void gpu_let_next()
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-/* Pairs of blocks (clusters of two, sm_90): gpu_rank, which of the pair this block is; gpu_meet, where all threads of
- * both wait for each other and then see what was put; gpu_put, *p = v in the shared memory of block `rank`, which has
- * started. */
+/* Clusters of blocks, neighbours in a row of the grid, that run at the same time (sm_90): gpu_rank, which of them this
+ * block is; gpu_meet, where all threads of all wait for each other and then see what was put; gpu_arrive and gpu_wait,
+ * the two halves of that, one that has left having arrived; gpu_put, *p = v in the shared memory of block `rank`, which
+ * has started; gpu_of_first, the place in the first block's that p is in this one's. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 __device__ inline int gpu_rank() { return 0; }
 __device__ inline void gpu_meet() {}
 __device__ inline void gpu_put(float *, int, float) {}
+__device__ inline void gpu_arrive() {}
+__device__ inline void gpu_wait() {}
+template <class T> __device__ inline T *gpu_of_first(T *p) { return p; }
 #else
 __device__ inline int gpu_rank()
 {
@@ -305,6 +309,13 @@ __device__ inline int gpu_rank()
 __device__ inline void gpu_meet()
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ inline void gpu_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void gpu_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+template <class T> __device__ inline T *gpu_of_first(T *p)
+{
+    asm("mapa.u64 %0, %0, 0;" : "+l"(p));
+    return p;
 }
 __device__ inline void gpu_put(float *p, int rank, float v)
 {
@@ -322,10 +333,10 @@ static inline bool gpu_is_sm90(void)
     gpu_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     return major >= 9;
 }
-/* Early, and blocks 2i and 2i + 1 as a pair if wanted: only where the card can. */
+/* Early, in clusters of so many blocks: more than 1 only where the card can. */
 template <class... P, class... A>
-static inline void gpu_launch_pairs(void (*kernel)(P...), bool pairs, dim3 grid, dim3 block, size_t shared,
-                                    cudaStream_t stream, A... args)
+static inline void gpu_launch_clusters(void (*kernel)(P...), unsigned blocks, dim3 grid, dim3 block, size_t shared,
+                                       cudaStream_t stream, A... args)
 {
     if (!gpu_is_sm90()) {
         gpu_launch(kernel, grid, block, shared, stream, args...);
@@ -338,24 +349,28 @@ static inline void gpu_launch_pairs(void (*kernel)(P...), bool pairs, dim3 grid,
     how[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     how[0].val.programmaticStreamSerializationAllowed = 1;
     how[1].id = cudaLaunchAttributeClusterDimension;
-    how[1].val.clusterDim.x = 2, how[1].val.clusterDim.y = 1, how[1].val.clusterDim.z = 1;
+    how[1].val.clusterDim.x = blocks, how[1].val.clusterDim.y = how[1].val.clusterDim.z = 1;
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
-    config.attrs = how, config.numAttrs = pairs ? 2 : 1;
+    config.attrs = how, config.numAttrs = blocks > 1 ? 2 : 1;
     gpu_check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
-}
-template <class... P, class... A>
-static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-                                    A... args)
-{
-    gpu_launch_pairs(kernel, false, grid, block, shared, stream, args...);
 }
 #else
 __device__ inline void gpu_wait_for_previous() {}
 __device__ inline void gpu_let_next() {}
+__device__ inline void gpu_arrive() {}
+__device__ inline void gpu_wait() {}
+template <class T> __device__ inline T *gpu_of_first(T *p) { return p; }
+static inline bool gpu_is_sm90(void) { return false; }
 template <class... P, class... A>
-static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, gpu(Stream_t) stream,
-                                    A... args)
+static inline void gpu_launch_clusters(void (*kernel)(P...), unsigned, dim3 grid, dim3 block, size_t shared,
+                                       gpu(Stream_t) stream, A... args)
 {
     gpu_launch(kernel, grid, block, shared, stream, args...);
 }
 #endif
+template <class... P, class... A>
+static inline void gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, gpu(Stream_t) stream,
+                                    A... args)
+{
+    gpu_launch_clusters(kernel, 1, grid, block, shared, stream, args...);
+}

@@ -103,8 +103,7 @@ struct kern {
      * cached attention are all just ranges. arXiv:1706.03762 eq. 1; softmax with running maximum.
      * pages present: k and v are a store of pages of KV_PAGE rows, pages[B,M] I32 says which pages a sequence has, and
      * range[T,3] = from, to, b counts the rows of sequence b: its row s is k[pages[b][s / KV_PAGE] * KV_PAGE
-     * + s % KV_PAGE]. Entries of pages behind the last `to` are not read.
-     * In decode what was called just before this may have written the last T rows of a range at most. */
+     * + s % KV_PAGE]. Entries of pages behind the last `to` are not read. */
     void (*attn_fwd)(struct kctx *, struct tensor y, struct tensor lse, struct tensor q, struct tensor k,
                      struct tensor v, struct tensor range, struct tensor pages, int heads, float scale);
     /* dq, dk, dv from dy. k,v are act here. */
@@ -221,6 +220,12 @@ struct kern {
     /* rope of q and k in place, then rows of k and v into their stores, as rows_put has it: not in decode only. */
     void (*rope_store)(struct kctx *, struct tensor q, struct tensor k, struct tensor v, struct tensor pos,
                        struct tensor table, struct tensor k_store, struct tensor v_store, struct tensor idx);
+    /* In decode only: rope_store, and attn_fwd over the stores. The last row of a token's range is its own: its k and v
+     * go to idx[t], where that row lies, and no other token sees it; k_store and v_store are not written by what was
+     * called just before. Where idx[t] < 0 nothing is stored, and y is anything. q and k may be left rotated. */
+    void (*rope_attn)(struct kctx *, struct tensor y, struct tensor q, struct tensor k, struct tensor v,
+                      struct tensor pos, struct tensor table, struct tensor k_store, struct tensor v_store,
+                      struct tensor idx, struct tensor range, struct tensor pages, float scale);
 };
 
 /* What a step of AdamW needs besides its tensors. */

@@ -21,17 +21,22 @@ static struct tensor llama_layer_forward(struct op_ctx *o, const void *arg, stru
     const struct llama_layer *l = a->l;
     const int place = LLAMA_PLACES + 2 * (int)(l - a->m->layer);
     struct op_qkv h = op_norm_qkv(o, x, &l->ln1, c->eps, &l->q, &l->k, &l->v);
-    if (a->cache) {
-        op_rope_store(o, &h, a->seq->pos, a->m->rope, a->cache->k, a->cache->v, a->seq->row);
-    } else {
-        h.q = op_rope(o, h.q, a->seq->pos, a->m->rope);
-        h.k = op_rope(o, h.k, a->seq->pos, a->m->rope);
+    const struct llama_seq *s = a->seq;
+    struct tensor y = { 0 };
+    if (a->few && !s->out.p) {
+        op_rope_store(o, &h, s->pos, a->m->rope, a->cache->k, a->cache->v, s->row);
+        return y;
     }
-    if (a->few && !a->seq->out.p) return (struct tensor){ 0 };
-    struct tensor y = op_attention(o, h.q, h.k, h.v, a->seq->range, a->seq->pages, c->H);
+    if (a->cache) {
+        y = op_rope_attention(o, &h, s->pos, a->m->rope, a->cache->k, a->cache->v, s->row, s->range, s->pages, c->H);
+    } else {
+        h.q = op_rope(o, h.q, s->pos, a->m->rope);
+        h.k = op_rope(o, h.k, s->pos, a->m->rope);
+        y = op_attention(o, h.q, h.k, h.v, s->range, s->pages, c->H);
+    }
     if (a->few) {
-        y = op_gather(o, y, a->seq->out);
-        x = op_gather(o, x, a->seq->out);
+        y = op_gather(o, y, s->out);
+        x = op_gather(o, x, s->out);
         o->kc->decode = true;
     }
     x = op_linear_join(o, y, &l->o, x, place);

@@ -2,6 +2,8 @@
  * op.h. */
 #include "op/op.h"
 
+#include <math.h>
+
 /* May a norm and these linears be one kernel? Weights that are read together have one type. A linear that serves
  * adapters never is, whether this step asks for one or not: its rows would not have the same bits in other company. */
 static bool is_fused(const struct op_ctx *o, const struct linear *const *l, int n)
@@ -101,4 +103,23 @@ void op_rope_store(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct
     }
     h->k = k_store;
     h->v = v_store;
+}
+
+struct tensor op_rope_attention(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct tensor table,
+                                struct tensor k_store, struct tensor v_store, struct tensor idx, struct tensor range,
+                                struct tensor pages, int heads)
+{
+    const struct tensor q = h->q, k = h->k, v = h->v;
+    if (!o->k->rope_attn || o->tape || !o->kc->decode) {
+        op_rope_store(o, h, pos, table, k_store, v_store, idx);
+        return op_attention(o, h->q, h->k, h->v, range, pages, heads);
+    }
+    OP_CHECK(tensor_count(pos) == tensor_rows(q) && tensor_count(idx) == tensor_rows(k), q, pos);
+    OP_CHECK(tensor_cols(k) == tensor_cols(k_store) && tensor_same_shape(k, v), k, k_store);
+    OP_CHECK(tensor_rows(range) == tensor_rows(q) && tensor_cols(range) == (pages.p ? 3 : 2), q, range);
+    OP_CHECK(tensor_cols(q) == heads * tensor_cols(table) && tensor_cols(q) % tensor_cols(k) == 0, q, table);
+    const struct tensor y = op_new(o, false, tensor_rows(q), tensor_cols(q));
+    OP_RUN(o, rope_attn, y, q, k, v, pos, table, k_store, v_store, idx, range, pages,
+           (float)(1 / sqrt((double)tensor_cols(table))));
+    return y;
 }

@@ -215,6 +215,11 @@ struct op_qkv op_norm_qkv(struct op_ctx *o, struct tensor x, const struct param 
 /* Rotary positions of h's q and k, then k and v into a cache's rows idx; h's k and v are the cache from here on. */
 void op_rope_store(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct tensor table, struct tensor k_store,
                    struct tensor v_store, struct tensor idx);
+/* The same, and op_attention over the cache; in decode the last row of a token's range is its own, in row idx, which no
+ * other token sees: kern.h rope_attn. */
+struct tensor op_rope_attention(struct op_ctx *o, struct op_qkv *h, struct tensor pos, struct tensor table,
+                                struct tensor k_store, struct tensor v_store, struct tensor idx, struct tensor range,
+                                struct tensor pages, int heads);
 /* down(silu(gate(norm(x))) * up(norm(x))) + x */
 struct tensor op_norm_glu_add(struct op_ctx *o, struct tensor x, const struct param *norm, float eps,
                               const struct linear *gate, const struct linear *up, const struct linear *down,

@@ -329,7 +329,8 @@ static void find_sense(struct test *c, struct kctx *kc, struct rng *r)
         for (int i = 0; i < c->n_args; i++) {
             b[i] = tensor_dup(kc, c->a[i]);
             const enum role role = c->row->arg[i].role;
-            const bool kept = is_written(c, i) && role != CHANGE && role != STATE && role != SQUARES;
+            const bool kept = is_written(c, i) && role != CHANGE && role != STATE && role != SQUARES &&
+                              (role != PUT || !c->row->own);
             if (!b[i].p || b[i].type != DT_F64 || kept) continue;
             for (int64_t k = 0, n = tensor_count(b[i]); k < n; k++)
                 ((double *)b[i].p)[k] *= rng_u64(r) & 1 ? 1 + delta : 1 - delta;
@@ -487,6 +488,8 @@ static double rounding_of(const struct test *c, enum dtype out)
 {
     const double u_act = 2 * unit_roundoff(c->act);
     if (dtype_is_quant(out)) return 4 / 127.0;
+    if (c->row->own)
+        return dtype_is_quant(c->weight) ? u_group(c->row) : fmax(u_act, 2 * unit_roundoff(c->weight));
     if (c->product == DT_BF16) return 2 * 0x1p-8 * tail(c->row);
     if (c->product == DT_Q8 && !c->grid) return u_group(c->row);
     if (c->row->rounds && c->row->product) return 2 * u_act; /* what lies between, in elements that feel it more */
@@ -587,7 +590,7 @@ static int run_alone(const struct test *c, struct backend *b, const struct tenso
     int rc = 0;
     if (c->row->by_place) return 0;
     for (int i = 0; i < c->n_args; i++)
-        if (is_written(c, i) && !is_by_token(&c->row->arg[i])) return 0;
+        if (is_written(c, i) && !is_by_token(&c->row->arg[i]) && c->row->arg[i].role != PUT) return 0;
     d.n['T' - 'A'] = 1;
     args_new(c, got);
     for (int i = 0; i < c->n_args; i++) {
@@ -596,7 +599,8 @@ static int run_alone(const struct test *c, struct backend *b, const struct tenso
     }
     run(c, b, one, &d);
     for (int i = 0; i < c->n_args && rc == 0; i++)
-        if (got[i].p && is_written(c, i) && memcmp(one[i].p, tensor_slice(all[i], t, 1).p, tensor_bytes(one[i])))
+        if (got[i].p && is_written(c, i) && is_by_token(&c->row->arg[i]) &&
+            memcmp(one[i].p, tensor_slice(all[i], t, 1).p, tensor_bytes(one[i])))
             rc = complain(c, "a row alone differs from the same among others");
     args_free(c, got);
     return rc;

@@ -42,6 +42,7 @@ struct row {
     bool product;               /* obeys kctx.product */
     bool q8, q4;                /* MATRIX, CACHE and PUT may be quantised so */
     bool rounds;                /* rounds to act inside */
+    bool own;                   /* what is stored is read, too: rounded to 8 bits where the store has them */
     bool normed, gated;         /* a product's x is multiplied by a norm's weight before; products are multiplied */
     bool fresh;                 /* gradients may be TENSOR_FRESH, if kern.fresh */
     bool by_place;              /* what a row becomes depends on where it stands */
@@ -191,6 +192,38 @@ static void call_rope_store(const struct kern *k, struct kctx *kc, const struct 
     k->rows_put(kc, a[6], a[7], a[2]);
 }
 
+static struct tensor copied(const struct kern *k, struct kctx *kc, struct tensor x)
+{
+    const struct tensor y = hidden(kc, x, tensor_cols(x));
+    k->cast(kc, y, x);
+    return y;
+}
+
+static void call_rope_attn(const struct kern *k, struct kctx *kc, const struct tensor *a, const struct dims *d)
+{
+    const size_t mark = arena_mark(kc->scratch);
+    const struct tensor q = copied(k, kc, a[1]), own = copied(k, kc, a[2]), none = { 0 };
+    if (k->rope_attn) {
+        k->rope_attn(kc, a[0], q, own, a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], SCALE);
+    } else {
+        const struct tensor rope_store[] = { q, own, a[3], a[4], a[5], a[6], a[7], a[8] };
+        call_rope_store(k, kc, rope_store, d);
+        k->attn_fwd(kc, a[0], none, q, a[6], a[7], a[9], a[10], (int)size(d, 'H'), SCALE);
+    }
+    arena_rewind(kc->scratch, mark);
+}
+
+/* Where the last row of each token's range lies. */
+static void prepare_rope_attn(struct kctx *kc, struct tensor *a, const struct dims *d)
+{
+    const int32_t *range = a[9].p, *pages = a[10].p;
+    (void)kc;
+    for (int64_t t = 0; t < size(d, 'T'); t++, range += 3) {
+        const int32_t last = range[1] - 1;
+        ((int32_t *)a[8].p)[t] = pages[range[2] * size(d, 'N') + last / KV_PAGE] * KV_PAGE + last % KV_PAGE;
+    }
+}
+
 /* An F64 tensor of t's shape, for results that nobody reads. */
 static struct tensor spare(struct kctx *kc, struct tensor t)
 {
@@ -249,6 +282,13 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define ATTNS_PAGED                                                                                      \
     "T2 B2 N1 S32 H1 K1 D8; T5 B5 N3 S240 H4 K4 D64; T40 B3 N9 S432 H4 K2 D128; T7 B2 N20 S640 H8 K1 D32; "\
     "T50 B2 N6 S192 H2 K2 D80 M20; T3 B3 N40 S1920 H2 K2 D64 M300; T90 B2 N12 S384 H4 K2 D64; T75 B3 N9 S432 H2 K1 D128"
+/* As those in pages, but each token is alone in its sequence: B is T. */
+#define DECODES                                                                                          \
+    "T1 B1 N1 S16 H1 K1 D2 V5; T2 B2 N1 S32 H3 K3 D14 V9; T5 B5 N3 S240 H4 K4 D64 V33; T3 B3 N9 S432 H4 K2 D128 V40; "\
+    "T2 B2 N20 S640 H8 K1 D32 V7; T4 B4 N6 S384 H2 K2 D80 V8 M20; T3 B3 N20 S960 H2 K2 D64 V9 M200; "   \
+    "T1 B1 N40 S640 H6 K3 D128 V640; T7 B7 N2 S224 H5 K1 D128 V40; T2 B2 N3 S96 H2 K1 D256 V9"
+#define DECODES_LARGE                                                                                    \
+    "T1 B1 N256 S4096 H40 K40 D128 V99; T33 B33 N40 S21120 H8 K8 D128 V99; T4 B4 N80 S5120 H32 K8 D128 V99 M1000"
 #define ATTN_BENCH_DEV                                                                                     \
     "T1 S640 H40 K40 D128; T1 S4096 H40 K40 D128; T2048 S2048 H40 K40 D128; T2048 S2048 H40 K40 D128 M1; " \
     "T577 S577 H16 K16 D64 M1"
@@ -347,6 +387,12 @@ static const struct row rows[] = {
       .sum = "", .rounds = true, .q8 = true,
       .shapes = "T1 H1 K1 D2 V1 M1; T5 H3 K1 D14 V33 M7; T33 H4 K2 D64 V40 M40; T3 H2 K2 D80 V9 M5",
       .bench = "T1 H32 K32 D128 V2048 M2048", .bench_dev = "T1 H40 K40 D128 V2048 M2048", .flops = "6THD" },
+    { ROW(rope_attn), .prepare = prepare_rope_attn,
+      .arg = { { OUT, "T.HD" }, { IN, "T.HD" }, { IN, "T.KD" }, { IN, "T.KD" }, { POS, "T" }, { TABLE, "V.D" },
+               { PUT, "S.KD" }, { PUT, "S.KD" }, { POS, "T" }, { RANGE, "T.3" }, { PAGES, "B.N" } },
+      .sum = "SD", .rounds = true, .own = true, .q8 = true, .shapes = DECODES, .large = DECODES_LARGE,
+      .bench = "T1 B1 N40 S640 H32 K32 D128 V640", .bench_dev = "T1 B1 N40 S640 H40 K40 D128 V640",
+      .flops = "4THSD" },
     { ROW(swiglu_fwd), .arg = { { OUT, "T.F" }, { WIDE, "T.F" }, { IN, "T.F" } },
       .sum = "", .same = 1, .shapes = ELEMS, .bench_dev = ELEM_BENCH_DEV,
       .bench = ELEM_BENCH, .flops = "4TF" },

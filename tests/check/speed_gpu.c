@@ -160,11 +160,11 @@ static void launch_part(struct bench *b, const struct decode *d, enum part part,
     case DOWN: b->k.matmul(kc, d->x, d->h, l->down, none, d->x); break;
     case HEAD: b->k.matmul(kc, d->logits, d->x, l->head, none, none); break;
     case ATTN:
-        b->k.attn_fwd(kc, d->y, none, d->q, l->k_store, l->v_store, d->range, d->pages, (int)d->of->H, 0.1f);
+        b->k.rope_attn(kc, d->y, d->q, d->k, d->v, d->pos, d->table, l->k_store, l->v_store, d->idx, d->range, d->pages,
+                       0.1f);
         break;
     default:
         launch_part(b, d, QKV, l);
-        b->k.rope_store(kc, d->q, d->k, d->v, d->pos, d->table, l->k_store, l->v_store, d->idx);
         for (int p = ATTN; p != HEAD; p = p == ATTN ? O : p + 1) launch_part(b, d, (enum part)p, l);
     }
 }

@@ -198,9 +198,7 @@ void gpu_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct te
 {
     const struct attn a = attn_of(y, lse, q, k, v, range, pages, heads, scale);
     if (!a.T) return;
-    if (kc->decode && attn_split_takes(&a))
-        attn_split_fwd(kc, &a);
-    else if (attn_wgmma_takes(&a))
+    if (attn_wgmma_takes(&a))
         attn_wgmma_fwd(kc, &a);
     else if (attn_mma_takes(&a))
         attn_mma_fwd(kc, &a);
@@ -208,6 +206,25 @@ void gpu_attn_fwd(struct kctx *kc, struct tensor y, struct tensor lse, struct te
         attn_gemm_fwd(kc, &a);
     else
         attn_tile_fwd(kc, &a);
+}
+
+void gpu_rope_attn(struct kctx *kc, struct tensor y, struct tensor q, struct tensor k, struct tensor v,
+                   struct tensor pos, struct tensor table, struct tensor k_store, struct tensor v_store,
+                   struct tensor idx, struct tensor range, struct tensor pages, float scale)
+{
+    const int64_t D = tensor_cols(table);
+    const int heads = (int)(tensor_cols(q) / D);
+    struct attn a = attn_of(y, tensor{}, q, k_store, v_store, range, pages, heads, scale);
+    a.wide = a.wide && is_wide(D / 2, k, v, table);
+    if (!a.T) return;
+    if (attn_split_takes(&a)) {
+        const tokens in = { view_of(q), view_of(k), view_of(v), (const int32_t *)pos.p, (const int32_t *)idx.p,
+                            (const float *)table.p };
+        attn_split_fwd(kc, &a, &in);
+        return;
+    }
+    gpu_rope_store(kc, q, k, v, pos, table, k_store, v_store, idx);
+    gpu_attn_fwd(kc, y, tensor{}, q, k_store, v_store, range, pages, heads, scale);
 }
 
 /* delta[t,h] = dy . y of that head: `lanes` lanes of a warp each. */

@@ -1,6 +1,7 @@
-/* Attention on a GPU: five ways to the same result, chosen in attn.cu by type, head size and kctx.decode.
+/* Attention on a GPU: five ways to the same result, chosen in attn.cu by type and head size.
  *
- *   attn_split.cu  decode: the keys of a query are divided among blocks, whose results are put together
+ *   attn_split.cu  decode, with rope and store: the keys of a query are divided among blocks, whose results are put
+ *                  together
  *   attn_wgmma*.cu sm_90a, 16-bit types, heads of 64 and 128: larger tiles on its own matrix units
  *   attn_mma.cu    16-bit types, heads of 64 and 128: tiles on the matrix units (only where there are any)
  *   attn_gemm.cu   where there are none: heads of 64 and 128, by the vendor's products; in pages, if extents are known
@@ -27,6 +28,13 @@ struct attn {
     quant_view kq, vq; /* k and v where their rows are quantised */
 };
 
+/* What is rotated and stored in decode. */
+struct tokens {
+    view q, k, v; /* [T,H*D], [T,K*D], [T,K*D] */
+    const int32_t *pos, *idx;
+    const float *table;
+};
+
 /* What is added to; fresh: there is nothing yet. */
 struct gradient {
     view to;
@@ -46,7 +54,7 @@ struct attn_back {
 };
 
 bool attn_split_takes(const struct attn *a);
-void attn_split_fwd(struct kctx *kc, const struct attn *a);
+void attn_split_fwd(struct kctx *kc, const struct attn *a, const struct tokens *in);
 
 bool attn_mma_takes(const struct attn *a);
 void attn_mma_fwd(struct kctx *kc, const struct attn *a);

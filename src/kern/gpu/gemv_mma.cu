@@ -322,8 +322,8 @@ template <class E, int M, int N, bool PAIR> static void gemv_mma_launch(struct k
     struct ring_shape s = { (int)ceil_div(a->I, HALVES * 64) * 64, tiles, shift, (rows << shift) * 16,
                             (tiles + tiles % 2) * TILE_SUMS, 0 };
     s.front = (int)ceil_div(s.sums + table, 128) * 128;
-    gpu_launch_pairs(gemv_mma<E, M, N, PAIR>, PAIR, dim3((unsigned)(parts * BLOCKS)), THREADS,
-                     (size_t)(s.front + s.stage * STAGES * G::N), stream_of(kc), *a, s);
+    gpu_launch_clusters(gemv_mma<E, M, N, PAIR>, PAIR ? 2 : 1, dim3((unsigned)(parts * BLOCKS)), THREADS,
+                        (size_t)(s.front + s.stage * STAGES * G::N), stream_of(kc), *a, s);
 }
 
 template <class E> static void gemv_mma_tokens(struct kctx *kc, const struct gemv_args *a)

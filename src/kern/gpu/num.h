@@ -318,7 +318,8 @@ template <class... R> static inline bool is_wide(int64_t cols, struct tensor t, 
     XX(norm_matmul)    \
     XX(norm_glu)       \
     XX(matmul_each)    \
-    XX(rope_store)
+    XX(rope_store)     \
+    XX(rope_attn)
 
 #define XX(name) __typeof__(*(((struct kern *)0)->name)) gpu_##name;
 GPU_MAP(XX)

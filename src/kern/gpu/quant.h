@@ -117,19 +117,28 @@ __device__ inline uint32_t most_of(const float (&v)[LANES])
 /* A scale as a row keeps it: never infinite. */
 __device__ inline gpu_f16 scale_put(float s) { return gpu_from<gpu_f16>(fminf(fmaxf(s, -65504.0f), 65504.0f)); }
 
+/* Of a group whose largest magnitude is `most`, as bits: its scale as a row of 8 bits keeps it, and one over that. */
+__device__ inline gpu_f16 scale_to_8(uint32_t most, float &inverse)
+{
+    const gpu_f16 h = most < 0x7f800000u ? scale_put(bits_float(most) / 127.0f) : gpu_f16{ QUANT_FAULT };
+    const float s = gpu_float(h);
+    inverse = s > 0 ? 1.0f / s : 0.0f;
+    return h;
+}
+__device__ inline uint32_t byte_to_8(float v, float inverse)
+{
+    return (uint32_t)(int)fminf(fmaxf(rintf(gpu_mul(v, inverse)), -127.0f), 127.0f) & 0xff;
+}
+
 /* Rows of 8 bits: this thread's 8 numbers v of a group become q times the scale that is returned; most: the largest
  * magnitude, as bits, of those that this thread has of the group; `lanes` share it. */
 __device__ inline gpu_f16 group_to_8(uint32_t (&q)[2], const float (&v)[LANES], uint32_t most, int lanes)
 {
-    const uint32_t bits = group_most(most, lanes);
-    const gpu_f16 h = bits < 0x7f800000u ? scale_put(bits_float(bits) / 127.0f) : gpu_f16{ QUANT_FAULT };
-    const float s = gpu_float(h), inverse = s > 0 ? 1.0f / s : 0.0f;
+    float inverse;
+    const gpu_f16 h = scale_to_8(group_most(most, lanes), inverse);
     q[0] = q[1] = 0;
 #pragma unroll
-    for (int j = 0; j < LANES; j++) {
-        const float n = fminf(fmaxf(rintf(gpu_mul(v[j], inverse)), -127.0f), 127.0f);
-        q[j / 4] |= (uint32_t)((int)n & 0xff) << 8 * (j % 4);
-    }
+    for (int j = 0; j < LANES; j++) q[j / 4] |= byte_to_8(v[j], inverse) << 8 * (j % 4);
     return h;
 }
 
