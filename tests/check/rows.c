@@ -483,13 +483,14 @@ static double u_group(const struct row *row)
 /* What may be rounded on the way, besides sums: see kctx.product; where types of 16 bits meet quantised weights in a
  * product these become such a type, too, and a library may round a product before it adds what is there. A step of a
  * row that is stored in 8 bits is 1/127 of its largest value. A cache in 8 bits becomes such a type besides what
- * attention rounds; S is a mean over a row, and elements that the greatest values of v make feel more. */
+ * attention rounds; S is a mean over a row, and elements that the greatest values of v make feel more. Where attention
+ * turns and stores its own keys, these and q are rounded as well as what attention rounds: two errors of one size. */
 static double rounding_of(const struct test *c, enum dtype out)
 {
     const double u_act = 2 * unit_roundoff(c->act);
     if (dtype_is_quant(out)) return 4 / 127.0;
     if (c->row->own)
-        return dtype_is_quant(c->weight) ? u_group(c->row) : fmax(u_act, 2 * unit_roundoff(c->weight));
+        return dtype_is_quant(c->weight) ? u_group(c->row) : sqrt(2) * fmax(u_act, 2 * unit_roundoff(c->weight));
     if (c->product == DT_BF16) return 2 * 0x1p-8 * tail(c->row);
     if (c->product == DT_Q8 && !c->grid) return u_group(c->row);
     if (c->row->rounds && c->row->product) return 2 * u_act; /* what lies between, in elements that feel it more */
