@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""Load on a running server: so many clients ask one streamed question after another while others only hold connections open.
+"""Load on a running server: so many clients ask one streamed question after another while others hold connections open, on
+which they ask for /health now and then: a server closes those that say nothing.
 
     tools/load.py [--url http://localhost:7860] [--clients 64] [--idle 1000] [--seconds 60] [--tokens 32]
 
@@ -49,6 +50,19 @@ async def client(host, port, tokens, until, r, i):
             r.errors += 1
 
 
+async def hold(host, port, until, r):
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        while (left := until - time.perf_counter()) > 0:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
+            await asyncio.sleep(min(45, left))
+    except (OSError, EOFError):
+        r.errors += 1
+    writer.close()
+
+
 def metric(url, name):
     for line in urllib.request.urlopen(url + "/metrics").read().decode().splitlines():
         if line.split(" ")[0] == name:
@@ -64,16 +78,14 @@ def percentiles(values):
 async def load(arg):
     at = urllib.parse.urlparse(arg.url)
     host, port, r = at.hostname, at.port, Result()
-    idle = [await asyncio.open_connection(host, port) for _ in range(arg.idle)]
     start, tokens = time.perf_counter(), metric(arg.url, "llava_tokens_total")
     until = start + arg.seconds
-    clients = [asyncio.create_task(client(host, port, arg.tokens, until, r, i)) for i in range(arg.clients)]
+    clients = [asyncio.create_task(hold(host, port, until, r)) for _ in range(arg.idle)]
+    clients += [asyncio.create_task(client(host, port, arg.tokens, until, r, i)) for i in range(arg.clients)]
     await asyncio.sleep(min(10, arg.seconds / 2))
     memory = await asyncio.to_thread(metric, arg.url, "process_resident_memory_max_bytes")
     await asyncio.gather(*clients)
     took = time.perf_counter() - start
-    for _, writer in idle:
-        writer.close()
     end = metric(arg.url, "process_resident_memory_max_bytes")
     print(json.dumps({"clients": arg.clients, "idle": arg.idle, "seconds": round(took, 1), "answers": r.answers,
                       "errors": r.errors, "tok_s": round((metric(arg.url, "llava_tokens_total") - tokens) / took, 1),
