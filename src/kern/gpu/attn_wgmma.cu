@@ -9,7 +9,7 @@
 
 enum { FWD_T = WG_GROUPS * 64, FWD_S = 128, STAGES = 4 };
 
-bool attn_wgmma_takes(const struct attn *a) { return attn_mma_takes(a) && wg_present(); }
+bool attn_wgmma_takes(const struct attn *a) { return attn_mma_takes(a) && bulk_present(); }
 
 /* Tiles: queries, then each stage's keys or values. */
 template <int D> struct fwd_tiles {

@@ -13,6 +13,7 @@
 #if GPU_HAS_BULK
 #    if defined(GPU_EMU)
 
+static inline bool bulk_present(void) { return true; }
 static inline void barrier_start(uint64_t *b, int arrivals) { emu_counting_start(b, arrivals); }
 static inline void barrier_started() {}
 static inline bool barrier_passed(const uint64_t *b, int turn) { return emu_counting_passed(b, turn); }
@@ -26,6 +27,15 @@ static inline void bulk_copy(char *to, const char *from, int bytes, uint64_t *b)
 }
 
 #    else
+
+/* Is the current device one that code for sm_90a is compiled for? */
+static inline bool bulk_present(void)
+{
+    int device = 0, major = 0;
+    gpu_check(gpu(GetDevice)(&device));
+    gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
+    return major == 9;
+}
 
 /* By one thread; barrier_started: before a barrier of the block. */
 __device__ inline void barrier_start(uint64_t *b, int arrivals)

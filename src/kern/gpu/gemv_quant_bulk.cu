@@ -157,17 +157,7 @@ template <int ROWS> __global__ __launch_bounds__(THREADS, 1) void gemv_quant_bul
 #    endif
 }
 
-bool quant_bulk_takes(const struct quant_args *a)
-{
-    if (a->w.type != DT_Q8) return false;
-#    if !defined(GPU_EMU)
-    int device = 0, major = 0;
-    gpu_check(gpu(GetDevice)(&device));
-    gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
-    if (major != 9) return false;
-#    endif
-    return true;
-}
+bool quant_bulk_takes(const struct quant_args *a) { return a->w.type == DT_Q8 && bulk_present(); }
 
 template <int ROWS> static void bulk_launch(struct kctx *kc, const struct quant_args *a)
 {

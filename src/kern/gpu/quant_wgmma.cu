@@ -393,7 +393,8 @@ bool quant_many_takes(const struct kctx *kc, struct tensor y, struct tensor x, s
 {
     const int64_t I = w.n[1], O = w.n[0];
     const bool types = x.type != DT_F32 && (y.type == x.type || (y.type == DT_F32 && !res.p)) && kc->product != DT_F32;
-    return dtype_is_quant((enum dtype)w.type) && types && I % QUANT_GROUP == 0 && is_wide(O, x, y, res) && wg_present();
+    return dtype_is_quant((enum dtype)w.type) && types && I % QUANT_GROUP == 0 && is_wide(O, x, y, res) &&
+           bulk_present();
 }
 
 template <class E, int TYPE, int TOKENS> static void many_launch(struct kctx *kc, const many_args *a)

@@ -252,15 +252,6 @@ __device__ inline void turn_give(int group)
     asm volatile("bar.arrive %0, %1;" ::"r"(1 + (group ^ 1)), "n"((int)WG_READERS) : "memory");
 }
 
-/* Is the current device one that this is compiled for? */
-static inline bool wg_present(void)
-{
-    int device = 0, major = 0;
-    gpu_check(gpu(GetDevice)(&device));
-    gpu_check(gpu(DeviceGetAttribute)(&major, gpu(DevAttrComputeCapabilityMajor), device));
-    return major == 9;
-}
-
 enum { WG_ALIGN = 1024 };
 /* The first tile in shared memory. */
 __device__ inline uint32_t wg_align(const void *mem)
