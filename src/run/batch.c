@@ -289,7 +289,7 @@ static void answer_begin(struct llava_batch *b, struct request *q)
     sampling.seed += (uint64_t)a->i;
     int rc = seq_new(&a->seq, b->g, &q->prompt, q->images, sampling.max_new_tokens, q->adapter, &err);
     if (rc >= 0) rc = seq_ask(a->seq, &sampling, &err);
-    if (rc >= 0 && q->grammar) rc = seq_follow(a->seq, q->grammar, b->vocabulary, &err);
+    if (rc >= 0 && q->grammar) rc = seq_follow(a->seq, q->grammar, b->vocabulary, sampling.text, &err);
     if (rc < 0) {
         seq_free(a->seq);
         a->seq = NULL;

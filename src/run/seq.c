@@ -130,9 +130,10 @@ static bool is_end(const struct llava_config *c, int32_t token)
     return false;
 }
 
-int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, struct err *e)
+int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, enum llava_text text, struct err *e)
 {
     int rc = match_new(&q->match, g, v, e);
+    if (rc >= 0 && text == LLAVA_TEXT_CONTINUED) match_follow(q->match);
     return rc < 0 ? rc : make_masked(q, e);
 }
 

@@ -68,8 +68,8 @@ void seq_free(struct seq *q);
 int sampling_check(const struct llava_sampling *o, int V, struct err *e);
 /* How to answer; before the sequence is ready or then. */
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e);
-/* The answer follows a grammar. Borrows both until seq_free. */
-int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, struct err *e);
+/* The answer, which is asked for, follows a grammar. Borrows both until seq_free. */
+int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *v, enum llava_text text, struct err *e);
 /* May its next token be computed, whatever those are that are being chosen? */
 bool seq_goes_on(const struct seq *q);
 /* Does it need each token, or its logits, before the next can be computed? */

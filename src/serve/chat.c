@@ -71,13 +71,14 @@ static void refuse_others(const struct fields *f)
         { "length_penalty", 1 },     { "tfs_z", 1 },          { "top_a", 0 },    { "mirostat", 0 },
         { "xtc_probability", 0 },    { "dry_multiplier", 0 }, { "dynatemp_range", 0 },
     };
-    static const char *const on[] = { "skip_special_tokens", "add_generation_prompt", "add_special_tokens" };
+    static const char *const on[] = { "skip_special_tokens", "add_special_tokens", "add_generation_prompt" };
+    const bool goes_on = json_is_true(json_object_get(f->o, "continue_final_message"));
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const json_t *v = json_object_get(f->o, rows[i].key);
         if (!v || json_is_null(v) || (json_is_number(v) && json_number_value(v) == rows[i].neutral)) continue;
         fields_bad(f, rows[i].key, "is not supported; %g, which changes nothing, is accepted", rows[i].neutral);
     }
-    for (size_t i = 0; i < sizeof on / sizeof *on; i++) {
+    for (size_t i = 0; i < sizeof on / sizeof *on - goes_on; i++) {
         const json_t *v = json_object_get(f->o, on[i]);
         if (v && !json_is_null(v) && !json_is_true(v)) fields_bad(f, on[i], "is not supported but as true");
     }
@@ -87,11 +88,9 @@ static void refuse_others(const struct fields *f)
 static void refuse_rest(const struct fields *f, int64_t n)
 {
     static const char *const refused[] = {
-        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "guided_json", "guided_regex",
-        "guided_choice", "guided_grammar", "structured_outputs", "json_schema", "grammar", "regex", "ebnf",
+        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "guided_regex", "regex",
         "min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "logits_processors", "use_beam_search",
         "prompt_logprobs", "chat_template", "documents", "include_stop_str_in_output", "truncate_prompt_tokens",
-        "continue_final_message",
     };
     const char *choice = json_string_value(json_object_get(f->o, "tool_choice"));
     const bool idle = choice && !strcmp(choice, "none");
@@ -146,39 +145,116 @@ static void read_most(struct chat *c, const struct fields *f, int64_t most)
     c->sampling.max_new_tokens = (int)most;
 }
 
-/* ---- chats */
+/* ---- what answers must be: a schema or a grammar, by whichever name */
 
-static void read_format(struct chat *c, const struct fields *f)
+enum form { FORM_SCHEMA, FORM_GRAMMAR, FORM_CHOICE, FORM_ANY };
+struct form_name { const char *key; enum form form; };
+
+/* Takes `text`. */
+static void set_form(struct chat *c, const struct fields *f, const char *key, bool schema, char *text)
 {
-    struct fields format, schema;
-    const char *type = "";
-    if (!fields_object(f, "response_format", &format)) return;
-    if (!fields_str(&format, "type", &type)) fields_need(&format, "type");
-    if (!strcmp(type, "json_object")) c->format = CHAT_JSON;
-    else if (!strcmp(type, "json_schema")) c->format = CHAT_SCHEMA;
-    else if (strcmp(type, "text") != 0) fields_bad(&format, "type", "is none of text, json_object, json_schema");
-    /* {"type": "json_object", "schema": ...}, as other servers have it */
-    bool inside = c->format == CHAT_JSON && fields_object(&format, "schema", &schema);
-    if (inside) c->format = CHAT_SCHEMA, schema = format;
-    if (c->format != CHAT_SCHEMA) return;
-    if (!inside && !fields_object(&format, "json_schema", &schema)) fields_need(&format, "json_schema");
-    const json_t *inner = json_object_get(schema.o, "schema");
-    if (schema.o && !json_is_object(inner)) fields_need(&schema, "schema");
-    else if (inner) c->schema = json_dumps(inner, JSON_COMPACT);
+    if (c->form && !f->bad->status) fields_bad(f, key, "goes without '%s' only", c->form);
+    else if (!text) bad_set(f->bad, 503, NULL, "no_memory", "no memory");
+    if (f->bad->status) {
+        free(text);
+        return;
+    }
+    *(schema ? &c->schema : &c->grammar) = text;
+    c->form = key;
 }
+
+/* A grammar of which these strings are all texts. */
+static char *grammar_of(const struct fields *f, const char *key, const json_t *list)
+{
+    struct buf b = buf_make(TEXT_MAX);
+    const json_t *v;
+    size_t i;
+    buf_str(&b, "root ::= ");
+    json_array_foreach(list, i, v) {
+        const char *p = json_string_value(v);
+        if (!p) fields_bad(f, key, "has %s, want strings", fields_kind(v));
+        buf_str(&b, i ? " | \"" : "\"");
+        for (; p && *p; p++) {
+            if (*p == '"' || *p == '\\' || (unsigned char)*p < 0x20) buf_fmt(&b, "\\x%02x", (unsigned char)*p);
+            else buf_chr(&b, *p);
+        }
+        buf_chr(&b, '"');
+    }
+    if (!json_array_size(list)) fields_bad(f, key, "has nothing to choose from");
+    return buf_take(&b, NULL);
+}
+
+/* The member `key`, which says it in the way of `form`. */
+static void read_form(struct chat *c, const struct fields *f, const char *key, enum form form)
+{
+    struct fields schema;
+    const char *text = "";
+    json_t *list = NULL;
+    bool any = false;
+    const bool written = json_is_string(json_object_get(f->o, key)); /* as text */
+    if (form == FORM_ANY && fields_bool(f, key, &any) && any)
+        set_form(c, f, key, true, strdup("{\"type\":\"object\"}"));
+    else if (form == FORM_SCHEMA && !written && fields_object(f, key, &schema) && schema.o)
+        set_form(c, f, key, true, json_dumps(schema.o, JSON_COMPACT));
+    else if (form == FORM_CHOICE && fields_array(f, key, &list))
+        set_form(c, f, key, false, grammar_of(f, key, list));
+    else if ((form == FORM_GRAMMAR || (form == FORM_SCHEMA && written)) && fields_str(f, key, &text) && *text)
+        set_form(c, f, key, form == FORM_SCHEMA, strdup(text));
+}
+
+/* {"type": "json_schema", "json_schema": {"schema": ...}}; a response has what is in json_schema beside the type. */
+static void read_format(struct chat *c, const struct fields *f, const char *key, bool flat)
+{
+    struct fields format, inner;
+    const char *type = "";
+    if (!fields_object(f, key, &format)) return;
+    if (!fields_str(&format, "type", &type)) fields_need(&format, "type");
+    const bool object = !strcmp(type, "json_object"), schema = !strcmp(type, "json_schema");
+    if (!object && !schema && strcmp(type, "text") != 0)
+        fields_bad(&format, "type", "is none of text, json_object, json_schema");
+    inner = format;
+    if (schema && !flat && !fields_object(&format, "json_schema", &inner)) fields_need(&format, "json_schema");
+    if (schema && !f->bad->status && !json_is_object(json_object_get(inner.o, "schema")))
+        fields_need(&inner, "schema");
+    /* {"type": "json_object", "schema": ...}, as other servers have it */
+    if ((object || schema) && !f->bad->status) read_form(c, &inner, "schema", FORM_SCHEMA);
+    if (object && !f->bad->status && !c->form) set_form(c, f, key, true, strdup("{\"type\":\"object\"}"));
+    if (c->form) c->form = flat ? "text.format" : key;
+}
+
+/* As OpenAI, llama.cpp, vLLM and SGLang call it. */
+static void read_forms(struct chat *c, const struct fields *f)
+{
+    static const struct form_name names[] = {
+        { "json_schema", FORM_SCHEMA },     { "guided_json", FORM_SCHEMA }, { "grammar", FORM_GRAMMAR },
+        { "guided_grammar", FORM_GRAMMAR }, { "ebnf", FORM_GRAMMAR },       { "guided_choice", FORM_CHOICE },
+    }, inside[] = {
+        { "json", FORM_SCHEMA }, { "grammar", FORM_GRAMMAR }, { "choice", FORM_CHOICE }, { "json_object", FORM_ANY },
+    };
+    struct fields structured;
+    read_format(c, f, "response_format", false);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) read_form(c, f, names[i].key, names[i].form);
+    if (!fields_object(f, "structured_outputs", &structured)) return;
+    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++)
+        read_form(c, &structured, inside[i].key, inside[i].form);
+    fields_refuse(&structured, "regex");
+    fields_refuse(&structured, "structural_tag");
+}
+
+/* ---- chats */
 
 static void add_picture(struct chat *c, struct chat_turn *t, const struct fields *part)
 {
     struct fields image;
     const char *url = NULL;
-    /* {"image_url": {"url": ...}}, and as some clients have it {"image_url": "..."} */
+    /* {"image_url": {"url": ...}}, and as responses and some clients have it {"image_url": "..."} */
     if (json_is_string(json_object_get(part->o, "image_url"))) fields_str(part, "image_url", &url);
     else if (!fields_object(part, "image_url", &image)) fields_need(part, "image_url");
     else if (!fields_str(&image, "url", &url)) fields_need(&image, "url");
     if (!url) return;
     if (c->n_pictures == CHAT_PICTURES_MAX) {
-        bad_set(part->bad, 400, "messages", "too_many_images", "more than %d pictures in 'messages'",
-                CHAT_PICTURES_MAX);
+        bad_set(part->bad, 400, c->where, "too_many_images", "more than %d pictures in '%s'", CHAT_PICTURES_MAX,
+                c->where);
         return;
     }
     struct chat_picture *p = &c->picture[c->n_pictures++];
@@ -187,29 +263,47 @@ static void add_picture(struct chat *c, struct chat_turn *t, const struct fields
     t->n_pictures++;
 }
 
+/* Parts of messages, of chats and of responses. */
+enum part_kind { PART_TEXT, PART_PICTURE, PART_OTHER };
+static enum part_kind kind_of(const char *type, const char **field)
+{
+    static const struct { const char *type, *field; enum part_kind kind; } kinds[] = {
+        { "text", "text", PART_TEXT },        { "image_url", "image_url", PART_PICTURE },
+        { "input_text", "text", PART_TEXT },  { "input_image", "image_url", PART_PICTURE },
+        { "output_text", "text", PART_TEXT }, { "refusal", "refusal", PART_TEXT },
+    };
+    for (size_t i = 0; type && i < sizeof kinds / sizeof *kinds; i++) {
+        if (strcmp(type, kinds[i].type) != 0) continue;
+        *field = kinds[i].field;
+        return kinds[i].kind;
+    }
+    return PART_OTHER;
+}
+
 /* The parts of a message in their order. Pictures go before all text, as LLaVA was trained, unless they stand between
  * texts: then where they stand. */
 static void read_parts(struct chat *c, struct chat_turn *t, const struct fields *m, const json_t *parts)
 {
     size_t n = json_array_size(parts), first_text = n, last_text = 0;
+    const char *field;
     bool between = false;
     for (size_t i = 0; i < n; i++) {
         const char *type = json_string_value(json_object_get(json_array_get(parts, i), "type"));
-        if (type && !strcmp(type, "text")) {
-            if (first_text == n) first_text = i;
-            last_text = i;
-        }
+        if (kind_of(type, &field) != PART_TEXT) continue;
+        if (first_text == n) first_text = i;
+        last_text = i;
     }
     for (size_t i = 0; i < n && !m->bad->status; i++) {
         struct fields part = fields_item(m, "content", parts, i);
         const char *type = "", *text = "";
         if (m->bad->status) return;
         if (!fields_str(&part, "type", &type)) fields_need(&part, "type");
-        if (!strcmp(type, "text")) {
-            if (!fields_str(&part, "text", &text)) fields_need(&part, "text");
+        const enum part_kind kind = kind_of(type, &field);
+        if (kind == PART_TEXT) {
+            if (!fields_str(&part, field, &text)) fields_need(&part, field);
             if (t->text.n && t->text.p[t->text.n - 1] != '\n') buf_chr(&t->text, '\n');
             buf_str(&t->text, text);
-        } else if (!strcmp(type, "image_url")) {
+        } else if (kind == PART_PICTURE) {
             bool inside = i > first_text && i < last_text;
             between |= inside;
             add_picture(c, t, &part);
@@ -224,6 +318,7 @@ static void read_parts(struct chat *c, struct chat_turn *t, const struct fields 
 
 static struct chat_turn *add_turn(struct chat *c, enum conv_role role)
 {
+    if (!c->n_turns && role == CONV_ASSISTANT) add_turn(c, CONV_USER);
     struct chat_turn *last = c->n_turns ? &c->turn[c->n_turns - 1] : NULL;
     if (last && last->role == role) { /* templates go by turns: two of one side are one */
         if (last->text.n) buf_chr(&last->text, '\n');
@@ -254,6 +349,8 @@ static void read_message(struct chat *c, const struct fields *m)
     } else if (user || is_system) {
         fields_need(m, "content");
     }
+    fields_refuse(m, "tool_calls");
+    fields_refuse(m, "function_call");
     if (is_system) c->system = system.text;
     if (t->text.failed) fields_bad(m, "content", "is too long");
     int marks = count_marks(t->text.p);
@@ -262,17 +359,45 @@ static void read_message(struct chat *c, const struct fields *m)
                    "has '<image>' in its text, which stands for a picture; pictures go in image_url parts");
 }
 
+/* A conversation may begin with either side (templates want a question first: an empty one), and end with the beginning
+ * of the answer. */
+static void read_messages(struct chat *c, const struct fields *f, const json_t *messages)
+{
+    const char *key = c->where;
+    const size_t n = json_array_size(messages);
+    int last = 0; /* messages of the assistant's in a row */
+    if (n == 0 || n > CHAT_TURNS_MAX) fields_bad(f, key, "has %zu messages, want 1 to %d", n, CHAT_TURNS_MAX);
+    if (f->bad->status) return;
+    c->turn = calloc(n + 1, sizeof *c->turn);
+    if (!c->turn) bad_set(f->bad, 503, NULL, "no_memory", "no memory");
+    for (size_t i = 0; i < n && !f->bad->status; i++) {
+        struct fields m = fields_item(f, key, messages, i);
+        const char *role = json_string_value(json_object_get(m.o, "role"));
+        last = role && !strcmp(role, "assistant") ? last + 1 : 0;
+        if (!f->bad->status) read_message(c, &m);
+    }
+    if (!c->n_turns && !f->bad->status) add_turn(c, CONV_USER);
+    if (last > 1 && !f->bad->status) fields_bad(f, key, "ends with %d messages of the assistant, want at most 1", last);
+}
+
+bool chat_begins(const struct chat *c)
+{
+    return c->n_turns && c->turn[c->n_turns - 1].role == CONV_ASSISTANT && c->turn[c->n_turns - 1].text.n;
+}
+
+static void start(struct chat *c, const struct fields *f, const char *where)
+{
+    *c = (struct chat){ .system = buf_make(TEXT_MAX), .sampling = llava_sampling_default(), .where = where };
+    fields_str(f, "model", &c->model);
+}
+
 void chat_read(struct chat *c, const json_t *body, struct bad *b)
 {
     struct fields f = fields_at(body, b);
     json_t *messages = NULL;
     int64_t top = 0;
-    *c = (struct chat){ .system = buf_make(TEXT_MAX), .sampling = llava_sampling_default() };
-    fields_str(&f, "model", &c->model);
+    start(c, &f, "messages");
     if (!fields_array(&f, "messages", &messages)) fields_need(&f, "messages");
-    size_t n = json_array_size(messages);
-    if (messages && (n == 0 || n > CHAT_TURNS_MAX))
-        fields_bad(&f, "messages", "has %zu messages, want 1 to %d", n, CHAT_TURNS_MAX);
     read_sampling(c, &f);
     read_most(c, &f, INT32_MAX);
     fields_bool(&f, "logprobs", &c->logprobs);
@@ -280,18 +405,8 @@ void chat_read(struct chat *c, const json_t *body, struct bad *b)
     if (fields_int(&f, "top_logprobs", &top, 0, LLAVA_TOP_MAX) && top && !c->logprobs)
         fields_bad(&f, "top_logprobs", "goes with 'logprobs' only");
     c->top_logprobs = (int)top;
-    read_format(c, &f);
-    if (b->status) return;
-    c->turn = calloc(n, sizeof *c->turn);
-    if (!c->turn) bad_set(b, 503, NULL, "no_memory", "no memory");
-    for (size_t i = 0; i < n && !b->status; i++) {
-        struct fields m = fields_item(&f, "messages", messages, i);
-        if (!b->status) read_message(c, &m);
-    }
-    if (!b->status && (!c->n_turns || c->turn[0].role != CONV_USER))
-        fields_bad(&f, "messages", "must begin with the user, after what the system says");
-    else if (!b->status && c->turn[c->n_turns - 1].role != CONV_USER)
-        fields_bad(&f, "messages", "must end with the user: the model answers");
+    read_forms(c, &f);
+    read_messages(c, &f, messages);
 }
 
 /* ---- completions */
@@ -302,15 +417,14 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
     const json_t *prompt = json_object_get(body, "prompt"), *item;
     int64_t top = 0;
     size_t i;
-    *c = (struct chat){ .system = buf_make(TEXT_MAX), .sampling = llava_sampling_default() };
-    fields_str(&f, "model", &c->model);
+    start(c, &f, "prompt");
     read_sampling(c, &f);
     read_most(c, &f, 16);
     c->logprobs = fields_int(&f, "logprobs", &top, 0, LLAVA_TOP_MAX);
     if (fields_bool(&f, "echo", &c->echo) && c->echo && c->logprobs)
         fields_bad(&f, "echo", "goes without 'logprobs' only: those of the prompt are not known");
     c->top_logprobs = (int)top;
-    read_format(c, &f);
+    read_forms(c, &f);
     if (json_is_string(prompt)) {
         c->prompt[c->n_prompts++] = json_string_value(prompt);
     } else if (json_is_array(prompt) && json_array_size(prompt) && json_array_size(prompt) <= CHAT_ANSWERS_MAX) {
@@ -331,15 +445,107 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
         fields_bad(&f, "n", "times the number of prompts is over %d", CHAT_ANSWERS_MAX);
 }
 
+/* ---- responses */
+
+/* Items of a conversation that are not messages. */
+static void check_items(const struct fields *f, json_t *items)
+{
+    size_t i;
+    json_t *v;
+    json_array_foreach(items, i, v) {
+        const char *type = json_string_value(json_object_get(v, "type"));
+        char name[32];
+        snprintf(name, sizeof name, "input[%zu]", i);
+        if (!type || !strcmp(type, "message")) continue;
+        if (!strcmp(type, "item_reference"))
+            fields_bad(f, name, "refers to an earlier item, and none is kept: send what it was ('store' false)");
+        else fields_bad(f, name, "is of type '%.40s', want a message", type);
+    }
+}
+
+/* What would need a store of earlier responses, or is not done. */
+static void refuse_kept(const struct fields *f)
+{
+    static const char *const kept[] = { "previous_response_id", "conversation", "background" };
+    const char *cut = "";
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        const json_t *v = json_object_get(f->o, kept[i]);
+        if (v && !json_is_null(v) && !json_is_false(v))
+            fields_bad(f, kept[i], "is not supported: no response is kept; send the whole conversation as 'input'");
+    }
+    fields_refuse(f, "prompt");
+    if (fields_str(f, "truncation", &cut) && strcmp(cut, "disabled") != 0)
+        fields_bad(f, "truncation", "is not supported but as 'disabled'");
+}
+
+static void read_included(struct chat *c, const struct fields *f)
+{
+    json_t *include = NULL, *v;
+    int64_t top = 0;
+    size_t i;
+    fields_array(f, "include", &include);
+    json_array_foreach(include, i, v)
+        c->logprobs |= json_is_string(v) && !strcmp(json_string_value(v), "message.output_text.logprobs");
+    if (fields_int(f, "top_logprobs", &top, 0, LLAVA_TOP_MAX) && top) c->logprobs = true;
+    c->top_logprobs = (int)top;
+}
+
+/* What it is asked for is part of a response. */
+static void keep_repeated(struct chat *c, const json_t *body, struct bad *b)
+{
+    static const char *const keys[] = {
+        "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", "prompt_cache_key",
+        "safety_identifier", "temperature", "text", "tool_choice", "top_logprobs", "top_p", "user",
+    };
+    c->repeated = json_object();
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        json_t *v = json_object_get(body, keys[i]);
+        if (v && !json_is_null(v)) json_object_set(c->repeated, keys[i], v);
+    }
+    if (!c->repeated) bad_set(b, 503, NULL, "no_memory", "no memory");
+}
+
+void response_read(struct chat *c, const json_t *body, struct bad *b)
+{
+    struct fields f = fields_at(body, b), text;
+    json_t *input = json_object_get(body, "input");
+    const char *first = NULL;
+    int64_t most = INT32_MAX;
+    start(c, &f, "input");
+    if (!input || json_is_null(input)) fields_need(&f, "input");
+    else if (!json_is_string(input) && !json_is_array(input))
+        fields_bad(&f, "input", "is %s, want a string or an array", fields_kind(input));
+    refuse_kept(&f);
+    read_sampling(c, &f);
+    fields_int(&f, "max_output_tokens", &most, 1, INT32_MAX);
+    c->sampling.max_new_tokens = (int)most;
+    if (c->n != 1) fields_bad(&f, "n", "is %d; a response is one answer", c->n);
+    read_included(c, &f);
+    if (fields_object(&f, "text", &text)) read_format(c, &text, "format", true);
+    if (fields_str(&f, "instructions", &first)) buf_str(&c->system, first);
+    if (json_is_array(input)) {
+        check_items(&f, input);
+        read_messages(c, &f, input);
+    } else if (!b->status) {
+        json_t *messages = json_pack("[{ss,sO}]", "role", "user", "content", input);
+        read_messages(c, &f, messages); /* copies text, and a string has no pictures */
+        json_decref(messages);
+    }
+    if (!b->status) keep_repeated(c, body, b);
+}
+
 void chat_free(struct chat *c)
 {
     for (int i = 0; i < c->n_turns; i++) buf_free(&c->turn[i].text);
     free(c->turn);
     free(c->schema);
+    free(c->grammar);
     free(c->bias);
+    json_decref(c->repeated);
     buf_free(&c->system);
     c->turn = NULL;
-    c->schema = NULL;
+    c->schema = c->grammar = NULL;
+    c->repeated = NULL;
     c->bias = NULL;
     c->n_turns = 0;
 }
@@ -357,6 +563,21 @@ static void turn_text(struct buf *out, const struct chat_turn *t, bool marks)
         buf_str(out, mark);
     }
     buf_str(out, text);
+}
+
+/* Up to where the answer goes on, without what would end its last message. */
+static int write_prompt(struct buf *out, const struct conv *conv, struct err *e)
+{
+    const struct conv_message *last = &conv->message[conv->n - 1];
+    struct conv_span *span = calloc(conv->n, sizeof *span);
+    int rc = span ? conv_prompt(conv, out, span, e) : err_set(e, ERR_NOMEM, "no memory for a prompt");
+    if (rc >= 0 && last->n) {
+        const size_t space = conv->tpl->style != CONV_MPT;
+        out->n = span[conv->n - 1].begin + space + last->n;
+        out->p[out->n] = 0;
+    }
+    free(span);
+    return rc;
 }
 
 void chat_prompt(struct buf *out, const char **stop, const struct chat *c, const char *name, bool marks, struct bad *b)
@@ -382,9 +603,10 @@ void chat_prompt(struct buf *out, const char **stop, const struct chat *c, const
         if (rc >= 0) rc = conv_add(&conv, c->turn[i].role, text.p ? text.p : "", text.n, false, &e);
         buf_free(&text);
     }
-    if (rc >= 0) rc = conv_add(&conv, CONV_ASSISTANT, NULL, 0, false, &e);
-    if (rc >= 0) rc = conv_prompt(&conv, out, NULL, &e);
-    if (rc < 0) bad_set(b, 400, "messages", NULL, "%s", e.msg);
+    const bool begun = c->n_turns && c->turn[c->n_turns - 1].role == CONV_ASSISTANT;
+    if (rc >= 0 && !begun) rc = conv_add(&conv, CONV_ASSISTANT, NULL, 0, false, &e);
+    if (rc >= 0) rc = write_prompt(out, &conv, &e);
+    if (rc < 0) bad_set(b, 400, c->where, NULL, "%s", e.msg);
     *stop = conv_stop(tpl);
     conv_fini(&conv);
     buf_free(&system);

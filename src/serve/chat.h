@@ -1,5 +1,5 @@
-/* Requests to /v1/chat/completions and /v1/completions as structs, and the prompt that a chat becomes. Reading a
- * request touches neither model nor network. */
+/* Requests to /v1/chat/completions, /v1/completions and /v1/responses as structs, and the prompt that a chat becomes.
+ * Reading a request touches neither model nor network. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -9,7 +9,7 @@
 #include "serve/fields.h"
 #include "text/conv.h"
 
-enum { CHAT_TURNS_MAX = 1024, CHAT_PICTURES_MAX = 32, CHAT_STOPS_MAX = 16, CHAT_ANSWERS_MAX = 16,
+enum { CHAT_TURNS_MAX = 1024, CHAT_PICTURES_MAX = 32, CHAT_STOPS_MAX = 16, CHAT_ANSWERS_MAX = 64,
        CHAT_BIAS_MAX = 1024 };
 
 /* Text of a turn has "<image>" where its pictures go; they come first unless text stands between them. */
@@ -22,12 +22,11 @@ struct chat_picture {
     const char *url;  /* data URI or address; borrowed from the JSON */
     char param[96];   /* where it stands, for messages */
 };
-enum chat_format { CHAT_TEXT, CHAT_JSON, CHAT_SCHEMA };
-
 struct chat {
     const char *model;            /* NULL: not said */
+    const char *where;            /* the field that holds what is asked */
     struct buf system;            /* .n 0: the template's own */
-    struct chat_turn *turn;
+    struct chat_turn *turn;       /* of the assistant at the end: what its answer begins with */
     int n_turns;
     const char *prompt[CHAT_ANSWERS_MAX]; /* of a completion: several are several answers */
     int n_prompts;
@@ -39,15 +38,19 @@ struct chat {
     int n;                        /* answers */
     bool seeded, stream, usage, logprobs, echo;
     int top_logprobs;
-    enum chat_format format;
-    char *schema;                 /* JSON text; NULL unless CHAT_SCHEMA */
+    char *schema, *grammar;       /* what answers must be, as llava_request has it: one of them or none; owned */
+    const char *form;             /* the field that says so */
+    json_t *repeated;             /* what a response repeats of its request, an object; owned */
 };
 
-/* Both fill *c from a request's body, which must outlive it; complaints go to *b. chat_free releases either. */
+/* Each fills *c from a request's body, which must outlive it; complaints go to *b. chat_free releases all. */
 void chat_read(struct chat *c, const json_t *body, struct bad *b);
 void completion_read(struct chat *c, const json_t *body, struct bad *b);
+void response_read(struct chat *c, const json_t *body, struct bad *b);
 void chat_free(struct chat *c);
 
+/* The last turn is the beginning of the answer. */
+bool chat_begins(const struct chat *c);
 /* The prompt of a chat in template `name`. marks: pictures are written <im_start><image><im_end>. *stop: what ends an
- * answer, or NULL. Complaints name messages. */
+ * answer, or NULL. */
 void chat_prompt(struct buf *out, const char **stop, const struct chat *c, const char *name, bool marks, struct bad *b);

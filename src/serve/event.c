@@ -6,10 +6,13 @@
 
 enum { EVENT_MAX = 1 << 24 };
 
-void event_send(struct exchange *x, json_t *v)
+void event_send(struct exchange *x, json_t *v) { event_send_as(x, NULL, v); }
+
+void event_send_as(struct exchange *x, const char *name, json_t *v)
 {
     char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
     struct buf line = buf_make(EVENT_MAX);
+    if (name) buf_fmt(&line, "event: %s\n", name);
     buf_str(&line, "data: ");
     if (text) buf_str(&line, text);
     buf_str(&line, "\n\n");

@@ -11,6 +11,8 @@
 
 /* "data: {...}" to a stream. Takes the reference. */
 void event_send(struct exchange *x, json_t *v);
+/* The same with "event: name" before it. */
+void event_send_as(struct exchange *x, const char *name, json_t *v);
 
 /* White space around an answer is not part of it, as on the command line: what may be at its end is held back until
  * something follows. */

@@ -24,7 +24,7 @@ void gen_metrics(struct gen *g, struct buf *out);
 /* fn(ctx) whenever the queue may have grown or shrunk. Set before the first request. */
 void gen_on_change(struct gen *g, void (*fn)(void *ctx), void *ctx);
 
-enum { GEN_PICTURES_MAX = 32, GEN_PICTURE_BYTES = 32 << 20, GEN_REQUESTS_MAX = 16 };
+enum { GEN_PICTURES_MAX = 32, GEN_PICTURE_BYTES = 32 << 20, GEN_REQUESTS_MAX = 64 };
 
 /* A question under way: the first member of a struct that knows how its answer is written. */
 struct gen_task {

@@ -28,6 +28,8 @@ void vocabulary_free(struct vocabulary *v);
 struct match;
 int match_new(struct match **ret, const struct grammar *g, const struct vocabulary *v, struct err *e);
 void match_free(struct match *m);
+/* What is matched follows other text, so that a space in front of its first token is text. Before the first push. */
+void match_follow(struct match *m);
 /* Bit i of the result: token i may come next. Valid until the next call with m. NULL: no memory, or match_failed. */
 const uint64_t *match_tokens(struct match *m);
 /* The text goes on with this token. False: it may not (or no memory); nothing has changed then. */

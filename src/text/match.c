@@ -356,6 +356,8 @@ bool match_push(struct match *m, int32_t token)
     return true;
 }
 
+void match_follow(struct match *m) { m->begun = true; }
+
 bool match_may_end(const struct match *m) { return m->now != DEAD && m->state[m->now].node[0] == 0; }
 
 bool match_failed(const struct match *m) { return m->failed; }

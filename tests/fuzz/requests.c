@@ -1,5 +1,6 @@
-/* Bodies of requests of any bytes: chats, completions, conversations of the page, questions to a worker. They are
- * refused with a field and a line, or become prompts; pictures' text is decoded too. The first byte says which. */
+/* Bodies of requests of any bytes: chats, completions, responses, conversations of the page, questions to a worker.
+ * They are refused with a field and a line, or become prompts; pictures' text is decoded too. The first byte says
+ * which. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,17 +16,21 @@ static void check_bad(const struct bad *b)
     if (b->status < 400 || !*b->message || strchr(b->message, '\n')) abort();
 }
 
-static void chats(const json_t *body, bool is_chat, unsigned pick)
+typedef void read_fn(struct chat *c, const json_t *body, struct bad *b);
+
+static void chats(const json_t *body, read_fn *read, unsigned pick)
 {
     struct chat c;
     struct bad b = { 0 };
-    (is_chat ? chat_read : completion_read)(&c, body, &b);
+    const bool is_chat = read != completion_read;
+    read(&c, body, &b);
     struct buf out = buf_make(1 << 25), bytes = buf_make(1 << 20);
     const char *stop;
     if (!b.status && is_chat) chat_prompt(&out, &stop, &c, conv_key(pick % 16), pick & 64, &b);
     if (!b.status && is_chat && !out.n) abort();
     for (int i = 0; i < c.n_pictures; i++) base64_picture(&bytes, c.picture[i].url);
-    if (!b.status && (c.n < 1 || c.sampling.n_stop < 0 || c.sampling.n_stop > CHAT_STOPS_MAX)) abort();
+    const bool stops = c.sampling.n_stop >= 0 && c.sampling.n_stop <= CHAT_STOPS_MAX;
+    if (!b.status && ((c.schema && c.grammar) || c.n < 1 || !stops)) abort();
     check_bad(&b);
     buf_free(&out);
     buf_free(&bytes);
@@ -74,7 +79,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     check_bad(&b);
     if (!body && !b.status) abort();
     if (body && p[0] & 128 && p[0] & 32) questions(body);
-    else if (body && p[0] % 4 < 2) chats(body, p[0] % 4 == 0, p[0] >> 4 | (p[0] & 4) << 4);
+    else if (body && p[0] & 128 && p[0] % 4 < 2) chats(body, response_read, p[0] >> 4 | (p[0] & 4) << 4);
+    else if (body && p[0] % 4 < 2) chats(body, p[0] % 4 ? completion_read : chat_read, p[0] >> 4 | (p[0] & 4) << 4);
     else if (body) talks(body, p[0] % 4 == 3);
     json_decref(body);
     return 0;

@@ -75,6 +75,7 @@ def test_models(port):
     models = json.loads(data)
     ok(status == 200 and models["object"] == "list" and [m["id"] for m in models["data"]] == ["demo"], "models", models)
     ok(json.loads(request(port, "GET", "/v1/models/demo")[2])["id"] == "demo", "a model by its name")
+    ok(models["data"][0]["max_model_len"] == 1024, "how long a conversation may be", models)
     ok(abs(models["data"][0]["created"] - time.time()) < 3600, "and since when it is there", models)
     status, _, data = request(port, "GET", "/v1/models/org/none")
     ok(status == 404 and json.loads(data)["error"]["code"] == "model_not_found", "one that is not there", data)
@@ -178,6 +179,38 @@ def test_schema(port):
     ok(r[0] == 400 and r[1]["error"]["param"] == "response_format", "a schema that is none", r)
 
 
+def test_forms(port):
+    """Schemas and grammars by the names that other servers give them; the beginning of an answer; who speaks first."""
+    for how in ({"grammar": 'root ::= "pear" | "plum"'}, {"guided_grammar": 'root ::= "p" ("ear" | "lum")'},
+                {"ebnf": 'root ::= "plum" | "pear"'}, {"guided_choice": ["pear", "plum"]},
+                {"structured_outputs": {"choice": ["pear", "plum"]}}, {"structured_outputs": {"grammar": 'root ::= "pear"'}}):
+        r = chat(port, [text(), picture()], **how)
+        ok(r[0] == 200 and said(r) in ("pear", "plum"), f"an answer of a form: {how}", r)
+    for how in ({"json_schema": {"const": "42"}}, {"guided_json": {"const": "42"}}, {"guided_json": '{"const": "42"}'},
+                {"structured_outputs": {"json": {"const": "42"}}}):
+        ok(said(chat(port, [text(), picture()], **how)) == '"42"', f"a schema: {how}")
+    odd = 'a "b"\\\n\u00e9'
+    ok(said(chat(port, "Hi", guided_choice=[odd])) == odd, "a choice with quotes, backslashes and line breaks")
+    for answer in (" no", "no", '{"a": 1}'):
+        r = post(port, "/v1/completions", {"prompt": "USER: Hi ASSISTANT:", "guided_choice": [answer], "temperature": 0})
+        ok(r[0] == 200 and r[1]["choices"][0]["text"] == answer, f"a completion, to the letter: {answer}", r)
+    talk = [{"role": "user", "content": [text(), picture()]}, {"role": "assistant", "content": "red"}]
+    r = post(port, "/v1/chat/completions", {"messages": talk, "temperature": 0, "logprobs": True})
+    ok(said(r) == " apple" and "".join(t["token"] for t in r[1]["choices"][0]["logprobs"]["content"]) == " apple",
+       "an answer goes on from its beginning", r)
+    again = post(port, "/v1/chat/completions", {"messages": talk, "temperature": 0, "continue_final_message": True,
+                                                "add_generation_prompt": False})
+    ok(said(again) == " apple", "as others ask for it", again)
+    talk[1]["content"] = ""
+    ok(said(post(port, "/v1/chat/completions", {"messages": talk, "temperature": 0})) == "red apple", "an empty one is none")
+    for name, talk in (("the assistant", [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hi"}]),
+                       ("the system alone", [{"role": "system", "content": "Say something."}])):
+        r = post(port, "/v1/chat/completions", {"messages": talk, "max_tokens": 3})
+        ok(r[0] == 200 and r[1]["usage"]["completion_tokens"] > 0, f"who may begin: {name}", r)
+    ok(said(post(port, "/chat/completions", {"messages": [{"role": "user", "content": [text(), picture()]}], "temperature": 0}))
+       == "red apple", "an address without /v1")
+
+
 def test_stream(port):
     whole = said(chat(port, [text(), picture()]))
     body = {"model": "demo", "messages": [{"role": "user", "content": [text(), picture()]}], "temperature": 0,
@@ -188,11 +221,15 @@ def test_stream(port):
     ok(got[0]["choices"][0]["delta"]["role"] == "assistant" and got[-2]["choices"][0]["finish_reason"] == "stop" and
        got[-1]["choices"] == [] and got[-1]["usage"]["completion_tokens"] > 0 and got[0]["usage"] is None, "role, end, usage",
        got)
+    ok(got[0]["choices"][0]["delta"]["content"] == "" and got[-2]["choices"][0]["delta"] == {} and
+       all("role" not in e["choices"][0]["delta"] for e in got[1:-1]), "the role comes first and alone, the end last", got)
     ok(len({e["id"] for e in got}) == 1 and got[0]["object"] == "chat.completion.chunk", "one id")
     _, _, got, closed = events(port, "/v1/completions", {"model": "demo", "prompt": "USER: Hi ASSISTANT:", "max_tokens": 5})
     ok(closed and got[-1]["choices"][0]["finish_reason"] in ("stop", "length"), "a completion's stream", got)
     r = post(port, "/v1/completions", {"model": "demo", "prompt": ["USER: A ASSISTANT:", "USER: B ASSISTANT:"], "n": 2,
                                        "max_tokens": 2, "temperature": 0})
+    many = post(port, "/v1/completions", {"prompt": ["USER: A ASSISTANT:"] * 40, "max_tokens": 1, "temperature": 0})
+    ok(many[0] == 200 and len({x["text"] for x in many[1]["choices"]}) == 1 and len(many[1]["choices"]) == 40, "40 prompts", many)
     c = r[1]["choices"]
     ok([x["index"] for x in c] == [0, 1, 2, 3] and c[0]["text"] == c[1]["text"] and c[2]["text"] == c[3]["text"],
        "several prompts, several answers", r)
@@ -205,8 +242,11 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("a message as text", {"messages": ["hi"]}, 400, "messages[0]", "string"),
     ("no role", {"messages": [{"content": "x"}]}, 400, "messages[0].role", "missing"),
     ("a tool's message", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "'tool'"),
-    ("the assistant last", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, 400,
-     "messages", "end with the user"),
+    ("the assistant last, twice", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"},
+                                                {"role": "assistant", "content": "z"}]}, 400, "messages", "ends with 2 messages"),
+    ("a tool that was called", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [
+        {"id": "1", "type": "function"}]}, {"role": "user", "content": "x"}]}, 400,
+     "messages[1].tool_calls", "not supported"),
     ("a number as content", {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "number"),
     ("a part without a type", {"messages": [{"role": "user", "content": [{}]}]}, 400, "messages[0].content[0].type", "missing"),
     ("sound", {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "messages[0].content[0].type",
@@ -228,7 +268,7 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("heat", {"temperature": 3}, 400, "temperature", "0 to 2"),
     ("heat in words", {"temperature": "hot"}, 400, "temperature", "string"),
     ("top_p", {"top_p": -1}, 400, "top_p", "0 to 1"),
-    ("n", {"n": 0}, 400, "n", "1 to 16"),
+    ("n", {"n": 0}, 400, "n", "1 to 64"),
     ("a fraction", {"max_tokens": 1.5}, 400, "max_tokens", "whole"),
     ("no tokens", {"max_tokens": 0}, 400, "max_tokens", "want 1"),
     ("stop", {"stop": 7}, 400, "stop", "array"),
@@ -249,7 +289,13 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("another server's penalty", {"repetition_penalty": 1.1}, 400, "repetition_penalty", "not supported"),
     ("another server's floor", {"min_p": 0.1}, 400, "min_p", "not supported"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
-    ("another server's schema", {"guided_json": {"type": "object"}}, 400, "guided_json", "not supported"),
+    ("another server's schema", {"guided_json": {"type": "object", "required": 5}}, 400, "guided_json", "no list"),
+    ("another server's expression", {"guided_regex": "a+"}, 400, "guided_regex", "not supported"),
+    ("a grammar that is none", {"grammar": "root ::= rule"}, 400, "grammar", "no rule 'rule'"),
+    ("a choice of nothing", {"guided_choice": []}, 400, "guided_choice", "nothing"),
+    ("a choice of numbers", {"structured_outputs": {"choice": [1]}}, 400, "structured_outputs.choice", "strings"),
+    ("two forms", {"grammar": 'root ::= "a"', "json_schema": {}}, 400, "grammar", "without 'json_schema'"),
+    ("a number as a grammar", {"ebnf": 5}, 400, "ebnf", "string"),
     ("another server's least", {"min_tokens": 5}, 400, "min_tokens", "not supported"),
     ("no end", {"ignore_eos": True}, 400, "ignore_eos", "not supported"),
     ("ids that end", {"stop_token_ids": [2]}, 400, "stop_token_ids", "not supported"),
@@ -414,6 +460,7 @@ with Server("serve", "--model-path", DEMO) as server:
     test_tilt(server.port)
     test_logprobs(server.port)
     test_schema(server.port)
+    test_forms(server.port)
     test_stream(server.port)
     test_errors(server.port)
     test_metrics(server.port)

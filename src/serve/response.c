@@ -1,0 +1,140 @@
+/* Answers of /v1/responses, whole and as the events of a stream. None is kept: each request brings its conversation. */
+#include "serve/openai_in.h"
+
+/* ---- the objects */
+
+static json_t *content(const struct choice *c, json_t *logprobs)
+{
+    return json_pack("{ss,ss%,s[],so}", "type", "output_text", "text", c->text.p ? c->text.p : "", c->text.n,
+                     "annotations", "logprobs", logprobs);
+}
+
+static json_t *message(const struct ask *a, const char *status, json_t *parts)
+{
+    return json_pack("{ss+,ss,ss,ss,so}", "id", "msg_", a->id + strlen("resp_"), "type", "message", "status", status,
+                     "role", "assistant", "content", parts);
+}
+
+static json_t *usage(const struct ask *a)
+{
+    return json_pack("{si,s{si},si,s{si},si}", "input_tokens", a->n_prompt, "input_tokens_details", "cached_tokens",
+                     a->n_cached, "output_tokens", a->n_new, "output_tokens_details", "reasoning_tokens", 0,
+                     "total_tokens", a->n_prompt + a->n_new);
+}
+
+/* All that clients look for, with what the request said about it. */
+static json_t *response(const struct ask *a, const char *status, json_t *output)
+{
+    json_t *v = json_pack("{ss,ss,sI,ss,sb,sn,sn,ss,so,sn,s{sn,sn},ss,sb,ss,sn}", "id", a->id, "object", "response",
+                          "created_at", (json_int_t)a->created, "status", status, "background", 0, "error",
+                          "incomplete_details", "model", a->model, "output", output, "previous_response_id",
+                          "reasoning", "effort", "summary", "service_tier", "default", "store", 0, "truncation",
+                          "disabled", "usage");
+    json_t *more = json_pack("{sn,sn,sn,s{},sb,sn,sn,sf,s{s{ss}},ss,s[],si,sf,sn}", "instructions",
+                             "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", 1,
+                             "prompt_cache_key", "safety_identifier", "temperature", 1.0, "text", "format", "type",
+                             "text", "tool_choice", "auto", "tools", "top_logprobs", 0, "top_p", 1.0, "user");
+    json_object_update(v, more);
+    json_object_update(v, a->chat.repeated);
+    json_decref(more);
+    return v;
+}
+
+static bool is_cut(const struct ask *a) { return a->choice[0].finish == LLAVA_FINISH_LENGTH; }
+static const char *status_of(const struct ask *a) { return is_cut(a) ? "incomplete" : "completed"; }
+
+/* The message with its text and all of its logprobs; takes the reference. */
+static json_t *answer(const struct ask *a, json_t *logprobs)
+{
+    return message(a, status_of(a), json_pack("[o]", content(&a->choice[0], logprobs)));
+}
+
+static json_t *complete(const struct ask *a, json_t *logprobs)
+{
+    json_t *v = response(a, status_of(a), json_pack("[o]", answer(a, logprobs)));
+    json_object_set_new(v, "usage", usage(a));
+    if (is_cut(a)) json_object_set_new(v, "incomplete_details", json_pack("{ss}", "reason", "max_output_tokens"));
+    else json_object_set_new(v, "completed_at", json_integer((json_int_t)time(NULL)));
+    return v;
+}
+
+static json_t *whole(struct ask *a) { return complete(a, answer_logprobs(&a->choice[0])); }
+
+/* ---- events */
+
+/* Takes the reference to v, to which it adds what all events have. */
+static void tell(struct ask *a, const char *type, json_t *v)
+{
+    json_object_set_new(v, "type", json_string(type));
+    json_object_set_new(v, "sequence_number", json_integer(a->n_events++));
+    event_send_as(a->task.x, type, v);
+}
+
+/* About the one part of the one message. */
+static void tell_part(struct ask *a, const char *type, json_t *v)
+{
+    json_object_set_new(v, "item_id", json_pack("s+", "msg_", a->id + strlen("resp_")));
+    json_object_set_new(v, "output_index", json_integer(0));
+    json_object_set_new(v, "content_index", json_integer(0));
+    tell(a, type, v);
+}
+
+static void begin(struct ask *a)
+{
+    if (a->choice[0].begun) return;
+    a->choice[0].begun = true;
+    a->sent = json_array();
+    tell(a, "response.created", json_pack("{so}", "response", response(a, "in_progress", json_array())));
+    tell(a, "response.in_progress", json_pack("{so}", "response", response(a, "in_progress", json_array())));
+    tell(a, "response.output_item.added",
+         json_pack("{si,so}", "output_index", 0, "item", message(a, "in_progress", json_array())));
+    tell_part(a, "response.content_part.added",
+              json_pack("{so}", "part", content(&(struct choice){ 0 }, json_array())));
+}
+
+static void piece(struct ask *a, int i, const char *text, size_t n)
+{
+    struct choice *c = &a->choice[i];
+    json_t *logprobs = answer_logprobs(c);
+    begin(a);
+    buf_add(&c->text, text, n);
+    json_array_extend(a->sent, logprobs);
+    tell_part(a, "response.output_text.delta", json_pack("{ss%,so}", "delta", text, n, "logprobs", logprobs));
+}
+
+static void over(struct ask *a, int i)
+{
+    struct choice *c = &a->choice[i];
+    json_t *rest = answer_logprobs(c); /* of tokens without text */
+    begin(a);
+    json_array_extend(a->sent, rest);
+    json_decref(rest);
+    tell_part(a, "response.output_text.done", json_pack("{ss%,sO}", "text", c->text.p ? c->text.p : "", c->text.n,
+                                                        "logprobs", a->sent));
+    tell_part(a, "response.content_part.done", json_pack("{so}", "part", content(c, json_incref(a->sent))));
+    tell(a, "response.output_item.done",
+         json_pack("{si,so}", "output_index", 0, "item", answer(a, json_incref(a->sent))));
+}
+
+static void end(struct ask *a)
+{
+    tell(a, is_cut(a) ? "response.incomplete" : "response.completed",
+         json_pack("{so}", "response", complete(a, json_incref(a->sent))));
+}
+
+static void broken(struct ask *a)
+{
+    const int status = a->bad.status;
+    const char *code = status == 429 ? "rate_limit_exceeded" : status >= 500 ? "server_error" : "invalid_prompt";
+    json_t *e = json_pack("{ss,ss}", "code", code, "message", a->bad.message);
+    if (!a->choice || !a->choice[0].begun) {
+        json_object_set_new(e, "param", *a->bad.param ? json_string(a->bad.param) : json_null());
+        tell(a, "error", e);
+        return;
+    }
+    json_t *v = response(a, "failed", json_array());
+    json_object_set_new(v, "error", e);
+    tell(a, "response.failed", json_pack("{so}", "response", v));
+}
+
+const struct shape shape_response = { "resp_", true, response_read, whole, piece, over, end, broken };
