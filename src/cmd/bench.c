@@ -8,9 +8,9 @@
 #include "base/median.h"
 #include "base/plat.h"
 #include "base/rng.h"
-#include "cmd/ceiling.h"
 #include "cmd/cmd.h"
 #include "cmd/roofline.h"
+#include "kern/ceiling.h"
 #include "kern/cpu/cpu.h"
 #include "run/step.h"
 
@@ -150,7 +150,7 @@ static void decode_begin(const struct engine *g, const struct rows *r, int batch
 /* What was measured; times are medians. */
 struct figures {
     double image_s, first_s, prompt_s, step_s; /* a picture; a picture and FIRST tokens; all prompts; a token of each */
-    struct ceilings ceiling;
+    double read_s, product_s; /* bytes and operations a second that the machine does at most; 0: not measured */
 };
 
 /* A picture's random pixels and where its features go; pixels NULL: no memory. */
@@ -230,7 +230,7 @@ static void time_decode(const struct bench *b, struct engine *g, struct cache *c
     }
     engine_tokens(g, number);
     f->step_s = median(t, b->gen);
-    if (!g->dev) f->ceiling.read_gb_s = median(gb, b->gen);
+    if (!g->dev) f->read_s = 1e9 * median(gb, b->gen);
 }
 
 static void time_prompt(const struct bench *b, struct engine *g, struct cache *c, const struct rows *r, double *t,
@@ -286,18 +286,18 @@ static void print_figures(const struct bench *b, const struct engine *g, const s
                           "threads", g->kc.n_threads, "prompt", b->prompt, "gen", b->gen, "batch", b->batch);
     const double prompts = (double)b->batch * b->prompt,
                  flop_s = b->batch * prompt_flop(&g->model.cfg.llama, b->prompt) / f->prompt_s;
-    const struct ceilings *top = &f->ceiling;
+    const double read = 1e-9 * f->read_s, product = 1e-9 * f->product_s;
     const struct { const char *name; double value; } real[] = { /* 0: not measured */
         { "prefill_tok_s", prompts / f->prompt_s },
         { "prefill_gflops", flop_s * 1e-9 },
-        { "ceiling_gflops", top->matrix_gflops },
-        { "prefill_share", top->matrix_gflops > 0 ? flop_s * 1e-9 / top->matrix_gflops : 0 },
+        { "ceiling_gflops", product },
+        { "prefill_share", product > 0 ? flop_s * 1e-9 / product : 0 },
         { "decode_tok_s", b->batch / f->step_s },
         { "first_token_ms", 1e3 * f->first_s },
         { "bytes_per_step", bytes },
         { "gb_s", gb_s },
-        { "ceiling_gb_s", top->read_gb_s },
-        { "share_of_ceiling", top->read_gb_s > 0 ? gb_s / top->read_gb_s : 0 },
+        { "ceiling_gb_s", read },
+        { "share_of_ceiling", read > 0 ? gb_s / read : 0 },
         { "clip_ms", 1e3 * f->image_s },
         { "clip_gflops", f->image_s > 0 ? picture_flop(&g->model.cfg) / f->image_s * 1e-9 : 0 },
     };
@@ -324,7 +324,9 @@ static int measure(const struct bench *b, struct engine *g, struct err *e)
     r = rows_new(g->chunk > b->batch ? g->chunk : b->batch);
     t = malloc((size_t)(b->repeat + 2 * b->gen) * sizeof *t);
     if (!t) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));
-    if (g->dev) TRY(ceilings_measure(&f.ceiling, g, e));
+    dev_use(g->dev);
+    if (g->dev) f.read_s = ceiling_memory(&g->kern, &g->kc);
+    if (g->dev) f.product_s = ceiling_product(&g->kern, &g->kc, g->dtype, g->dtype);
     if (g->model.cfg.has_vision && !b->no_image) TRY(time_picture(g, &c, &r, b->repeat, t, &f, e));
     time_prompt(b, g, &c, &r, t, &f);
     time_decode(b, g, &c, &r, &reader, t, &f);

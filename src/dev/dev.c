@@ -136,6 +136,11 @@ struct dev_memory dev_memory_now(struct dev *d)
     return (struct dev_memory){ total, total, 0, plat_memory_peak() };
 }
 
+void dev_memory_forget(struct dev *d, const struct dev_memory *then)
+{
+    if (d) d->peak = d->used > then->peak ? d->used : then->peak;
+}
+
 /* ---- order */
 
 void dev_put(struct dev *d, void *dst, const void *host, size_t bytes)

@@ -48,6 +48,8 @@ struct dev_memory {
     size_t used, peak;  /* by dev_alloc; the host: 0 and the process's peak */
 };
 struct dev_memory dev_memory_now(struct dev *d);
+/* A device's peak is again that of `then`: what was taken and given back since is forgotten. */
+void dev_memory_forget(struct dev *d, const struct dev_memory *then);
 
 /* ---- order */
 
