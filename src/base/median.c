@@ -12,5 +12,5 @@ static int by_value(const void *a, const void *b)
 double median(double *v, int n)
 {
     qsort(v, (size_t)n, sizeof *v, by_value);
-    return v[n / 2];
+    return (v[(n - 1) / 2] + v[n / 2]) / 2;
 }

@@ -1,5 +1,5 @@
 /* The middle of measured times. */
 #pragma once
 
-/* Of v[n], which is sorted; n > 0. Of an even number, the upper of the two in the middle. */
+/* Of v[n], n > 0, which it sorts in place, smallest first. Of an even number, the mean of the two in the middle. */
 double median(double *v, int n);

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/name.h"
+#include "base/plat.h"
 #include "base/size.h"
 #include "model/config.h"
 #include "train/report.h"
@@ -375,6 +376,11 @@ static void print_wrapped(FILE *f, const char *text, int at, int column)
         text += *text == ' ';
     }
     fputc('\n', f);
+}
+
+int train_args_threads(const struct train_args *a)
+{
+    return a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
 }
 
 void train_args_help(FILE *f)

@@ -67,6 +67,8 @@ bool train_args_given(const struct train_args *a, const char *name);
 /* Logs one line that names what was given and has no effect here, if there is any. */
 void train_args_report(const struct train_args *a);
 void train_args_help(FILE *f);
+/* Threads of the host's kernels: those asked for, as far as they can be started, else all that are worth using. */
+int train_args_threads(const struct train_args *a);
 /* By name, new references, NULL without memory: all that has an effect; what must be the same for a run to go on from
  * another's checkpoint (a NULL: the defaults, for checkpoints that are older than an argument). */
 json_t *train_args_json(const struct train_args *a);

@@ -9,6 +9,7 @@
 #include "base/plat.h"
 #include "base/rng.h"
 #include "kern/prof.h"
+#include "train/flops.h"
 #include "train/optim.h"
 #include "train/plan.h"
 
@@ -192,8 +193,8 @@ static void count(struct bench *b, const struct batch *x)
     b->positions += x->T;
     b->real += (double)x->micro;
     b->learned += x->n_targets;
-    b->useful += step_flops(&b->step, &sizes);
-    b->again += step_flops_again(&b->step, &sizes);
+    b->useful += flops_pass(&b->t.model, b->t.tower_trains, &sizes);
+    b->again += flops_again(&b->t.model, b->step.layers.kept.none, &sizes);
 }
 
 /* The kth, of which the first is not counted. */
@@ -225,13 +226,13 @@ static int profile(struct bench *b, struct err *e)
     return 0;
 }
 
-static json_t *figures(struct bench *b, const struct plan_speed *speed)
+static json_t *figures(struct bench *b)
 {
     const struct train_bench *o = b->b;
     const struct train_args *a = o->a;
     const struct dev_memory card = dev_memory_now(b->step.kc.dev);
-    const double n = o->steps, ceiling = speed->flops;
-    const double s = median(b->time, o->steps), executed = (b->useful + b->again) / n / s;
+    const double n = o->steps, ceiling = b->plan.speed.flops, s = median(b->time, o->steps);
+    const double executed = (b->useful + b->again) / n / s, slowest = b->time[o->steps - 1];
     json_t *r = json_pack(
         "{ss, ss, ss, ss, ss, ss, si, sI, sI, sI, si}", "bench", "train", "model", a->model_name_or_path, "stage",
         o->stage, "dtype", dtype_name(b->t.dtype), "kernels", b->step.kern.name, "lengths",
@@ -239,22 +240,22 @@ static json_t *figures(struct bench *b, const struct plan_speed *speed)
         b->step.kc.n_threads, "batch", (json_int_t)a->per_device_train_batch_size, "seq",
         (json_int_t)a->model_max_length, "accum", (json_int_t)a->gradient_accumulation_steps, "steps", o->steps);
     const struct { const char *name; double value; } real[] = {
-        { "step_s", s }, { "slowest_s", b->time[o->steps - 1] }, { "samples_s", b->records / n / s },
+        { "step_s", s }, { "slowest_s", slowest }, { "samples_s", b->records / n / s },
         { "tok_s", b->real / n / s }, { "positions_s", b->positions / n / s }, { "learned_tok_s", b->learned / n / s },
         { "tflops", executed * 1e-12 }, { "useful_tflops", b->useful / n / s * 1e-12 },
-        { "link_gb_s", speed->link * 1e-9 }, { "ceiling_tflops", ceiling * 1e-12 },
+        { "link_gb_s", b->plan.speed.link * 1e-9 }, { "ceiling_tflops", ceiling * 1e-12 },
         { "share_of_ceiling", ceiling > 0 ? executed / ceiling : 0 },
     };
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
         json_object_set_new(r, real[i].name, json_real(real[i].value));
-    const struct plan_choice *c = &b->plan.choice[b->plan.chosen];
+    const struct plan_choice *c = plan_taken(&b->plan);
     json_object_set_new(r, "layers_again", json_integer(c->kept.none));
     json_object_set_new(r, "layers_in_part", json_integer(c->kept.dear));
     json_object_set_new(r, "layers_away", json_integer(c->kept.away));
     json_object_set_new(r, "gradients_away", json_boolean(c->how.grads_away));
     json_object_set_new(r, "moments_away", json_boolean(c->how.moments_away));
-    json_object_set_new(r, "planned_bytes", json_integer((json_int_t)b->plan.sum[PLAN_DEVICE]));
-    json_object_set_new(r, "host_planned_bytes", json_integer((json_int_t)b->plan.sum[PLAN_HOST]));
+    json_object_set_new(r, "planned_bytes", json_integer((json_int_t)c->bytes.sum[PLAN_DEVICE]));
+    json_object_set_new(r, "host_planned_bytes", json_integer((json_int_t)c->bytes.sum[PLAN_HOST]));
     json_object_set_new(r, "peak_bytes", json_integer((json_int_t)card.peak));
     json_object_set_new(r, "host_peak_bytes", json_integer((json_int_t)plat_memory_peak()));
     if (o->list) json_object_set(r, "records", b->made);
@@ -280,10 +281,9 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     struct bench b = { .b = o };
     const struct train_args *a = o->a;
     struct batch_limits most;
-    const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
     int rc;
     *ret = NULL;
-    omp_set_num_threads(threads);
+    omp_set_num_threads(train_args_threads(a));
     rng_seed(&b.rng, (uint64_t)a->seed);
     b.time = calloc((size_t)o->steps, sizeof *b.time);
     b.made = json_array();
@@ -292,11 +292,8 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     dev_use(b.dev);
     TRY(trainee_random(&b.t, a, b.dev, e));
     TRY(make_batches(&b, &most, e));
-    const struct step_options so = { .dev = b.dev, .dtype = b.t.dtype, .tower_trains = b.t.tower_trains,
-                                     .drop = (float)a->residual_dropout, .smooth = a->label_smoothing_factor,
-                                     .states = &b.t.states, .threads = threads, .most = most };
-    TRY(step_open(&b.step, &b.t.model, &so, e));
-    const struct plan_speed speed = { step_ceiling(&b.step, b.t.dtype), step_link(&b.step) };
+    TRY(step_open(&b.step, &b.t, a, &most, NULL, e));
+    const struct plan_speed speed = plan_measure(&b.step, b.t.dtype);
     TRY(plan_make(&b.plan, &b.t, &b.step, a, &speed, e));
     TRY(plan_check(&b.plan, &b.t, &b.step, a, e));
     TRY(trainee_fill(&b.t, a, &b.step.kern, &b.step.kc, e));
@@ -304,7 +301,7 @@ int train_bench(json_t **ret, const struct train_bench *o, struct err *e)
     TRY(optim_open(&b.optim, &b.t, a, 1000, e));
     for (int k = 0; k <= o->steps; k++) run_step(&b, k);
     if (o->profile) TRY(profile(&b, e));
-    *ret = figures(&b, &speed);
+    *ret = figures(&b);
 out:
     bench_fini(&b);
     return rc;

@@ -64,10 +64,10 @@ void muon_gather(struct step *s, const struct trained *p, float scale)
     const struct kern *k = &s->kern;
     const struct tensor g = p->param->g;
     const float share = (1 - momentum) * scale;
-    k->axpy(&s->kc, p->m, p->m, momentum - 1);
-    k->axpy(&s->kc, p->m, g, share);
+    k->axpy(&s->kc, p->state.m, p->state.m, momentum - 1);
+    k->axpy(&s->kc, p->state.m, g, share);
     k->axpy(&s->kc, g, g, share - 1);
-    k->axpy(&s->kc, g, p->m, momentum);
+    k->axpy(&s->kc, g, p->state.m, momentum);
 }
 
 /* y = x, each singular value s of it turned into a s + b s^3 + c s^5. */
@@ -98,7 +98,7 @@ static void bend(struct muon *u, struct step *s, struct tensor y, struct tensor 
 void muon_step(struct muon *u, struct step *s, const struct trained *p, double norm, double lr, double decay)
 {
     const struct kern *k = &s->kern;
-    const struct tensor g = p->param->g, w = p->master;
+    const struct tensor g = p->param->g, w = p->state.master;
     struct tensor x = part(u->x, w.n[0], w.n[1]), y = part(u->y, w.n[0], w.n[1]);
     const int64_t longer = w.n[0] > w.n[1] ? w.n[0] : w.n[1];
     k->zero(&s->kc, x);

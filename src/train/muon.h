@@ -5,7 +5,7 @@
  *   v = b v + (1-b) g;  u = (1-b) g + b v;  w = w (1 - lr decay) - lr 0.2 sqrt(max(O,I)) orthogonal(u),  b = 0.95
  *
  * K. Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the factor 0.2 sqrt(max(O,I)), which gives an update the
- * size of AdamW's and so the same learning rate, is of arXiv:2502.16982. v is the first moment of trained.m.
+ * size of AdamW's and so the same learning rate, is of arXiv:2502.16982. v is the first moment, trained_state.m.
  */
 #pragma once
 #include "train/setup.h"

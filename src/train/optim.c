@@ -58,13 +58,14 @@ static void step_matrices(struct optim *o, struct step *s, double factor, float 
 
 static void step_one(struct step *s, const struct trained *p, const struct adamw *a)
 {
-    const struct tensor none = { 0 }, w = p->param->w, x = p->master.p ? p->master : w;
-    if (!p->eight) {
-        s->kern.adamw(&s->kc, p->master, p->m, p->v, p->has_master ? w : none, p->param->g, a);
+    const struct trained_state *t = &p->state;
+    const struct tensor none = { 0 }, w = p->param->w, x = t->master.p ? t->master : w;
+    if (!t->eight) {
+        s->kern.adamw(&s->kc, t->master, t->m, t->v, t->has_master ? w : none, p->param->g, a);
         return;
     }
-    s->kern.adamw8(&s->kc, x, p->m, p->ms, p->v, p->vs, p->param->g, a);
-    if (p->has_master) s->kern.cast(&s->kc, w, p->master);
+    s->kern.adamw8(&s->kc, x, t->m, t->ms, t->v, t->vs, p->param->g, a);
+    if (t->has_master) s->kern.cast(&s->kc, w, t->master);
 }
 
 static void clear_gradients(struct optim *o, struct step *s)
@@ -85,7 +86,7 @@ void optim_step(struct optim *o, struct step *s, int64_t k, double norm)
         states_update_next(o->states, b);
         for (int i = 0; i < o->n; i++) {
             const struct trained *p = &o->p[i];
-            if (p->block != b || (o->orthogonal && muon_takes(p))) continue;
+            if (p->state.block != b || (o->orthogonal && muon_takes(p))) continue;
             a.lr = (float)(o->rate[p->rate] * factor);
             a.decay = p->decays ? (float)o->decay : 0;
             a.key = rng_key(o->seed, (uint64_t)k, (uint64_t)i);

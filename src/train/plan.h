@@ -9,10 +9,13 @@
 #include "train/setup.h"
 #include "train/step.h"
 
-enum { PLAN_ROWS = 20, PLAN_CHOICES = 4 };
 enum plan_place { PLAN_DEVICE, PLAN_HOST, PLAN_PLACES }; /* without a device all is the former */
+enum { PLAN_ROWS = 15, PLAN_CHOICES = 4 };
 
-/* What the machine does in a second; 0: not known. */
+/* Bytes by name (plan.c has the names), and together. */
+struct plan_sizes { size_t row[PLAN_ROWS], sum[PLAN_PLACES]; };
+
+/* What the machine does in a second (kern/ceiling.h); 0: not known. */
 struct plan_speed {
     double flops; /* of a large matrix product */
     double link;  /* bytes between device and host, each way */
@@ -21,28 +24,32 @@ struct plan_speed {
 struct plan_choice {
     struct states_how how;
     struct step_kept kept;      /* what layers keep for the way back */
-    size_t sum[PLAN_PLACES];
+    struct plan_sizes bytes;
     double again_s, link_s, s;  /* of an optimiser step: recomputing, waiting for copies, all of it */
     bool fits;
 };
 
 struct plan {
-    struct { const char *name; size_t bytes; enum plan_place place; } row[PLAN_ROWS];
-    int n;
     bool card;                  /* there is a device, or would be */
-    size_t sum[PLAN_PLACES], limit[PLAN_PLACES];
+    size_t limit[PLAN_PLACES];
     bool limited[PLAN_PLACES];  /* by the arguments, not by what is there */
+    struct plan_sizes fixed;    /* what no choice changes */
     struct plan_choice choice[PLAN_CHOICES];
     int n_choices, chosen;      /* -1: none fits */
     int layers;
     struct plan_speed speed;
 };
 
-/* Plans for the largest batch and sets t->states and what s keeps accordingly. ERR_USAGE for limits that are none.
+/* Runs a few products and copies with s's kernels, on its device if it has one. */
+struct plan_speed plan_measure(struct step *s, enum dtype weights);
+/* Plans for the largest batch, and has t->states and s keep what is chosen. ERR_USAGE for limits that are none.
  * Bytes of "48G", "512M", ...; without a limit: what is free. */
 int plan_make(struct plan *p, struct trainee *t, struct step *s, const struct train_args *a,
               const struct plan_speed *speed, struct err *e);
+/* The choice that is made; where none fits, the last that was tried. */
+const struct plan_choice *plan_taken(const struct plan *p);
 /* ERR_NOMEM with the sum where nothing fits, and what would. */
-int plan_check(const struct plan *p, struct trainee *t, struct step *s, const struct train_args *a, struct err *e);
+int plan_check(const struct plan *p, const struct trainee *t, const struct step *s, const struct train_args *a,
+               struct err *e);
 void plan_print(const struct plan *p, FILE *f);
 void plan_bytes(char out[16], double bytes); /* "1.23 GB" */

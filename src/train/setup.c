@@ -546,7 +546,7 @@ static void fill_weight(struct trainee *t, struct trained *p, float *host, struc
 
 int trainee_keep(struct trainee *t, const struct states_how *how, struct err *e)
 {
-    return states_plan(&t->states, t->p, t->n, t->model.cfg.llama.L, t->dtype, how, e);
+    return states_init(&t->states, t->p, t->n, t->model.cfg.llama.L, t->dtype, how, e);
 }
 
 /* Bytes of trainee.state, and numbers of the largest adapter. */

@@ -11,21 +11,6 @@
 #include "train/sample.h"
 #include "train/states.h"
 
-enum rate { RATE_COMMON, RATE_PROJECTOR, RATE_TOWER }; /* which of the learning rates */
-
-/* A parameter that a step changes. */
-struct trained {
-    char name[NAME_MAX_BYTES]; /* canonical; adapters: "model.layers.0.self_attn.q_proj.lora_A.weight" */
-    struct param *param;       /* w: what is computed with, in trainee.dtype; g F32 */
-    struct tensor master;      /* F32; w itself where that is F32; p NULL: there is none */
-    struct tensor m, v;        /* AdamW's moments: F32, or U8 with */
-    struct tensor ms, vs;      /* F32 scales, one for KERN_BLOCK8 */
-    bool eight, has_master, paged; /* moments of 8 bits; a master of its own; states.h keeps it on the host */
-    int block;                 /* of states.h */
-    enum rate rate;
-    bool decays;               /* takes weight decay: neither norm nor bias */
-};
-
 struct trainee {
     struct llava_model model; /* until trainee_fill on the host; after it on dev, if there is one */
     struct dev *dev;         /* borrowed; NULL: the host */

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "kern/code8.h"
-#include "train/setup.h"
 
 enum { SMALL = 4096 }; /* numbers: tensors with fewer keep moments of 32 bits, as bitsandbytes has it */
 
@@ -25,72 +24,79 @@ static bool has_eight(const struct states_how *how, const struct trained *p)
 }
 
 /* Tensors that have a shape and whose memory is not taken. */
-static void shape(struct trained *p, const struct states_how *how, enum dtype dtype)
+static struct trained_state state_of(const struct trained *p, int L, enum dtype dtype, const struct states_how *how)
 {
     struct tensor f32 = p->param->w;
-    const int64_t n = tensor_count(f32), blocks = (n + KERN_BLOCK8 - 1) / KERN_BLOCK8;
+    const bool eight = has_eight(how, p);
+    const int64_t n = tensor_count(f32), scales = (n + KERN_BLOCK8 - 1) / KERN_BLOCK8;
     f32.type = DT_F32;
     f32.p = NULL;
-    p->eight = has_eight(how, p);
-    p->paged = how->moments_away && p->eight == how->eight;
-    p->has_master = dtype != DT_F32 && (how->masters || !p->eight);
-    p->master = f32;
-    p->m = p->v = p->eight ? tensor_1d(NULL, DT_U8, n) : f32;
-    p->ms = p->vs = p->eight ? tensor_1d(NULL, DT_F32, blocks) : (struct tensor){ 0 };
+    const struct tensor moment = eight ? tensor_1d(NULL, DT_U8, n) : f32;
+    const struct tensor scale = eight ? tensor_1d(NULL, DT_F32, scales) : (struct tensor){ 0 };
+    return (struct trained_state){ .master = f32, .m = moment, .v = moment, .ms = scale, .vs = scale, .eight = eight,
+                                   .has_master = dtype != DT_F32 && (how->masters || !eight),
+                                   .paged = how->moments_away && eight == how->eight, .block = block_of(p->name, L) };
 }
 
-static size_t master_bytes(const struct trained *p)
+static size_t master_bytes(const struct trained_state *s)
 {
-    return p->has_master ? arena_aligned(tensor_bytes(p->master)) : 0;
+    return s->has_master ? arena_aligned(tensor_bytes(s->master)) : 0;
 }
 
-static size_t moment_bytes(const struct trained *p)
+static size_t moment_bytes(const struct trained_state *s)
 {
-    return 2 * arena_aligned(tensor_bytes(p->m)) + (p->eight ? 2 * arena_aligned(tensor_bytes(p->ms)) : 0);
+    return 2 * arena_aligned(tensor_bytes(s->m)) + (s->eight ? 2 * arena_aligned(tensor_bytes(s->ms)) : 0);
 }
+
+static size_t state_bytes(const struct trained_state *s) { return master_bytes(s) + moment_bytes(s); }
 
 static size_t grad_bytes(const struct trained *p)
 {
     return arena_aligned((size_t)tensor_count(p->param->w) * sizeof(float));
 }
 
-int states_plan(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
-                struct err *e)
+struct states_bytes states_bytes(const struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how)
 {
-    ASSERT(!s->grads.n && !s->moments.n);
-    free(s->grad_bytes);
-    *s = (struct states){ .how = *how, .p = p, .n = n, .blocks = L + 2, .fresh = true };
-    s->grad_bytes = calloc(2 * (size_t)s->blocks, sizeof *s->grad_bytes);
-    if (!s->grad_bytes) return err_set(e, ERR_NOMEM, "no memory for a plan");
-    s->moment_bytes = s->grad_bytes + s->blocks;
+    const int blocks = L + 2;
+    struct states_bytes b = { 0 };
+    size_t *grads = calloc(2 * (size_t)blocks, sizeof *grads), *moments = grads + blocks;
+    if (!grads) BUG("no memory for a list of blocks");
     for (int i = 0; i < n; i++) {
-        shape(&p[i], how, dtype);
-        p[i].block = block_of(p[i].name, L);
-        if (how->grads_away) s->grad_bytes[p[i].block] += grad_bytes(&p[i]);
-        if (p[i].paged) s->moment_bytes[p[i].block] += master_bytes(&p[i]) + moment_bytes(&p[i]);
+        const struct trained_state s = state_of(&p[i], L, dtype, how);
+        *(s.paged ? &b.masters_away : &b.masters) += master_bytes(&s);
+        *(s.paged ? &b.moments_away : &b.moments) += moment_bytes(&s);
+        *(how->grads_away ? &b.gradients_away : &b.gradients) += grad_bytes(&p[i]);
+        grads[s.block] += grad_bytes(&p[i]);
+        moments[s.block] += s.paged ? state_bytes(&s) : 0;
     }
-    return 0;
+    if (how->grads_away) b.gradients = pager_device_bytes(grads, blocks, PAGER_PLACES);
+    if (how->moments_away) b.moments += pager_device_bytes(moments, blocks, PAGER_PLACES);
+    free(grads);
+    return b;
 }
 
-struct states_bytes states_count(const struct states *s)
+int states_init(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
+                struct err *e)
 {
-    struct states_bytes b = { 0 };
-    for (int i = 0; i < s->n; i++) {
-        const struct trained *p = &s->p[i];
-        *(p->paged ? &b.masters_away : &b.masters) += master_bytes(p);
-        *(p->paged ? &b.moments_away : &b.moments) += moment_bytes(p);
-        *(s->how.grads_away ? &b.gradients_away : &b.gradients) += grad_bytes(p);
+    states_fini(s);
+    *s = (struct states){ .how = *how, .p = p, .n = n, .blocks = L + 2, .fresh = true };
+    s->grad_bytes = calloc(2 * (size_t)s->blocks, sizeof *s->grad_bytes);
+    if (!s->grad_bytes) return err_set(e, ERR_NOMEM, "no memory for a list of blocks");
+    s->moment_bytes = s->grad_bytes + s->blocks;
+    for (int i = 0; i < n; i++) {
+        struct trained_state *t = &p[i].state;
+        *t = state_of(&p[i], L, dtype, how);
+        if (how->grads_away) s->grad_bytes[t->block] += grad_bytes(&p[i]);
+        if (t->paged) s->moment_bytes[t->block] += state_bytes(t);
     }
-    if (s->how.grads_away) b.gradients = pager_device_bytes(s->grad_bytes, s->blocks, PAGER_PLACES);
-    if (s->how.moments_away) b.moments += pager_device_bytes(s->moment_bytes, s->blocks, PAGER_PLACES);
-    return b;
+    return 0;
 }
 
 size_t states_here_bytes(const struct states *s)
 {
     size_t bytes = arena_aligned((size_t)s->n * sizeof(float));
     for (int i = 0; i < s->n; i++) {
-        if (!s->p[i].paged) bytes += master_bytes(&s->p[i]) + moment_bytes(&s->p[i]);
+        if (!s->p[i].state.paged) bytes += state_bytes(&s->p[i].state);
         if (!s->how.grads_away) bytes += grad_bytes(&s->p[i]);
     }
     return bytes;
@@ -99,10 +105,10 @@ size_t states_here_bytes(const struct states *s)
 /* ---- memory */
 
 /* Lays out what is kept of a tensor from base + at on; returns where it ends. */
-static size_t lay_out(struct trained *p, char *base, size_t at)
+static size_t lay_out(struct trained_state *s, char *base, size_t at)
 {
-    struct tensor *const all[] = { p->has_master ? &p->master : NULL, &p->m, &p->v, p->eight ? &p->ms : NULL,
-                                   p->eight ? &p->vs : NULL };
+    struct tensor *const all[] = { s->has_master ? &s->master : NULL, &s->m, &s->v, s->eight ? &s->ms : NULL,
+                                   s->eight ? &s->vs : NULL };
     for (int i = 0; i < 5; i++) {
         if (!all[i]) continue;
         all[i]->p = base + at;
@@ -115,14 +121,14 @@ static void lay_out_block(struct states *s, int block, char *base)
 {
     size_t at = 0;
     for (int i = 0; i < s->n; i++)
-        if (s->p[i].paged && s->p[i].block == block) at = lay_out(&s->p[i], base, at);
+        if (s->p[i].state.paged && s->p[i].state.block == block) at = lay_out(&s->p[i].state, base, at);
 }
 
 static void lay_out_grads(struct states *s, int block, char *base)
 {
     for (int i = 0; i < s->n; i++) {
         struct trained *p = &s->p[i];
-        if (p->block != block) continue;
+        if (p->state.block != block) continue;
         p->param->g.p = base;
         base += grad_bytes(p);
     }
@@ -137,16 +143,16 @@ static void take_here(struct states *s, struct arena *here, struct dev *dev)
         p->param->g = p->param->w;
         p->param->g.type = DT_F32;
         p->param->g.p = NULL;
-        if (p->param->w.type == DT_F32) p->master = p->param->w;
+        if (p->param->w.type == DT_F32) p->state.master = p->param->w;
         if (!s->how.grads_away) {
             p->param->g.p = arena_take(here, grad_bytes(p));
             dev_fill(dev, p->param->g.p, 0, grad_bytes(p));
         }
-        if (p->paged) continue;
-        const size_t bytes = master_bytes(p) + moment_bytes(p);
+        if (p->state.paged) continue;
+        const size_t bytes = state_bytes(&p->state);
         char *base = arena_take(here, bytes);
         dev_fill(dev, base, 0, bytes);
-        lay_out(p, base, 0);
+        lay_out(&p->state, base, 0);
     }
 }
 
@@ -156,10 +162,10 @@ static void copy_masters(struct states *s, bool from_weights, const struct kern 
     for (int b = 0; b < s->blocks; b++) {
         if (s->moments.n) lay_out_block(s, b, pager_next(&s->moments));
         for (int i = 0; i < s->n; i++) {
-            struct trained *p = &s->p[i];
-            if (!p->has_master || p->block != b) continue;
-            if (from_weights) k->cast(kc, p->master, p->param->w);
-            else k->cast(kc, p->param->w, p->master);
+            const struct trained *p = &s->p[i];
+            if (!p->state.has_master || p->state.block != b) continue;
+            if (from_weights) k->cast(kc, p->state.master, p->param->w);
+            else k->cast(kc, p->param->w, p->state.master);
         }
         if (s->moments.n) pager_done(&s->moments, from_weights);
     }
@@ -204,7 +210,7 @@ void states_back_done(struct states *s, const struct kern *k, struct kctx *kc, i
     while (s->how.grads_away && s->grads.now <= block) {
         const int now = s->grads.now;
         for (int i = 0; i < s->n; i++)
-            if (s->p[i].block == now) k->sumsq(kc, tensor_slice(s->squares, i, 1), s->p[i].param->g);
+            if (s->p[i].state.block == now) k->sumsq(kc, tensor_slice(s->squares, i, 1), s->p[i].param->g);
         pager_done(&s->grads, true);
         if (now + 1 == s->blocks) break;
         lay_out_grads(s, now + 1, pager_next(&s->grads));
@@ -242,18 +248,18 @@ void states_round(struct states *s, const struct kern *k, struct kctx *kc)
 
 struct tensor states_rest(struct states *s, int i, struct tensor t)
 {
-    const struct trained *p = &s->p[i];
-    if (!p->paged) return t;
-    struct trained at_rest[1] = { *p };
+    const struct trained_state *is = &s->p[i].state;
+    if (!is->paged) return t;
+    struct trained_state rest = *is;
     size_t at = 0;
-    char *base = pager_host(&s->moments, p->block);
+    char *base = pager_host(&s->moments, is->block);
     for (int k = 0; k < i; k++)
-        if (s->p[k].paged && s->p[k].block == p->block) at += master_bytes(&s->p[k]) + moment_bytes(&s->p[k]);
-    lay_out(at_rest, base, at);
-    const struct tensor *const was[] = { &p->master, &p->m, &p->v, &p->ms, &p->vs };
-    const struct tensor *const is[] = { &at_rest->master, &at_rest->m, &at_rest->v, &at_rest->ms, &at_rest->vs };
+        if (s->p[k].state.paged && s->p[k].state.block == is->block) at += state_bytes(&s->p[k].state);
+    lay_out(&rest, base, at);
+    const struct tensor *const visits[] = { &is->master, &is->m, &is->v, &is->ms, &is->vs };
+    const struct tensor *const rests[] = { &rest.master, &rest.m, &rest.v, &rest.ms, &rest.vs };
     for (int k = 0; k < 5; k++)
-        if (was[k]->p == t.p) return *is[k];
+        if (visits[k]->p == t.p) return *rests[k];
     return t;
 }
 

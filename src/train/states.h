@@ -6,10 +6,28 @@
  * on the device in f32 wherever they live, so that they have the same bits; so have moments.
  */
 #pragma once
-#include "kern/kern.h"
+#include "model/llava.h"
 #include "train/pager.h"
 
-struct trained;
+enum rate { RATE_COMMON, RATE_PROJECTOR, RATE_TOWER }; /* which of the learning rates */
+
+struct trained_state {
+    struct tensor master;      /* F32; the weight itself where that is F32; p NULL: there is none */
+    struct tensor m, v;        /* AdamW's moments: F32, or U8 with */
+    struct tensor ms, vs;      /* F32 scales, one for KERN_BLOCK8 */
+    bool eight, has_master;    /* moments of 8 bits; a master of its own */
+    bool paged;                /* master and moments are away */
+    int block;                 /* that it visits the device with */
+};
+
+/* A parameter that a step changes. */
+struct trained {
+    char name[NAME_MAX_BYTES]; /* canonical; adapters: "model.layers.0.self_attn.q_proj.lora_A.weight" */
+    struct param *param;       /* w: what is computed with, in trainee.dtype; g F32 */
+    enum rate rate;
+    bool decays;               /* takes weight decay: neither norm nor bias */
+    struct trained_state state;
+};
 
 struct states_how {
     bool eight;        /* moments of 8 bits, but of what is small or an embedding */
@@ -29,14 +47,14 @@ struct states {
     bool fresh;             /* gradients that are away are of a step that is done */
 };
 
-/* Shapes, types and blocks of everything; no memory but the lists. L: layers of the language model; dtype: of weights.
- * May be called again. */
-int states_plan(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
-                struct err *e);
-/* Bytes, `away` on the host. The places of the pagers count as what visits them. */
+/* Bytes that p[n] would take if they were kept so, `away` on the host. The places of the pagers count as what visits
+ * them. L: layers of the language model; dtype: of weights. Changes nothing. */
 struct states_bytes { size_t masters, moments, gradients, masters_away, moments_away, gradients_away; };
-struct states_bytes states_count(const struct states *s);
-/* Bytes of what states_take takes from an arena. */
+struct states_bytes states_bytes(const struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how);
+/* Shapes, types and blocks of everything; no memory but the lists. p is borrowed. May be called again. */
+int states_init(struct states *s, struct trained *p, int n, int L, enum dtype dtype, const struct states_how *how,
+                struct err *e);
+/* Bytes of what states_fill takes from an arena. */
 size_t states_here_bytes(const struct states *s);
 /* Memory for all of it, zeros; masters are made from the weights. */
 int states_fill(struct states *s, struct arena *here, struct dev *dev, const struct kern *k, struct kctx *kc,

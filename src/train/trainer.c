@@ -18,6 +18,7 @@
 #include "train/deepspeed.h"
 #include "train/features.h"
 #include "train/feed.h"
+#include "train/flops.h"
 #include "train/optim.h"
 #include "train/plan.h"
 #include "train/report.h"
@@ -145,22 +146,14 @@ static int open_feeds(struct trainer *r, struct err *e)
     return rc < 0 ? rc : loader_limits(&r->eval.most, &r->eval.opts, e);
 }
 
-/* peak: what a matrix product reaches. */
-static int open_step(struct trainer *r, double *peak, struct err *e)
+/* The step and what it may keep where. */
+static int open_step(struct trainer *r, struct err *e)
 {
-    const struct train_args *a = r->a;
-    const int threads = a->threads ? plat_threads_startable((int)a->threads) : plat_threads();
-    omp_set_num_threads(threads);
-    const struct step_options o = { .dev = r->dev, .dtype = r->t.dtype, .tower_trains = r->t.tower_trains,
-                                    .states = &r->t.states, .card = r->t.card, .threads = threads,
-                                    .keeps_features = a->cache_features != NULL,
-                                    .smooth = a->label_smoothing_factor, .drop = (float)a->residual_dropout,
-                                    .most = r->train.most, .eval = r->eval.most };
-    const int rc = step_open(&r->step, &r->t.model, &o, e);
+    omp_set_num_threads(train_args_threads(r->a));
+    const int rc = step_open(&r->step, &r->t, r->a, &r->train.most, &r->eval.most, e);
     if (rc < 0) return rc;
-    *peak = r->t.card && !r->dev ? 0 : step_ceiling(&r->step, r->t.dtype);
-    const struct plan_speed speed = { *peak, step_link(&r->step) };
-    return plan_make(&r->plan, &r->t, &r->step, a, &speed, e);
+    const struct plan_speed speed = plan_measure(&r->step, r->t.dtype);
+    return plan_make(&r->plan, &r->t, &r->step, r->a, &speed, e);
 }
 
 /* ---- checkpoints */
@@ -252,8 +245,8 @@ static int describe_run(struct trainer *r, struct err *e)
         .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
     };
     for (int i = 0; i < r->t.n; i++) {
-        const struct trained *p = &r->t.p[i];
-        name_tensor(r, "master/", i, p->master.p ? p->master : p->param->w);
+        const struct trained_state *p = &r->t.p[i].state;
+        name_tensor(r, "master/", i, p->master.p ? p->master : r->t.p[i].param->w);
         name_tensor(r, "moment1/", i, p->m);
         name_tensor(r, "moment2/", i, p->v);
         name_tensor(r, "scale1/", i, p->ms);
@@ -502,7 +495,7 @@ static int finish(struct trainer *r, const struct batch *b, struct err *e)
 {
     const struct batch_limits sizes = batch_sizes(b);
     const double loss = step_loss(&r->step);
-    const double flops = b->n_targets ? step_flops(&r->step, &sizes) : 0;
+    const double flops = b->n_targets ? flops_pass(&r->t.model, r->t.tower_trains, &sizes) : 0;
     keep_features(r, b);
     remember(r, b);
     if (!isfinite(loss)) return blame(r, "the loss is", e);
@@ -533,14 +526,15 @@ static void print_data(const char *what, const struct check_result *c)
 }
 
 /* --dry_run */
-static void print_plan(struct trainer *r, double peak)
+static void print_plan(struct trainer *r)
 {
     const struct trainee_bytes n = trainee_count(&r->t);
     const struct check_result *c = &r->train.check;
     const int64_t records = r->a->gradient_accumulation_steps * r->a->per_device_train_batch_size;
     const double passes = (double)r->total * (double)records / (double)c->n_row;
     const struct batch_limits all = { 1000, (int)(1000 * c->positions / c->n_row), (int)(1000 * c->images / c->n_row),
-                                      (int)(1000 * c->targets / c->n_row), 0, r->step.most.kept };
+                                      (int)(1000 * c->targets / c->n_row), 0, r->step.rule.most.kept };
+    const double peak = r->plan.speed.flops;
     char time[24];
     printf("trained: %lld of %lld numbers in %d tensors (%s, %s)\n", (long long)n.n_trained, (long long)n.n_all, r->t.n,
            r->t.kind == TRAIN_PROJECTOR ? "projector" : r->t.kind == TRAIN_LORA ? "adapters" : "full",
@@ -548,7 +542,7 @@ static void print_plan(struct trainer *r, double peak)
     print_data("data", c);
     if (r->a->eval_data_path) print_data("evaluation", &r->eval.check);
     printf("longest record: %d positions, %d pictures; largest batch: %d records, %d positions\n", c->most.positions,
-           c->most.images, r->step.most.n, r->step.most.T);
+           c->most.images, r->step.rule.most.n, r->step.rule.most.T);
     printf("steps: %lld of %lld records, %.2f passes; warm-up %lld; %.0f positions in all\n", (long long)r->total,
            (long long)records, passes,
            (long long)schedule_warmup(r->a->warmup_steps, r->a->warmup_ratio, r->total), passes * (double)c->positions);
@@ -560,7 +554,8 @@ static void print_plan(struct trainer *r, double peak)
     printf("memory:\n");
     plan_print(&r->plan, stdout);
     if (peak <= 0) return; /* a device that is not here */
-    show_time(time, passes * (double)c->n_row / 1000 * step_flops(&r->step, &all) / (peak * step_share));
+    const double flops = flops_pass(&r->t.model, r->t.tower_trains, &all);
+    show_time(time, passes * (double)c->n_row / 1000 * flops / (peak * step_share));
     printf("time: about %s, at %.0f%% of the %.0f GFLOP/s that matrix products reach here\n", time, 100 * step_share,
            peak * 1e-9);
 }
@@ -636,13 +631,13 @@ static int open_features(struct trainer *r, struct err *e)
 {
     struct recipe *c = &r->t.recipe;
     if (!r->a->cache_features) return 0;
-    const int rc = features_open(&r->features, r->a->cache_features, &r->t.model, c, r->step.act_type,
+    const int rc = features_open(&r->features, r->a->cache_features, &r->t.model, c, r->step.rule.act,
                                  r->step.kern.name, e);
     c->features = r->whole.features = &r->features;
     return rc;
 }
 
-static int train(struct trainer *r, double peak, struct err *e)
+static int train(struct trainer *r, struct err *e)
 {
     const struct train_args *a = r->a;
     unsigned kinds;
@@ -664,7 +659,7 @@ static int train(struct trainer *r, double peak, struct err *e)
                                        .state = &r->state, .args = r->args, .config = r->config };
     TRY(report_open(&r->report, &ro, e));
     r->start_s = plat_now_s();
-    show_begin(&r->show, r->state.step, r->total, peak, !a->disable_tqdm, a->quiet);
+    show_begin(&r->show, r->state.step, r->total, r->plan.speed.flops, !a->disable_tqdm, a->quiet);
     stop_begin();
     TRY(loop(r, e));
     stop_end();
@@ -762,11 +757,10 @@ int train_run(struct train_args *a, struct err *e)
     TRY(open_device(&r, e));
     TRY(trainee_open(&r.t, a, r.dev, e));
     TRY(open_feeds(&r, e));
-    double peak;
-    TRY(open_step(&r, &peak, e));
-    if (a->dry_run) print_plan(&r, peak);
+    TRY(open_step(&r, e));
+    if (a->dry_run) print_plan(&r);
     TRY(plan_check(&r.plan, &r.t, &r.step, a, e));
-    if (!a->dry_run) TRY(train(&r, peak, e));
+    if (!a->dry_run) TRY(train(&r, e));
 out:
     trainer_fini(&r);
     return rc;

@@ -357,10 +357,8 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
                                     .accum = accum, .epochs = 1, .packing = packing };
     if (feed_open(&r->feed, &r->t.recipe, &o, &e) < 0) fail_msg("%s", e.msg);
     if (loader_limits(&r->feed.most, &r->feed.opts, &e) < 0) fail_msg("%s", e.msg);
-    const struct step_options so = { .dtype = r->t.dtype, .tower_trains = r->t.tower_trains, .threads = 1,
-                                     .states = &r->t.states, .most = r->feed.most, .eval = r->feed.most };
     struct plan plan;
-    if (step_open(&r->step, &r->t.model, &so, &e) < 0) fail_msg("%s", e.msg);
+    if (step_open(&r->step, &r->t, &r->a, &r->feed.most, &r->feed.most, &e) < 0) fail_msg("%s", e.msg);
     const struct plan_speed speed = { 1e11, 0 };
     if (plan_make(&plan, &r->t, &r->step, &r->a, &speed, &e) < 0) fail_msg("%s", e.msg);
     const struct step_kept none = { .none = r->t.model.cfg.llama.L };
@@ -490,12 +488,12 @@ static void test_frozen(void **state)
         llava_each(&r.t.model, hash_row, &before, NULL);
         for (int k = 1; k <= 2; k++) {
             float first[512];
-            for (int i = 0; i < r.t.n && i < 512; i++) first[i] = *(float *)r.t.p[i].master.p;
+            for (int i = 0; i < r.t.n && i < 512; i++) first[i] = *(float *)r.t.p[i].state.master.p;
             gradients(&r, 0);
             optim_step(&r.optim, &r.step, k, optim_norm(&r.optim, &r.step));
             for (int i = 0; i < r.t.n && i < 512 && k == 2; i++) /* A moves once B has */
-                if (!(fabs((double)first[i] - (double)*(float *)r.t.p[i].master.p) > 0)) {
-                    const float g = *(float *)r.t.p[i].m.p;
+                if (!(fabs((double)first[i] - (double)*(float *)r.t.p[i].state.master.p) > 0)) {
+                    const float g = *(float *)r.t.p[i].state.m.p;
                     if (fabs((double)g) > 0) fail_msg("%s: %s does not move", modes[m], r.t.p[i].name);
                 }
             for (int i = 0; i < r.t.n; i++)
@@ -558,7 +556,7 @@ static void test_muon(void **state)
         tall += O > I, wide += O < I, square += O == I;
         float *g = malloc((size_t)n * sizeof *g), *w = malloc((size_t)n * sizeof *w);
         memcpy(g, p->param->g.p, (size_t)n * sizeof *g);
-        memcpy(w, p->master.p, (size_t)n * sizeof *w);
+        memcpy(w, p->state.master.p, (size_t)n * sizeof *w);
         double *u = orthogonal(g, O, I);
         const double size = 0.2 * sqrt((double)(O > I ? O : I));
         muon_gather(&r.step, p, 1);
@@ -566,7 +564,8 @@ static void test_muon(void **state)
         for (int64_t j = 0; j < n; j++) norm += pow((double)((float *)p->param->g.p)[j], 2);
         muon_step(&r.optim.muon, &r.step, p, sqrt(norm), 1e-2, 0.1);
         for (int64_t j = 0; j < n; j++) {
-            const double want = (double)w[j] * (1 - 1e-3) - 1e-2 * size * u[j], got = (double)((float *)p->master.p)[j];
+            const double want = (double)w[j] * (1 - 1e-3) - 1e-2 * size * u[j];
+            const double got = (double)((float *)p->state.master.p)[j];
             if (!(fabs(got - want) <= 1e-4 * 1e-2 * size + 1e-6 * fabs(want)))
                 fail_msg("%s, element %lld: %.8g, not %.8g", p->name, (long long)j, got, want);
         }
@@ -608,7 +607,7 @@ static void test_clipping(void **state)
     float moment[64], grad[64];
     memcpy(grad, r.t.p[1].param->g.p, sizeof grad);
     optim_step(&r.optim, &r.step, 1, norm);
-    memcpy(moment, r.t.p[1].m.p, sizeof moment);
+    memcpy(moment, r.t.p[1].state.m.p, sizeof moment);
     for (int j = 0; j < 64; j++) {
         const double x = (double)grad[j], want = 0.1 * 0.25 / (norm + 1e-6) * x;
         assert_true(fabs((double)moment[j] - want) <= 1e-6 * fabs(x));
