@@ -80,8 +80,9 @@ struct llava_request {
 LLAVA_API struct llava_request llava_request_default(void); /* llava_sampling_default, one answer */
 
 /* Schemas: type, properties (in their order), required, items, prefixItems, enum, const, anyOf, $ref, lengths and
- * counts (to 4096); {"type": "object"} is any object. Others that restrict, such as pattern, are refused with
- * LLAVA_UNSUPPORTED, as is a schema of more than 262144 bytes of names and values, or of 32768 parts.
+ * counts (to 4096), bounds of numbers, pattern, some formats; {"type": "object"} is any object. Others that restrict,
+ * such as multipleOf, are refused with LLAVA_UNSUPPORTED, as is a schema of more than 262144 bytes of names and
+ * values, or of 32768 parts.
  * Grammars: rules `name ::= ...` of which `root` is the answer; "literals", [classes], (groups), |, * + ? {m,n}.
  * An answer that ends with LLAVA_FINISH_LENGTH may be cut in the middle. */
 

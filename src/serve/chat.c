@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text/regex.h"
 #include "text/stream.h"
 
 enum { TEXT_MAX = 1 << 24 };
@@ -88,8 +89,8 @@ static void refuse_others(const struct fields *f)
 static void refuse_rest(const struct fields *f, int64_t n)
 {
     static const char *const refused[] = {
-        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "guided_regex", "regex",
-        "min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "logits_processors", "use_beam_search",
+        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "min_tokens", "ignore_eos",
+        "stop_token_ids", "bad_words", "logits_processors", "use_beam_search",
         "prompt_logprobs", "chat_template", "documents", "include_stop_str_in_output", "truncate_prompt_tokens",
     };
     const char *choice = json_string_value(json_object_get(f->o, "tool_choice"));
@@ -147,7 +148,7 @@ static void read_most(struct chat *c, const struct fields *f, int64_t most)
 
 /* ---- what answers must be: a schema or a grammar, by whichever name */
 
-enum form { FORM_SCHEMA, FORM_GRAMMAR, FORM_CHOICE, FORM_ANY };
+enum form { FORM_SCHEMA, FORM_GRAMMAR, FORM_REGEX, FORM_CHOICE, FORM_ANY };
 struct form_name { const char *key; enum form form; };
 
 /* Takes `text`. */
@@ -184,6 +185,16 @@ static char *grammar_of(const struct fields *f, const char *key, const json_t *l
     return buf_take(&b, NULL);
 }
 
+/* A grammar of what a regular expression matches as a whole. */
+static char *grammar_of_regex(const struct fields *f, const char *key, const char *pattern)
+{
+    struct buf b = buf_make(TEXT_MAX);
+    struct err e = { 0 };
+    buf_str(&b, "root ::= ");
+    if (regex_write(&b, pattern, strlen(pattern), false, &e) < 0) fields_bad(f, key, "is not taken: %s", e.msg);
+    return buf_take(&b, NULL);
+}
+
 /* The member `key`, which says it in the way of `form`. */
 static void read_form(struct chat *c, const struct fields *f, const char *key, enum form form)
 {
@@ -196,6 +207,8 @@ static void read_form(struct chat *c, const struct fields *f, const char *key, e
         set_form(c, f, key, true, strdup("{\"type\":\"object\"}"));
     else if (form == FORM_SCHEMA && !written && fields_object(f, key, &schema) && schema.o)
         set_form(c, f, key, true, json_dumps(schema.o, JSON_COMPACT));
+    else if (form == FORM_REGEX && fields_str(f, key, &text) && *text)
+        set_form(c, f, key, false, grammar_of_regex(f, key, text));
     else if (form == FORM_CHOICE && fields_array(f, key, &list))
         set_form(c, f, key, false, grammar_of(f, key, list));
     else if ((form == FORM_GRAMMAR || (form == FORM_SCHEMA && written)) && fields_str(f, key, &text) && *text)
@@ -228,8 +241,10 @@ static void read_forms(struct chat *c, const struct fields *f)
     static const struct form_name names[] = {
         { "json_schema", FORM_SCHEMA },     { "guided_json", FORM_SCHEMA }, { "grammar", FORM_GRAMMAR },
         { "guided_grammar", FORM_GRAMMAR }, { "ebnf", FORM_GRAMMAR },       { "guided_choice", FORM_CHOICE },
+        { "guided_regex", FORM_REGEX },     { "regex", FORM_REGEX },
     }, inside[] = {
         { "json", FORM_SCHEMA }, { "grammar", FORM_GRAMMAR }, { "choice", FORM_CHOICE }, { "json_object", FORM_ANY },
+        { "regex", FORM_REGEX },
     };
     struct fields structured;
     read_format(c, f, "response_format", false);
@@ -237,7 +252,6 @@ static void read_forms(struct chat *c, const struct fields *f)
     if (!fields_object(f, "structured_outputs", &structured)) return;
     for (size_t i = 0; i < sizeof inside / sizeof *inside; i++)
         read_form(c, &structured, inside[i].key, inside[i].form);
-    fields_refuse(&structured, "regex");
     fields_refuse(&structured, "structural_tag");
 }
 

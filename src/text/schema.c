@@ -3,8 +3,12 @@
 
 #include <ctype.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "text/number.h"
+#include "text/regex.h"
 
 enum { NEST_MAX = 64, RULES_MAX = SCHEMA_PARTS_MAX, REFS_MAX = 1024, COUNT_MAX = 4096, PREFIX_MAX = 256,
        TEXT_MAX = 1 << 24 };
@@ -31,11 +35,10 @@ static const char common[] =
     "value ::= object | array | string | number | boolean | null\n";
 
 /* Keywords that change what is valid and that no grammar here says. */
-static const char *const refused[] = { "pattern",      "minimum",          "maximum",       "exclusiveMinimum", "not",
-                                       "multipleOf",   "exclusiveMaximum", "uniqueItems",   "patternProperties", "if",
-                                       "contains",     "propertyNames",    "minProperties", "maxProperties",
-                                       "dependentRequired", "dependentSchemas", "unevaluatedProperties",
-                                       "unevaluatedItems", "$dynamicRef", "$recursiveRef" };
+static const char *const refused[] = { "not",           "multipleOf",    "uniqueItems",       "patternProperties", "if",
+                                       "contains",      "minProperties", "dependentRequired", "dependentSchemas",
+                                       "maxProperties", "$dynamicRef",   "$recursiveRef",     "unevaluatedItems",
+                                       "unevaluatedProperties" };
 
 static int schema(struct writer *w, const json_t *s);
 
@@ -121,16 +124,92 @@ static int count_of(struct writer *w, const json_t *s, const char *key)
 
 /* ---- kinds of value: each adds an expression to b */
 
+/* Formats that are held, where no pattern says more. */
+static const char *pattern_of(const char *format)
+{
+    static const char date[] = "^[1-9]\\d{3}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])$",
+                      time[] = "^([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,3})?Z$",
+                      both[] = "^[1-9]\\d{3}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d"
+                               "(\\.\\d{1,3})?Z$",
+                      email[] = "^\\w[\\w+-]{0,31}(\\.[\\w+-]{1,32}){0,4}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+                                "\\.){1,4}[A-Za-z]{2,12}$",
+                      span[] = "^P(\\d{1,3}[DWMY]|T\\d{1,3}[HMS])$",
+                      uuid[] = "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",
+                      ipv4[] = "^((25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)\\.){3}(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)$";
+    static const struct { const char *name, *pattern; } formats[] = {
+        { "date", date },   { "time", time }, { "date-time", both }, { "duration", span },
+        { "email", email }, { "uuid", uuid }, { "ipv4", ipv4 },
+    };
+    for (size_t i = 0; format && i < sizeof formats / sizeof *formats; i++)
+        if (!strcmp(format, formats[i].name)) return formats[i].pattern;
+    return NULL;
+}
+
+/* A string by its pattern. One that looks around, beside a format, is how some write the format: that is held. */
+static int patterned(struct writer *w, struct buf *b, const json_t *pattern, const char *format)
+{
+    struct buf text = buf_make(TEXT_MAX);
+    int rc = 0;
+    if (pattern && !json_is_string(pattern)) rc = wrong(w, "pattern", "is no string");
+    else if (pattern) rc = regex_write(&text, json_string_value(pattern), json_string_length(pattern), true, w->e);
+    if (pattern && rc == ERR_UNSUPPORTED && format) pattern = NULL;
+    if (!pattern) {
+        buf_reset(&text);
+        rc = regex_write(&text, format, strlen(format), true, w->e);
+    }
+    if (rc >= 0) rc = buf_check(&text, "a pattern", w->e);
+    if (rc >= 0) buf_fmt(b, "\"\\\"\" %s \"\\\"\"", text.p);
+    buf_free(&text);
+    return rc;
+}
+
 static int strings(struct writer *w, struct buf *b, const json_t *s)
 {
+    const json_t *pattern = json_object_get(s, "pattern");
+    const char *format = pattern_of(json_string_value(json_object_get(s, "format")));
     int least = count_of(w, s, "minLength"), most = count_of(w, s, "maxLength");
     if (least < -1 || most < -1) return (int)w->e->code;
+    if (pattern && (least >= 0 || most >= 0))
+        return err_set(w->e, ERR_UNSUPPORTED, "schema: 'pattern' beside a length is not supported");
+    if (least < 0 && most < 0 && (pattern || format)) return patterned(w, b, pattern, format);
     if (least < 0 && most < 0) return buf_str(b, "string"), 0;
     if (most >= 0 && least > most) return wrong(w, "minLength", "is more than 'maxLength'");
     buf_fmt(b, "\"\\\"\" char{%d,", least > 0 ? least : 0);
     if (most >= 0) buf_fmt(b, "%d", most);
     buf_str(b, "} \"\\\"\"");
     return 0;
+}
+
+/* A bound of numbers: *v, and whether it is one of them; -1: it is wrong, 0: there is none. */
+static int bound(struct writer *w, const json_t *s, const char *key, const char *beyond, double *v, bool *open)
+{
+    const json_t *at = json_object_get(s, key), *past = json_object_get(s, beyond);
+    if (at && !json_is_number(at)) return wrong(w, key, "is no number"), -1;
+    if (past && !json_is_number(past) && !json_is_boolean(past)) return wrong(w, beyond, "is no number"), -1;
+    if (json_is_number(at)) *v = json_number_value(at), *open = json_is_true(past);
+    const bool nearer = !json_is_number(at) || (*key == 'm' && key[1] == 'i' ? json_number_value(past) >= *v
+                                                                           : json_number_value(past) <= *v);
+    if (json_is_number(past) && nearer) *v = json_number_value(past), *open = true;
+    return json_is_number(at) || json_is_number(past);
+}
+
+static int numbers(struct writer *w, struct buf *b, const json_t *s, bool integer)
+{
+    const double most = (double)NUMBER_MOST;
+    double low = -most, high = most;
+    bool above = false, below = false;
+    const int from = bound(w, s, "minimum", "exclusiveMinimum", &low, &above);
+    const int to = from < 0 ? from : bound(w, s, "maximum", "exclusiveMaximum", &high, &below);
+    if (to < 0) return (int)w->e->code;
+    if (!from && !to) return buf_str(b, integer ? "integer" : "number"), 0;
+    if (!integer && (floor(low) < low || floor(high) < high))
+        return err_set(w->e, ERR_UNSUPPORTED, "schema: a bound of numbers that is not whole is not supported");
+    low = fmax(-most, fmin(low, most));
+    high = fmax(-most, fmin(high, most));
+    const int64_t lo = (int64_t)(above ? floor(low) + 1 : ceil(low));
+    const int64_t hi = (int64_t)(below ? ceil(high) - 1 : floor(high));
+    return number_write(b, lo, hi, !integer, (int64_t)low, (int64_t)high)
+               ? 0 : wrong(w, "minimum", "and 'maximum' leave no number");
 }
 
 /* The rule of `"name": value`. */
@@ -195,9 +274,12 @@ static json_t *needed_names(struct writer *w, const json_t *required, const json
 static int objects(struct writer *w, struct buf *b, const json_t *s)
 {
     const json_t *properties = json_object_get(s, "properties"), *required = json_object_get(s, "required");
-    const json_t *more = json_object_get(s, "additionalProperties");
+    const json_t *more = json_object_get(s, "additionalProperties"), *names = json_object_get(s, "propertyNames");
     if (properties && !json_is_object(properties)) return wrong(w, "properties", "is no object");
     if (required && !json_is_array(required)) return wrong(w, "required", "is no list of names");
+    const char *of = json_string_value(json_object_get(names, "type"));
+    if (names && (json_object_size(names) != 1 || !of || strcmp(of, "string") != 0))
+        return err_set(w->e, ERR_UNSUPPORTED, "schema: 'propertyNames' is not supported but as {\"type\": \"string\"}");
     if (more && !json_is_object(more) && !json_is_boolean(more))
         return wrong(w, "additionalProperties", "is no schema");
     json_t *needed = needed_names(w, required, properties);
@@ -232,12 +314,16 @@ static void items(struct buf *b, const int *prefix, int n, int item, int least, 
 static int arrays(struct writer *w, struct buf *b, const json_t *s)
 {
     const json_t *first = json_object_get(s, "prefixItems"), *more = json_object_get(s, "items"), *v;
+    if (!first && json_is_array(more)) { /* as drafts before 2020-12 write it */
+        first = more;
+        more = json_object_get(s, "additionalItems");
+    }
     int prefix[PREFIX_MAX], n = 0, item = -1, least = count_of(w, s, "minItems"), most = count_of(w, s, "maxItems");
     size_t i;
     if (least < -1 || most < -1) return (int)w->e->code;
     if (most >= 0 && least > most) return wrong(w, "minItems", "is more than 'maxItems'");
     if (first && !json_is_array(first)) return wrong(w, "prefixItems", "is no list of schemas");
-    if (json_is_array(more)) return wrong(w, "items", "is a list: that goes in 'prefixItems'");
+    if (json_is_array(more)) return wrong(w, "items", "is a list beside 'prefixItems'");
     if (json_array_size(first) > PREFIX_MAX)
         return err_set(w->e, ERR_LIMIT, "schema: more than %d 'prefixItems'", PREFIX_MAX);
     json_array_foreach(first, i, v)
@@ -251,13 +337,29 @@ static int arrays(struct writer *w, struct buf *b, const json_t *s)
 
 static int typed(struct writer *w, struct buf *b, const json_t *s, const char *type)
 {
-    static const char *const plain[] = { "integer", "number", "boolean", "null" };
+    static const char *const plain[] = { "boolean", "null" };
     if (!strcmp(type, "object")) return objects(w, b, s);
     if (!strcmp(type, "array")) return arrays(w, b, s);
     if (!strcmp(type, "string")) return strings(w, b, s);
+    if (!strcmp(type, "integer") || !strcmp(type, "number")) return numbers(w, b, s, *type == 'i');
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
         if (!strcmp(type, plain[i])) return buf_str(b, type), 0;
     return wrong(w, type, "is no type");
+}
+
+/* What type a schema without one is about: it is taken to be of that. NULL: any. */
+static const char *implied(const json_t *s)
+{
+    static const struct { const char *key, *type; } keys[] = {
+        { "properties", "object" }, { "required", "object" },   { "additionalProperties", "object" },
+        { "items", "array" },       { "prefixItems", "array" }, { "minItems", "array" },
+        { "maxItems", "array" },    { "pattern", "string" },    { "minLength", "string" },
+        { "maxLength", "string" },  { "minimum", "number" },    { "exclusiveMinimum", "number" },
+        { "maximum", "number" },    { "exclusiveMaximum", "number" }, { "propertyNames", "object" },
+    };
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (json_object_get(s, keys[i].key)) return keys[i].type;
+    return NULL;
 }
 
 /* ---- schemas */
@@ -360,7 +462,8 @@ static bool is_typed(const json_t *v, const json_t *type)
 enum { WHOLE = 6 };
 static const char *const limits[] = { "$ref", "const", "enum", "anyOf", "oneOf", "allOf", "type", "properties",
                                       "required", "additionalProperties", "items", "prefixItems", "minItems",
-                                      "maxItems", "minLength", "maxLength" };
+                                      "maxItems", "minLength", "maxLength", "pattern", "minimum", "maximum",
+                                      "exclusiveMinimum", "exclusiveMaximum", "propertyNames" };
 
 /* Does s, or what its $ref leads to, name that type? */
 static bool names_type(const struct writer *w, const json_t *s, const json_t *type)
@@ -435,8 +538,7 @@ static int expression(struct writer *w, struct buf *b, const json_t *s)
         return either(w, b, "allOf", v);
     }
     if (json_is_string(type)) return typed(w, b, s, json_string_value(type));
-    if (!type && json_object_get(s, "properties")) return objects(w, b, s);
-    if (!type && json_object_get(s, "items")) return arrays(w, b, s);
+    if (!type && implied(s)) return typed(w, b, s, implied(s));
     if (!type) return buf_str(b, "value"), 0;
     if (!json_is_array(type) || !json_array_size(type)) return wrong(w, "type", "is no name and no list of names");
     json_array_foreach(type, i, v)
@@ -493,8 +595,10 @@ int schema_parse(struct grammar **ret, const char *json, size_t n, struct err *e
     int rc = schema_grammar(&text, json, n, e);
     if (rc >= 0) {
         rc = grammar_parse(ret, text.p, text.n, e);
-        /* What is written above is no bad grammar but for this one thing. */
-        if (rc == ERR_FORMAT) rc = err_set(e, ERR_UNSUPPORTED, "schema: a '$ref' leads back to where it stands");
+        /* What is written above is no bad grammar but for these two things. */
+        if (rc == ERR_FORMAT)
+            rc = err_set(e, ERR_UNSUPPORTED,
+                         "schema: a '$ref' leads back to where it stands, or a pattern repeats what may be nothing");
         if (rc == ERR_LIMIT)
             rc = err_set(e, ERR_LIMIT, "schema: more than %d bytes of names and values, with all repetitions",
                          GRAMMAR_MAX);

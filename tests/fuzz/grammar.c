@@ -1,7 +1,9 @@
-/* Grammars and schemas from strangers: the first byte says which; what is taken then walks over the rest as text. */
+/* Grammars, schemas and regular expressions from strangers: the first byte says which; what is taken then walks over
+ * the rest as text. */
 #include <string.h>
 
 #include "text/grammar.h"
+#include "text/regex.h"
 #include "text/schema.h"
 
 int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n);
@@ -23,7 +25,12 @@ int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
     const unsigned char *cut = memchr(p + 1, 0, n - 1); /* text to walk comes after a NUL */
     const size_t length = (cut ? (size_t)(cut - p) : n) - 1;
     int rc = 0;
-    if (p[0] == '{') rc = schema_parse(&g, (const char *)p, length + 1, &e);
+    struct buf text = buf_make(1 << 20);
+    if (p[0] == '/') {
+        buf_str(&text, "root ::= ");
+        rc = regex_write(&text, (const char *)p + 1, length, false, &e);
+        if (rc >= 0) rc = grammar_parse(&g, text.p, text.n, &e);
+    } else if (p[0] == '{') rc = schema_parse(&g, (const char *)p, length + 1, &e);
     else rc = grammar_parse(&g, (const char *)p + 1, length, &e);
     if (rc >= 0) rc = match_new(&m, g, vocabulary, &e);
     if (rc >= 0) {
@@ -32,5 +39,6 @@ int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
     }
     match_free(m);
     grammar_free(g);
+    buf_free(&text);
     return 0;
 }

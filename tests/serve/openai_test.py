@@ -2,8 +2,10 @@
 """The OpenAI API of `llava serve` on the demo model: models, chats with a picture, streams, errors, limits, keys. What the
 openai package does with it: tests/web/openai_test.py."""
 import base64
+import datetime
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -155,6 +157,18 @@ def test_schema(port):
            "answers that fit a schema", r)
     r = chat(port, [text(), picture()], response_format={"type": "json_object", "schema": {"const": "42"}}, max_tokens=300)
     ok(r[0] == 200 and json.loads(said(r)) == "42", "a schema beside json_object", r)
+    held = {"type": "object", "additionalProperties": False, "required": ["n", "x", "code", "day", "mail"], "properties": {
+        "n": {"type": "integer", "minimum": 3, "maximum": 12}, "x": {"type": "number", "exclusiveMinimum": -1, "maximum": 1},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-\\d+$"}, "day": {"type": "string", "format": "date"},
+        "mail": {"type": "string", "format": "email"}}}
+    for seed in range(3):
+        r = chat(port, [text(), picture()], max_tokens=700, temperature=1.5, seed=seed,
+                 response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": held}})
+        c = r[1]["choices"][0] if r[0] == 200 else {}
+        v = json.loads(said(r)) if c.get("finish_reason") == "stop" else None
+        ok(r[0] == 200 and (v is None or (3 <= v["n"] <= 12 and -1 < v["x"] <= 1 and re.fullmatch(r"[A-Z]{2}-\d+", v["code"])
+                                          and datetime.date.fromisoformat(v["day"]) and v["mail"].count("@") == 1)),
+           "bounds, patterns and formats are held", r)
     held = how["response_format"]["json_schema"]
     for name, schema in (("150 properties that may be left out", {"type": "object", "properties": {
                              f"property number {i}": {"type": "boolean"} for i in range(150)}}),
@@ -183,7 +197,8 @@ def test_forms(port):
     """Schemas and grammars by the names that other servers give them; the beginning of an answer; who speaks first."""
     for how in ({"grammar": 'root ::= "pear" | "plum"'}, {"guided_grammar": 'root ::= "p" ("ear" | "lum")'},
                 {"ebnf": 'root ::= "plum" | "pear"'}, {"guided_choice": ["pear", "plum"]},
-                {"structured_outputs": {"choice": ["pear", "plum"]}}, {"structured_outputs": {"grammar": 'root ::= "pear"'}}):
+                {"structured_outputs": {"choice": ["pear", "plum"]}}, {"guided_regex": "p(ear|lum)"}, {"regex": "^pear$"},
+                {"structured_outputs": {"regex": "pear|plum"}}, {"structured_outputs": {"grammar": 'root ::= "pear"'}}):
         r = chat(port, [text(), picture()], **how)
         ok(r[0] == 200 and said(r) in ("pear", "plum"), f"an answer of a form: {how}", r)
     for how in ({"json_schema": {"const": "42"}}, {"guided_json": {"const": "42"}}, {"guided_json": '{"const": "42"}'},
@@ -290,7 +305,8 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("another server's floor", {"min_p": 0.1}, 400, "min_p", "not supported"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
     ("another server's schema", {"guided_json": {"type": "object", "required": 5}}, 400, "guided_json", "no list"),
-    ("another server's expression", {"guided_regex": "a+"}, 400, "guided_regex", "not supported"),
+    ("another server's expression", {"guided_regex": "[.*"}, 400, "guided_regex", "does not end"),
+    ("an expression that looks ahead", {"structured_outputs": {"regex": "(?=a)b"}}, 400, "structured_outputs.regex", "looking"),
     ("a grammar that is none", {"grammar": "root ::= rule"}, 400, "grammar", "no rule 'rule'"),
     ("a choice of nothing", {"guided_choice": []}, 400, "guided_choice", "nothing"),
     ("a choice of numbers", {"structured_outputs": {"choice": [1]}}, 400, "structured_outputs.choice", "strings"),

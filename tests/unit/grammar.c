@@ -9,6 +9,8 @@
 #include <cmocka.h>
 
 #include "text/grammar.h"
+#include "text/number.h"
+#include "text/regex.h"
 #include "text/schema.h"
 
 #define MODEL "tests/golden/models/llava-liuhaotian"
@@ -151,6 +153,24 @@ static void test_schemas(void **state)
           { "+[null,null,true]", "6[null,1" } },
         { "{\"type\":\"object\",\"properties\":{\"a\":{\"$ref\":\"#\"}}}", { "+{\"a\":{\"a\":{}}}", "5{\"a\":1" } },
         { "{\"type\":\"null\",\"$ref\":\"#/$defs/n\",\"$defs\":{\"n\":{\"type\":\"null\"}}}", { "+null" } },
+        { "{\"type\":\"integer\",\"minimum\":-9007199254740991,\"maximum\":9007199254740991}",
+          { "+0", "+-7", "+9007199254740991", "59007199254740992", "+-9007199254740991", "+1234567890123456" } },
+        { "{\"type\":\"number\",\"exclusiveMinimum\":0,\"maximum\":2}",
+          { "~0", "+1", "+0.5", "~0.0", "+1.25", "+2", "12.5", "0-" } },
+        { "{\"minimum\":3,\"exclusiveMinimum\":true}", { "~3", "+4", "+3.5", "0\"" } },
+        { "{\"type\":\"string\",\"pattern\":\"^[a-c]{2}$\"}", { "+\"ab\"", "3\"abc", "2\"ad" } },
+        { "{\"pattern\":\"b|^c\"}", { "+\"abc\"", "+\"cxx\"", "~\"ac", "05" } },
+        { "{\"type\":\"string\",\"pattern\":\"^[^x]$\"}",
+          { "+\"\\n\"", "+\"\\\"\"", "1\"x", "1\"\n", "+\"\xc3\xa9\"" } },
+        { "{\"type\":\"string\",\"pattern\":\"^\\\\\\\\\\\"$\"}", { "+\"\\\\\\\"\"" } },
+        { "{\"type\":\"string\",\"format\":\"date\"}", { "+\"2026-11-26\"", "7\"2026-13" } },
+        { "{\"type\":\"string\",\"format\":\"email\",\"pattern\":\"^(?!\\\\.)a@b$\"}", { "+\"a.b@c.org\"", "1\".a" } },
+        { "{\"type\":\"string\",\"format\":\"ipv4\"}", { "+\"192.168.0.1\"", "+\"255.255.255.255\"", "3\"256" } },
+        { "{\"type\":\"string\",\"format\":\"uri\"}", { "+\"anything\"" } },
+        { "{\"type\":\"object\",\"propertyNames\":{\"type\":\"string\"},\"additionalProperties\":{\"type\":\"null\"}}",
+          { "+{\"a\":null}", "5{\"a\":1" } },
+        { "{\"items\":[{\"type\":\"integer\"}],\"additionalItems\":false}", { "+[1]", "2[1,", "1[]" } },
+        { "{\"minLength\":2}", { "+\"ab\"", "2\"a\"", "05" } },
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -171,8 +191,18 @@ static void test_schemas_refused(void **state)
     static const char *const cases[][2] = {
         { "{", "line 1" },
         { "[]", "no object" },
-        { "{\"type\":\"integer\",\"minimum\":1}", "'minimum'" },
-        { "{\"type\":\"string\",\"pattern\":\"a\"}", "'pattern'" },
+        { "{\"type\":\"integer\",\"minimum\":2,\"maximum\":1}", "'minimum'" },
+        { "{\"type\":\"integer\",\"exclusiveMinimum\":1,\"exclusiveMaximum\":2}", "leave no number" },
+        { "{\"type\":\"number\",\"minimum\":0.5}", "not whole" },
+        { "{\"type\":\"number\",\"minimum\":\"1\"}", "'minimum' is no number" },
+        { "{\"type\":\"integer\",\"multipleOf\":2}", "'multipleOf'" },
+        { "{\"type\":\"string\",\"pattern\":\"(\"}", "pattern: a group without ')'" },
+        { "{\"type\":\"string\",\"pattern\":5}", "'pattern' is no string" },
+        { "{\"type\":\"string\",\"pattern\":\"(?=a)b\"}", "looking around" },
+        { "{\"type\":\"string\",\"pattern\":\"a\",\"maxLength\":2}", "'pattern' beside a length" },
+        { "{\"type\":\"string\",\"pattern\":\"[\\\\x01]\"}", "control characters only" },
+        { "{\"enum\":[\"x\"],\"pattern\":\"x\"}", "'pattern' beside 'enum'" },
+        { "{\"type\":\"object\",\"propertyNames\":{\"pattern\":\"a\"}}", "'propertyNames'" },
         { "{\"type\":\"text\"}", "'text'" },
         { "{\"type\":7}", "'type'" },
         { "{\"enum\":[]}", "'enum'" },
@@ -190,7 +220,7 @@ static void test_schemas_refused(void **state)
         { "{\"type\":\"object\",\"properties\":{\"a\":{}},\"required\":\"a\"}", "'required' is no list" },
         { "{\"type\":\"object\",\"additionalProperties\":\"no\"}", "'additionalProperties' is no schema" },
         { "{\"type\":\"array\",\"prefixItems\":{}}", "'prefixItems' is no list" },
-        { "{\"type\":\"array\",\"items\":[{}]}", "'prefixItems'" },
+        { "{\"type\":\"array\",\"items\":[{}],\"prefixItems\":[{}]}", "'prefixItems'" },
         { "{\"type\":\"array\",\"maxItems\":5000}", "'maxItems' is more than 4096" },
         { "{\"type\":\"object\",\"properties\":{},\"oneOf\":[{\"required\":[\"a\"]}]}", "beside 'oneOf'" },
         { "{\"anyOf\":[{\"type\":\"object\"}],\"required\":[\"a\"]}", "'required' beside 'anyOf'" },
@@ -205,6 +235,85 @@ static void test_schemas_refused(void **state)
         if (schema_parse(&g, cases[i][0], strlen(cases[i][0]), &e) >= 0) fail_msg("%s is taken", cases[i][0]);
         if (!strstr(e.msg, cases[i][1])) fail_msg("%s: '%s'", cases[i][0], e.msg);
     }
+}
+
+static void test_regexes(void **state)
+{
+    static const struct grammar_case cases[] = {
+        { "a|bc*", { "+a", "+b", "+bccc", "1ab", "~" } },
+        { "^(?:a|b)+$", { "+abba", "0c", "~" } },
+        { "((25[0-5]|(2[0-4]|1\\d|[1-9]|)\\d)\\.){3}(25[0-5]|(2[0-4]|1\\d|[1-9]|)\\d)",
+          { "+192.168.0.1", "+0.0.0.0", "2256", "~1.2.3." } },
+        { "\\w+@\\w+\\.com\\n", { "+alan@enigma.com\n", "~alan@enigma.com", "0@" } },
+        { "[^a-y]\\D\\S", { "+zzz", "1z1", "0a", "2zz " } },
+        { ".\\.[.]", { "+a..", "+\xc3\xa9..", "0\n", "1aa" } },
+        { "a{2}b{1,}c{,3}", { "+aabc{,3}", "1ab" } },
+        { "a*?b+?", { "+aab", "+b", "~a" } },
+        { "\\x41\\u00e9\\u{1F600}\\/\\\\", { "+A\xc3\xa9\xf0\x9f\x98\x80/\\" } },
+        { "(?<year>\\d{4})-(?P<m>\\d\\d)", { "+2026-11", "42026x" } },
+        { "[\\w.-]{1,2}[a\\-z][\\]\\[]", { "+-.z]", "+a-[", "2-.b" } },
+        { "", { "+", "0a" } }, { "|a", { "+", "+a" } }, { "\"\\\\", { "+\"\\" } },
+    };
+    static const char *const refused[][2] = {
+        { "[.*", "does not end" }, { "(a", "without ')'" }, { "a)", "without '('" }, { "*a", "of nothing" },
+        { "a**", "of a repetition" }, { "\\", "lone backslash" }, { "[b-a]", "falls" }, { "(?i)a", "flags" },
+        { "(?<!a)b", "looking around" }, { "\\bfoo", "\\b" }, { "(a)\\1", "\\1" }, { "\\p{L}", "\\p" },
+        { "a^b", "inside" }, { "(a$)", "inside" }, { "\\xg0", "digits" }, { "\xff", "UTF-8" },
+        { "\\u{110000}", "no such" },
+        { "[^\\d\\D]", "without" },
+    };
+    struct buf b = buf_make(1 << 20);
+    struct grammar *g;
+    struct err e = { 0 };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *text = cases[i].grammar;
+        buf_reset(&b);
+        buf_str(&b, "root ::= ");
+        if (regex_write(&b, text, strlen(text), false, &e) < 0) fail_msg("%s: %s", text, e.msg);
+        if (grammar_parse(&g, b.p, b.n, &e) < 0) fail_msg("%s: %s: %s", text, b.p, e.msg);
+        for (const char *const *t = cases[i].texts; *t; t++)
+            if (verdict(g, *t + 1) != **t) fail_msg("%s: '%s' is %c", text, *t, verdict(g, *t + 1));
+        grammar_free(g);
+    }
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        const char *text = refused[i][0];
+        if (regex_write(&b, text, strlen(text), false, &e) >= 0) fail_msg("%s is taken", text);
+        if (!strstr(e.msg, refused[i][1])) fail_msg("%s: '%s'", text, e.msg);
+    }
+    buf_free(&b);
+}
+
+/* Every number near the bounds is let through or not as it compares with them. */
+static void test_numbers(void **state)
+{
+    static const int bounds[][2] = { { 0, 0 }, { -1, 1 }, { 7, 113 }, { -250, -17 }, { -99, 100 }, { 10, 99 },
+                                     { -1000, 5 },
+                                     { 199, 200 }, { 0, 1000 }, { -9, -9 }, { 101, 1099 }, { 988, 1011 } };
+    static const char *const parts[] = { "", ".5", ".05", ".75" };
+    struct buf b = buf_make(1 << 20);
+    struct grammar *g;
+    struct err e = { 0 };
+    (void)state;
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        const int lo = bounds[i][0], hi = bounds[i][1];
+        buf_reset(&b);
+        buf_str(&b, "root ::= ");
+        assert_true(number_write(&b, lo, hi, true, lo, hi));
+        if (grammar_parse(&g, b.p, b.n, &e) < 0) fail_msg("%s: %s", b.p, e.msg);
+        for (int k = -1200; k <= 1200; k++)
+            for (int part = 0; part < 4; part++) {
+                char text[32];
+                snprintf(text, sizeof text, "%d%s", k, parts[part]);
+                const double v = strtod(text, NULL);
+                if ((verdict(g, text) == '+') != (v >= lo && v <= hi)) fail_msg("%d to %d: %s", lo, hi, text);
+            }
+        grammar_free(g);
+    }
+    buf_reset(&b);
+    assert_false(number_write(&b, 5, 4, false, 0, 0));
+    assert_false(number_write(&b, 1, 0, true, 0, 0));
+    buf_free(&b);
 }
 
 /* The mask is what trying each token alone says, wherever the text is. */
@@ -316,6 +425,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grammars), cmocka_unit_test(test_grammars_refused),
         cmocka_unit_test(test_schemas),  cmocka_unit_test(test_schemas_refused),
+        cmocka_unit_test(test_regexes),  cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_tokens),   cmocka_unit_test(test_large),
     };
     return cmocka_run_group_tests_name("grammar", tests, begin, end);
