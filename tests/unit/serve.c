@@ -141,6 +141,7 @@ static char *prompt_of(const char *text, const char *template)
 
 #define S1 "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, " \
            "detailed, and polite answers to the human's questions."
+#define HI_IT "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"It is\"}]"
 static void prompts(void **state)
 {
     (void)state;
@@ -171,6 +172,15 @@ static void prompts(void **state)
           "llava_v1", S1 " USER: A\n<image>\nB ASSISTANT:" },
         { "{\"messages\":[{\"role\":\"user\",\"content\":\"A\"},{\"role\":\"user\",\"content\":\"B\"}]}", "llava_v1",
           S1 " USER: A\nB ASSISTANT:" },
+        { HI_IT "}", "llava_v1", S1 " USER: Hi ASSISTANT: It is" },
+        { HI_IT "}", "mistral_instruct", "[INST] Hi [/INST] It is" },
+        { HI_IT "}", "mpt", "<|im_start|>user\nHi<|im_end|><|im_start|>assistant\nIt is" },
+        { "{\"messages\":[{\"role\":\"assistant\",\"content\":\"Yes?\"},"
+          "{\"role\":\"user\",\"content\":\"Hi\"}]}", "llava_v1",
+          S1 " USER:ASSISTANT: Yes?</s>USER: Hi ASSISTANT:" },
+        { "{\"messages\":[{\"role\":\"system\",\"content\":\"Speak.\"}]}", "llava_v1", "Speak. USER:ASSISTANT:" },
+        { "{\"messages\":[{\"role\":\"system\",\"content\":\"Speak.\"}]}",
+          "mistral_instruct", "[INST] Speak.\n\n [/INST]" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char *p = prompt_of(rows[i].body, rows[i].template);
