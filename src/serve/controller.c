@@ -494,7 +494,7 @@ static void on_generate(void *ctx, struct exchange *x)
     json_decref(v);
     pthread_mutex_init(&p->lock, NULL);
     exchange_note(x, p->model);
-    exchange_stream(x, "application/octet-stream", NULL);
+    exchange_stream(x, "application/octet-stream", PROTOCOL_PING);
     exchange_on_gone(x, proxy_gone, p);
     proxy_begin(p);
 }

@@ -2,6 +2,10 @@
  * a sequence of JSON objects, each ended by a NUL; each has all the text so far, the prompt included. */
 #pragma once
 
+/* White space before a message means nothing: a stream that is silent for long has some, since LLaVA's web server gives
+ * up after ten seconds without a byte. */
+#define PROTOCOL_PING "\n"
+
 #define PROTOCOL_ERROR_TEXT "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 #define PROTOCOL_MODERATION_TEXT "YOUR INPUT VIOLATES OUR CONTENT MODERATION GUIDELINES. PLEASE TRY AGAIN."
 #define PROTOCOL_TOO_LONG "Exceeds max token length. Please start a new conversation, thanks."

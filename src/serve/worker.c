@@ -247,7 +247,7 @@ static void on_generate(void *ctx, struct exchange *x)
     a->w = w;
     a->body = body;
     a->text = buf_make(2 * PROTOCOL_BODY_MAX);
-    exchange_stream(x, "application/octet-stream", NULL);
+    exchange_stream(x, "application/octet-stream", PROTOCOL_PING);
     worker_read(&a->q, body, &a->bad);
     if (!a->bad.status && json_array_size(a->q.images)) {
         if (exchange_later(x, LANE_PICTURES, on_turn, a)) return;

@@ -2,14 +2,18 @@
 """LLaVA's protocol: our controller with stand-ins for LLaVA's workers, our worker with a stand-in for LLaVA's
 controller, and both with each other."""
 import base64
+import json
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import finish, llava, ok  # noqa: E402
-from serving import (APPLE, DEMO, ERROR_TEXT, Server, free_port, generate, post, python_controller, python_worker,  # noqa: E402
-                     request, wait_for)
+from serving import (APPLE, DEMO, ERROR_TEXT, Server, StandIn, chunks, free_port, generate, post,  # noqa: E402
+                     python_controller, python_worker, request, wait_for)
 
 PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
 with open(APPLE, "rb") as f:
@@ -86,6 +90,27 @@ def test_broken_worker():
         register(c.port, w)
         said = generate(c.port, {"model": "m", "prompt": ""})[1]
         ok([m["error_code"] for m in said] == [0, 0, 3] and said[-1]["text"] == ERROR_TEXT, "a worker that breaks off", said)
+    w.stop()
+
+
+def silence(heard):
+    """A worker that is silent for 17 s: LLaVA's web server, which waits for 10, hears something meanwhile."""
+    def late(path, body):
+        time.sleep(17 if path == "/worker_generate_stream" else 0)
+        return 200, json.dumps({"text": "late", "error_code": 0}).encode() + b"\0"
+
+    w = StandIn(late)
+    with Server("controller") as c:
+        w.models = ["m"]
+        register(c.port, w)
+        s = socket.create_connection(("127.0.0.1", c.port), timeout=10)
+        body = json.dumps({"model": "m", "prompt": ""}).encode()
+        s.sendall(b"POST /worker_generate_stream HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        try:
+            while piece := s.recv(65536):
+                heard.append(piece)
+        except socket.timeout:
+            pass
     w.stop()
 
 
@@ -186,10 +211,16 @@ def test_serve():
     w.stop()
 
 
+pieces = []
+waits = threading.Thread(target=silence, args=(pieces,))
+waits.start()
 test_controller()
 test_serve()
 test_lottery()
 test_broken_worker()
 test_worker()
 test_both()
+waits.join()
+whole = b"".join(pieces).split(b"\r\n\r\n", 1)[-1]
+ok(whole.startswith(b"\n\n{") and chunks(whole)[-1]["text"] == "late", "silence is broken by blanks, which JSON skips", pieces)
 finish()
