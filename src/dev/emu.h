@@ -83,8 +83,9 @@ struct emu_state {
     void *fake;          /* the sanitizer's, of the scheduler */
     const void *stack_bottom;
     size_t stack_bytes;
-    /* What tests set: how counting the cards ends, the driver's version; copies until the card is lost, 0: never. */
-    int count_rc = 0, driver = 1000, lost_in = 0;
+    /* What tests set: how counting the cards ends, the driver's version; calls until one of those that a card's fault
+     * ends fails, 0: none, and how. */
+    int count_rc = 0, driver = 1000, fails_in = 0, fails_with = 0;
 };
 inline emu_state emu;
 
@@ -350,12 +351,13 @@ static inline emuError_t emuGetLastError() { return emuSuccess; }
 static inline emuError_t emuGetDeviceCount(int *n) { return *n = !emu.count_rc, emu.count_rc; }
 static inline emuError_t emuDriverGetVersion(int *v) { return *v = emu.driver, emuSuccess; }
 static inline emuError_t emuRuntimeGetVersion(int *v) { return *v = 1000, emuSuccess; }
-static inline emuError_t emuSetDevice(int) { return emuSuccess; }
+static inline emuError_t emu_fault() { return emu.fails_in > 0 && --emu.fails_in == 0 ? emu.fails_with : emuSuccess; }
+static inline emuError_t emuSetDevice(int) { return emu_fault(); }
 static inline emuError_t emuGetDeviceProperties(emuDeviceProp *p, int)
 {
     snprintf(p->name, sizeof p->name, "emulator with warps of %d", GPU_WARP);
     p->multiProcessorCount = 4;
-    return emuSuccess;
+    return emu_fault();
 }
 static inline emuError_t emuMemGetInfo(size_t *free_bytes, size_t *total)
 {
@@ -368,6 +370,7 @@ static inline emuError_t emuMemGetInfo(size_t *free_bytes, size_t *total)
 
 static inline emuError_t emuMalloc(void **ret, size_t bytes)
 {
+    if (const emuError_t rc = emu_fault()) return rc;
     const size_t page = 4096, size = (bytes + page - 1) / page * page;
     size_t left, total;
     emuMemGetInfo(&left, &total);
@@ -395,7 +398,7 @@ static inline emuError_t emuFree(void *p)
 
 static inline emuError_t emuMemcpyAsync(void *dst, const void *src, size_t n, int, emuStream_t)
 {
-    if (emu.lost_in > 0 && emu.lost_in-- == 1) return emuErrorLaunchFailure;
+    if (const emuError_t rc = emu_fault()) return rc;
     emu_do([=] { memmove(dst, src, n); });
     return emuSuccess;
 }
@@ -405,9 +408,9 @@ static inline emuError_t emuMemsetAsync(void *dst, int byte, size_t n, emuStream
     return emuSuccess;
 }
 
-static inline emuError_t emuStreamCreateWithFlags(emuStream_t *s, int) { return *s = NULL, emuSuccess; }
+static inline emuError_t emuStreamCreateWithFlags(emuStream_t *s, int) { return *s = NULL, emu_fault(); }
 static inline emuError_t emuStreamDestroy(emuStream_t) { return emuSuccess; }
-static inline emuError_t emuStreamSynchronize(emuStream_t) { return emuSuccess; }
+static inline emuError_t emuStreamSynchronize(emuStream_t) { return emu_fault(); }
 static inline emuError_t emuStreamWaitEvent(emuStream_t, emuEvent_t, unsigned) { return emuSuccess; }
 static inline emuError_t emuEventCreate(emuEvent_t *e) { return *e = new emu_event(), emuSuccess; }
 static inline emuError_t emuEventDestroy(emuEvent_t e) { return delete e, emuSuccess; }

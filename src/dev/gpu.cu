@@ -255,21 +255,31 @@ static void on_close(struct dev *d)
 
 __launch_bounds__(64) __global__ void probe(int *p) { *p = (int)threadIdx.x + 70; }
 
+/* A card that is there and cannot be had: its memory is full, it belongs to one process alone, it is broken. */
+static int unusable(const struct dev *d, gpu(Error_t) why, struct err *e)
+{
+    return err_set(e, why == gpu(ErrorMemoryAllocation) ? ERR_NOMEM : ERR_UNSUPPORTED, "'%s'%s%s%s cannot be used: %s",
+                   d->name, *d->model ? " (" : "", d->model, *d->model ? ")" : "", gpu(GetErrorString)(why));
+}
+
 /* Does code of this build run on the card at all? */
 static int try_card(struct dev *d, struct err *e)
 {
     int *p = NULL, got = 0;
-    int rc = on_alloc((void **)&p, d, sizeof *p, e);
-    if (rc < 0) return rc;
+    gpu(Error_t) rc = gpu(Malloc)((void **)&p, sizeof *p), ran = gpu(Success);
+    if (rc == gpu(Success)) {
 #if defined(GPU_EMU)
-    gpu_launch(probe, 1, 1, 0, stream_of(d), p);
-    gpu(Error_t) ran = gpu(Success);
+        gpu_launch(probe, 1, 1, 0, stream_of(d), p);
 #else
-    probe<<<1, 1, 0, stream_of(d)>>>(p);
-    gpu(Error_t) ran = gpu(GetLastError)();
+        probe<<<1, 1, 0, stream_of(d)>>>(p);
+        ran = gpu(GetLastError)();
 #endif
-    if (ran == gpu(Success)) on_get(d, &got, p, sizeof got);
-    on_free(d, p, sizeof *p);
+        if (ran == gpu(Success)) rc = gpu(MemcpyAsync)(&got, p, sizeof got, gpu(MemcpyDeviceToHost), stream_of(d));
+        if (ran == gpu(Success) && rc == gpu(Success)) rc = gpu(StreamSynchronize)(stream_of(d));
+        (void)gpu(Free)(p);
+    }
+    if (rc == gpu(Success) && ran == gpu(ErrorMemoryAllocation)) rc = ran;
+    if (rc != gpu(Success)) return unusable(d, rc, e);
     if (got == 70) return 0;
     return err_set(e, ERR_UNSUPPORTED, "this build has no code for '%s' (%s): %s", d->name, d->model,
                    gpu(GetErrorString)(ran));
@@ -299,10 +309,27 @@ static const struct dev_on on_gpu = {
     on_capture_begin, on_capture_end, on_graph_run, on_graph_free,
 };
 
-int gpu_open(struct dev **ret, int index, struct err *e)
+/* What may fail of a card that is counted. An error of the machine is one to report here: nothing runs yet. */
+static int take_card(struct dev *d, struct err *e)
 {
     gpu_properties about;
     gpu(Stream_t) stream;
+    gpu(Error_t) rc = gpu(SetDevice)(d->index);
+    if (rc == gpu(Success)) rc = gpu(GetDeviceProperties)(&about, d->index);
+    if (rc != gpu(Success)) return unusable(d, rc, e);
+    snprintf(d->model, sizeof d->model, "%s", about.name);
+    d->units = about.multiProcessorCount;
+    rc = gpu(StreamCreateWithFlags)(&stream, gpu(StreamNonBlocking));
+    if (rc != gpu(Success)) return unusable(d, rc, e);
+    d->stream = (void *)stream;
+    void *ring;
+    if ((rc = gpu_host_alloc(&ring, RING)) != gpu(Success)) return unusable(d, rc, e);
+    d->ring = (char *)ring;
+    return try_card(d, e);
+}
+
+int gpu_open(struct dev **ret, int index, struct err *e)
+{
     int n, rc = count_cards(&n, e);
     *ret = NULL;
     if (rc < 0) return rc;
@@ -314,17 +341,13 @@ int gpu_open(struct dev **ret, int index, struct err *e)
     d->on = &on_gpu;
     d->index = index;
     snprintf(d->name, sizeof d->name, GPU_KIND ":%d", index);
-    on_use(d);
-    gpu_check(gpu(GetDeviceProperties)(&about, index));
-    snprintf(d->model, sizeof d->model, "%s", about.name);
-    d->units = about.multiProcessorCount;
-    gpu_check(gpu(StreamCreateWithFlags)(&stream, gpu(StreamNonBlocking)));
-    d->stream = (void *)stream;
-    TRY(on_pinned((void **)&d->ring, d, RING, e));
-    TRY(try_card(d, e));
-    *ret = d;
-    d = NULL;
-out:
-    if (d) on_close(d);
+    if ((rc = take_card(d, e)) >= 0) {
+        *ret = d;
+        return 0;
+    }
+    if (d->stream) (void)gpu(StreamDestroy)(stream_of(d)); /* as far as that goes: the card may be gone */
+    if (d->ring) (void)gpu_host_free(d->ring);
+    (void)gpu(GetLastError)();
+    free(d);
     return rc;
 }

@@ -233,7 +233,7 @@ static void lose_card(void)
     o.device = GPU_KIND;
     o.quiet = true;
     if (llava_open(&engine, &o, &e) < 0 || llava_session_open(&session, engine, &e) < 0) _exit(1);
-    emu.lost_in = 4; /* copies: in the middle of a prompt */
+    emu.fails_in = 8, emu.fails_with = emuErrorLaunchFailure; /* in the middle of a prompt */
     llava_session_prompt(session, "What is this?", NULL, 0, &e);
 }
 
@@ -247,6 +247,29 @@ static bool refuses(int count_rc, int driver, const char *want)
     return rc < 0 && !other && strstr(e.msg, want);
 }
 
+/* Every call that opening a card makes fails once: each is said, and what was taken is given back. */
+static bool opening_fails(int with, int code)
+{
+    const size_t blocks = emu.memory.size();
+    int n = 0;
+    for (struct dev *other = NULL; !other; n++) {
+        struct err e = {};
+        emu.fails_in = n + 1, emu.fails_with = with;
+        const int rc = dev_open(&other, GPU_KIND, &e);
+        if (!other && (rc != code || !strstr(e.msg, "'" GPU_KIND ":0'") || !strstr(e.msg, " cannot be used: "))) break;
+        emu.fails_in = n + 1;
+        struct dev *any = NULL;
+        if (!other && (dev_open(&any, "auto", &e) < 0 || any)) break; /* the processor */
+        if (other && rc >= 0 && n >= 6 && emu.memory.size() == blocks) {
+            emu.fails_in = 0;
+            dev_close(other);
+            return true;
+        }
+    }
+    emu.fails_in = 0;
+    return false;
+}
+
 static void faults(void)
 {
     char said[1024];
@@ -254,6 +277,8 @@ static void faults(void)
     const char *line = strstr(said, "llava: the " GPU_KIND " device has failed: ");
     report(status == 70 && line == said && strchr(said, '\n') == said + strlen(said) - 1,
            "a card that is lost in mid-step ends the program with 70 and one line");
+    report(opening_fails(emuErrorMemoryAllocation, ERR_NOMEM), "a card whose memory is full cannot be opened");
+    report(opening_fails(emuErrorLaunchFailure, ERR_UNSUPPORTED), "nor one that fails");
     report(refuses(emuErrorNoDevice, 1000, "no " GPU_KIND " device on this machine"), "no card is said");
     report(refuses(emuErrorInsufficientDriver, 0, "no driver for " GPU_KIND " on this machine"), "no driver is said");
     report(refuses(emuErrorInsufficientDriver, 900, "is version 0.90, this build needs 1.0"),
