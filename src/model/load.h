@@ -63,6 +63,7 @@ struct lora_pair *lora_find(struct lora_set *set, const char *name);
 int lora_fits(const struct lora_pair *p, struct tensor w, struct err *e);
 /* out = w + scale * B A, sums in f32, rounded once into out's type. Marks the pair as used. */
 int lora_merge(struct lora_pair *p, struct tensor out, struct tensor w, struct err *e);
+size_t lora_bytes(const struct lora_set *set); /* of all its matrices, one behind the other on a device */
 /* Puts the set's matrices into linear.served[number] of m, whose device they are copied to (into *mem) unless that is
  * the host, where they stay in the mapped file: the set must stay open. Errors name what does not fit. */
 int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct arena *mem, const char *dir,

@@ -391,15 +391,20 @@ static int serve_row(void *ctx, const struct bind_row *r, struct err *e)
     return 0;
 }
 
+size_t lora_bytes(const struct lora_set *set)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < set->n; i++)
+        bytes += tensor_bytes(set->pair[i].a->t) + tensor_bytes(set->pair[i].b->t) + 2 * ARENA_ALIGN;
+    return bytes;
+}
+
 int lora_serve(struct lora_set *set, struct llava_model *m, int number, struct arena *mem, const char *dir,
                struct err *e)
 {
     struct serving s = { set, m, mem, number };
-    size_t bytes = 0;
     int rc = 0;
-    for (size_t i = 0; i < set->n; i++)
-        bytes += tensor_bytes(set->pair[i].a->t) + tensor_bytes(set->pair[i].b->t) + 2 * ARENA_ALIGN;
-    if (m->dev) TRY(dev_arena(mem, m->dev, bytes, e));
+    if (m->dev) TRY(dev_arena(mem, m->dev, lora_bytes(set), e));
     TRY(llava_each(m, serve_row, &s, e));
     TRY(check_pairs(set, dir, e));
 out:

@@ -41,7 +41,16 @@ int adapters_find(struct engine *g, const char *const *list, int n, struct err *
         int rc = find_one(g, list[i], e);
         if (rc < 0) return err_prefix(e, "adapter '%s'", list[i]);
     }
+    for (struct adapter *a = g->adapter; a < g->adapter + g->n_adapters; a++)
+        if (lora_open(&a->set, a->dir, e) < 0) return err_prefix(e, "adapter '%s'", a->name);
     return 0;
+}
+
+size_t adapters_bytes(const struct engine *g)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < g->n_adapters; i++) bytes += lora_bytes(&g->adapter[i].set);
+    return bytes;
 }
 
 const char *adapters_sight(const struct engine *g)
@@ -61,8 +70,7 @@ int adapters_open(struct engine *g, struct err *e)
     for (int i = 0; i < g->n_adapters; i++) {
         struct adapter *a = &g->adapter[i];
         g->model.n_adapters++;
-        int rc = lora_open(&a->set, a->dir, e);
-        if (rc >= 0) rc = lora_serve(&a->set, &g->model, i, &a->mem, a->dir, e);
+        int rc = lora_serve(&a->set, &g->model, i, &a->mem, a->dir, e);
         if (rc >= 0) rc = projector_open(&a->own, &g->model, &a->set, a->dir, e);
         if (rc < 0) return err_prefix(e, "adapter '%s'", a->name);
     }

@@ -3,11 +3,12 @@
 #pragma once
 #include "run/engine.h"
 
-/* Finds the folders of "NAME=FOLDER" each, before the model is opened. Errors name the entry. */
+/* Finds the folders of "NAME=FOLDER" each and reads what is in them, before the model is opened. Errors name the entry. */
 int adapters_find(struct engine *g, const char *const *list, int n, struct err *e);
+size_t adapters_bytes(const struct engine *g); /* that their matrices take on a device */
 /* The first folder whose config.json says how pictures are read, or NULL: see llava_source.sees_as. */
 const char *adapters_sight(const struct engine *g);
-/* Opens them, once the model is open and before memory is planned. */
+/* Puts them into the model, once that is open and before memory is planned. */
 int adapters_open(struct engine *g, struct err *e);
 void adapters_close(struct engine *g); /* before the model */
 /* Its number; -1 for NULL, ERR_USAGE for a name that is not there. */

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "file/hub.h"
+#include "model/load.h"
 #include "run/adapter.h"
 #include "tensor/quant.h"
 #include "text/conv.h"
@@ -211,51 +212,74 @@ static int sizes(struct engine *g, struct err *e)
     return 0;
 }
 
-/* Bytes of what --load-8bit and --load-4bit change. */
-static int add_linear(void *ctx, const struct bind_row *r, struct err *e)
+static size_t device_scratch(const struct engine *g) { return g->model.bits ? DEVICE_SCRATCH_QUANT : DEVICE_SCRATCH; }
+
+/* GB that parameters of so many bytes, adapters and one conversation take of a device. */
+static int needed(double *ret, struct engine *g, size_t weights, struct err *e)
 {
-    (void)e;
-    int64_t *bytes = ctx;
-    if ((r->flags & BIND_LINEAR) && r->param->w.p) *bytes += (int64_t)tensor_bytes(r->param->w);
+    size_t act;
+    int rc = steps_plan(g, &act, e);
+    if (rc < 0) return rc;
+    const size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
+    const size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
+    *ret = 1e-9 * (double)(weights + adapters_bytes(g) + act + rope + cache + device_scratch(g) + DEVICE_LIBRARIES);
     return 0;
 }
 
-/* Bits of a quantised weight, with its share of a group's scale. */
-static double bits_of(int bits) { return bits + 16.0 / QUANT_GROUP; }
+/* A precision that may be asked for instead of a larger one. */
+struct precision {
+    int bits;
+    size_t bytes; /* of the parameters in it */
+};
 
-/* Too little: how much is missing, and what would do. */
+static int add_precision(void *ctx, const struct bind_row *r, struct err *e)
+{
+    (void)e;
+    struct precision *p = ctx;
+    struct tensor t = r->param->w;
+    if (!t.p) return 0;
+    if (t.type == DT_F32 && (r->flags & BIND_DECAY)) t.type = DT_BF16;
+    if (p->bits < 16) t.type = (int8_t)bind_quant(r, p->bits, (enum dtype)t.type);
+    p->bytes += tensor_bytes(t) + ARENA_ALIGN;
+    return 0;
+}
+
+/* Too little: how much is missing, and what would do. g can only be closed then: it becomes what is tried. */
 static int refuse(struct engine *g, double need, double have, struct err *e)
 {
-    int64_t bytes = 0;
     char use[96] = "";
-    const int now = g->model.bits;
-    llava_each(&g->model, add_linear, &bytes, NULL);
-    const double all = 1e-9 * (double)bytes, wide = now ? bits_of(now) : 8.0 * (double)dtype_bytes(g->dtype);
-    for (int bits = 8; bits >= 4 && !*use; bits -= 4) {
-        const double then = need - all * (1 - bits_of(bits) / wide);
-        if ((!now || bits < now) && (then <= have || bits == 4))
+    const int first = g->model.bits;
+    const int now = first ? first : 8 * (int)dtype_bytes(g->dtype);
+    const enum dtype type = g->dtype;
+    for (int bits = 16; bits >= 4 && !*use; bits /= 2) {
+        struct precision p = { .bits = bits };
+        double then;
+        if (bits >= now) continue;
+        llava_each(&g->model, add_precision, &p, NULL);
+        g->exact = false;
+        g->model.bits = bits < 16 ? bits : 0;
+        if (g->dtype == DT_F32) g->dtype = g->model.dtype = DT_BF16;
+        g->kv_type = choose_kv_dtype(g);
+        int rc = needed(&then, g, p.bytes, e);
+        if (rc < 0) return rc;
+        if (then <= have || bits == 4)
             snprintf(use, sizeof use, "; in %d bits it would be %.1f GB%s", bits, then,
                      then > have ? ", too much as well" : "");
     }
     return err_set(e, ERR_NOMEM,
                    "'%s' in %s with a context of %d needs %.1f GB and '%s' has %.1f GB free: %.1f GB are missing%s",
-                   g->name, now == 8 ? "8 bits" : now == 4 ? "4 bits" : dtype_name(g->dtype), g->context, need,
+                   g->name, first == 8 ? "8 bits" : first == 4 ? "4 bits" : dtype_name(type), g->context, need,
                    dev_name(g->dev), have, need - have, use);
 }
-
-static size_t device_scratch(const struct engine *g) { return g->model.bits ? DEVICE_SCRATCH_QUANT : DEVICE_SCRATCH; }
 
 /* Is there room for `weights` bytes of parameters and all that a conversation needs? Asked before memory is taken. */
 static int admit(void *ctx, size_t weights, struct err *e)
 {
     struct engine *g = ctx;
-    size_t act;
+    double need;
     int rc = sizes(g, e);
     if (rc < 0 || !g->dev) return rc;
-    if ((rc = steps_plan(g, &act, e)) < 0) return rc;
-    size_t rope = (size_t)g->context * (size_t)g->model.cfg.llama.D * sizeof(float);
-    size_t cache = (size_t)g->context * (size_t)engine_cache_bytes(g);
-    double need = 1e-9 * (double)(weights + act + rope + cache + device_scratch(g) + DEVICE_LIBRARIES);
+    if ((rc = needed(&need, g, weights, e)) < 0) return rc;
     double have = 1e-9 * (double)dev_memory_now(g->dev).free;
     return need <= have ? 0 : refuse(g, need, have, e);
 }

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -258,23 +259,52 @@ static void tower(void **state)
     engine_close(card);
 }
 
-static void too_little_memory(void **state)
+/* What opening a random 1b says where `left` GB are free: GB that it needs, and those of the precision that it names. */
+static double refused(double left, const char *dtype, int bits, int *other, double *then, bool *too_much)
 {
-    (void)state;
     struct engine *g;
     struct err e = { 0 };
-    const struct engine_options o = { .device = kind, .dtype = "f32", .context = 4096 };
+    const struct engine_options o = { .device = kind, .dtype = dtype, .context = 2048, .load_8bit = bits == 8,
+                                      .load_4bit = bits == 4 };
     struct dev *d;
     void *rest;
     assert_int_equal(dev_open(&d, kind, &e), 0);
-    const size_t left = dev_memory_now(d).free - ((size_t)20 << 30);
-    if (dev_alloc(&rest, d, left, &e) < 0) fail_msg("%s", e.msg);
-    assert_int_equal(engine_random(&g, "13b", &o, &e), ERR_NOMEM); /* 52 GB into 20, and nothing was made */
-    assert_non_null(strstr(e.msg, "are missing"));
-    assert_non_null(strstr(e.msg, " bits it would be "));
+    const size_t taken = dev_memory_now(d).free - (size_t)(left * 1e9);
+    if (dev_alloc(&rest, d, taken, &e) < 0) fail_msg("%s", e.msg);
+    assert_int_equal(engine_random(&g, "1b", &o, &e), ERR_NOMEM);
     assert_null(g);
-    dev_free(d, rest, left);
+    assert_non_null(strstr(e.msg, "are missing"));
+    dev_free(d, rest, taken);
     dev_close(d);
+    const char *needs = strstr(e.msg, " needs "), *in = strstr(e.msg, "; in ");
+    *other = 0;
+    if (in) assert_int_equal(sscanf(in, "; in %d bits it would be %lf GB", other, then), 2);
+    *too_much = strstr(e.msg, ", too much as well");
+    return needs ? strtod(needs + 7, NULL) : 0;
+}
+
+/* What is said of a smaller precision is what that precision says of itself. */
+static void too_little_memory(void **state)
+{
+    (void)state;
+    enum { KINDS = 4 };
+    static const struct { const char *dtype; int bits; } kinds[KINDS] = {
+        { "f32", 32 }, { "bf16", 16 }, { "auto", 8 }, { "auto", 4 }
+    };
+    double needs[KINDS], then = 0;
+    int other;
+    bool too_much;
+    for (int i = 0; i < KINDS; i++) needs[i] = refused(0.5, kinds[i].dtype, kinds[i].bits, &other, &then, &too_much);
+    assert_int_equal(other, 0); /* nothing is smaller than 4 bits */
+    for (int i = 0; i < KINDS - 1; i++) {
+        assert_true(needs[i] > needs[i + 1] + 0.2);
+        refused(0.5, kinds[i].dtype, kinds[i].bits, &other, &then, &too_much);
+        assert_int_equal(other, 4);
+        assert_true(too_much && fabs(then - needs[KINDS - 1]) < 0.15); /* of tenths */
+        refused(needs[i + 1] + 0.1, kinds[i].dtype, kinds[i].bits, &other, &then, &too_much);
+        assert_int_equal(other, kinds[i + 1].bits);
+        assert_true(!too_much && fabs(then - needs[i + 1]) < 0.15);
+    }
 }
 
 int main(void)
