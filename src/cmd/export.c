@@ -72,7 +72,8 @@ static int open_model(struct job *j, struct err *e)
     s.tower_by_name = x->projector_only || x->keep_naming || (x->naming == NAMING_LLAVA && !x->with_tower);
     TRY(llava_model_open(&j->m, &s, e));
     if (j->m.bits)
-        TRY(err_set(e, ERR_UNSUPPORTED, "'%s' is quantised: give the weights that it was made from", x->path));
+        TRY(err_set(e, ERR_UNSUPPORTED, "'%s' is quantised: give the weights that it was made from",
+                    x->base ? x->base : x->path));
     j->dirs[0] = j->base ? j->base : j->dir;
     j->dirs[1] = j->base ? j->dir : NULL;
     struct err none;

@@ -12,6 +12,7 @@
 #include "cmd/export.h"
 #include "file/hub.h"
 #include "run/engine.h"
+#include "tensor/quant.h"
 
 enum { K_PATH = CMD_KEY, K_BASE, K_TOWER, K_TENSORS, K_JSON, K_CHECK };
 
@@ -131,6 +132,7 @@ static void open_whole(struct inspect *s)
     struct err e = { 0 };
     int rc = model_open_files(m, &src, &s->ix, &s->lora, &e);
     s->has_config = m->cfg.llama.V > 0 && m->cfg.llama.D > 0;
+    m->bits = m->cfg.bits;
     if (rc < 0) note(s, e.code, e.msg);
     if (rc < 0 && !m->n_weights) add_files(s, s->base ? s->base : s->dir, NULL);
     if (!s->has_config) return;
@@ -195,7 +197,7 @@ static void list_set(struct inspect *s, const struct weights *set, enum item_kin
 {
     for (size_t i = 0; set && i < weights_count(set); i++) {
         struct item *it = &s->item[s->n_item++];
-        *it = (struct item){ .w = weights_at(set, i), .kind = kind };
+        *it = (struct item){ .w = weights_at(set, i), .t = weights_at(set, i)->t, .kind = kind };
         char name[NAME_MAX_BYTES];
         if (kind == ITEM_UNBOUND && name_canonical(name, sizeof name, it->w->name) < 0)
             it->kind = ITEM_IGNORED;
@@ -242,7 +244,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     }
     struct err why = { 0 };
     struct tensor t;
-    if (bind_read(&t, r, w, &why) < 0) {
+    if (bind_read(&t, r, w, &why) < 0 || bind_bits(&s->m, r, w, (enum dtype)t.type, &why) < 0) {
         s->n_absent++;
         note(s, why.code, why.msg);
         return 0;
@@ -250,6 +252,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     struct item *it = item_of(s, w);
     it->kind = ITEM_BOUND;
     it->part = r->part;
+    it->t = t;
     snprintf(it->to, sizeof it->to, "%s", r->name);
     add_sum(&s->sum[r->part], t);
     r->param->w = t;
@@ -348,24 +351,55 @@ static const struct float_kind {
     { DT_F64, 0x7ff0000000000000, any_fault_64 },
 };
 
-/* Place of the first element that is not finite, -1: none. Blocks in parallel, then the first bad one again. */
+static const struct float_kind *kind_of(enum dtype t)
+{
+    for (size_t i = 0; i < sizeof float_kinds / sizeof *float_kinds; i++)
+        if (float_kinds[i].type == t) return &float_kinds[i];
+    return NULL;
+}
+
+/* Place of the first of n numbers of a kind that is not finite, n: none. */
+static int64_t find_number(const struct float_kind *k, const char *p, int64_t n, bool *nan)
+{
+    const size_t size = dtype_bytes(k->type);
+    int64_t at = 0;
+    uint64_t v = 0;
+    if (!k->any(p, n, k->exponent)) return n;
+    while (!k->any(p + (size_t)at * size, 1, k->exponent)) at++;
+    memcpy(&v, p + (size_t)at * size, size);
+    *nan = (v & ((k->exponent & -k->exponent) - 1)) != 0;
+    return at;
+}
+
+/* What is looked at at once: numbers in a run; of a quantised row its groups' scales, for codes are always finite. */
+struct run { const struct float_kind *kind; const char *p; int64_t n; };
+enum { RUN = 1 << 16 };
+static struct run run_of(struct tensor t, int64_t i)
+{
+    const enum dtype type = (enum dtype)t.type;
+    if (!dtype_is_quant(type)) {
+        const int64_t at = i * RUN, n = tensor_count(t) - at;
+        return (struct run){ kind_of(type), (char *)t.p + (size_t)at * dtype_bytes(type), n < RUN ? n : RUN };
+    }
+    const int64_t cols = tensor_cols(t);
+    return (struct run){ kind_of(DT_F16), (char *)tensor_row(t, i) + quant_scales_at(type, cols), quant_groups(cols) };
+}
+
+/* Place of the first element that is not finite, -1: none. Runs in parallel, then the first bad one again. */
 static int64_t find_fault(struct tensor t, bool *nan)
 {
-    const struct float_kind *k = NULL;
-    for (size_t i = 0; i < sizeof float_kinds / sizeof *float_kinds; i++)
-        if (float_kinds[i].type == (enum dtype)t.type) k = &float_kinds[i];
-    int64_t n = k ? tensor_count(t) : 0, first = n, block = 1 << 16;
-    size_t size = dtype_bytes((enum dtype)t.type);
-    const char *p = t.p;
+    const bool quant = dtype_is_quant((enum dtype)t.type);
+    const int64_t n = quant ? tensor_rows(t) : kind_of((enum dtype)t.type) ? (tensor_count(t) + RUN - 1) / RUN : 0;
+    int64_t first = n;
 #pragma omp parallel for schedule(static) reduction(min : first)
-    for (int64_t i = 0; i < n; i += block)
-        if (i < first && k->any(p + (size_t)i * size, n - i < block ? n - i : block, k->exponent)) first = i;
+    for (int64_t i = 0; i < n; i++) {
+        const struct run r = run_of(t, i);
+        if (i < first && r.kind->any(r.p, r.n, r.kind->exponent)) first = i;
+    }
     if (first == n) return -1;
-    while (!k->any(p + (size_t)first * size, 1, k->exponent)) first++;
-    uint64_t v = 0;
-    memcpy(&v, p + (size_t)first * size, size);
-    *nan = (v & ((k->exponent & -k->exponent) - 1)) != 0;
-    return first;
+    const struct run r = run_of(t, first);
+    const int64_t at = find_number(r.kind, r.p, r.n, nan);
+    return quant ? first * tensor_cols(t) + at * QUANT_GROUP : first * RUN + at;
 }
 
 static void check_values(struct inspect *s)
@@ -377,7 +411,7 @@ static void check_values(struct inspect *s)
     for (size_t i = 0; i < s->n_item; i++) {
         const struct weight *w = s->item[i].w;
         bool nan = false;
-        int64_t at = find_fault(w->t, &nan);
+        int64_t at = find_fault(s->item[i].t, &nan);
         if (at >= 0 && s->n_fault++ < 20) s->fault[s->n_fault - 1] = (struct tensor_fault){ w, at, nan };
         progress_step(&bar, done += (int64_t)tensor_bytes(w->t));
     }

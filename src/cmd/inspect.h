@@ -13,6 +13,7 @@ struct item {
     const struct weight *w;
     enum item_kind kind;
     enum part part;          /* BOUND */
+    struct tensor t;         /* as the parameter sees it, BOUND, or as the file has it */
     char to[NAME_MAX_BYTES]; /* BOUND: the parameter; ADAPTER: the one it changes */
 };
 

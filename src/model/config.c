@@ -278,23 +278,6 @@ static void read_hf(struct reader *r, struct llava_config *c, bool next)
     }
 }
 
-/* quantization_config: this program's own, or a refusal. */
-static void read_quant(struct reader *r, struct llava_config *c)
-{
-    const json_t *q = get(r, "quantization_config");
-    if (!q) return;
-    const json_t *bits = json_object_get(q, "bits"), *group = json_object_get(q, "group_size");
-    const char *method = json_string_value(json_object_get(q, "quant_method"));
-    c->bits = (int)json_integer_value(bits);
-    if (!method || strcmp(method, QUANT_METHOD) != 0)
-        r->rc = err_set(r->e, ERR_UNSUPPORTED,
-                        "'%s': quantised by '%.40s': only folders that 'llava quantize' wrote can be read", r->path,
-                        method ? method : "?");
-    else if ((c->bits != 8 && c->bits != 4) || json_integer_value(group) != QUANT_GROUP)
-        r->rc = err_set(r->e, ERR_UNSUPPORTED, "'%s': %lld bits in groups of %lld, not 8 or 4 in groups of %d", r->path,
-                        (long long)json_integer_value(bits), (long long)json_integer_value(group), QUANT_GROUP);
-}
-
 static void read_model(struct reader *r, struct llava_config *c)
 {
     const char *type = string(r, "model_type", "llama");
@@ -316,7 +299,6 @@ static void read_model(struct reader *r, struct llava_config *c)
     if (get(r, "text_config") || get(r, "vision_config") || next) read_hf(r, c, next);
     else read_llava(r, c);
     read_tokens(r, c);
-    if (r->rc >= 0) read_quant(r, c);
     const char *dtype = string(r, "torch_dtype", string(r, "dtype", "float32"));
     if (r->rc >= 0 && dtype_find(dtype, &c->dtype) < 0)
         r->rc = err_set(r->e, ERR_FORMAT, "'%s': unknown dtype '%s'", r->path, dtype);
@@ -359,6 +341,37 @@ int llava_config_load(struct llava_config *c, const char *dir, struct err *e)
     } else if (e) {
         *e = why;
     }
+    json_decref(o);
+    free(path);
+    return rc;
+}
+
+/* quantization_config: this program's own, or a refusal. */
+static int quant_bits(int *bits, const json_t *q, const char *path, struct err *e)
+{
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    const json_int_t n = json_integer_value(json_object_get(q, "bits"));
+    const json_int_t group = json_integer_value(json_object_get(q, "group_size"));
+    if (!method || strcmp(method, QUANT_METHOD) != 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "'%s': quantised by '%.40s': only folders that 'llava quantize' wrote can be read", path,
+                       method ? method : "?");
+    if ((n != 8 && n != 4) || group != QUANT_GROUP)
+        return err_set(e, ERR_UNSUPPORTED, "'%s': %lld bits in groups of %lld, not 8 or 4 in groups of %d", path,
+                       (long long)n, (long long)group, QUANT_GROUP);
+    *bits = (int)n;
+    return 0;
+}
+
+int llava_config_bits(int *bits, const char *dir, struct err *e)
+{
+    json_t *o = NULL;
+    char *path = NULL;
+    *bits = 0;
+    int rc = read_file(dir, "config.json", &o, &path, e);
+    if (rc == ERR_MISSING) rc = 0; /* of a language model beside its adapter's */
+    const json_t *q = json_object_get(o, "quantization_config");
+    if (rc >= 0 && q && !json_is_null(q)) rc = quant_bits(bits, q, path, e);
     json_decref(o);
     free(path);
     return rc;

@@ -54,12 +54,16 @@ struct llava_config {
     int text_max;                /* tokenizer_model_max_length: rows are cut to it after splicing; 0: never */
     int bos, eos[8], n_eos, pad; /* generation */
     enum dtype dtype;            /* torch_dtype / dtype; F32 when absent */
-    int bits;                    /* quantization_config of this program's folders: 8, 4; 0: none */
+    int bits;                    /* llava_config_bits of the folder that the language model is in */
     bool mistral;                /* the conversation template of Mistral suits it */
 };
 
-/* Reads DIR/config.json (and generation_config.json's eos list when there is one). */
+/* Reads DIR/config.json (and generation_config.json's eos list when there is one); bits is left 0. */
 int llava_config_load(struct llava_config *c, const char *dir, struct err *e);
+/* *bits: 8 or 4 of a folder that `llava quantize` wrote, by its config.json's quantization_config; 0: not quantised.
+ * UNSUPPORTED: by another program, or in another way. To be asked of the weights' own folder: an adapter's or a
+ * projector's config.json says how its base was while it was trained, which is nothing about the base that it gets. */
+int llava_config_bits(int *bits, const char *dir, struct err *e);
 /* Reads the tower's config.json: a CLIP folder, or a bare vision config. */
 int clip_config_load(struct clip_config *c, const char *dir, struct err *e);
 /* Shapes of public models for `bench --random`: "7b", "13b", "1b", "tiny". */

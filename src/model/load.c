@@ -121,6 +121,19 @@ enum dtype bind_quant(const struct bind_row *r, int bits, enum dtype keep)
     return bits == 4 && (r->flags & BIND_LINEAR) ? DT_Q4 : DT_Q8;
 }
 
+int bind_bits(struct llava_model *m, const struct bind_row *r, const struct weight *w, enum dtype file, struct err *e)
+{
+    const int has = file == DT_Q8 ? 8 : file == DT_Q4 ? 4 : 0;
+    if (!(r->flags & BIND_LINEAR)) return 0;
+    if (!has && m->cfg.bits)
+        return err_set(e, ERR_FORMAT, "'%s' of '%s' is %s, but its config.json says that it is in %d bits", w->name,
+                       w->file, dtype_name(file), m->cfg.bits);
+    if (has && !m->bits) m->bits = has;
+    if (has && has != m->bits)
+        return err_set(e, ERR_USAGE, "'%s' of '%s' is in %d bits already, not %d", w->name, w->file, has, m->bits);
+    return 0;
+}
+
 /* Rows of U8 where a matrix may be quantised. */
 static int read_quant(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e)
 {
@@ -256,6 +269,7 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     }
     struct tensor t;
     int rc = bind_read(&t, r, w, e);
+    if (rc >= 0) rc = bind_bits(b->m, r, w, (enum dtype)t.type, e);
     if (rc < 0) return rc;
     if (b->lora) lora_mark(b->lora, w);
     const struct llava_placing how = { b->m->dev, b->m->dtype, b->m->bits, b->s->linears_only, NULL, NULL };
@@ -263,10 +277,6 @@ static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
     struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
     if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
     if (!b->s->keep_dtype) keep = kept_quant(&how, r, file, keep);
-    if (dtype_is_quant(file) && (r->flags & BIND_LINEAR) && file != bind_quant(r, b->m->bits, file))
-        return err_set(e, ERR_USAGE, "'%s' of '%s' is in %d bits already, not %d", w->name, w->file,
-                       file == DT_Q8 ? 8 : 4, b->m->bits);
-    if (dtype_is_quant(file) && (r->flags & BIND_LINEAR) && !b->m->bits) b->m->bits = file == DT_Q8 ? 8 : 4;
     if (pair && !b->s->unmerged && dtype_is_quant(file))
         return err_set(e, ERR_UNSUPPORTED, "an adapter cannot be merged into '%s' of '%s', which is quantised", w->name,
                        w->file);
@@ -553,6 +563,7 @@ int model_open_files(struct llava_model *m, const struct llava_source *s, struct
         return err_set(e, ERR_USAGE, "'%s' is neither an adapter nor a projector, so --model-base '%s' has no use",
                        s->path, s->base);
     TRY(llava_config_load(&m->cfg, exists(s->path, "config.json") || !s->base ? s->path : s->base, e));
+    TRY(llava_config_bits(&m->cfg.bits, s->base ? s->base : s->path, e));
     TRY(add_file(m, ix, s->base ? s->base : s->path, NULL, e));
     if (projector) TRY(add_file(m, ix, s->path, "mm_projector.bin", e));
     if (adapter) TRY(add_beside(m, ix, s->path, e));

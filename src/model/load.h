@@ -19,6 +19,9 @@ const struct weight *index_find(const struct index *ix, const char *name); /* NU
 /* The tensor of a file as kernels see it: does it fit the row? Quantised matrices [O,I] are rows of U8 in files.
  * Error: names both shapes, or the type. */
 int bind_read(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e);
+/* Is a linear whose file has `file` in as many bits as the model's others, and quantised if config.json says so? Sets
+ * m->bits, if it is 0, to those of the first. */
+int bind_bits(struct llava_model *m, const struct bind_row *r, const struct weight *w, enum dtype file, struct err *e);
 /* The type to which a row is quantised when that is asked for, or keep. */
 enum dtype bind_quant(const struct bind_row *r, int bits, enum dtype keep);
 

@@ -358,6 +358,7 @@ static int put_config(struct saver *out, const struct saving *s, struct err *e)
         TRY(json_file_load(&old, path, e));
     }
     now = save_config(&c, o, tower_name(o, c.tower), old);
+    json_object_del(now, "quantization_config"); /* of the base that an adapter was trained over */
     if (o->bits)
         json_object_set_new(now, "quantization_config",
                             json_pack("{s:s, s:i, s:i}", "quant_method", QUANT_METHOD, "bits", o->bits, "group_size",

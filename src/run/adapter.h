@@ -3,7 +3,7 @@
 #pragma once
 #include "run/engine.h"
 
-/* Finds the folders of "NAME=FOLDER" each and reads what is in them, before the model is opened. Errors name the entry. */
+/* Finds the folders of "NAME=FOLDER" each and opens what is in them, before the model is. Errors name the entry. */
 int adapters_find(struct engine *g, const char *const *list, int n, struct err *e);
 size_t adapters_bytes(const struct engine *g); /* that their matrices take on a device */
 /* The first folder whose config.json says how pictures are read, or NULL: see llava_source.sees_as. */

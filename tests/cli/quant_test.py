@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from nf4 import nf4_dq
-from cli import ROOT, config, finish, ok, one_line, place, read_tensors, run, write_tensors
+from cli import GOLDEN, ROOT, config, finish, model, ok, one_line, place, read_tensors, run, write_tensors
 
 DEMO = os.path.join(ROOT, "models/demo")
 DEVICE = os.environ.get("LLAVA_TEST_DEVICE", "cpu")
@@ -108,16 +108,22 @@ def test_faults(folders):
     bad = place("bad")
     shutil.copytree(folders[4], bad)
     text = open(os.path.join(bad, "config.json")).read()
-    for was, now in (('"group_size": 64', '"group_size": 128'), ('"bits": 4', '"bits": 3'), ("llava.c", "bitsandbytes")):
+    for was, now in (('"group_size": 64', '"group_size": 128'), ('"bits": 4', '"bits": 3'), ('"bits": 4', '"bits": 4294967300'),
+                     ("llava.c", "bitsandbytes")):
         with open(os.path.join(bad, "config.json"), "w") as f:
             f.write(text.replace(was, now))
         err = fails(f"config {now}", "run", "--model-path", bad, *ask)
         ok("config.json" in err, "names the file", err)
+    tensors = read_tensors(folders[4])
+    name = next(n for n in tensors if re.search(r"language_model.*q_proj.weight", n))
+    with open(os.path.join(bad, "config.json"), "w") as f:
+        f.write(text.replace('"bits": 4', '"bits": 8'))
+    for args in (["run", "--model-path", bad, *ask], ["inspect", bad]):
+        err = fails("other bits than config.json says", *args)
+        ok(name in err and "in 4 bits already, not 8" in err, f"{args[0]} says which", err)
     with open(os.path.join(bad, "config.json"), "w") as f:
         f.write(text)
     path = os.path.join(bad, "model.safetensors")
-    tensors = read_tensors(folders[4])
-    name = next(n for n in tensors if re.search(r"language_model.*q_proj.weight", n))
     write_tensors(path, {**tensors, name: ("U8", tensors[name][1][:, :-32])})
     err = fails("rows too short", "run", "--model-path", bad, *ask)
     ok(name in err and "in groups of 64" in err, "names the tensor", err)
@@ -128,6 +134,11 @@ def test_faults(folders):
     write_tensors(path, {**tensors, name: ("U8", scales)})
     err = fails("a scale that is NaN", "run", "--model-path", bad, *ask)
     ok("NaN" in err, "says so", err)
+    rc, out, err = run("inspect", bad, "--check")
+    ok(rc == 1 and one_line(err) and f"'{name}'" in err and f"NaN at element {3 * 256}" in err, "inspect --check finds it", err)
+    write_tensors(path, {**tensors, name: read_tensors(DEMO)[name]})
+    err = fails("a linear that is not quantised", "run", "--model-path", bad, *ask)
+    ok(name in err and "is BF16, but its config.json says" in err, "says so", err)
     nan = place("nan")
     shutil.copytree(DEMO, nan, ignore=shutil.ignore_patterns("pictures*", "expected*"))
     tensors = read_tensors(DEMO)
@@ -139,6 +150,30 @@ def test_faults(folders):
     for bits in "84":
         err = fails(f"a weight that becomes one of {bits} bits", "run", "--model-path", nan, f"--load-{bits}bit", *ask)
         ok("holds NaN at element" in err and name.split(".layers")[1] in err, "says where", err)
+
+
+def test_adapters():
+    """What an adapter's config.json says of the base that it was trained over is nothing about the base that it gets."""
+    base, tower, four = model("vicuna-base"), model("clip-tiny"), place("base4")
+    rc, _, err = run("quantize", "--model-path", base, "--bits", "4", "--output", four)
+    ok(rc == 0, "quantize a language model", err)
+    rc, _, err = run("train", "--model_name_or_path", four, "--output_dir", place("llava-lora"), "--lora_enable", "True",
+                     "--lora_r", "4", "--mm_use_im_patch_token", "False", "--vision_tower", tower,
+                     "--mm_projector_type", "mlp2x_gelu", "--max_steps", "1",
+                     "--image_folder", os.path.join(GOLDEN, "pictures"), "--report_to", "none", "--version", "v1",
+                     "--data_path", os.path.join(GOLDEN, "training/full.json"))
+    kept = config(place("llava-lora")) if rc == 0 else {}
+    ok(rc == 0 and kept and "quantization_config" not in kept, "adapters over 4 bits say nothing of them", f"{err} {kept}")
+    for said in ({"quant_method": "llava.c", "bits": 4, "group_size": 64}, {"quant_method": "bitsandbytes"}):
+        with open(os.path.join(place("llava-lora"), "config.json"), "w") as f:
+            json.dump({**kept, "quantization_config": said}, f)
+        out = place(f"merged {said['quant_method']}")
+        rc, _, err = run("merge", "--model-path", place("llava-lora"), "--model-base", base, "--save-model-path", out)
+        ok(rc == 0 and "quantization_config" not in config(out), f"{said['quant_method']}: merged into other weights", err)
+    rc, out, err = run("inspect", place("llava-lora"), "--model-base", base, "--json")
+    ok(rc == 0 and not one_line(err), "and inspected over them", err)
+    rc, _, err = run("merge", "--model-path", place("llava-lora"), "--model-base", four, "--save-model-path", place("z"))
+    ok(rc == 1 and one_line(err) and f"'{four}' is quantised" in err, "which base is quantised is said", err)
 
 
 def main():
@@ -157,6 +192,7 @@ def main():
     test_numbers(folders)
     test_quality(folders)
     test_faults(folders)
+    test_adapters()
     finish()
 
 

@@ -24,6 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     fuzz_begin();
     fuzz_put("config.json", p, n);
     if (llava_config_load(&c, fuzz_folder, &e) >= 0) check_llava(&c);
+    int bits = 0;
+    if (llava_config_bits(&bits, fuzz_folder, &e) >= 0) ASSERT(bits == 0 || bits == 4 || bits == 8);
     if (clip_config_load(&v, fuzz_folder, &e) >= 0)
         ASSERT(v.C > 0 && v.C % v.H == 0 && v.patch > 0 && v.patch <= v.image);
     fuzz_put("generation_config.json", p, n);

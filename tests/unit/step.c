@@ -259,7 +259,7 @@ static void tower(void **state)
     engine_close(card);
 }
 
-/* What opening a random 1b says where `left` GB are free: GB that it needs, and those of the precision that it names. */
+/* What opening a random 1b says where `left` GB are free: GB that it needs, and that the precision it names does. */
 static double refused(double left, const char *dtype, int bits, int *other, double *then, bool *too_much)
 {
     struct engine *g;
