@@ -29,7 +29,7 @@ struct llava_batch_options {
     int64_t cache_positions; /* that all of them and what is kept for reuse may hold; 0: sequences times the context,
                                 or as many as a quarter of the memory (of a device, three quarters of what is
                                 free) holds where that is less */
-    int queue;               /* requests that may wait; 0: 256 */
+    int queue;               /* requests that may wait; 0: 256. Of one client at most seven for each free place */
 };
 LLAVA_API struct llava_batch_options llava_batch_options_default(void);
 
@@ -69,7 +69,9 @@ struct llava_request {
     const char *schema;                 /* JSON schema that the answers satisfy (see below); NULL: none */
     const char *grammar;                /* instead of it, a grammar that they follow */
     const char *adapter;                /* name of one of llava_options.lora; NULL: none */
-    uint64_t client;                    /* whoever asks: those who have the least running are served next */
+    uint64_t client;                    /* whoever asks: those who have the least running are served next; 0: not said,
+                                           and no places are kept from them */
+    uint64_t realm;                     /* what was computed of a prompt is found by requests of its realm alone */
     bool (*on_text)(void *ctx, int choice, const char *text, size_t n); /* as llava_text_fn */
     void (*on_token)(void *ctx, int choice, const struct llava_token *t); /* every token, before its text */
     /* Exactly once for each of the n answers; after the last of them the batch has forgotten the request.

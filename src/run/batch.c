@@ -9,7 +9,8 @@
 #include "run/sched.h"
 #include "text/schema.h"
 
-enum { SEQUENCES = 16, QUEUE = 256, STOPS_MAX = 64, BIAS_MAX = 4096, IMAGES_MAX = 1024, POSITIONS_MAX = 1 << 24 };
+enum { SEQUENCES = 16, QUEUE = 256, SHARE = 7, STOPS_MAX = 64, BIAS_MAX = 4096, IMAGES_MAX = 1024,
+       POSITIONS_MAX = 1 << 24 };
 
 struct request;
 struct answer {
@@ -29,7 +30,8 @@ struct request {
     struct grammar *grammar; /* or NULL */
     int adapter;             /* number, -1: none */
     double submitted_s;
-    int n_begun, n_ended;
+    int n_begun;             /* changed by the thread, under the lock */
+    int n_ended;
     struct answer answer[];  /* [r.n] */
 };
 
@@ -151,6 +153,8 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     TRY(prompt_may_fit(g, r->prompt, r->n_images, e));
     TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
     TRY(prompt_fits(q->prompt.n_whole, g, e));
+    struct position *first = q->prompt.at; /* another realm has another key there, and shares nothing after it */
+    if (r->realm) first->key = key_mix(r->realm, first->key);
     TRY(make_grammar(b, q, r, e));
     q->r.adapter = NULL;
     q->r.prompt = q->r.schema = q->r.grammar = NULL;
@@ -168,6 +172,18 @@ struct llava_request llava_request_default(void)
     return (struct llava_request){ .sampling = llava_sampling_default(), .n = 1 };
 }
 
+/* May one more of this client wait? Nobody fills the queue alone: a client has at most SHARE places for each that is
+ * free, so that somebody new finds one whoever came before. Called with the lock held. */
+static int find_place(const struct llava_batch *b, uint64_t client, struct err *e)
+{
+    const int left = b->stats.queue - b->stats.waiting;
+    int own = 0;
+    for (const struct request *q = b->all; q && client; q = q->next) own += !q->n_begun && q->r.client == client;
+    if (left <= 0 || b->closing) return err_set(e, ERR_BUSY, "%d requests are waiting already", b->stats.queue);
+    if (own < SHARE * left) return 0;
+    return err_set(e, ERR_BUSY, "%d requests of this client are waiting already", own);
+}
+
 int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r, struct llava_error *e)
 {
     struct err err = { 0 };
@@ -175,9 +191,9 @@ int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r,
     int rc = request_new(&q, b, r, &err);
     if (rc < 0) return api_done(rc, &err, e);
     pthread_mutex_lock(&b->lock);
-    int64_t id = q->id = ++b->last_id;
-    bool full = b->stats.waiting >= b->stats.queue || b->closing;
-    if (full) {
+    const int64_t id = q->id = ++b->last_id;
+    rc = find_place(b, r->client, &err);
+    if (rc < 0) {
         b->stats.refused++;
     } else {
         struct request **at = &b->all;
@@ -188,9 +204,9 @@ int64_t llava_batch_submit(struct llava_batch *b, const struct llava_request *r,
         pthread_cond_signal(&b->more);
     }
     pthread_mutex_unlock(&b->lock);
-    if (!full) return id;
+    if (rc >= 0) return id;
     request_free(q);
-    return api_done(err_set(&err, ERR_BUSY, "%d requests are waiting already", b->stats.queue), &err, e);
+    return api_done(rc, &err, e);
 }
 
 void llava_batch_cancel(struct llava_batch *b, int64_t id)
@@ -272,12 +288,11 @@ static void answer_end(struct llava_batch *b, struct answer *a, const struct lla
 /* The next answer of a request, which does not wait any more. */
 static struct answer *next_answer(struct llava_batch *b, struct request *q)
 {
-    if (q->n_begun == 0) {
-        pthread_mutex_lock(&b->lock);
-        b->stats.waiting--;
-        pthread_mutex_unlock(&b->lock);
-    }
-    return &q->answer[q->n_begun++];
+    pthread_mutex_lock(&b->lock);
+    b->stats.waiting -= q->n_begun == 0;
+    const int i = q->n_begun++;
+    pthread_mutex_unlock(&b->lock);
+    return &q->answer[i];
 }
 
 /* Takes the next answer of a request into the scheduler. */
