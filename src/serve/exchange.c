@@ -3,6 +3,7 @@
  * two to leave it. */
 #include "serve/exchange.h"
 
+#include <arpa/inet.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,19 +21,40 @@ enum { REPLY_MAX = 1 << 30, COMPACT = 1 << 16, CLIENT_LEFT = 499 /* as nginx has
 
 /* ---- life */
 
+static enum MHD_Result last_value(void *cls, enum MHD_ValueKind kind, const char *key, const char *value)
+{
+    const char **last = cls;
+    (void)kind;
+    if (!strcasecmp(key, "X-Forwarded-For") && value) *last = value;
+    return MHD_YES;
+}
+
+/* FNV-1a of the address, of IPv6 that of the network: who has one address there has all of it. */
+static uint64_t client_of(const char *ip)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    unsigned char a[16];
+    const bool v6 = inet_pton(AF_INET6, ip, a) == 1;
+    const size_t n = v6 ? 8 : strlen(ip);
+    for (size_t i = 0; i < n; i++) h = (h ^ (v6 ? a[i] : (unsigned char)ip[i])) * 0x100000001b3u;
+    return h;
+}
+
 static void set_ip(struct exchange *x)
 {
+    const char *by = NULL;
     const union MHD_ConnectionInfo *i = MHD_get_connection_info(x->mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     const struct sockaddr *a = i ? i->client_addr : NULL;
     socklen_t n = a && a->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
     if (!a || getnameinfo(a, n, x->ip, sizeof x->ip, NULL, 0, NI_NUMERICHOST) != 0) snprintf(x->ip, sizeof x->ip, "?");
     if (!strncmp(x->ip, "::ffff:", 7)) memmove(x->ip, x->ip + 7, strlen(x->ip + 7) + 1);
-    const char *by = x->server->o.forwarded ? exchange_header(x, "X-Forwarded-For") : NULL;
-    if (by) { /* the last entry is our own proxy's word; those before it are anybody's */
+    if (x->server->o.forwarded) MHD_get_connection_values(x->mhd, MHD_HEADER_KIND, last_value, &by);
+    if (by) { /* the last entry of the last line is our own proxy's word; those before it are anybody's */
         const char *last = strrchr(by, ',');
         snprintf(x->ip, sizeof x->ip, "%s", last ? last + 1 + strspn(last + 1, " ") : by);
         text_tame(x->ip);
     }
+    x->client = client_of(x->ip);
 }
 
 /* The path of a request's target, which a client that takes this server for its proxy gives with the host before it. */
@@ -77,8 +99,7 @@ struct exchange *exchange_new(struct server *s, struct MHD_Connection *mhd, cons
 void exchange_body_drop(struct exchange *x)
 {
     buf_free(&x->body);
-    atomic_fetch_sub(&x->server->bodies, x->body_counted);
-    x->body_counted = 0;
+    atomic_fetch_sub(&x->server->bodies, atomic_exchange(&x->body_counted, 0));
 }
 
 static void exchange_free(struct exchange *x)
@@ -200,6 +221,8 @@ void exchange_client_gone(struct exchange *x)
 const char *exchange_path(const struct exchange *x) { return x->path; }
 const char *exchange_tail(const struct exchange *x) { return x->tail ? x->path + x->tail : ""; }
 const char *exchange_ip(const struct exchange *x) { return x->ip; }
+uint64_t exchange_client(const struct exchange *x) { return x->client; }
+uint64_t exchange_realm(const struct exchange *x) { return x->realm; }
 const char *exchange_id(const struct exchange *x) { return x->id; }
 
 const char *exchange_header(const struct exchange *x, const char *name)

@@ -12,6 +12,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 
@@ -22,6 +23,8 @@ struct exchange;
 const char *exchange_path(const struct exchange *x);   /* "/v1/models" */
 const char *exchange_tail(const struct exchange *x);   /* what a route's "*" stands for, or "" */
 const char *exchange_ip(const struct exchange *x);     /* of the client */
+uint64_t exchange_client(const struct exchange *x);    /* a number for that address (of IPv6: for its network) */
+uint64_t exchange_realm(const struct exchange *x);     /* a number for the API key that was brought; 0: none is used */
 const char *exchange_id(const struct exchange *x);     /* of this request: hex, in the log and in x-request-id */
 const char *exchange_header(const struct exchange *x, const char *name); /* NULL: absent; only inside the handler */
 const char *exchange_body(const struct exchange *x, size_t *n);          /* NUL-terminated */

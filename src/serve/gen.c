@@ -7,6 +7,9 @@
 
 #include "base/plat.h"
 
+/* One client may hold at most SHARE pictures for each that somebody else still could. */
+enum { HELD = 256, SHARE = 7 };
+
 struct gen {
     struct llava_engine *engine;
     struct llava_batch *batch;
@@ -14,6 +17,7 @@ struct gen {
     void (*changed)(void *);
     void *changed_ctx;
     _Atomic int n_pictures; /* that tasks hold */
+    _Atomic int held[HELD]; /* of them those of clients whose numbers end like this */
     int pictures;           /* at most */
 };
 
@@ -94,10 +98,19 @@ void gen_task_init(struct gen_task *t, struct gen *g, struct exchange *x, void (
     pthread_mutex_init(&t->lock, NULL);
 }
 
+/* n pictures more, or less, are held for t. False: too many are. */
+static bool hold(struct gen_task *t, int n)
+{
+    struct gen *g = t->g;
+    const int all = atomic_fetch_add(&g->n_pictures, n) + n;
+    const int own = atomic_fetch_add(&g->held[exchange_client(t->x) % HELD], n) + n;
+    return own <= SHARE * (g->pictures - all + 1) && all <= g->pictures;
+}
+
 void gen_task_fini(struct gen_task *t)
 {
     for (int i = 0; i < t->n_images; i++) llava_image_close(t->image[i]);
-    if (t->n_images) atomic_fetch_sub(&t->g->n_pictures, t->n_images);
+    if (t->n_images) hold(t, -t->n_images);
     pthread_mutex_destroy(&t->lock);
 }
 
@@ -108,14 +121,15 @@ int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *nam
         snprintf(e->message, sizeof e->message, "more than %d pictures", GEN_PICTURES_MAX);
         return e->code = LLAVA_LIMIT;
     }
-    if (atomic_fetch_add(&g->n_pictures, 1) >= g->pictures) {
-        atomic_fetch_sub(&g->n_pictures, 1);
-        snprintf(e->message, sizeof e->message, "requests hold %d pictures already, try again later", g->pictures);
+    if (!hold(t, 1)) {
+        hold(t, -1);
+        snprintf(e->message, sizeof e->message, "requests hold %d pictures already, try again later",
+                 atomic_load(&g->n_pictures));
         return e->code = LLAVA_BUSY;
     }
     int rc = llava_image_decode(&t->image[t->n_images], g->engine, bytes, n, name, e);
     if (rc >= 0) t->n_images++;
-    else atomic_fetch_sub(&g->n_pictures, 1);
+    else hold(t, -1);
     return rc;
 }
 
@@ -141,14 +155,6 @@ static void finish(struct gen_task *t)
     t->finish(t);
 }
 
-/* FNV-1a: those who ask from one address share their turn. */
-static uint64_t client_of(const struct exchange *x)
-{
-    uint64_t h = 0xcbf29ce484222325u;
-    for (const char *p = exchange_ip(x); *p; p++) h = (h ^ (unsigned char)*p) * 0x100000001b3u;
-    return h;
-}
-
 int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_error *e)
 {
     struct gen *g = t->g;
@@ -157,7 +163,8 @@ int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_
     for (int i = 0; i < n; i++) {
         r[i].images = t->image;
         r[i].n_images = t->n_images;
-        r[i].client = client_of(t->x);
+        r[i].client = exchange_client(t->x);
+        r[i].realm = exchange_realm(t->x);
         t->left += r[i].n;
     }
     for (int i = 0; i < n; i++) {

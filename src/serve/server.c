@@ -79,8 +79,8 @@ static void sha_hex(const char *p, size_t n, unsigned char hex[65])
     hash_hex(&h, (char *)hex);
 }
 
-/* Compares hashes, all of all keys, so that the time taken says nothing about a key. */
-static bool key_fits(const struct server *s, const char *given)
+/* Compares hashes, all of all keys, so that the time taken says nothing about a key. *realm: a number for this one. */
+static bool key_fits(const struct server *s, const char *given, uint64_t *realm)
 {
     unsigned char hex[65];
     unsigned fits = 0;
@@ -90,6 +90,8 @@ static bool key_fits(const struct server *s, const char *given)
         for (int i = 0; i < 64; i++) differ |= hex[i] ^ s->keys[k][i];
         fits |= differ == 0;
     }
+    hex[16] = 0;
+    *realm = strtoull((const char *)hex, NULL, 16) | 1;
     return fits;
 }
 
@@ -115,10 +117,10 @@ static void check_key(struct exchange *x)
     else if (!strncasecmp(given, "Basic ", 6)) given = basic_key(given + 6, plain, sizeof plain);
     if (!given)
         refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "no API key (want a header 'Authorization: Bearer KEY')");
-    else if (!key_fits(s, given)) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "wrong API key");
+    else if (!key_fits(s, given, &x->realm)) refuse(x, MHD_HTTP_UNAUTHORIZED, "invalid_api_key", "wrong API key");
 }
 
-struct header_count { int length, coding, host; };
+struct header_count { int length, coding, host, odd; };
 static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *key, const char *value)
 {
     struct header_count *c = cls;
@@ -126,6 +128,7 @@ static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const ch
     c->length += !strcasecmp(key, "Content-Length");
     c->coding += !strcasecmp(key, "Transfer-Encoding");
     c->host += !strcasecmp(key, "Host");
+    c->odd += key[strcspn(key, " \t\r\v\f")] != 0; /* "Content-Length : 5" is a length to some */
     return MHD_YES;
 }
 
@@ -139,6 +142,8 @@ static long long declared_length(struct exchange *x)
     if (c.length > 1 || c.coding > 1 || (c.length && c.coding) ||
         (length && strspn(length, "0123456789") != strlen(length)))
         refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the body's length is given twice, or not as a number");
+    else if (c.odd)
+        refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the name of a header has a blank");
     else if (c.host > 1)
         refuse(x, MHD_HTTP_BAD_REQUEST, "bad_framing", "the header 'Host' is given twice");
     else if (coding && strcasecmp(coding, "chunked") != 0)
@@ -199,6 +204,19 @@ static bool begin(struct exchange *x)
     return x->refused && (framed || n > DRAIN_MAX || (expect && n != 0));
 }
 
+/* Has the client taken more than its share of the room for bodies? Looked at as buffers double, that is seldom. */
+static bool is_greedy(struct exchange *x, size_t taken)
+{
+    struct server *s = x->server;
+    size_t own = 0;
+    if (taken > s->o.bodies_max) return true;
+    pthread_mutex_lock(&s->lock);
+    for (const struct conn *c = s->conns; c; c = c->next)
+        if (c->x && c->x->client == x->client) own += c->x->body_counted;
+    pthread_mutex_unlock(&s->lock);
+    return own > SERVER_SHARE * (s->o.bodies_max - taken);
+}
+
 /* Some of the body. False: the client goes on sending what was refused. */
 static bool take(struct exchange *x, const char *p, size_t n)
 {
@@ -212,7 +230,8 @@ static bool take(struct exchange *x, const char *p, size_t n)
     buf_add(&x->body, p, n);
     size_t grown = x->body.cap - cap;
     x->body_counted += grown;
-    if (atomic_fetch_add(&s->bodies, grown) + grown > s->o.bodies_max || x->body.failed)
+    const size_t taken = atomic_fetch_add(&s->bodies, grown) + grown;
+    if (x->body.failed || (grown && is_greedy(x, taken)))
         refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
     return true;
 }
@@ -223,7 +242,7 @@ static void lane_put(struct lane *l, struct exchange *x)
     struct exchange **at = &l->first;
     x->turn = l->turn + 1;
     for (const struct exchange *o = l->first; o; o = o->next_job)
-        if (o->turn >= x->turn && !strcmp(o->ip, x->ip)) x->turn = o->turn + 1;
+        if (o->turn >= x->turn && o->client == x->client) x->turn = o->turn + 1;
     while (*at && (*at)->turn <= x->turn) at = &(*at)->next_job;
     x->next_job = *at;
     *at = x;
@@ -243,12 +262,19 @@ static struct exchange *lane_take(struct lane *l)
     return x;
 }
 
+static bool has_place(const struct lane *l, const struct exchange *x)
+{
+    int own = 0;
+    for (const struct exchange *o = l->first; o; o = o->next_job) own += o->client == x->client;
+    return own < SERVER_SHARE * (SERVER_QUEUE - l->n);
+}
+
 bool exchange_later(struct exchange *x, enum exchange_lane lane, route_fn *fn, void *ctx)
 {
     struct server *s = x->server;
     struct lane *l = &s->lane[lane];
     pthread_mutex_lock(&s->lock);
-    bool room = l->n < SERVER_QUEUE && !s->closing;
+    bool room = has_place(l, x) && !s->closing;
     if (room) {
         x->job = fn;
         x->job_ctx = ctx;

@@ -29,16 +29,18 @@ struct exchange {
     route_fn *job;     /* what a job thread is to do for it */
     void *job_ctx;
     char id[17], ip[48], method[8], path[256], note[64];
+    uint64_t client;   /* by address: who shares turns, places and room for bodies */
+    uint64_t realm;    /* by API key, 0: none are used */
     size_t tail;       /* where in path the "*" begins */
     double start_s;
     bool http10, probed, refused, turned; /* turned: see on_access */
+    _Atomic size_t body_counted; /* bytes of the budget that are taken */
     bool large;        /* its body is, or was: memory is given back after each of its jobs */
 
     pthread_mutex_t lock; /* all below */
     pthread_cond_t calm;  /* no call of gone_fn is under way */
     enum exchange_state state;
     struct buf body;
-    size_t body_counted;  /* bytes of the budget that are taken */
     size_t drained;
     bool suspended, gone, finished, calling, cut, begun; /* begun: some of a stream was written */
     void (*gone_fn)(void *);
@@ -54,7 +56,9 @@ struct exchange {
     uint64_t bytes;       /* sent in all */
 };
 
-enum { SERVER_KEYS = 256, SERVER_STATUSES = 600, SERVER_JOBS = 8, SERVER_QUEUE = 2048 };
+/* SERVER_SHARE: of what all clients share one has at most so much for each that is free, so that there is some left for
+ * somebody new. */
+enum { SERVER_KEYS = 256, SERVER_STATUSES = 600, SERVER_JOBS = 8, SERVER_QUEUE = 2048, SERVER_SHARE = 7 };
 
 /* Jobs that wait, in order of their turns, and the threads that do them. */
 struct lane {

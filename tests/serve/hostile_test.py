@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import re
+import socket
 import struct
 import sys
 import time
@@ -135,6 +136,9 @@ def test_held():
         ok(ask(s, good, bad)[0] == 400 and ask(s, good, good)[0] == 200 and ask(s, good, good)[0] == 200, "none of them stays")
         ok(wait_for(lambda: metric(s.port, "llava_pictures_held") == 0) and metric(s.port, "llava_pictures_limit") == 2,
            "as the metrics say")
+    with Server("serve", "--model-path", DEMO, "--pictures", "16") as s:
+        got = [ask(s, *[good] * n)[0] for n in (14, 15, 14)]
+        ok(got == [400, 429, 400], "one client holds no more than its share; 14 are only too long", got)
 
 
 def test_queue():
@@ -147,6 +151,39 @@ def test_queue():
             ok(told or (status == 429 and json.loads(data)["error"]["code"] == "queue_full" and headers["retry-after"] == "1"),
                "a queue without room for all", (status, headers, data))
         ok(post(s.port, "/v1/chat/completions", user("Hi"))[0] == 200, "and is free again")
+
+
+def test_shares():
+    """One address cannot take all that there is: places in the queue, room for bodies. The address is the last that stands in
+    the last line of X-Forwarded-For, where HAProxy and nginx put it."""
+    with Server("serve", "--model-path", DEMO, "--trust-forwarded", "--queue", "16", "--limit-model-concurrency", "2",
+                "--access-log", "-") as s:
+        long = json.dumps({"prompt": "USER: Hi ASSISTANT:", "max_tokens": 900, "logit_bias": {"2": -100}, "n": 2}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: %s\r\nX-Forwarded-For: 10.0.0.1\r\n"
+        crowd = []
+        for i in range(40):  # each says that it is somebody else
+            crowd.append(socket.create_connection(("127.0.0.1", s.port)))
+            crowd[-1].sendall(head % b"10.1.0.%d" % i + b"Content-Length: %d\r\n\r\n" % len(long) + long)
+        ok(wait_for(lambda: metric(s.port, "llava_requests_refused_total") >= 20), "an address that asks 40 times at once")
+        waiting = metric(s.port, "llava_requests_waiting")
+        short = {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 2}
+        got = [request(s.port, "POST", "/v1/completions", short, headers={"X-Forwarded-For": f"10.0.0.1, 10.0.0.{i}"})[0]
+               for i in (2, 3)]
+        ok(12 <= waiting <= 14 and got == [200, 200], "gets most places of the queue, but not those of others", (waiting, got))
+        for c in crowd:
+            c.close()
+        wait_for(lambda: metric(s.port, "llava_requests_waiting") == 0)
+        crowd = []
+        for i in range(9):
+            crowd.append(socket.create_connection(("127.0.0.1", s.port)))
+            crowd[-1].sendall(head % b"10.1.0.%d" % i + b"Content-Length: %d\r\n\r\n" % (60 * MB))
+            crowd[-1].sendall(b" " * (33 * MB))
+        ok(wait_for(lambda: metric(s.port, "llava_http_body_bytes") >= 300 * MB), "bodies that are begun and not ended")
+        got = [request(s.port, "POST", "/v1/completions", {**short, "user": "x" * MB}, headers={"X-Forwarded-For": "10.0.0.2"})[0]
+               for _ in range(3)]
+        ok(got == [200] * 3, "leave room for others'", got)
+        for c in crowd:
+            c.close()
 
 
 def schema(s, how, **more):
@@ -179,6 +216,7 @@ def main():
     test_bombs()
     test_held()
     test_queue()
+    test_shares()
     finish()
 
 

@@ -52,6 +52,10 @@ def test_framing(port):
     both = head(len(body), extra=chunked) + b"0\r\n\r\nGET /secret HTTP/1.1\r\nHost: x\r\n\r\n"
     ok(status(raw(port, both, timeout=2)) == 400, "a length and chunks are too much")
     ok(status(raw(port, head(5, extra=b"Content-Length: 6\r\n") + b"{}   ", timeout=2)) == 400, "two lengths")
+    for odd in (b" ", b"\t"):
+        reply = raw(port, head(extra=b"Content-Length%s: %d\r\n" % (odd, len(body))) + body, timeout=2)
+        ok(status(reply) == 400 and b"bad_framing" in reply and reply.count(b"HTTP/1.1") == 1,
+           "a length whose name has a blank: what follows is no request of its own", reply)
     ok(status(raw(port, head(len(body), extra=b"Host: other\r\nConnection: close\r\n") + body)) == 400, "two hosts")
     ok(status(raw(port, head(extra=b"Transfer-Encoding: gzip\r\n"), timeout=2)) in (400, 501), "a coding that is not known")
     for name, data in (("a length that is none", b"-1"), ("a huge one", b"99999999999999999999")):

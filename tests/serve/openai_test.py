@@ -424,6 +424,19 @@ def test_slow_addresses(s, slow):
     other.shutdown()
 
 
+def test_realms(port):
+    """What one key's prompts have left in the cache is no other's to find: how much of a guess is cached would tell it, a token
+    at a time."""
+    def cached(key, end, **more):
+        body = {"prompt": "USER: The word that opens the door is " + end, "max_tokens": 1, **more}
+        r = post(port, "/v1/completions", body, headers={"Authorization": f"Bearer {key}"})
+        return r[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+    cached("first", "apple and pear. ASSISTANT:")
+    own, others = cached("first", "apple and"), cached("second", "apple and")
+    ok(own > 8 and others == 0, "nobody else's prompts are cached", (own, others))
+    ok(cached("second", "apple and") > 8, "but one's own are")
+
+
 def test_keys():
     with Server("serve", "--model-path", DEMO, "--cors", "https://a.example", env={"LLAVA_API_KEY": "sesame"}) as s:
         ok(request(s.port, "GET", "/health")[0] == 200, "health needs no key")
@@ -449,6 +462,7 @@ def test_keys():
                ("first", "second", "third", "fourth", "#fourth", "last", "fifth", "", "\t")}
         ok([k for k, v in got.items() if v == 200] == ["first", "second", "last", "fifth"],
            "keys of a file as an editor on Windows leaves it", got)
+        test_realms(s.port)
     for name, data, word in (("none", b"# none\n \n", "no API key"), ("utf-16", "key".encode("utf-16"), "UTF-8")):
         with open(place("keys"), "wb") as f:
             f.write(data)
