@@ -61,6 +61,8 @@ enum { LLAVA_TOP_MAX = 20, LLAVA_CHOICES_MAX = 64 };
  * cancel. `choice` counts a request's answers from 0; those of one request may come interleaved. Each may be NULL. */
 struct llava_request {
     const char *prompt;                 /* whole, with one "<image>" for each picture; copied */
+    const int32_t *ids;                 /* [n_ids] instead of it, its tokens as they are read; without pictures; copied */
+    int n_ids;
     struct llava_image *const *images;  /* [n_images]; the pictures must stay open until the last on_end */
     int n_images;
     struct llava_sampling sampling;     /* copied; a limit past the context is cut to it */
@@ -97,6 +99,15 @@ LLAVA_API void llava_batch_cancel(struct llava_batch *b, int64_t id);
 /* Positions that a prompt takes, pictures included, without computing anything. */
 LLAVA_API int llava_count(struct llava_engine *engine, const char *prompt, struct llava_image *const *images, int n,
                           struct llava_error *e);
+
+/* The tokens of a text, with those that begin a prompt where `begins`: their number, of which the first `max` are put
+ * into ids. */
+LLAVA_API int llava_tokenize(struct llava_engine *engine, const char *text, bool begins, int32_t *ids, int max,
+                             struct llava_error *e);
+/* The text of tokens, special ones by their names: its bytes without the NUL, of which as many are put into `text` as
+ * `size` has room for, and the NUL. */
+LLAVA_API int llava_detokenize(struct llava_engine *engine, const int32_t *ids, int n, char *text, int size,
+                               struct llava_error *e);
 
 /* ---- statistics */
 

@@ -120,7 +120,8 @@ static int make_grammar(struct llava_batch *b, struct request *q, const struct l
 
 static int check_request(const struct llava_request *r, struct err *e)
 {
-    if (!r->prompt) return err_set(e, ERR_USAGE, "a request without a prompt");
+    if (!r->prompt == !r->ids) return err_set(e, ERR_USAGE, "a request without a prompt, or with two");
+    if (r->ids && r->n_images) return err_set(e, ERR_USAGE, "a prompt of tokens has no pictures");
     if (r->n < 1 || r->n > LLAVA_CHOICES_MAX)
         return err_set(e, ERR_USAGE, "%d answers are not between 1 and %d", r->n, LLAVA_CHOICES_MAX);
     if (r->top_logprobs < 0 || r->top_logprobs > LLAVA_TOP_MAX)
@@ -150,14 +151,20 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     TRY(adapter_find(&q->adapter, g, r->adapter, e));
     TRY(adapter_sees(g, q->adapter, r->n_images, e));
     TRY(api_images(&q->images, g, r->images, r->n_images, e));
-    TRY(prompt_may_fit(g, r->prompt, r->n_images, e));
-    TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
+    if (r->ids) {
+        TRY(prompt_fits(r->n_ids, g, e));
+        TRY(prompt_of_ids(&q->prompt, g, r->ids, r->n_ids, e));
+    } else {
+        TRY(prompt_may_fit(g, r->prompt, r->n_images, e));
+        TRY(prompt_make(&q->prompt, g, r->prompt, q->images, r->n_images, e));
+    }
     TRY(prompt_fits(q->prompt.n_whole, g, e));
     struct position *first = q->prompt.at; /* another realm has another key there, and shares nothing after it */
     if (r->realm) first->key = key_mix(r->realm, first->key);
     TRY(make_grammar(b, q, r, e));
     q->r.adapter = NULL;
     q->r.prompt = q->r.schema = q->r.grammar = NULL;
+    q->r.ids = NULL;
     q->r.images = NULL;
     q->submitted_s = plat_now_s();
     *ret = q;
@@ -230,6 +237,42 @@ int llava_count(struct llava_engine *x, const char *prompt, struct llava_image *
 out:
     prompt_fini(&p);
     free(inner);
+    return api_done(rc, &err, e);
+}
+
+/* ---- tokens */
+
+int llava_tokenize(struct llava_engine *x, const char *text, bool begins, int32_t *ids, int max, struct llava_error *e)
+{
+    const struct tokenizer *t = x->g->tok;
+    struct err err = { 0 };
+    struct ids all = ids_make(IDS_MAX);
+    int rc;
+    if (!t) TRY(err_set(&err, ERR_UNSUPPORTED, "the model '%s' has no tokenizer", x->g->name));
+    TRY((begins ? tokenizer_encode : tokenizer_encode_text)(t, text, strlen(text), &all, &err));
+    TRY(ids_check(&all, "the text", &err));
+    for (int i = 0; i < max && i < (int)all.n; i++) ids[i] = all.p[i];
+    rc = (int)all.n;
+out:
+    ids_free(&all);
+    return api_done(rc, &err, e);
+}
+
+int llava_detokenize(struct llava_engine *x, const int32_t *ids, int n, char *text, int size, struct llava_error *e)
+{
+    const struct tokenizer *t = x->g->tok;
+    struct err err = { 0 };
+    struct buf out = buf_make(INT32_MAX);
+    int rc;
+    if (!t) TRY(err_set(&err, ERR_UNSUPPORTED, "the model '%s' has no tokenizer", x->g->name));
+    tokenizer_decode(t, ids, (size_t)n, false, &out);
+    TRY(buf_check(&out, "the text", &err));
+    const size_t k = size <= 0 ? 0 : out.n < (size_t)size ? out.n : (size_t)size - 1;
+    if (k) memcpy(text, out.p, k);
+    if (size > 0) text[k] = 0;
+    rc = (int)out.n;
+out:
+    buf_free(&out);
     return api_done(rc, &err, e);
 }
 

@@ -28,6 +28,22 @@ static int prompt_expand(struct prompt *p, struct image *const *images, struct e
     return 0;
 }
 
+/* p->ids as positions. */
+static int prompt_fill(struct prompt *p, const struct engine *g, struct image *const *images, struct err *e)
+{
+    const struct llava_config *c = &g->model.cfg;
+    int rc;
+    TRY(prompt_expand(p, images, e));
+    p->n_whole = p->n;
+    if (c->text_max > 0 && p->n > c->text_max) { /* the reference cuts after splicing, silently */
+        log_warn("the prompt of %d positions is cut to the model's %d", p->n, c->text_max);
+        p->n = c->text_max;
+    }
+    if (p->n == 0) TRY(err_set(e, ERR_USAGE, "the prompt is empty"));
+out:
+    return rc;
+}
+
 int prompt_make(struct prompt *p, const struct engine *g, const char *text, struct image *const *images, int n,
                 struct err *e)
 {
@@ -46,13 +62,24 @@ int prompt_make(struct prompt *p, const struct engine *g, const char *text, stru
     if (marks != n)
         TRY(err_set(e, ERR_USAGE, "the prompt has %d \"<image>\" and there %s %d picture%s", marks,
                     n == 1 ? "is" : "are", n, n == 1 ? "" : "s"));
-    TRY(prompt_expand(p, images, e));
-    p->n_whole = p->n;
-    if (c->text_max > 0 && p->n > c->text_max) { /* the reference cuts after splicing, silently */
-        log_warn("the prompt of %d positions is cut to the model's %d", p->n, c->text_max);
-        p->n = c->text_max;
+    TRY(prompt_fill(p, g, images, e));
+out:
+    if (rc < 0) prompt_fini(p);
+    return rc;
+}
+
+int prompt_of_ids(struct prompt *p, const struct engine *g, const int32_t *ids, int n, struct err *e)
+{
+    const int V = g->model.cfg.llama.V;
+    *p = (struct prompt){ .ids = ids_make(IDS_MAX) };
+    int rc = 0;
+    for (int i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= V)
+            TRY(err_set(e, ERR_USAGE, "token %d of the prompt is none of the %d of '%s'", ids[i], V, g->name));
+        ids_add(&p->ids, ids[i]);
     }
-    if (p->n == 0) TRY(err_set(e, ERR_USAGE, "the prompt is empty"));
+    TRY(ids_check(&p->ids, "the prompt", e));
+    TRY(prompt_fill(p, g, NULL, e));
 out:
     if (rc < 0) prompt_fini(p);
     return rc;

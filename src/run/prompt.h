@@ -16,6 +16,8 @@ struct prompt {
 /* Text with one "<image>" for each of the n pictures. Computes nothing, and may be called from any thread. */
 int prompt_make(struct prompt *p, const struct engine *g, const char *text, struct image *const *images, int n,
                 struct err *e);
+/* The same of tokens, without pictures. */
+int prompt_of_ids(struct prompt *p, const struct engine *g, const int32_t *ids, int n, struct err *e);
 /* ERR_LIMIT when n positions are more than the context. */
 int prompt_fits(int n, const struct engine *g, struct err *e);
 /* ERR_LIMIT when a text's bytes alone say that it will not fit: before memory is taken to encode megabytes. */

@@ -425,12 +425,63 @@ void chat_read(struct chat *c, const json_t *body, struct bad *b)
 
 /* ---- completions */
 
+/* An array of tokens' numbers. */
+static void read_ids(struct chat *c, const struct fields *f, const char *key, const json_t *list)
+{
+    struct chat_prompt *p = &c->prompt[c->n_prompts++];
+    const json_t *v;
+    size_t i;
+    p->ids = calloc(json_array_size(list) + 1, sizeof *p->ids);
+    if (!p->ids) bad_set(f->bad, 503, NULL, "no_memory", "no memory");
+    if (!json_array_size(list)) fields_bad(f, key, "is empty");
+    json_array_foreach(list, i, v) {
+        const json_int_t id = json_integer_value(v);
+        if (!json_is_integer(v)) fields_bad(f, key, "has %s among its tokens, want whole numbers", fields_kind(v));
+        else if (id < 0 || id > INT32_MAX) fields_bad(f, key, "has %lld, which is no token's number", (long long)id);
+        if (f->bad->status) return;
+        p->ids[p->n_ids++] = (int32_t)id;
+    }
+}
+
+/* A text, its tokens, or several of either. */
+static void read_prompts(struct chat *c, const struct fields *f)
+{
+    const json_t *prompt = json_object_get(f->o, "prompt"), *item;
+    const size_t n = json_array_size(prompt);
+    size_t i;
+    if (!prompt || json_is_null(prompt)) {
+        fields_need(f, "prompt");
+    } else if (json_is_string(prompt)) {
+        c->prompt[c->n_prompts++].text = json_string_value(prompt);
+    } else if (n && json_is_integer(json_array_get(prompt, 0))) {
+        read_ids(c, f, "prompt", prompt);
+    } else if (!n || n > CHAT_ANSWERS_MAX) {
+        fields_bad(f, "prompt", "is neither a string, nor tokens, nor an array of 1 to %d of either", CHAT_ANSWERS_MAX);
+    } else {
+        json_array_foreach(prompt, i, item) {
+            char name[32];
+            snprintf(name, sizeof name, "prompt[%zu]", i);
+            if (json_is_string(item)) c->prompt[c->n_prompts++].text = json_string_value(item);
+            else if (json_is_array(item)) read_ids(c, f, name, item);
+            else fields_bad(f, name, "is %s, want a string or tokens", fields_kind(item));
+            if (f->bad->status) return;
+        }
+    }
+}
+
+void tokens_read(struct chat *c, const json_t *body, struct bad *b)
+{
+    struct fields f = fields_at(body, b);
+    json_t *tokens = NULL;
+    start(c, &f, "tokens");
+    if (!fields_array(&f, "tokens", &tokens)) fields_need(&f, "tokens");
+    else if (json_array_size(tokens)) read_ids(c, &f, "tokens", tokens);
+}
+
 void completion_read(struct chat *c, const json_t *body, struct bad *b)
 {
     struct fields f = fields_at(body, b);
-    const json_t *prompt = json_object_get(body, "prompt"), *item;
     int64_t top = 0;
-    size_t i;
     start(c, &f, "prompt");
     read_sampling(c, &f);
     read_most(c, &f, 16);
@@ -439,22 +490,9 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
         fields_bad(&f, "echo", "goes without 'logprobs' only: those of the prompt are not known");
     c->top_logprobs = (int)top;
     read_forms(c, &f);
-    if (json_is_string(prompt)) {
-        c->prompt[c->n_prompts++] = json_string_value(prompt);
-    } else if (json_is_array(prompt) && json_array_size(prompt) && json_array_size(prompt) <= CHAT_ANSWERS_MAX) {
-        json_array_foreach(prompt, i, item) {
-            char name[32];
-            snprintf(name, sizeof name, "prompt[%zu]", i);
-            if (!json_is_string(item)) fields_bad(&f, name, "is %s, want a string", fields_kind(item));
-            else c->prompt[c->n_prompts++] = json_string_value(item);
-        }
-    } else if (!prompt || json_is_null(prompt)) {
-        fields_need(&f, "prompt");
-    } else {
-        fields_bad(&f, "prompt", "is neither a string nor an array of 1 to %d strings", CHAT_ANSWERS_MAX);
-    }
+    if (!b->status) read_prompts(c, &f);
     for (int p = 0; p < c->n_prompts; p++)
-        if (count_marks(c->prompt[p])) fields_bad(&f, "prompt", "has '<image>'; pictures go to /v1/chat/completions");
+        if (count_marks(c->prompt[p].text)) fields_bad(&f, "prompt", "has '<image>'; pictures go to /v1/chat/completions");
     if (c->n_prompts * c->n > CHAT_ANSWERS_MAX)
         fields_bad(&f, "n", "times the number of prompts is over %d", CHAT_ANSWERS_MAX);
 }
@@ -551,6 +589,7 @@ void response_read(struct chat *c, const json_t *body, struct bad *b)
 void chat_free(struct chat *c)
 {
     for (int i = 0; i < c->n_turns; i++) buf_free(&c->turn[i].text);
+    for (int i = 0; i < c->n_prompts; i++) free(c->prompt[i].ids);
     free(c->turn);
     free(c->schema);
     free(c->grammar);
@@ -561,7 +600,7 @@ void chat_free(struct chat *c)
     c->schema = c->grammar = NULL;
     c->repeated = NULL;
     c->bias = NULL;
-    c->n_turns = 0;
+    c->n_turns = c->n_prompts = 0;
 }
 
 /* ---- prompts */

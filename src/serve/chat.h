@@ -22,13 +22,20 @@ struct chat_picture {
     const char *url;  /* data URI or address; borrowed from the JSON */
     char param[96];   /* where it stands, for messages */
 };
+/* What a completion goes on from: text, or its tokens. */
+struct chat_prompt {
+    const char *text; /* borrowed from the JSON; NULL where there are tokens */
+    int32_t *ids;     /* [n_ids], owned */
+    int n_ids;
+};
+
 struct chat {
     const char *model;            /* NULL: not said */
     const char *where;            /* the field that holds what is asked */
     struct buf system;            /* .n 0: the template's own */
     struct chat_turn *turn;       /* of the assistant at the end: what its answer begins with */
     int n_turns;
-    const char *prompt[CHAT_ANSWERS_MAX]; /* of a completion: several are several answers */
+    struct chat_prompt prompt[CHAT_ANSWERS_MAX]; /* of a completion: several are several answers */
     int n_prompts;
     struct chat_picture picture[CHAT_PICTURES_MAX];
     int n_pictures;
@@ -47,6 +54,7 @@ struct chat {
 void chat_read(struct chat *c, const json_t *body, struct bad *b);
 void completion_read(struct chat *c, const json_t *body, struct bad *b);
 void response_read(struct chat *c, const json_t *body, struct bad *b);
+void tokens_read(struct chat *c, const json_t *body, struct bad *b); /* {"tokens": [...]}, as a prompt; none: none */
 void chat_free(struct chat *c);
 
 /* The last turn is the beginning of the answer. */

@@ -143,6 +143,31 @@ void gen_prompt(const struct gen *g, struct buf *out, const char *prompt)
     buf_str(out, prompt);
 }
 
+json_t *gen_tokens(const struct gen *g, const char *text, bool begins, struct llava_error *e)
+{
+    enum { MORE = 16 }; /* tokens than bytes */
+    const size_t most = strlen(text) + MORE;
+    int32_t *ids = most < INT32_MAX ? calloc(most, sizeof *ids) : NULL;
+    *e = (struct llava_error){ LLAVA_NOMEM, "no memory for tokens" };
+    const int n = ids ? llava_tokenize(g->engine, text, begins, ids, (int)most, e) : LLAVA_NOMEM;
+    json_t *v = n < 0 ? NULL : json_array();
+    for (int i = 0; i < n && i < (int)most && v; i++) json_array_append_new(v, json_integer(ids[i]));
+    free(ids);
+    return v;
+}
+
+int gen_text(const struct gen *g, struct buf *out, const int32_t *ids, int n, struct llava_error *e)
+{
+    const int size = llava_detokenize(g->engine, ids, n, NULL, 0, e);
+    char *text = size < 0 ? NULL : malloc((size_t)size + 1);
+    if (size >= 0 && !text) *e = (struct llava_error){ LLAVA_NOMEM, "no memory for text" };
+    if (!text) return size < 0 ? size : LLAVA_NOMEM;
+    llava_detokenize(g->engine, ids, n, text, size + 1, e);
+    buf_add(out, text, (size_t)size);
+    free(text);
+    return 0;
+}
+
 static void cancel(void *ctx)
 {
     struct gen_task *t = ctx;

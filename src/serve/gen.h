@@ -46,6 +46,10 @@ void gen_task_fini(struct gen_task *t);
 int gen_picture(struct gen_task *t, const void *bytes, size_t n, const char *name, struct llava_error *e);
 /* Adds `prompt` with the marks around its "<image>"s that the model was trained with. */
 void gen_prompt(const struct gen *g, struct buf *out, const char *prompt);
+/* The tokens of a text as an array of numbers; NULL: *e says why. begins: with those that begin a prompt. */
+json_t *gen_tokens(const struct gen *g, const char *text, bool begins, struct llava_error *e);
+/* Adds the text of tokens, special ones by their names. */
+int gen_text(const struct gen *g, struct buf *out, const int32_t *ids, int n, struct llava_error *e);
 /* Submits r[0..n), whose pictures, client and realm are set here. 0: finish will be called, from another thread or from
  * within; x has its on_gone, which cancels. < 0: the first was refused already, and nothing will be called. */
 int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_error *e);

@@ -183,6 +183,13 @@ static void set_sampling(struct ask *a, const struct llava_info *info, const cha
     if (s->max_new_tokens > info->context) s->max_new_tokens = info->context;
 }
 
+static void put_echo(struct ask *a, struct buf *out, const struct chat_prompt *p)
+{
+    struct llava_error e = { 0 };
+    if (p->text) buf_str(out, p->text);
+    else if (gen_text(a->task.g, out, p->ids, p->n_ids, &e) < 0) blame(a, e.code, e.message);
+}
+
 /* The requests that a is for the batch: one for each prompt. Their number. */
 static int ask_prepare(struct ask *a, struct llava_request *r, struct buf *prompt)
 {
@@ -201,7 +208,7 @@ static int ask_prepare(struct ask *a, struct llava_request *r, struct buf *promp
         a->choice[i].text = buf_make(1 << 24);
         trim_init(&a->choice[i].trim);
         a->choice[i].trim.begun = a->choice[i].said = chat_begins(&a->chat);
-        if (a->chat.echo) buf_str(&a->choice[i].text, a->chat.prompt[i / a->chat.n]);
+        if (a->chat.echo) put_echo(a, &a->choice[i].text, &a->chat.prompt[i / a->chat.n]);
     }
     for (int i = 0; i < a->chat.sampling.n_bias; i++)
         if (a->chat.bias[i].token >= info->vocab)
@@ -211,9 +218,12 @@ static int ask_prepare(struct ask *a, struct llava_request *r, struct buf *promp
     for (int i = 0; i < n; i++) {
         a->part[i] = (struct part){ a, i * a->chat.n };
         r[i] = llava_request_default();
-        r[i].prompt = turns ? prompt->p : a->chat.prompt[i];
+        const struct chat_prompt *given = &a->chat.prompt[i];
+        r[i].prompt = turns ? prompt->p : given->text;
+        r[i].ids = turns ? NULL : given->ids;
+        r[i].n_ids = given->n_ids;
         r[i].sampling = a->chat.sampling;
-        if (turns ? chat_begins(&a->chat) : *r[i].prompt) r[i].sampling.text = LLAVA_TEXT_CONTINUED;
+        if (turns ? chat_begins(&a->chat) : given->ids || *given->text) r[i].sampling.text = LLAVA_TEXT_CONTINUED;
         r[i].n = a->chat.n;
         r[i].top_logprobs = a->chat.top_logprobs;
         r[i].on_text = on_text;
@@ -345,6 +355,51 @@ static void on_model(void *ctx, struct exchange *x)
     else exchange_error(x, 404, "model", "model_not_found", "the model '%.100s' does not exist here", name);
 }
 
+/* ---- tokens, as llama.cpp and vLLM tell them */
+
+/* {"prompt"} is the beginning of a prompt, as vLLM has it, {"content"} just text, as llama.cpp has it, unless
+ * "add_special_tokens" or "add_special" says otherwise. */
+static void on_tokenize(void *ctx, struct exchange *x)
+{
+    const struct openai *o = ctx;
+    struct bad bad = { 0 };
+    struct llava_error e = { 0 };
+    json_t *body = fields_of(x, false, &bad), *tokens = NULL;
+    struct fields f = fields_at(body, &bad);
+    const char *text = NULL;
+    bool begins = body && fields_str(&f, "prompt", &text);
+    if (body && !begins && !fields_str(&f, "content", &text)) fields_need(&f, "prompt");
+    if (body) fields_bool(&f, "add_special_tokens", &begins), fields_bool(&f, "add_special", &begins);
+    if (!bad.status && !(tokens = gen_tokens(o->g, text, begins, &e))) {
+        const char *word;
+        const int status = gen_status(e.code, &word);
+        bad_set(&bad, status, NULL, word, "%s", e.message);
+    }
+    json_decref(body);
+    if (bad.status) bad_reply(&bad, x);
+    else exchange_json(x, 200, json_pack("{si,si,so}", "count", (int)json_array_size(tokens), "max_model_len",
+                                         gen_info(o->g)->context, "tokens", tokens));
+}
+
+static void on_detokenize(void *ctx, struct exchange *x)
+{
+    const struct openai *o = ctx;
+    struct bad bad = { 0 };
+    struct chat c = { .n_prompts = 0 };
+    struct llava_error e = { 0 };
+    struct buf text = buf_make(1 << 26);
+    json_t *body = fields_of(x, false, &bad);
+    if (body) tokens_read(&c, body, &bad);
+    if (!bad.status && gen_text(o->g, &text, c.prompt[0].ids, c.prompt[0].n_ids, &e) < 0)
+        bad_set(&bad, 500, NULL, NULL, "%s", e.message);
+    chat_free(&c);
+    json_decref(body);
+    const char *p = text.p ? text.p : "";
+    if (bad.status) bad_reply(&bad, x);
+    else exchange_json(x, 200, json_pack("{ss%,ss%}", "prompt", p, text.n, "content", p, text.n));
+    buf_free(&text);
+}
+
 /* Also without /v1, which people forget in an address. */
 const struct route openai_routes[] = {
     { "GET", "/v1/models", on_models, ROUTE_QUICK, 0, "the model and its adapters" },
@@ -356,5 +411,7 @@ const struct route openai_routes[] = {
     { "POST", "/completions", on_completion, 0, PROTOCOL_BODY_MAX, "" },
     { "POST", "/v1/responses", on_response, 0, PROTOCOL_BODY_MAX, "a chat as OpenAI's newer clients ask it" },
     { "POST", "/responses", on_response, 0, PROTOCOL_BODY_MAX, "" },
+    { "POST", "/tokenize", on_tokenize, 0, 1 << 20, "the tokens of a text" },
+    { "POST", "/detokenize", on_detokenize, 0, 1 << 20, "the text of tokens" },
     { 0 },
 };

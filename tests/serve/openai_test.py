@@ -226,6 +226,43 @@ def test_forms(port):
        == "red apple", "an address without /v1")
 
 
+def test_tokens(port):
+    prompt = "USER: What is this? ASSISTANT:"
+    r = post(port, "/tokenize", {"model": "demo", "prompt": prompt})
+    ids = r[1]["tokens"]
+    ok(r[0] == 200 and r[1]["count"] == len(ids) > 4 and r[1]["max_model_len"] == 1024, "the tokens of a prompt", r)
+    ok(post(port, "/tokenize", {"content": prompt})[1]["tokens"] == ids[1:] ==
+       post(port, "/tokenize", {"prompt": prompt, "add_special_tokens": False})[1]["tokens"], "without its beginning")
+    ok(post(port, "/detokenize", {"tokens": ids[1:]})[1] == {"prompt": prompt, "content": prompt}, "and back")
+    odd = "caf\u00e9 \U0001f34e\n\t x"
+    ok(post(port, "/detokenize", {"tokens": post(port, "/tokenize", {"content": odd})[1]["tokens"]})[1]["content"] == odd,
+       "any text comes back")
+    ok(post(port, "/detokenize", {"tokens": []})[1]["content"] == "" and
+       post(port, "/tokenize", {"content": ""})[1]["tokens"] == [], "none are no text")
+    how = {"max_tokens": 6, "temperature": 0}
+    text_ = post(port, "/v1/completions", {"prompt": prompt, **how})
+    of = post(port, "/v1/completions", {"prompt": ids, **how})
+    ok(of[0] == 200 and of[1]["choices"] == text_[1]["choices"] and of[1]["usage"]["prompt_tokens"] == len(ids),
+       "a prompt of tokens is that prompt", (of, text_))
+    many = post(port, "/v1/completions", {"prompt": [ids, prompt, ids], **how})
+    ok([c["text"] for c in many[1]["choices"]] == [of[1]["choices"][0]["text"]] * 3, "several, of either kind", many)
+    echo = post(port, "/v1/completions", {"prompt": ids[1:], "echo": True, **how})
+    ok(echo[1]["choices"][0]["text"].startswith(prompt), "repeated, it is text", echo)
+    for name, path, body, param, word in (
+            ("no number", "/v1/completions", {"prompt": [1, "a"]}, "prompt", "a string among its tokens"),
+            ("one below", "/v1/completions", {"prompt": [[1], [-5]]}, "prompt[1]", "-5"),
+            ("one past the last", "/v1/completions", {"prompt": [1536]}, None, "1536"),
+            ("none", "/v1/completions", {"prompt": [[]]}, "prompt[0]", "empty"),
+            ("too many", "/v1/completions", {"prompt": [1] * 2000}, "prompt", "2000"),
+            ("no text", "/tokenize", {}, "prompt", "missing"),
+            ("a list", "/tokenize", {"content": [1]}, "content", "an array"),
+            ("no tokens", "/detokenize", {}, "tokens", "missing"),
+            ("a huge one", "/detokenize", {"tokens": [1 << 40]}, "tokens", "no token's number")):
+        r = post(port, path, body)
+        ok(r[0] == 400 and r[1]["error"]["param"] == param and word in r[1]["error"]["message"], f"wrong tokens: {name}", r)
+    ok(request(port, "POST", "/tokenize", b"x" * (2 << 20))[0] == 413, "megabytes")
+
+
 def test_stream(port):
     whole = said(chat(port, [text(), picture()]))
     body = {"model": "demo", "messages": [{"role": "user", "content": [text(), picture()]}], "temperature": 0,
@@ -491,6 +528,7 @@ with Server("serve", "--model-path", DEMO) as server:
     test_logprobs(server.port)
     test_schema(server.port)
     test_forms(server.port)
+    test_tokens(server.port)
     test_stream(server.port)
     test_errors(server.port)
     test_metrics(server.port)
