@@ -61,7 +61,7 @@ enum { LLAVA_TOP_MAX = 20, LLAVA_CHOICES_MAX = 64 };
  * cancel. `choice` counts a request's answers from 0; those of one request may come interleaved. Each may be NULL. */
 struct llava_request {
     const char *prompt;                 /* whole, with one "<image>" for each picture; copied */
-    const int32_t *ids;                 /* [n_ids] instead of it, its tokens as they are read; without pictures; copied */
+    const int32_t *ids;                 /* [n_ids] instead of it its tokens, as they are read; no pictures; copied */
     int n_ids;
     struct llava_image *const *images;  /* [n_images]; the pictures must stay open until the last on_end */
     int n_images;

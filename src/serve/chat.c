@@ -492,7 +492,8 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
     read_forms(c, &f);
     if (!b->status) read_prompts(c, &f);
     for (int p = 0; p < c->n_prompts; p++)
-        if (count_marks(c->prompt[p].text)) fields_bad(&f, "prompt", "has '<image>'; pictures go to /v1/chat/completions");
+        if (count_marks(c->prompt[p].text))
+            fields_bad(&f, "prompt", "has '<image>'; pictures go to /v1/chat/completions");
     if (c->n_prompts * c->n > CHAT_ANSWERS_MAX)
         fields_bad(&f, "n", "times the number of prompts is over %d", CHAT_ANSWERS_MAX);
 }

@@ -484,7 +484,7 @@ static void test_constrained(void **state)
         json_decref(v);
     }
     struct llava_request r = question(&p, &h[0], 1);
-    r.schema = "{\"pattern\":\"x\"}";
+    r.schema = "{\"multipleOf\":2}";
     assert_int_equal(llava_batch_submit(p.batch, &r, &e), LLAVA_UNSUPPORTED);
     r.grammar = r.schema;
     assert_int_equal(llava_batch_submit(p.batch, &r, &e), LLAVA_USAGE);
