@@ -259,6 +259,7 @@ static int check_ranges(const struct train_args *a, struct err *e)
         { "per_device_train_batch_size", a->per_device_train_batch_size },
         { "per_device_eval_batch_size", a->per_device_eval_batch_size },
         { "gradient_accumulation_steps", a->gradient_accumulation_steps }, { "lora_r", a->lora_r },
+        { "lora_alpha", a->lora_alpha },
     };
     const struct { const char *name; double v; } sizes[] = {
         { "weight_decay", a->weight_decay }, { "max_grad_norm", a->max_grad_norm },

@@ -184,7 +184,11 @@ static int open_pictures(struct trainee *t, const struct train_args *a, struct e
         return err_set(e, ERR_SHAPE, "'%s' makes pictures of %dx%d, the vision tower reads %dx%d", path, r->proc.crop_w,
                        r->proc.crop_h, r->side, r->side);
     }
-    return aspect_parse(&r->aspect, a->image_aspect_ratio, e);
+    const int rc = aspect_parse(&r->aspect, a->image_aspect_ratio, e);
+    if (rc >= 0 && r->aspect == ASPECT_ANYRES)
+        log_warn("--image_aspect_ratio anyres: pictures are squares while training, as in LLaVA's, though the result's "
+                 "config.json has them cut in tiles");
+    return rc;
 }
 
 /* ---- rows for new tokens */

@@ -222,6 +222,8 @@ def test_dry(runs):
     ok(r.code == 0 and not os.path.exists(runs.out("dry")), "a dry run writes nothing", r.text)
     for word in ("trained: 6272 of", "12 records", "steps: 6 of 2", "activations", "moments", "together", "time: about"):
         ok(word in r.out, f"it says '{word}'", r.out)
+    r = runs.stage1("dry", "--dry_run", "True", "--image_aspect_ratio", "anyres")
+    ok(r.code == 0 and "squares while training" in r.err, "anyres is not what it trains on, and it says so", r.text)
     started = time.monotonic()
     r = runs.stage1("dry", "--dry_run", "True", "--max_steps", "999999999999")
     ok(r.code == 0 and "steps: 999999999999 of 2" in r.out and time.monotonic() - started < 20,

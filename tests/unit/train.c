@@ -92,6 +92,7 @@ static void test_refused(void **state)
         { "--push_to_hub", "not supported" }, { "--optim sgd", "adamw_torch" },
         { "--bf16 --fp16", "without --fp16" }, { "--seed", "wants a value" }, { "stray", "'stray'" },
         { "--per_device_train_batch_size 0", "from 1" }, { "--lora_dropout 1", "below 1" },
+        { "--lora_alpha 0", "--lora_alpha must be from 1" },
         { "--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "nothing to train" },
         { "--seed 99999999999999999999", "number" },
         { "--save_steps 3.5", "whole and at most 1e15, or below 1" }, { "--warmup_steps 1.5", "whole" },
