@@ -171,7 +171,7 @@ int checkpoint_find(char **ret, const char *output_dir, const char *from, struct
 
 struct writing {
     const struct checkpoint *c;
-    const struct train_state *s;
+    const struct standing *s;
     bool last; /* the end of the run: nothing is needed to go on */
 };
 
@@ -186,7 +186,7 @@ static json_t *null_or(json_t *v, bool there)
 static int put_trainer_state(struct saver *out, const struct writing *w, struct err *e)
 {
     const struct checkpoint *c = w->c;
-    const struct train_state *s = w->s;
+    const struct standing *s = w->s;
     char best[PATH_BYTES] = "";
     int rc = c->keep_best && s->best_step ? folder(best, c->output_dir, s->best_step, "", e) : 0;
     if (rc < 0) return rc;
@@ -240,7 +240,7 @@ static int put_resume(struct saver *out, const struct writing *w, struct err *e)
     int rc = saver_tensors(out, tensors_file, c->state, c->n_state, c->fetch, c->ctx, e);
     if (rc < 0) return rc;
     json_t *o = json_pack("{s:s,s:i,s:o,s:o,s:O*}", "written_by", "llava.c " LLAVA_VERSION, "format", FORMAT, "state",
-                          state_numbers(w->s), "same", common(c), "arguments", (json_t *)c->args);
+                          standing_numbers(w->s), "same", common(c), "arguments", (json_t *)c->args);
     rc = o ? saver_json(out, resume_file, o, e) : err_set(e, ERR_NOMEM, "no memory to write '%s'", resume_file);
     json_decref(o);
     return rc;
@@ -298,7 +298,7 @@ static json_t *config_keys(const struct checkpoint *c)
 }
 
 /* s: NULL to look only whether there is room. */
-static int write_folder(const struct checkpoint *c, const struct train_state *s, const char *dir, bool last,
+static int write_folder(const struct checkpoint *c, const struct standing *s, const char *dir, bool last,
                         struct err *e)
 {
     static const enum save_what what[] = { [TRAIN_PROJECTOR] = SAVE_PROJECTOR, [TRAIN_LORA] = SAVE_ADAPTER,
@@ -336,7 +336,7 @@ int checkpoint_room(const struct checkpoint *c, bool last, struct err *e)
     return write_folder(c, NULL, c->output_dir, last, e);
 }
 
-int checkpoint_save(const struct checkpoint *c, const struct train_state *s, struct err *e)
+int checkpoint_save(const struct checkpoint *c, const struct standing *s, struct err *e)
 {
     char path[PATH_BYTES], old[PATH_BYTES];
     int rc;
@@ -376,7 +376,7 @@ out:
     return rc;
 }
 
-int checkpoint_finish(const struct checkpoint *c, const struct train_state *s, struct err *e)
+int checkpoint_finish(const struct checkpoint *c, const struct standing *s, struct err *e)
 {
     int rc = write_folder(c, s, c->output_dir, true, e);
     return rc < 0 || c->kind != TRAIN_PROJECTOR ? rc : move_projector(c->output_dir, e);
@@ -421,7 +421,7 @@ static int check_same(const struct checkpoint *c, const json_t *o, struct err *e
     return rc;
 }
 
-static int read_numbers(const struct checkpoint *c, const char *dir, struct train_state *s, struct err *e)
+static int read_numbers(const struct checkpoint *c, const char *dir, struct standing *s, struct err *e)
 {
     char path[PATH_BYTES];
     json_t *o = NULL, *then = NULL, *numbers = NULL;
@@ -440,13 +440,13 @@ static int read_numbers(const struct checkpoint *c, const char *dir, struct trai
     TRY(json_get_object(o, "state", &numbers, e));
     if (!then || !numbers) TRY(err_set(e, ERR_FORMAT, "'%s' is not whole", path));
     TRY(check_same(c, o, e));
-    TRY(state_numbers_load(s, numbers, e));
+    TRY(standing_numbers_load(s, numbers, e));
 out:
     json_decref(o);
     return rc;
 }
 
-static int read_history(const char *dir, struct train_state *s, struct err *e)
+static int read_history(const char *dir, struct standing *s, struct err *e)
 {
     char path[PATH_BYTES];
     json_t *o = NULL, *history = NULL;
@@ -498,12 +498,12 @@ static int read_tensors(const struct checkpoint *c, const struct weights *w, str
     return 0;
 }
 
-int checkpoint_load(const struct checkpoint *c, const char *dir, struct train_state *s, struct err *e)
+int checkpoint_load(const struct checkpoint *c, const char *dir, struct standing *s, struct err *e)
 {
-    struct train_state next;
+    struct standing next;
     struct weights *w = NULL;
     char path[PATH_BYTES];
-    int rc = state_init(&next, e);
+    int rc = standing_init(&next, e);
     if (rc < 0) return rc;
     TRY(read_numbers(c, dir, &next, e));
     TRY(read_history(dir, &next, e));
@@ -512,11 +512,11 @@ int checkpoint_load(const struct checkpoint *c, const char *dir, struct train_st
     TRY(check_tensors(c, w, e));
     weights_advise(w);
     TRY(read_tensors(c, w, e));
-    struct train_state was = *s;
+    struct standing was = *s;
     *s = next;
     next = was;
 out:
     weights_close(w);
-    state_fini(&next);
+    standing_fini(&next);
     return rc < 0 ? err_prefix(e, "cannot resume from '%s'", dir), rc : 0;
 }

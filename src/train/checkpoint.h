@@ -3,7 +3,7 @@
  *
  *   OUTPUT_DIR/checkpoint-N/     the model's files as the reference has them, and beside them
  *       resume.safetensors       every tensor that a step changes: weights or their f32 masters, moments
- *       resume.json              the numbers of state.h, and what a resumed run must have in common with this one
+ *       resume.json              the numbers of standing.h, and what a resumed run must have in common with this one
  *       trainer_state.json       as transformers writes it; with log_history
  *       loss.svg                 the curve so far
  *   OUTPUT_DIR/                  at the end: the model's files, trainer_state.json, loss.svg
@@ -19,7 +19,7 @@
  */
 #pragma once
 #include "model/save.h"
-#include "train/state.h"
+#include "train/standing.h"
 
 enum train_kind { TRAIN_PROJECTOR, TRAIN_LORA, TRAIN_FULL };
 
@@ -44,7 +44,7 @@ struct checkpoint {
     int (*put)(void *ctx, const struct weight *w, const void *bytes, struct err *e); /* and write one; NULL: memcpy */
     void *ctx;
     int total_limit;         /* --save_total_limit; 0: keep all */
-    bool keep_best;          /* train_state.best_step is a checkpoint's, and that stays */
+    bool keep_best;          /* standing.best_step is a checkpoint's, and that stays */
     /* numbers that only trainer_state.json wants */
     int64_t max_steps, epochs, logging_steps, save_steps, eval_steps, batch_size;
 };
@@ -57,15 +57,15 @@ int checkpoint_claim(int *lock, const char *output_dir, struct err *e);
 int checkpoint_room(const struct checkpoint *c, bool last, struct err *e);
 /* Writes OUTPUT_DIR/checkpoint-STEP (one that is there already is replaced), then removes the oldest beyond the limit.
  * On an error nothing of an older checkpoint is lost. A disk that is too full is found before anything is written. */
-int checkpoint_save(const struct checkpoint *c, const struct train_state *s, struct err *e);
+int checkpoint_save(const struct checkpoint *c, const struct standing *s, struct err *e);
 /* The model and the reports into OUTPUT_DIR itself. */
-int checkpoint_finish(const struct checkpoint *c, const struct train_state *s, struct err *e);
+int checkpoint_finish(const struct checkpoint *c, const struct standing *s, struct err *e);
 
 /* Which folder to go on from. `from` is --resume_from_checkpoint: a path; "True": the newest checkpoint in output_dir,
  * which must be there; NULL: the newest if there is one, as the reference does; "False": none. *ret: the caller's to
  * free, or NULL for a new run. A newest that is damaged is an error, never skipped. */
 int checkpoint_find(char **ret, const char *output_dir, const char *from, struct err *e);
-/* Fills c->state's tensors and *s (which was state_init'ed) from the folder. Before anything is changed, all of it is
+/* Fills c->state's tensors and *s (standing_init made it) from the folder. Before anything is changed, all of it is
  * checked: that it is whole, of this program, of the same kind and shapes, and that c->same is equal. Errors name the
  * folder. */
-int checkpoint_load(const struct checkpoint *c, const char *dir, struct train_state *s, struct err *e);
+int checkpoint_load(const struct checkpoint *c, const char *dir, struct standing *s, struct err *e);

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "base/buf.h"
-#include "train/state.h"
+#include "train/standing.h"
 
 /* time_s: seconds since 1970, on every event. */
 void event_version(struct buf *b, double time_s);                                   /* must come first in a file */

@@ -229,7 +229,7 @@ static void events_line(struct report *r, const json_t *line)
     sink_buf(&r->events, &b);
 }
 
-void report_line(struct report *r, const struct train_state *s)
+void report_line(struct report *r, const struct standing *s)
 {
     const json_t *line = json_array_get(s->history, json_array_size(s->history) - 1);
     if (!line) return;

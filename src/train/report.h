@@ -11,7 +11,7 @@
  * once and that report is closed.
  */
 #pragma once
-#include "train/state.h"
+#include "train/standing.h"
 
 enum { REPORT_TENSORBOARD = 1, REPORT_WANDB = 2, REPORT_JSONL = 4 };
 /* The value of --report_to as bits; ERR_USAGE names the part that is unknown and lists what there is. */
@@ -21,14 +21,14 @@ struct report;
 struct report_options {
     unsigned kinds;
     const char *output_dir, *logging_dir; /* logging_dir NULL or "": the default */
-    const struct train_state *state;      /* the run goes on after this step; 0: a new run */
+    const struct standing *state;      /* the run goes on after this step; 0: a new run */
     const json_t *args, *config;          /* shown on TensorBoard's TEXT page; NULL: none */
 };
 int report_open(struct report **ret, const struct report_options *o, struct err *e);
 /* The last line of s->history, by transformers' names: loss -> train/loss, eval_loss -> eval/loss. */
-void report_line(struct report *r, const struct train_state *s);
+void report_line(struct report *r, const struct standing *s);
 void report_close(struct report *r); /* flushes, prints the line for wandb; accepts NULL */
 
 /* loss.svg: loss of training (raw and smoothed) and of evaluation, learning rate, over steps; readable on white and on
- * dark pages. The text of the file, the caller's to free; NULL without memory. history: train_state.history. */
+ * dark pages. The text of the file, the caller's to free; NULL without memory. history: standing.history. */
 char *report_svg(const json_t *history, const char *title);

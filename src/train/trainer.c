@@ -13,8 +13,6 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "base/rng.h"
-#include "model/place.h"
-#include "train/checkpoint.h"
 #include "train/deepspeed.h"
 #include "train/features.h"
 #include "train/feed.h"
@@ -23,37 +21,42 @@
 #include "train/plan.h"
 #include "train/report.h"
 #include "train/show.h"
+#include "train/snapshot.h"
 #include "train/stop.h"
+
+/* The step that is under way: what its micro-batches so far have come to. */
+struct gathered {
+    double loss;
+    int64_t batches;         /* passes: part of dropout's key */
+    int64_t *record;         /* [n_record] to be named if it cannot be used */
+    int n_record, record_max;
+};
 
 struct trainer {
     const struct train_args *a;
     struct dev *dev;         /* NULL: the host */
-    struct fetched fetched;  /* from dev, for checkpoints */
     struct trainee t;
     struct feed train, eval; /* eval: valid if a->eval_data_path */
+    struct recipe whole;     /* of evaluation, which sees all patches */
     struct features features; /* with --cache_features */
     bool features_full;      /* no more are kept */
     struct step step;
     struct optim optim;
     struct plan plan;
-    struct train_state state, at_step; /* at_step: as it was after the last step, where a checkpoint stands */
-    struct checkpoint ck;
-    struct save_lora lora;
-    struct weight *tensors;
-    struct recipe whole;     /* of evaluation, which sees all patches */
-    struct report *report;
-    json_t *args, *config, *same, *unsaid, *tokens;
-    struct show show;
+
+    int64_t total;           /* steps of the run */
+    struct { int64_t log, save, eval; } every; /* so many steps; 0: never */
+    struct standing at, at_step; /* at_step: as it was after the last step, where a checkpoint stands */
+    struct gathered now;
+    int64_t pass_used;       /* records of this pass over the data that could be used */
+    int64_t saved;           /* step of the newest checkpoint */
     double start_s;          /* plat_now_s when this start of the run began */
     double seconds_before;   /* of former starts */
-    double loss;             /* of the step's micro-batches so far */
-    int64_t batches;         /* passes of the step so far: part of dropout's key */
-    int64_t *record;         /* [n_record] records of the step */
-    int n_record, record_max;
-    int64_t saved;           /* step of the newest checkpoint */
-    int64_t pass_used;       /* records of this pass over the data that could be used */
-    int64_t total, log_every, save_every, eval_every; /* steps; 0: never */
-    int lock;
+
+    struct snapshot snapshot;
+    struct report *report;
+    struct show show;
+    int lock;                /* of the output folder */
 };
 
 /* ---- how long, how often */
@@ -62,9 +65,7 @@ struct trainer {
 static void count_steps(struct trainer *r, int *epochs)
 {
     const struct train_args *a = r->a;
-    const int64_t micro = (r->train.check.n_row + (a->dataloader_drop_last ? 0 : a->per_device_train_batch_size - 1)) /
-                          a->per_device_train_batch_size;
-    const int64_t each = micro / a->gradient_accumulation_steps > 0 ? micro / a->gradient_accumulation_steps : 1;
+    const int64_t steps = r->train.order.n_micro / a->gradient_accumulation_steps, each = steps > 0 ? steps : 1;
     const int64_t most = INT32_MAX / 2;
     if (a->max_steps > 0) {
         r->total = a->max_steps;
@@ -86,12 +87,12 @@ static void count_events(struct trainer *r)
 {
     const struct train_args *a = r->a;
     const char *eval = a->evaluation_strategy;
-    r->log_every = strcmp(a->logging_strategy, "steps") ? 0 : every(a->logging_steps, r->total);
-    r->save_every = strcmp(a->save_strategy, "steps") ? 0 : every(a->save_steps, r->total);
+    r->every.log = strcmp(a->logging_strategy, "steps") ? 0 : every(a->logging_steps, r->total);
+    r->every.save = strcmp(a->save_strategy, "steps") ? 0 : every(a->save_steps, r->total);
     if (a->eval_data_path && !train_args_given(a, "evaluation_strategy")) eval = "steps";
     if (!a->eval_data_path && strcmp(eval, "no") != 0)
         log_warn("--evaluation_strategy %s without --eval_data_path: nothing is evaluated", eval);
-    r->eval_every = !a->eval_data_path || strcmp(eval, "steps") != 0 ? 0
+    r->every.eval = !a->eval_data_path || strcmp(eval, "steps") != 0 ? 0
                   : every(isnan(a->eval_steps) ? a->logging_steps : a->eval_steps, r->total);
 }
 
@@ -101,7 +102,7 @@ static int check_best(const struct trainer *r, struct err *e)
     const struct train_args *a = r->a;
     const bool by_epoch = a->eval_data_path && !strcmp(a->save_strategy, "epoch") &&
                           !strcmp(a->evaluation_strategy, "epoch");
-    const bool by_step = r->save_every && r->eval_every && r->save_every % r->eval_every == 0;
+    const bool by_step = r->every.save && r->every.eval && r->every.save % r->every.eval == 0;
     if (!a->load_best_model_at_end || by_epoch || by_step) return 0;
     return err_set(e, ERR_USAGE, "--load_best_model_at_end wants --eval_data_path and an evaluation wherever a "
                    "checkpoint is written: the same strategy for both, --save_steps a multiple of --eval_steps");
@@ -158,100 +159,16 @@ static int open_step(struct trainer *r, struct err *e)
 
 /* ---- checkpoints */
 
-static void name_tensor(struct trainer *r, const char *prefix, int i, struct tensor t)
-{
-    const struct trained *p = &r->t.p[i];
-    if (!t.p) return;
-    struct weight *w = &r->tensors[r->ck.n_state++];
-    const size_t size = strlen(prefix) + strlen(p->name) + 1;
-    char *name = malloc(size);
-    if (!name) BUG("no memory for a name");
-    snprintf(name, size, "%s%s", prefix, p->name);
-    *w = (struct weight){ .name = name, .t = states_rest(&r->t.states, i, t) };
-}
-
-/* What two runs must have in common for one to go on from the other's checkpoint: facts, and arguments. */
-static json_t *in_common(const struct trainer *r)
-{
-    char data[20], base[20];
-    snprintf(data, sizeof data, "%016llx", (unsigned long long)r->train.data.hash);
-    snprintf(base, sizeof base, "%016llx", (unsigned long long)r->t.base);
-    json_t *o = json_pack("{ss, ss, si, ss, ss, sb, sI}", "data", data, "model", base, "world size", 1,
-                          "optim", r->t.muon ? "muon" : "adamw", "precision", dtype_name(r->t.dtype),
-                          "optim of 8 bits", r->t.states.how.eight,
-                          "lora_alpha", (json_int_t)(r->a->lora_enable ? r->a->lora_alpha : 0));
-    json_t *args = train_args_same(r->a);
-    const bool whole = o && args && json_object_update(o, args) == 0;
-    json_decref(args);
-    if (whole) return o;
-    json_decref(o);
-    return NULL;
-}
-
-/* Tokens that a run may add to its base's tokenizer, by id; those that the base has already are harmless. */
-static json_t *added_tokens(const struct trainer *r)
-{
-    static const char *const names[] = { "[PAD]", "<im_patch>", "<im_start>", "<im_end>" };
-    json_t *o = json_object();
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const int id = tokenizer_find(r->t.tokenizer, names[i]);
-        if (id >= 0) json_object_set_new(o, names[i], json_integer(id));
-    }
-    return o;
-}
-
-static int state_fetch(const void **ret, void *ctx, const struct weight *w, struct err *e)
-{
-    struct trainer *r = ctx;
-    if (states_on_host(&r->t.states, w->t.p)) {
-        states_wait(&r->t.states);
-        *ret = w->t.p;
-        return 0;
-    }
-    return fetched_get(ret, &r->fetched, w->t, e);
-}
-
-static int state_put(void *ctx, const struct weight *w, const void *bytes, struct err *e)
-{
-    struct trainer *r = ctx;
-    (void)e;
-    if (states_on_host(&r->t.states, w->t.p)) memcpy(w->t.p, bytes, tensor_bytes(w->t));
-    else dev_put(r->dev, w->t.p, bytes, tensor_bytes(w->t));
-    return 0;
-}
-
 static int describe_run(struct trainer *r, struct err *e)
 {
-    const struct train_args *a = r->a;
-    r->args = train_args_json(a);
-    r->config = trainee_config(&r->t, a);
-    r->same = in_common(r);
-    r->unsaid = train_args_same(NULL);
-    json_object_set(r->unsaid, "model", json_object_get(r->same, "model")); /* checkpoints that are older take any */
-    r->tokens = added_tokens(r);
-    r->tensors = calloc((size_t)r->t.n * 5, sizeof *r->tensors);
-    if (!r->args || !r->config || !r->same || !r->unsaid || !r->tensors)
-        return err_set(e, ERR_NOMEM, "no memory for a run");
-    r->lora = (struct save_lora){ a->model_name_or_path, (int)a->lora_r, (double)a->lora_alpha, a->lora_dropout,
-                                  a->lora_bias };
-    r->ck = (struct checkpoint){
-        .m = &r->t.model, .kind = r->t.kind, .output_dir = a->output_dir,
-        .title = a->run_name, .model_dir = r->t.dir, .dtype = r->t.dtype,
-        .lora = r->t.kind == TRAIN_LORA ? &r->lora : NULL, .config = r->config, .args = r->args,
-        .same = r->same, .unsaid = r->unsaid, .tokens = r->tokens,
-        .state = r->tensors, .fetch = state_fetch, .put = state_put, .ctx = r,
-        .total_limit = (int)a->save_total_limit, .keep_best = a->load_best_model_at_end, .max_steps = r->total,
-        .epochs = r->train.opts.epochs, .logging_steps = r->log_every, .save_steps = r->save_every,
-        .eval_steps = r->eval_every, .batch_size = a->per_device_train_batch_size,
-    };
-    for (int i = 0; i < r->t.n; i++) {
-        const struct trained_state *p = &r->t.p[i].state;
-        name_tensor(r, "master/", i, p->master.p ? p->master : r->t.p[i].param->w);
-        name_tensor(r, "moment1/", i, p->m);
-        name_tensor(r, "moment2/", i, p->v);
-        name_tensor(r, "scale1/", i, p->ms);
-        name_tensor(r, "scale2/", i, p->vs);
-    }
+    const int rc = snapshot_open(&r->snapshot, &r->t, r->a, r->train.data.hash, e);
+    if (rc < 0) return rc;
+    struct checkpoint *c = &r->snapshot.ck;
+    c->max_steps = r->total;
+    c->epochs = r->train.opts.epochs;
+    c->logging_steps = r->every.log;
+    c->save_steps = r->every.save;
+    c->eval_steps = r->every.eval;
     return 0;
 }
 
@@ -268,17 +185,17 @@ static int keep_apart(const struct trainer *r, struct err *e)
 /* The weights of the checkpoint that was best, in place of the last ones. */
 static int take_best(struct trainer *r, struct err *e)
 {
-    struct train_state then;
+    struct standing then;
     char dir[4096];
     int rc;
-    if (!r->a->load_best_model_at_end || !r->state.best_step || r->state.best_step == r->state.step) return 0;
-    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", r->a->output_dir, (long long)r->state.best_step);
-    TRY(state_init(&then, e));
-    rc = checkpoint_load(&r->ck, dir, &then, e);
-    state_fini(&then);
+    if (!r->a->load_best_model_at_end || !r->at.best_step || r->at.best_step == r->at.step) return 0;
+    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", r->a->output_dir, (long long)r->at.best_step);
+    TRY(standing_init(&then, e));
+    rc = checkpoint_load(&r->snapshot.ck, dir, &then, e);
+    standing_fini(&then);
     if (rc < 0) goto out;
     states_round(&r->t.states, &r->step.kern, &r->step.kc);
-    log_info("the result is that of '%s', whose evaluation loss %.4f is the smallest", dir, r->state.best_metric);
+    log_info("the result is that of '%s', whose evaluation loss %.4f is the smallest", dir, r->at.best_metric);
 out:
     return rc;
 }
@@ -292,7 +209,7 @@ static int resume(struct trainer *r, struct err *e)
     if (!from && r->a->overwrite_output_dir) from = "False";
     TRY(checkpoint_find(&dir, r->a->output_dir, from, e));
     if (!dir) goto out;
-    if ((rc = checkpoint_load(&r->ck, dir, &r->state, e)) < 0) {
+    if ((rc = checkpoint_load(&r->snapshot.ck, dir, &r->at, e)) < 0) {
         const size_t n = strlen(e->msg);
         snprintf(e->msg + n, sizeof e->msg - n, " (--resume_from_checkpoint takes another one, or False)");
         goto out;
@@ -302,12 +219,12 @@ static int resume(struct trainer *r, struct err *e)
     if (broken >= 0)
         TRY(err_set(e, ERR_FORMAT, "cannot resume from '%s': '%s' is infinite or not a number", dir,
                     r->t.p[broken].name));
-    log_info("going on from '%s': step %lld of %lld", dir, (long long)r->state.step, (long long)r->total);
-    r->train.opts.epoch = (int)r->state.pass;
-    r->train.opts.micro = r->state.batch;
-    r->seconds_before = r->state.seconds;
-    r->saved = r->state.step;
-    r->pass_used = r->state.batch; /* who knows how many, but of these micro-batches some */
+    log_info("going on from '%s': step %lld of %lld", dir, (long long)r->at.step, (long long)r->total);
+    r->train.opts.epoch = (int)r->at.pass;
+    r->train.opts.micro = r->at.batch;
+    r->seconds_before = r->at.seconds;
+    r->saved = r->at.step;
+    r->pass_used = r->at.batch; /* who knows how many, but of these micro-batches some */
 out:
     free(dir);
     return rc;
@@ -316,11 +233,11 @@ out:
 static int save(struct trainer *r, struct err *e)
 {
     show_clear(&r->show);
-    r->at_step.history = r->state.history;
-    r->at_step.best_metric = r->state.best_metric;
-    r->at_step.best_step = r->state.best_step;
+    r->at_step.history = r->at.history;
+    r->at_step.best_metric = r->at.best_metric;
+    r->at_step.best_step = r->at.best_step;
     r->at_step.seconds = r->seconds_before + plat_now_s() - r->start_s;
-    const int rc = checkpoint_save(&r->ck, &r->at_step, e);
+    const int rc = checkpoint_save(&r->snapshot.ck, &r->at_step, e);
     if (rc >= 0) r->saved = r->at_step.step;
     return rc;
 }
@@ -329,8 +246,8 @@ static int save(struct trainer *r, struct err *e)
 
 static int log_scalars(struct trainer *r, const struct scalar *v, int n, struct err *e)
 {
-    const int rc = state_log(&r->state, v, n, e);
-    if (rc >= 0) report_line(r->report, &r->state);
+    const int rc = standing_log(&r->at, v, n, e);
+    if (rc >= 0) report_line(r->report, &r->at);
     return rc;
 }
 
@@ -338,10 +255,10 @@ static int log_scalars(struct trainer *r, const struct scalar *v, int n, struct 
 static int log_step(struct trainer *r, const struct shown *now, struct err *e)
 {
     struct shown v = *now;
-    v.loss = r->state.loss_sum / (double)r->state.loss_steps;
+    v.loss = r->at.loss_sum / (double)r->at.loss_steps;
     const struct scalar all[] = { { "loss", v.loss }, { "grad_norm", v.norm }, { "learning_rate", v.rate } };
-    r->state.loss_sum = 0;
-    r->state.loss_steps = 0;
+    r->at.loss_sum = 0;
+    r->at.loss_steps = 0;
     show_line(&r->show, &v);
     return log_scalars(r, all, 3, e);
 }
@@ -377,12 +294,12 @@ static int evaluate(struct trainer *r, struct err *e)
     const double loss = sum / fmax(n, 1), s = fmax(plat_now_s() - start, 1e-9);
     const struct scalar all[] = { { "eval_loss", loss }, { "eval_runtime", s }, { "eval_samples_per_second", n / s },
                                   { "eval_steps_per_second", batches / s } };
-    const bool taken = !r->a->load_best_model_at_end || !r->save_every || r->state.step % r->save_every == 0;
-    if (taken && (!r->state.best_step || loss < r->state.best_metric)) {
-        r->state.best_metric = loss;
-        r->state.best_step = r->state.step;
+    const bool taken = !r->a->load_best_model_at_end || !r->every.save || r->at.step % r->every.save == 0;
+    if (taken && (!r->at.best_step || loss < r->at.best_metric)) {
+        r->at.best_metric = loss;
+        r->at.best_step = r->at.step;
     }
-    log_info("step %lld/%lld  evaluation: loss %.4f", (long long)r->state.step, (long long)r->total, loss);
+    log_info("step %lld/%lld  evaluation: loss %.4f", (long long)r->at.step, (long long)r->total, loss);
     rc = log_scalars(r, all, 4, e);
 out:
     loader_close(l);
@@ -394,18 +311,18 @@ out:
 /* Dropout's key for this pass of this step: never 0. */
 static uint64_t drop_key(const struct trainer *r)
 {
-    return rng_key((uint64_t)r->a->seed, (uint64_t)r->state.step, (uint64_t)r->batches) | 1;
+    return rng_key((uint64_t)r->a->seed, (uint64_t)r->at.step, (uint64_t)r->now.batches) | 1;
 }
 
 static void remember(struct trainer *r, const struct batch *b)
 {
     for (int i = 0; i < b->n; i++) {
-        if (r->n_record == r->record_max) {
-            r->record_max = r->record_max ? 2 * r->record_max : 64;
-            r->record = realloc(r->record, (size_t)r->record_max * sizeof *r->record);
-            if (!r->record) BUG("no memory for a list of records");
+        if (r->now.n_record == r->now.record_max) {
+            r->now.record_max = r->now.record_max ? 2 * r->now.record_max : 64;
+            r->now.record = realloc(r->now.record, (size_t)r->now.record_max * sizeof *r->now.record);
+            if (!r->now.record) BUG("no memory for a list of records");
         }
-        r->record[r->n_record++] = b->record[i];
+        r->now.record[r->now.n_record++] = b->record[i];
     }
 }
 
@@ -415,16 +332,16 @@ static int blame(struct trainer *r, const char *what, struct err *e)
     enum { SHOWN = 8 };
     char names[700] = "";
     struct record one = { 0 };
-    for (int i = 0; i < r->n_record && i < SHOWN; i++) {
+    for (int i = 0; i < r->now.n_record && i < SHOWN; i++) {
         char name[RECORD_NAME_MAX] = "?";
         const size_t n = strlen(names);
-        if (record_load(&one, &r->train.data, r->record[i], NULL) >= 0) record_name(name, &one);
+        if (record_load(&one, &r->train.data, r->now.record[i], NULL) >= 0) record_name(name, &one);
         snprintf(names + n, sizeof names - n, "%s%.80s", i ? ", " : "", name);
     }
     record_fini(&one);
     show_clear(&r->show);
-    err_set(e, ERR_FORMAT, "step %lld: %s infinite or not a number, at %s%s", (long long)r->state.step + 1, what, names,
-            r->n_record > SHOWN ? " and others" : "");
+    err_set(e, ERR_FORMAT, "step %lld: %s infinite or not a number, at %s%s", (long long)r->at.step + 1, what, names,
+            r->now.n_record > SHOWN ? " and others" : "");
     const size_t n = strlen(e->msg);
     if (r->saved) snprintf(e->msg + n, sizeof e->msg - n, "; '%s/checkpoint-%lld' is kept", r->a->output_dir,
                            (long long)r->saved);
@@ -435,7 +352,7 @@ static int blame(struct trainer *r, const char *what, struct err *e)
 /* The run's end is that of its last pass, too, however far that came: Trainer._inner_training_loop. */
 static bool pass_ends(const struct trainer *r, const struct batch *b)
 {
-    return b->micro == r->train.order.n_micro || (b->update && r->state.step == r->total);
+    return b->micro == r->train.order.n_micro || (b->update && r->at.step == r->total);
 }
 
 static bool due(int64_t step, int64_t every_steps) { return every_steps && step % every_steps == 0; }
@@ -444,7 +361,7 @@ static bool due(int64_t step, int64_t every_steps) { return every_steps && step 
 static int update(struct trainer *r, const struct batch *b, struct err *e)
 {
     const double norm = optim_norm(&r->optim, &r->step);
-    struct train_state *s = &r->state;
+    struct standing *s = &r->at;
     int rc = 0;
     if (!isfinite(norm)) return blame(r, "a gradient is", e);
     optim_step(&r->optim, &r->step, s->step + 1, norm);
@@ -458,19 +375,19 @@ static int update(struct trainer *r, const struct batch *b, struct err *e)
     s->pass = b->epoch;
     s->batch = b->micro;
     s->epoch = b->epoch + (double)b->micro / (double)r->train.order.n_micro;
-    s->loss_sum += r->loss;
-    s->loss_total += r->loss;
+    s->loss_sum += r->now.loss;
+    s->loss_total += r->now.loss;
     s->loss_steps++;
-    const struct shown v = { s->step, r->loss, optim_rate(&r->optim, s->step), norm, s->epoch };
-    r->loss = 0;
-    r->batches = 0;
-    r->n_record = 0;
+    const struct shown v = { s->step, r->now.loss, optim_rate(&r->optim, s->step), norm, s->epoch };
+    r->now.loss = 0;
+    r->now.batches = 0;
+    r->now.n_record = 0;
     show_step(&r->show, &v);
-    if (due(s->step, r->log_every) || (s->step == 1 && r->a->logging_first_step)) TRY(log_step(r, &v, e));
+    if (due(s->step, r->every.log) || (s->step == 1 && r->a->logging_first_step)) TRY(log_step(r, &v, e));
     else if (!strcmp(r->a->logging_strategy, "epoch") && pass_ends(r, b)) TRY(log_step(r, &v, e));
-    if (due(s->step, r->eval_every) && !stop_asked()) TRY(evaluate(r, e));
+    if (due(s->step, r->every.eval) && !stop_asked()) TRY(evaluate(r, e));
     r->at_step = *s;
-    if (due(s->step, r->save_every)) TRY(save(r, e));
+    if (due(s->step, r->every.save)) TRY(save(r, e));
 out:
     return rc;
 }
@@ -499,12 +416,12 @@ static int finish(struct trainer *r, const struct batch *b, struct err *e)
     keep_features(r, b);
     remember(r, b);
     if (!isfinite(loss)) return blame(r, "the loss is", e);
-    r->loss += loss;
-    r->batches++;
-    r->state.samples += b->n;
-    r->state.tokens += b->T;
-    r->state.skipped += b->n_skipped;
-    r->state.flops += flops;
+    r->now.loss += loss;
+    r->now.batches++;
+    r->at.samples += b->n;
+    r->at.tokens += b->T;
+    r->at.skipped += b->n_skipped;
+    r->at.flops += flops;
     r->show.flops += flops;
     r->show.tokens += b->T;
     r->pass_used += b->n;
@@ -578,9 +495,9 @@ static int stop(struct trainer *r, struct err *e)
 {
     const bool anew = train_args_given(r->a, "resume_from_checkpoint") || r->a->overwrite_output_dir;
     int rc = 0;
-    if (r->saved != r->state.step) TRY(save(r, e));
+    if (r->saved != r->at.step) TRY(save(r, e));
     log_info("stopped: step %lld of %lld is saved in '%s/checkpoint-%lld'; the same command%s goes on from there",
-             (long long)r->state.step, (long long)r->total, r->a->output_dir, (long long)r->state.step,
+             (long long)r->at.step, (long long)r->total, r->a->output_dir, (long long)r->at.step,
              anew ? " with --resume_from_checkpoint True at its end" : "");
     rc = TRAIN_STOPPED;
 out:
@@ -596,24 +513,24 @@ static int loop(struct trainer *r, struct err *e)
     int rc, more;
     TRY(loader_open(&l, &r->train.opts, e));
     more = loader_next(l, &next, &why);
-    while (more > 0 && r->state.step < r->total) {
+    while (more > 0 && r->at.step < r->total) {
         const struct batch *b = next;
         step_begin(&r->step, b, true, trainee_drops(&r->t, r->a) ? drop_key(r) : 0);
         more = loader_next(l, &next, &why); /* while a device computes */
         TRY(finish(r, b, e));
-        if (b->update && r->state.step < r->total && stop_asked()) {
+        if (b->update && r->at.step < r->total && stop_asked()) {
             rc = stop(r, e);
             goto out;
         }
     }
-    if (more < 0 && r->state.step < r->total) {
+    if (more < 0 && r->at.step < r->total) {
         err_set(e, why.code, "%s", why.msg);
         rc = keep(r, e);
         goto out;
     }
     show_clear(&r->show);
     const double s = plat_now_s() - r->start_s;
-    const struct train_state *st = &r->state;
+    const struct standing *st = &r->at;
     const struct scalar all[] = {
         { "train_runtime", r->seconds_before + s },
         { "train_samples_per_second", (double)st->samples / (r->seconds_before + s) },
@@ -621,7 +538,7 @@ static int loop(struct trainer *r, struct err *e)
         { "train_loss", st->step ? st->loss_total / (double)st->step : 0 },
     };
     TRY(log_scalars(r, all, 5, e));
-    r->state.seconds = r->seconds_before + s;
+    r->at.seconds = r->seconds_before + s;
 out:
     loader_close(l);
     return rc;
@@ -649,26 +566,26 @@ static int train(struct trainer *r, struct err *e)
     TRY(trainee_fill(&r->t, a, &r->step.kern, &r->step.kc, e));
     TRY(step_fill(&r->step, e));
     TRY(optim_open(&r->optim, &r->t, a, r->total, e));
-    TRY(state_init(&r->state, e));
+    TRY(standing_init(&r->at, e));
     TRY(describe_run(r, e));
     TRY(resume(r, e));
-    if (r->state.step < r->total) /* to be said now, and not hours later */
-        TRY(checkpoint_room(&r->ck, !strcmp(a->save_strategy, "no"), e));
-    r->at_step = r->state;
+    if (r->at.step < r->total) /* to be said now, and not hours later */
+        TRY(checkpoint_room(&r->snapshot.ck, !strcmp(a->save_strategy, "no"), e));
+    r->at_step = r->at;
     const struct report_options ro = { .kinds = kinds, .output_dir = a->output_dir, .logging_dir = a->logging_dir,
-                                       .state = &r->state, .args = r->args, .config = r->config };
+                                       .state = &r->at, .args = r->snapshot.args, .config = r->snapshot.config };
     TRY(report_open(&r->report, &ro, e));
     r->start_s = plat_now_s();
-    show_begin(&r->show, r->state.step, r->total, r->plan.speed.flops, !a->disable_tqdm, a->quiet);
+    show_begin(&r->show, r->at.step, r->total, r->plan.speed.flops, !a->disable_tqdm, a->quiet);
     stop_begin();
     TRY(loop(r, e));
     stop_end();
     if (rc == TRAIN_STOPPED) goto out;
     TRY(take_best(r, e));
-    TRY(checkpoint_finish(&r->ck, &r->state, e));
-    if (r->state.skipped) log_warn("%lld times a record was left out", (long long)r->state.skipped);
-    log_info("done: %lld step%s, loss %.4f; '%s'", (long long)r->state.step, r->state.step == 1 ? "" : "s",
-             r->state.step ? r->state.loss_total / (double)r->state.step : 0, a->output_dir);
+    TRY(checkpoint_finish(&r->snapshot.ck, &r->at, e));
+    if (r->at.skipped) log_warn("%lld times a record was left out", (long long)r->at.skipped);
+    log_info("done: %lld step%s, loss %.4f; '%s'", (long long)r->at.step, r->at.step == 1 ? "" : "s",
+             r->at.step ? r->at.loss_total / (double)r->at.step : 0, a->output_dir);
 out:
     stop_end();
     show_clear(&r->show);
@@ -678,21 +595,14 @@ out:
 static void trainer_fini(struct trainer *r)
 {
     report_close(r->report);
-    for (size_t i = 0; i < r->ck.n_state; i++) free((char *)(uintptr_t)r->tensors[i].name);
-    free(r->tensors);
-    free(r->record);
-    json_decref(r->args);
-    json_decref(r->config);
-    json_decref(r->same);
-    json_decref(r->unsaid);
-    json_decref(r->tokens);
-    state_fini(&r->state);
+    free(r->now.record);
+    snapshot_close(&r->snapshot);
+    standing_fini(&r->at);
     optim_close(&r->optim);
     step_close(&r->step);
     feed_close(&r->train);
     feed_close(&r->eval);
     trainee_close(&r->t);
-    fetched_fini(&r->fetched);
     dev_close(r->dev);
     if (r->lock >= 0) close(r->lock);
 }
@@ -708,7 +618,6 @@ static int open_device(struct trainer *r, struct err *e)
     }
     if (rc < 0) return err_set(e, why.code, "--device: %s", why.msg);
     dev_use(r->dev);
-    r->fetched.dev = r->dev;
     if (r->dev) log_info("training on %s (%s)", dev_name(r->dev), dev_model(r->dev));
     if (a->fp16 && r->dev) log_warn("--fp16 keeps activations in f32 on %s, which is slow", dev_name(r->dev));
     return 0;

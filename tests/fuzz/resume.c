@@ -38,14 +38,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
     struct weight w = { "w", tensor_1d(x, DT_F32, 3), NULL };
     json_t *same = json_pack("{s:s}", "data", "x");
     struct checkpoint c = { .kind = TRAIN_LORA, .same = same, .state = &w, .n_state = 1 };
-    struct train_state s;
+    struct standing s;
     struct err e = { 0 };
-    if (state_init(&s, &e) < 0) abort();
+    if (standing_init(&s, &e) < 0) abort();
     int rc = checkpoint_load(&c, fuzz_folder, &s, &e);
     if (rc < 0 && (x[0] != 0 || s.step || json_array_size(s.history) || !*e.msg || strchr(e.msg, '\n'))) abort();
     if (rc >= 0 && (x[2] != 3 || s.step < 0 || !json_is_array(s.history))) abort();
     if (rc >= 0) free(report_svg(s.history, "x")); /* which reads what others may have written */
-    state_fini(&s);
+    standing_fini(&s);
     json_decref(same);
     return 0;
 }

@@ -25,7 +25,7 @@ struct run {
     json_t *same;
     struct save_lora lora;
     struct checkpoint c;
-    struct train_state s;
+    struct standing s;
     struct err e;
     char out[400], model[400];
 };
@@ -52,18 +52,18 @@ static void run_begin(struct run *r, const char *model, enum train_kind kind, co
     r->lora = (struct save_lora){ "base", 2, 4, 0.05, "none" };
     r->c = (struct checkpoint){ .m = &r->m, .kind = kind, .output_dir = r->out, .model_dir = r->model, .dtype = DT_F32,
                                 .lora = &r->lora, .same = r->same, .state = r->tensors, .n_state = 2, .max_steps = 9 };
-    assert_int_equal(state_init(&r->s, &r->e), 0);
+    assert_int_equal(standing_init(&r->s, &r->e), 0);
     r->s.step = 4;
     r->s.loss_sum = 0.1;
     struct scalar v = { "loss", 2.5 };
-    assert_int_equal(state_log(&r->s, &v, 1, &r->e), 0);
+    assert_int_equal(standing_log(&r->s, &v, 1, &r->e), 0);
 }
 
 static void run_end(struct run *r)
 {
     llava_model_close(&r->m);
     json_decref(r->same);
-    state_fini(&r->s);
+    standing_fini(&r->s);
 }
 
 static void save(struct run *r)

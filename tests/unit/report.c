@@ -1,5 +1,5 @@
-/* train/report and train/state: names of reports, numbers of a run there and back, the plot. With a folder as argument
- * it is the writer of report_read.py: a run of six lines, killed after the third and resumed at step 2. */
+/* train/report and train/standing: names of reports, numbers of a run there and back, the plot. With a folder as
+ * argument it is the writer of report_read.py: a run of six lines, killed after the third and resumed at step 2. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,41 +38,41 @@ static void kinds(void **state)
 static void numbers(void **state)
 {
     (void)state;
-    struct train_state a, b;
+    struct standing a, b;
     struct err e;
-    assert_int_equal(state_init(&a, &e), 0);
-    assert_int_equal(state_init(&b, &e), 0);
+    assert_int_equal(standing_init(&a, &e), 0);
+    assert_int_equal(standing_init(&b, &e), 0);
     a.step = 123456789012345;
     a.loss_sum = 0.1 + 0.2;
     a.flops = 1e21 / 3;
-    json_t *o = state_numbers(&a);
+    json_t *o = standing_numbers(&a);
     char *text = json_dumps(o, JSON_REAL_PRECISION(17));
     json_decref(o);
     o = json_loads(text, 0, NULL);
-    assert_int_equal(state_numbers_load(&b, o, &e), 0);
+    assert_int_equal(standing_numbers_load(&b, o, &e), 0);
     assert_int_equal(a.step, b.step);
     assert_memory_equal(&a.loss_sum, &b.loss_sum, sizeof a.loss_sum);
     assert_memory_equal(&a.flops, &b.flops, sizeof a.flops);
     json_object_set_new(o, "step", json_integer(-1));
-    assert_int_equal(state_numbers_load(&b, o, &e), ERR_FORMAT);
+    assert_int_equal(standing_numbers_load(&b, o, &e), ERR_FORMAT);
     json_object_set_new(o, "step", json_string("1"));
-    assert_int_equal(state_numbers_load(&b, o, &e), ERR_FORMAT);
+    assert_int_equal(standing_numbers_load(&b, o, &e), ERR_FORMAT);
     json_object_del(o, "step");
-    assert_int_equal(state_numbers_load(&b, o, &e), ERR_FORMAT);
+    assert_int_equal(standing_numbers_load(&b, o, &e), ERR_FORMAT);
     assert_non_null(strstr(e.msg, "'step'"));
     json_decref(o);
     free(text);
-    state_fini(&a);
-    state_fini(&b);
+    standing_fini(&a);
+    standing_fini(&b);
 }
 
-static void log_one(struct train_state *s, int64_t step, double loss, double rate)
+static void log_one(struct standing *s, int64_t step, double loss, double rate)
 {
     struct scalar v[] = { { "loss", loss }, { "learning_rate", rate } };
     struct err e;
     s->step = step;
     s->epoch = (double)step / 10;
-    assert_int_equal(state_log(s, v, 2, &e), 0);
+    assert_int_equal(standing_log(s, v, 2, &e), 0);
 }
 
 static int count(const char *text, const char *what)
@@ -85,9 +85,9 @@ static int count(const char *text, const char *what)
 static void plots(void **state)
 {
     (void)state;
-    struct train_state s;
+    struct standing s;
     struct err e;
-    assert_int_equal(state_init(&s, &e), 0);
+    assert_int_equal(standing_init(&s, &e), 0);
     char *text = report_svg(s.history, "a <b> & c");
     assert_non_null(strstr(text, "nothing was logged yet"));
     assert_non_null(strstr(text, "a &lt;b> &amp; c"));
@@ -106,7 +106,7 @@ static void plots(void **state)
     assert_int_equal(count(text, ",56.0 "), 1); /* the spike reaches the top */
     assert_null(strstr(text, "nan"));
     free(text);
-    state_fini(&s);
+    standing_fini(&s);
 }
 
 static void checksum(void **state)
@@ -118,7 +118,7 @@ static void checksum(void **state)
 
 /* ---- the writer */
 
-static void write_run(struct report *r, struct train_state *s, int from, int to)
+static void write_run(struct report *r, struct standing *s, int from, int to)
 {
     struct err e;
     for (int i = from; i <= to; i++) {
@@ -126,19 +126,19 @@ static void write_run(struct report *r, struct train_state *s, int from, int to)
         report_line(r, s);
     }
     struct scalar v[] = { { "eval_loss", 0.25 }, { "eval_runtime", 1.5 } };
-    assert_int_equal(state_log(s, v, 2, &e), 0);
+    assert_int_equal(standing_log(s, v, 2, &e), 0);
     report_line(r, s);
 }
 
 static void writer(const char *dir)
 {
     struct report *r;
-    struct train_state s;
+    struct standing s;
     struct err e;
     json_t *args = json_pack("{s:s,s:f}", "output_dir", dir, "learning_rate", 1e-3);
     struct report_options o = { .kinds = REPORT_TENSORBOARD | REPORT_JSONL | REPORT_WANDB, .output_dir = dir,
                                 .state = &s, .args = args };
-    assert_int_equal(state_init(&s, &e), 0);
+    assert_int_equal(standing_init(&s, &e), 0);
     assert_int_equal(report_open(&r, &o, &e), 0);
     write_run(r, &s, 1, 3);
     report_close(r);
@@ -147,7 +147,7 @@ static void writer(const char *dir)
     assert_int_equal(report_open(&r, &o, &e), 0);
     write_run(r, &s, 3, 6);
     report_close(r);
-    state_fini(&s);
+    standing_fini(&s);
     json_decref(args);
 }
 

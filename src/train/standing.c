@@ -1,5 +1,5 @@
-/* See state.h. */
-#include "train/state.h"
+/* See standing.h. */
+#include "train/standing.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -14,36 +14,36 @@ static const struct {
     size_t offset;
     bool real;
 } rows[] = {
-    { "step", offsetof(struct train_state, step), false },
-    { "pass", offsetof(struct train_state, pass), false },
-    { "batch", offsetof(struct train_state, batch), false },
-    { "epoch", offsetof(struct train_state, epoch), true },
-    { "samples", offsetof(struct train_state, samples), false },
-    { "tokens", offsetof(struct train_state, tokens), false },
-    { "skipped", offsetof(struct train_state, skipped), false },
-    { "flops", offsetof(struct train_state, flops), true },
-    { "seconds", offsetof(struct train_state, seconds), true },
-    { "loss_sum", offsetof(struct train_state, loss_sum), true },
-    { "loss_total", offsetof(struct train_state, loss_total), true },
-    { "loss_steps", offsetof(struct train_state, loss_steps), false },
-    { "best_metric", offsetof(struct train_state, best_metric), true },
-    { "best_step", offsetof(struct train_state, best_step), false },
+    { "step", offsetof(struct standing, step), false },
+    { "pass", offsetof(struct standing, pass), false },
+    { "batch", offsetof(struct standing, batch), false },
+    { "epoch", offsetof(struct standing, epoch), true },
+    { "samples", offsetof(struct standing, samples), false },
+    { "tokens", offsetof(struct standing, tokens), false },
+    { "skipped", offsetof(struct standing, skipped), false },
+    { "flops", offsetof(struct standing, flops), true },
+    { "seconds", offsetof(struct standing, seconds), true },
+    { "loss_sum", offsetof(struct standing, loss_sum), true },
+    { "loss_total", offsetof(struct standing, loss_total), true },
+    { "loss_steps", offsetof(struct standing, loss_steps), false },
+    { "best_metric", offsetof(struct standing, best_metric), true },
+    { "best_step", offsetof(struct standing, best_step), false },
 };
 enum { N_ROWS = sizeof rows / sizeof *rows };
 
-int state_init(struct train_state *s, struct err *e)
+int standing_init(struct standing *s, struct err *e)
 {
-    *s = (struct train_state){ .history = json_array() };
+    *s = (struct standing){ .history = json_array() };
     return s->history ? 0 : err_set(e, ERR_NOMEM, "no memory for the history of a run");
 }
 
-void state_fini(struct train_state *s)
+void standing_fini(struct standing *s)
 {
     json_decref(s->history);
-    *s = (struct train_state){ 0 };
+    *s = (struct standing){ 0 };
 }
 
-json_t *state_numbers(const struct train_state *s)
+json_t *standing_numbers(const struct standing *s)
 {
     json_t *o = json_object();
     for (size_t i = 0; i < N_ROWS; i++) {
@@ -57,7 +57,7 @@ json_t *state_numbers(const struct train_state *s)
     return o;
 }
 
-int state_numbers_load(struct train_state *s, const json_t *o, struct err *e)
+int standing_numbers_load(struct standing *s, const json_t *o, struct err *e)
 {
     for (size_t i = 0; i < N_ROWS; i++) {
         char *at = (char *)s + rows[i].offset;
@@ -79,7 +79,7 @@ static json_t *number(double v)
     return json_real(strtod(text, NULL));
 }
 
-int state_log(struct train_state *s, const struct scalar *v, int n, struct err *e)
+int standing_log(struct standing *s, const struct scalar *v, int n, struct err *e)
 {
     json_t *line = json_object();
     int bad = json_object_set_new(line, "epoch", number(s->epoch));

@@ -1,6 +1,6 @@
 /* Where a training run is: everything beside tensors that its next step depends on, and what it has logged so far.
  *
- * One row a number in state.c: the same rows write resume.json and read it back, doubles in 17 digits. The order of
+ * One row a number in standing.c: the same rows write resume.json and read it back, doubles in 17 digits. The order of
  * records is a function of (seed, pass), so a position is two numbers; random bits of dropout are a function of
  * (seed, step), so there is no generator to keep.
  */
@@ -10,7 +10,7 @@
 
 #include "base/err.h"
 
-struct train_state {
+struct standing {
     int64_t step;          /* optimiser steps done */
     int64_t pass;          /* whole passes over the data done */
     int64_t batch;         /* micro-batches of the current pass done */
@@ -25,18 +25,18 @@ struct train_state {
     int64_t loss_steps;    /* steps in loss_sum */
     double best_metric;    /* smallest eval_loss */
     int64_t best_step;     /* where it was; 0: no evaluation yet */
-    json_t *history;       /* log_history of trainer_state.json: an array, owned; see state_log */
+    json_t *history;       /* log_history of trainer_state.json: an array, owned; see standing_log */
 };
 
-int state_init(struct train_state *s, struct err *e); /* zeros and an empty history */
-void state_fini(struct train_state *s);               /* accepts a zeroed one */
+int standing_init(struct standing *s, struct err *e); /* zeros and an empty history */
+void standing_fini(struct standing *s);               /* accepts a zeroed one */
 
 /* The numbers as an object (a new reference, NULL without memory), and back: each must be there, with its type. */
-json_t *state_numbers(const struct train_state *s);
-int state_numbers_load(struct train_state *s, const json_t *o, struct err *e);
+json_t *standing_numbers(const struct standing *s);
+int standing_numbers_load(struct standing *s, const json_t *o, struct err *e);
 
 /* A named number of a logged line: "loss", "learning_rate", "grad_norm", "eval_loss", "train_runtime", ... */
 struct scalar { const char *name; double value; };
 /* Appends {epoch, the scalars, step} to the history: transformers' Trainer.log. In 12 digits; a value that is not
  * finite is kept as null, as JSON has no NaN. */
-int state_log(struct train_state *s, const struct scalar *v, int n, struct err *e);
+int standing_log(struct standing *s, const struct scalar *v, int n, struct err *e);
