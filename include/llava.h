@@ -163,6 +163,13 @@ struct llava_sampling {
     int n_bias;
     /* Taken from the logit of a token that the answer has: once, and for each time. */
     float presence_penalty, frequency_penalty;
+    /* As other engines have them; 0 is off. */
+    float min_p;              /* tokens with less than this part of the likeliest's probability are not drawn */
+    float repetition_penalty; /* divides the logits of tokens that prompt or answer have, multiplies negative ones */
+    int min_new_tokens;       /* the end is not chosen before, where anything else may be */
+    bool no_end;              /* nor ever */
+    const int32_t *stop_ids;  /* [n_stop_ids] tokens that end the answer as the model's own end does */
+    int n_stop_ids;
     enum llava_text text;
 };
 LLAVA_API struct llava_sampling llava_sampling_default(void); /* temperature 0.2, top_k 50, top_p 1, 512 tokens */

@@ -67,6 +67,7 @@ static void request_free(struct request *q)
     for (int i = 0; i < q->r.sampling.n_stop; i++) free((char *)q->r.sampling.stop[i]);
     free((void *)q->r.sampling.stop);
     free((void *)q->r.sampling.bias);
+    free((void *)q->r.sampling.stop_ids);
     grammar_free(q->grammar);
     prompt_fini(&q->prompt);
     free(q->images);
@@ -89,9 +90,12 @@ static int copy_stops(struct request *q, const struct llava_sampling *from, stru
 static int copy_bias(struct request *q, const struct llava_sampling *from, struct err *e)
 {
     struct llava_bias *to = api_object(((size_t)from->n_bias + 1) * sizeof *to, e);
+    int32_t *ids = to ? api_object(((size_t)from->n_stop_ids + 1) * sizeof *ids, e) : NULL;
     q->r.sampling.bias = to;
-    if (to && from->n_bias) memcpy(to, from->bias, (size_t)from->n_bias * sizeof *to);
-    return to ? 0 : ERR_NOMEM;
+    q->r.sampling.stop_ids = ids;
+    if (ids && from->n_bias) memcpy(to, from->bias, (size_t)from->n_bias * sizeof *to);
+    if (ids && from->n_stop_ids) memcpy(ids, from->stop_ids, (size_t)from->n_stop_ids * sizeof *ids);
+    return ids ? 0 : ERR_NOMEM;
 }
 
 /* The machine of the grammar, made once to see that it can be. */
@@ -130,6 +134,8 @@ static int check_request(const struct llava_request *r, struct err *e)
         return err_set(e, ERR_LIMIT, "%d pictures are more than %d", r->n_images, IMAGES_MAX);
     if (r->sampling.n_stop < 0 || r->sampling.n_stop > STOPS_MAX)
         return err_set(e, ERR_LIMIT, "%d stop strings are more than %d", r->sampling.n_stop, STOPS_MAX);
+    if (r->sampling.n_stop_ids < 0 || r->sampling.n_stop_ids > STOPS_MAX)
+        return err_set(e, ERR_LIMIT, "%d tokens that end are more than %d", r->sampling.n_stop_ids, STOPS_MAX);
     if (r->sampling.n_bias < 0 || r->sampling.n_bias > BIAS_MAX)
         return err_set(e, ERR_LIMIT, "%d biases are more than %d", r->sampling.n_bias, BIAS_MAX);
     return 0;
@@ -145,6 +151,7 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     q->r = *r;
     for (int i = 0; i < r->n; i++) q->answer[i] = (struct answer){ q, i, NULL };
     q->r.sampling.bias = NULL;
+    q->r.sampling.stop_ids = NULL;
     TRY(copy_stops(q, &r->sampling, e));
     TRY(sampling_check(&r->sampling, g->model.cfg.llama.V, e));
     TRY(copy_bias(q, &r->sampling, e));

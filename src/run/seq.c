@@ -60,6 +60,8 @@ void seq_free(struct seq *q)
     match_free(q->match);
     free(q->masked);
     free(q->tilt);
+    free(q->seen);
+    free(q->ends);
     free(q->logits);
     free(q->page);
     free(q->at);
@@ -76,6 +78,11 @@ int sampling_check(const struct llava_sampling *o, int V, struct err *e)
                            o->bias[i].token, V);
     if (!isfinite(o->presence_penalty) || !isfinite(o->frequency_penalty))
         return err_set(e, ERR_USAGE, "a penalty is no number");
+    if (!(o->min_p >= 0 && o->min_p <= 1) || !(o->repetition_penalty >= 0) || !isfinite(o->repetition_penalty))
+        return err_set(e, ERR_USAGE, "sampling wants 0 <= min_p <= 1 and a repetition_penalty above 0");
+    for (int i = 0; i < o->n_stop_ids; i++)
+        if (o->stop_ids[i] < 0 || o->stop_ids[i] >= V)
+            return err_set(e, ERR_USAGE, "token %d that is to end an answer is none of %d", o->stop_ids[i], V);
     if (o->temperature >= 0 && o->top_p > 0 && o->top_p <= 1 && o->top_k >= 0 && o->max_new_tokens >= 1) return 0;
     return err_set(e, ERR_USAGE,
                    "sampling wants temperature >= 0, 0 < top_p <= 1, top_k >= 0 and at least one new token");
@@ -98,14 +105,41 @@ static int make_tilt(struct seq *q, const struct llava_sampling *o, struct err *
     return make_masked(q, e);
 }
 
+static void see(struct seq *q, int32_t token)
+{
+    if (q->seen && token >= 0) q->seen[token / 64] |= (uint64_t)1 << (token % 64);
+}
+
+/* What else decides: ends, and what is held against tokens that are there already. */
+static int make_rules(struct seq *q, const struct llava_sampling *o, struct err *e)
+{
+    const struct llava_config *c = &q->g->model.cfg;
+    q->min_p = o->temperature > 0 ? o->min_p : 0;
+    q->repetition = o->repetition_penalty > 0 && fabsf(o->repetition_penalty - 1) > 0 ? o->repetition_penalty : 0;
+    q->least = o->min_new_tokens;
+    q->endless = o->no_end;
+    q->n_ends = c->n_eos + o->n_stop_ids;
+    q->ends = malloc(((size_t)q->n_ends + 1) * sizeof *q->ends);
+    if (q->repetition > 0) q->seen = calloc((size_t)c->llama.V / 64 + 1, sizeof *q->seen);
+    if (!q->ends || (q->repetition > 0 && !q->seen)) return err_set(e, ERR_NOMEM, "no memory for a sequence");
+    for (int i = 0; i < q->n_ends; i++) q->ends[i] = i < c->n_eos ? c->eos[i] : o->stop_ids[i - c->n_eos];
+    for (int i = 0; i < q->n_prompt; i++) see(q, q->at[i].token);
+    return seq_chooses(q) ? make_masked(q, e) : 0;
+}
+
 int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 {
     int rc = sampling_check(o, q->g->model.cfg.llama.V, e);
     if (rc < 0) return rc;
     free(q->tilt); /* what an asking that failed has left */
+    free(q->seen);
+    free(q->ends);
     q->tilt = NULL;
+    q->seen = NULL;
+    q->ends = NULL;
     stopper_fini(&q->stopper);
     rc = make_tilt(q, o, e);
+    if (rc >= 0) rc = make_rules(q, o, e);
     if (rc < 0) return rc;
     q->temperature = o->temperature;
     q->top_k = o->top_k;
@@ -123,10 +157,10 @@ int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 
 /* ---- tokens */
 
-static bool is_end(const struct llava_config *c, int32_t token)
+static bool is_end(const struct seq *q, int32_t token)
 {
-    for (int i = 0; i < c->n_eos; i++)
-        if (c->eos[i] == token) return true;
+    for (int i = 0; i < q->n_ends; i++)
+        if (q->ends[i] == token) return true;
     return false;
 }
 
@@ -137,9 +171,34 @@ int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *
     return rc < 0 ? rc : make_masked(q, e);
 }
 
-static float tilted(const struct seq *q, const float *logits, int i) { return logits[i] + (q->tilt ? q->tilt[i] : 0); }
+static float tilted(const struct seq *q, const float *logits, int i)
+{
+    float v = logits[i];
+    if (q->seen && q->seen[i / 64] >> (i % 64) & 1) v = v > 0 ? v / q->repetition : v * q->repetition;
+    return v + (q->tilt ? q->tilt[i] : 0);
+}
 
-/* masked: logits, tilted, of the tokens that the grammar lets follow. False: there are none. */
+/* The end may not be chosen yet: it is taken out of masked, unless nothing else is left. */
+static void put_off_end(struct seq *q)
+{
+    bool other = false;
+    for (int i = 0; i < q->g->model.cfg.llama.V && !other; i++) other = q->masked[i] > -INFINITY && !is_end(q, i);
+    for (int i = 0; i < q->n_ends && other; i++)
+        if (q->ends[i] >= 0 && q->ends[i] < q->g->model.cfg.llama.V) q->masked[q->ends[i]] = -INFINITY;
+}
+
+/* Takes out what is too unlikely beside the likeliest. */
+static void cut_unlikely(struct seq *q)
+{
+    const int V = q->g->model.cfg.llama.V;
+    float most = -INFINITY;
+    for (int i = 0; i < V; i++) most = fmaxf(most, q->masked[i]);
+    const float least = most + q->temperature * logf(q->min_p);
+    for (int i = 0; i < V; i++)
+        if (q->masked[i] < least) q->masked[i] = -INFINITY;
+}
+
+/* masked: logits, tilted, of the tokens that the grammar and the other rules let follow. False: there are none. */
 static bool mask(struct seq *q, const float *logits)
 {
     const uint64_t *may = q->match ? match_tokens(q->match) : NULL;
@@ -155,6 +214,8 @@ static bool mask(struct seq *q, const float *logits)
         q->masked[c->eos[i]] = tilted(q, logits, c->eos[i]);
         any = true;
     }
+    if (any && (q->endless || q->r.n_new < q->least)) put_off_end(q);
+    if (any && q->min_p > 0) cut_unlikely(q);
     return any;
 }
 
@@ -171,7 +232,10 @@ bool seq_goes_on(const struct seq *q)
     return q->state == SEQ_WRITING && q->n_drawn < q->most && q->n < q->n_max;
 }
 
-bool seq_chooses(const struct seq *q) { return q->match || q->tilt; }
+bool seq_chooses(const struct seq *q)
+{
+    return q->match || q->tilt || q->min_p > 0 || q->repetition > 0 || q->least > 0 || q->endless;
+}
 
 bool seq_waits(const struct seq *q) { return seq_chooses(q) || q->on_token || q->all || (q->logits && !q->most); }
 
@@ -223,7 +287,7 @@ static void tell_token(struct seq *q, int32_t token, const float *logits)
     top[n] = token;
     for (int i = 0; i <= n; i++) {
         said[i] = (struct llava_candidate){ .id = top[i], .logprob = (float)(logits[top[i]] - most - log(sum)) };
-        said[i].silent = is_end(&q->g->model.cfg, top[i]) || tokenizer_is_special(q->g->tok, top[i]);
+        said[i].silent = is_end(q, top[i]) || tokenizer_is_special(q->g->tok, top[i]);
         tokenizer_bytes(q->g->tok, top[i], &text);
         end[i] = text.n;
     }
@@ -258,12 +322,13 @@ void seq_push(struct seq *q, int32_t token, const float *logits)
     q->token_s = plat_now_s();
     if (q->r.n_new == 1) q->r.first_s = q->token_s - q->start_s + q->r.image_s + q->r.prompt_s;
     if (q->on_token) tell_token(q, token, logits);
-    if (is_end(&q->g->model.cfg, token)) {
+    if (is_end(q, token)) {
         seq_finish(q, LLAVA_FINISH_END);
         return;
     }
     if (q->match) match_push(q->match, token);
     if (q->tilt) penalise(q, token);
+    see(q, token);
     stream_push(&q->stream, token, &q->piece);
     bool stopped = stopper_feed(&q->stopper, q->piece.n ? q->piece.p : "", q->piece.n, &q->shown);
     if (!hand_out(q)) seq_finish(q, LLAVA_FINISH_CANCELLED);

@@ -39,6 +39,12 @@ struct seq {
     struct match *match;          /* what the answer must follow, or NULL; owned */
     float *tilt;                  /* [V] what is added to logits: bias, less penalties of what was said; owned */
     float presence, frequency;
+    float min_p, repetition;      /* 0: off */
+    uint64_t *seen;               /* [V] bits: tokens that are there already, for repetition; owned */
+    int least;                    /* tokens before the end */
+    bool endless;
+    int32_t *ends;                /* [n_ends] the model's own and those asked for; owned */
+    int n_ends;
     float *masked;                /* [V] logits with tilt, and those at -infinity that may not follow; owned */
     struct stream stream;
     struct stopper stopper;
@@ -74,7 +80,7 @@ int seq_follow(struct seq *q, const struct grammar *g, const struct vocabulary *
 bool seq_goes_on(const struct seq *q);
 /* Does it need each token, or its logits, before the next can be computed? */
 bool seq_waits(const struct seq *q);
-/* Are its tokens chosen on the host, by seq_choose? Where there is a grammar, a bias or a penalty. */
+/* Are its tokens chosen on the host, by seq_choose? Where anything but temperature, top_k and top_p decides. */
 bool seq_chooses(const struct seq *q);
 /* How the next token is chosen, which counts as drawn from here on. */
 struct choice seq_draw(struct seq *q);

@@ -68,9 +68,8 @@ static void read_bias(struct chat *c, const struct fields *f)
 static void refuse_others(const struct fields *f)
 {
     static const struct { const char *key; double neutral; } rows[] = {
-        { "repetition_penalty", 1 }, { "repeat_penalty", 1 }, { "min_p", 0 },    { "typical_p", 1 },
-        { "length_penalty", 1 },     { "tfs_z", 1 },          { "top_a", 0 },    { "mirostat", 0 },
-        { "xtc_probability", 0 },    { "dry_multiplier", 0 }, { "dynatemp_range", 0 },
+        { "typical_p", 1 },       { "length_penalty", 1 }, { "tfs_z", 1 },          { "top_a", 0 }, { "mirostat", 0 },
+        { "xtc_probability", 0 }, { "dry_multiplier", 0 }, { "dynatemp_range", 0 },
     };
     static const char *const on[] = { "skip_special_tokens", "add_special_tokens", "add_generation_prompt" };
     const bool goes_on = json_is_true(json_object_get(f->o, "continue_final_message"));
@@ -89,8 +88,8 @@ static void refuse_others(const struct fields *f)
 static void refuse_rest(const struct fields *f, int64_t n)
 {
     static const char *const refused[] = {
-        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "min_tokens", "ignore_eos",
-        "stop_token_ids", "bad_words", "logits_processors", "use_beam_search",
+        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "bad_words",
+        "logits_processors", "use_beam_search",
         "prompt_logprobs", "chat_template", "documents", "include_stop_str_in_output", "truncate_prompt_tokens",
     };
     const char *choice = json_string_value(json_object_get(f->o, "tool_choice"));
@@ -106,6 +105,34 @@ static void refuse_rest(const struct fields *f, int64_t n)
     json_array_foreach(modalities, i, v)
         if (!json_is_string(v) || strcmp(json_string_value(v), "text") != 0)
             fields_bad(f, "modalities", "has something that is not 'text', which is all that there is");
+}
+
+/* What other servers know and do here too, by their names. */
+static void read_others(struct chat *c, const struct fields *f)
+{
+    struct llava_sampling *s = &c->sampling;
+    double least = 0, repetition = 1;
+    int64_t min = 0;
+    json_t *ends = NULL, *v;
+    size_t i;
+    fields_real(f, "min_p", &least, 0, 1);
+    fields_real(f, "repeat_penalty", &repetition, 0.01, 100);
+    fields_real(f, "repetition_penalty", &repetition, 0.01, 100);
+    fields_int(f, "min_tokens", &min, 0, INT32_MAX);
+    fields_bool(f, "ignore_eos", &s->no_end);
+    fields_array(f, "stop_token_ids", &ends);
+    if (json_array_size(ends) > CHAT_ENDS_MAX)
+        fields_bad(f, "stop_token_ids", "has more than %d tokens", CHAT_ENDS_MAX);
+    if (f->bad->status) return;
+    json_array_foreach(ends, i, v) {
+        const json_int_t id = json_integer_value(v);
+        if (!json_is_integer(v)) fields_bad(f, "stop_token_ids", "has %s, want whole numbers", fields_kind(v));
+        else if (id < 0 || id > INT32_MAX) fields_bad(f, "stop_token_ids", "has what is no token's number");
+        else c->ends[s->n_stop_ids++] = (int32_t)id;
+    }
+    s->min_p = (float)least;
+    s->repetition_penalty = (float)repetition;
+    s->min_new_tokens = (int)min;
 }
 
 static void read_sampling(struct chat *c, const struct fields *f)
@@ -126,6 +153,7 @@ static void read_sampling(struct chat *c, const struct fields *f)
     }
     read_stop(c, f);
     read_bias(c, f);
+    read_others(c, f);
     refuse_others(f);
     fields_real(f, "presence_penalty", &presence, -2, 2);
     fields_real(f, "frequency_penalty", &frequency, -2, 2);

@@ -10,7 +10,7 @@
 #include "text/conv.h"
 
 enum { CHAT_TURNS_MAX = 1024, CHAT_PICTURES_MAX = 32, CHAT_STOPS_MAX = 16, CHAT_ANSWERS_MAX = 64,
-       CHAT_BIAS_MAX = 1024 };
+       CHAT_BIAS_MAX = 1024, CHAT_ENDS_MAX = 64 };
 
 /* Text of a turn has "<image>" where its pictures go; they come first unless text stands between them. */
 struct chat_turn {
@@ -39,7 +39,8 @@ struct chat {
     int n_prompts;
     struct chat_picture picture[CHAT_PICTURES_MAX];
     int n_pictures;
-    struct llava_sampling sampling; /* .stop points to stop */
+    struct llava_sampling sampling; /* .stop points to stop; .stop_ids is openai.c's to set, to ends */
+    int32_t ends[CHAT_ENDS_MAX];
     const char *stop[CHAT_STOPS_MAX + 1]; /* room for the template's own */
     struct llava_bias *bias;      /* [sampling.n_bias], owned */
     int n;                        /* answers */

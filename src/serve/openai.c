@@ -179,6 +179,7 @@ static void set_sampling(struct ask *a, const struct llava_info *info, const cha
     struct llava_sampling *s = &a->chat.sampling;
     if (stop) a->chat.stop[s->n_stop++] = stop;
     s->stop = a->chat.stop;
+    s->stop_ids = a->chat.ends;
     if (!a->chat.seeded && getrandom(&s->seed, sizeof s->seed, 0) < 0) s->seed = (uint64_t)a->created;
     if (s->max_new_tokens > info->context) s->max_new_tokens = info->context;
 }

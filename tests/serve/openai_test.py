@@ -226,6 +226,29 @@ def test_forms(port):
        == "red apple", "an address without /v1")
 
 
+def test_others(port):
+    """What other servers know: when an answer may end, and what is likely enough."""
+    ask = [text(), picture()]
+    whole = chat(port, ask)[1]["usage"]["completion_tokens"]
+    r = chat(port, ask, ignore_eos=True, max_tokens=30)
+    ok(r[1]["usage"]["completion_tokens"] == 30 and said(r).startswith("red apple"), "no end", r)
+    r = chat(port, ask, min_tokens=12, max_tokens=60)
+    n = r[1]["usage"]["completion_tokens"]
+    ok(12 < n <= 60 and said(r).startswith("red apple") and whole < 12, "an end put off", r)
+    ok(said(chat(port, ask, min_tokens=2)) == "red apple", "one that comes late enough anyway")
+    ok(said(chat(port, ask, ignore_eos=True, guided_choice=["pear"])) == "pear", "where nothing else may follow it comes")
+    first = post(port, "/tokenize", {"content": "red apple"})[1]["tokens"]
+    r = chat(port, ask, stop_token_ids=[first[1]])
+    ok(r[1]["choices"][0]["finish_reason"] == "stop" and said(r) == "red", "a token that ends", r)
+    wild, tame = ([said(chat(port, "Hi", temperature=2, max_tokens=12, seed=s, min_p=p)) for s in range(4)] for p in (0, 0.99))
+    ok(len(set(wild)) > 1 and set(tame) == {said(chat(port, "Hi", max_tokens=12))}, "a floor of probability", (wild, tame))
+    plain, held = (chat(port, "Hi", max_tokens=60, logprobs=True, ignore_eos=True, repetition_penalty=p)[1] for p in (1, 10))
+    plain, held = (len({t["token"].strip() for t in r["choices"][0]["logprobs"]["content"]}) for r in (plain, held))
+    ok(plain < held > 50, "a penalty for what was said", (plain, held))
+    same = chat(port, ask, min_p=0, repetition_penalty=1, min_tokens=0, ignore_eos=False, stop_token_ids=[])
+    ok(said(same) == "red apple", "and none")
+
+
 def test_tokens(port):
     prompt = "USER: What is this? ASSISTANT:"
     r = post(port, "/tokenize", {"model": "demo", "prompt": prompt})
@@ -338,8 +361,9 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("a bias for a token past the last", {"logit_bias": {"1536": 1}}, 400, "logit_bias", "1536"),
     ("a bias past its range", {"logit_bias": {"5": 101}}, 400, "logit_bias.5", "-100 to 100"),
     ("a bias that is a list", {"logit_bias": [1]}, 400, "logit_bias", "array"),
-    ("another server's penalty", {"repetition_penalty": 1.1}, 400, "repetition_penalty", "not supported"),
-    ("another server's floor", {"min_p": 0.1}, 400, "min_p", "not supported"),
+    ("another server's penalty", {"repetition_penalty": 0}, 400, "repetition_penalty", "0.01 to 100"),
+    ("another server's floor", {"min_p": 1.1}, 400, "min_p", "0 to 1"),
+    ("another server's typical tokens", {"typical_p": 0.5}, 400, "typical_p", "not supported"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
     ("another server's schema", {"guided_json": {"type": "object", "required": 5}}, 400, "guided_json", "no list"),
     ("another server's expression", {"guided_regex": "[.*"}, 400, "guided_regex", "does not end"),
@@ -349,9 +373,11 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
     ("a choice of numbers", {"structured_outputs": {"choice": [1]}}, 400, "structured_outputs.choice", "strings"),
     ("two forms", {"grammar": 'root ::= "a"', "json_schema": {}}, 400, "grammar", "without 'json_schema'"),
     ("a number as a grammar", {"ebnf": 5}, 400, "ebnf", "string"),
-    ("another server's least", {"min_tokens": 5}, 400, "min_tokens", "not supported"),
-    ("no end", {"ignore_eos": True}, 400, "ignore_eos", "not supported"),
-    ("ids that end", {"stop_token_ids": [2]}, 400, "stop_token_ids", "not supported"),
+    ("another server's least", {"min_tokens": -5}, 400, "min_tokens", "0 to"),
+    ("no end", {"ignore_eos": "x"}, 400, "ignore_eos", "true or false"),
+    ("ids that end", {"stop_token_ids": ["x"]}, 400, "stop_token_ids", "whole numbers"),
+    ("too many that end", {"stop_token_ids": [5] * 65}, 400, "stop_token_ids", "more than 64"),
+    ("one that ends and is none", {"stop_token_ids": [1536]}, 400, None, "token 1536"),
     ("special tokens", {"skip_special_tokens": False}, 400, "skip_special_tokens", "not supported"),
     ("the best of several", {"best_of": 2}, 400, "best_of", "not supported"),
     ("the best of a word", {"best_of": "2"}, 400, "best_of", "string"),
@@ -528,6 +554,7 @@ with Server("serve", "--model-path", DEMO) as server:
     test_logprobs(server.port)
     test_schema(server.port)
     test_forms(server.port)
+    test_others(server.port)
     test_tokens(server.port)
     test_stream(server.port)
     test_errors(server.port)
