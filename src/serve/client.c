@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/plat.h"
+
 /* ---- short requests */
 
 static size_t to_buf(char *p, size_t size, size_t n, void *arg)
@@ -37,40 +39,80 @@ static struct curl_slist *json_headers(void)
     return curl_slist_append(curl_slist_append(NULL, "Content-Type: application/json"), "Expect:");
 }
 
-/* The answer's body goes to *reply. 0 with any status. */
-static int post(const char *url, const char *body, double timeout_s, long *status, struct buf *reply, struct err *e)
+/* One under way: its answer's body goes to `reply`. */
+struct post {
+    CURL *easy;
+    struct buf reply;
+};
+
+static void post_begin(struct post *p, const char *url, const char *body, struct curl_slist *headers, double timeout_s)
 {
-    struct curl_slist *headers = json_headers();
-    CURL *c = easy(url, body, headers);
-    CURLcode rc = c ? CURLE_OK : CURLE_OUT_OF_MEMORY;
-    if (c) {
-        curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, (long)(timeout_s * 1000));
-        curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, to_buf);
-        curl_easy_setopt(c, CURLOPT_WRITEDATA, reply);
-        rc = curl_easy_perform(c);
-        curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, status);
-        curl_easy_cleanup(c);
-    }
-    curl_slist_free_all(headers);
-    return rc ? err_set(e, ERR_IO, "cannot reach '%s': %s", url, curl_easy_strerror(rc)) : 0;
+    p->reply = buf_make(CLIENT_REPLY_MAX);
+    p->easy = easy(url, body, headers);
+    if (!p->easy) return;
+    curl_easy_setopt(p->easy, CURLOPT_TIMEOUT_MS, (long)(timeout_s * 1000));
+    curl_easy_setopt(p->easy, CURLOPT_WRITEFUNCTION, to_buf);
+    curl_easy_setopt(p->easy, CURLOPT_WRITEDATA, &p->reply);
+    curl_easy_setopt(p->easy, CURLOPT_PRIVATE, p);
+}
+
+/* It is over: the answer, which status 200 must have come with. */
+static int post_end(struct post *p, json_t **ret, const char *url, CURLcode how, struct err *e)
+{
+    long status = 0;
+    json_error_t je;
+    int rc = 0;
+    if (p->easy) curl_easy_getinfo(p->easy, CURLINFO_RESPONSE_CODE, &status);
+    if (how) rc = err_set(e, ERR_IO, "cannot reach '%s': %s", url, curl_easy_strerror(how));
+    else if (status != 200) rc = err_set(e, ERR_IO, "'%s' answered with status %ld", url, status);
+    else if (!(*ret = json_loadb(p->reply.p ? p->reply.p : "", p->reply.n, JSON_DECODE_ANY, &je)))
+        rc = err_set(e, ERR_FORMAT, "'%s' did not answer with JSON: %s", url, je.text);
+    if (p->easy) curl_easy_cleanup(p->easy);
+    buf_free(&p->reply);
+    return rc;
 }
 
 int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e)
 {
-    struct buf reply = buf_make(CLIENT_REPLY_MAX);
-    long status = 0;
+    struct curl_slist *headers = json_headers();
     char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
-    json_error_t je;
+    struct post p;
     *ret = NULL;
-    int rc = post(url, text ? text : "", timeout_s, &status, &reply, e);
-    if (rc >= 0 && status != 200) rc = err_set(e, ERR_IO, "'%s' answered with status %ld", url, status);
-    if (rc >= 0) {
-        *ret = json_loadb(reply.p ? reply.p : "", reply.n, JSON_DECODE_ANY, &je);
-        if (!*ret) rc = err_set(e, ERR_FORMAT, "'%s' did not answer with JSON: %s", url, je.text);
-    }
+    post_begin(&p, url, text ? text : "", headers, timeout_s);
+    const int rc = post_end(&p, ret, url, p.easy ? curl_easy_perform(p.easy) : CURLE_OUT_OF_MEMORY, e);
+    curl_slist_free_all(headers);
     free(text);
-    buf_free(&reply);
     return rc;
+}
+
+void client_ask_all(struct client_ask *a, int n, double timeout_s)
+{
+    struct curl_slist *headers = json_headers();
+    struct post *p = calloc((size_t)n + 1, sizeof *p);
+    CURLM *m = curl_multi_init();
+    int running = p && m ? n : 0, left;
+    for (int i = 0; i < n; i++) {
+        a[i].reply = NULL;
+        if (!running) err_set(&a[i].err, ERR_NOMEM, "no memory for requests");
+        else post_begin(&p[i], a[i].url, "", headers, timeout_s);
+        if (running && (!p[i].easy || curl_multi_add_handle(m, p[i].easy) != CURLM_OK))
+            post_end(&p[i], &a[i].reply, a[i].url, CURLE_OUT_OF_MEMORY, &a[i].err);
+    }
+    while (running) {
+        curl_multi_perform(m, &running);
+        for (CURLMsg *got; (got = curl_multi_info_read(m, &left)) != NULL;) {
+            struct post *one;
+            const CURLcode how = got->data.result;
+            if (got->msg != CURLMSG_DONE) continue;
+            curl_easy_getinfo(got->easy_handle, CURLINFO_PRIVATE, &one);
+            curl_multi_remove_handle(m, one->easy);
+            post_end(one, &a[one - p].reply, a[one - p].url, how, &a[one - p].err);
+        }
+        if (running) curl_multi_poll(m, NULL, 0, 100, NULL);
+    }
+    if (m) curl_multi_cleanup(m);
+    curl_slist_free_all(headers);
+    free(p);
 }
 
 /* ---- streams */
@@ -82,6 +124,9 @@ struct stream {
     struct curl_slist *headers;
     struct client_stream s;
     bool cancelled, stopped; /* stopped: on_data said so */
+    double heard_s;          /* when something came last, or a probe was answered */
+    struct stream *probe;    /* under way, or NULL */
+    bool hung;               /* which was not answered */
 };
 
 struct client {
@@ -95,9 +140,31 @@ struct client {
     struct stream *streams; /* the thread's own, without the lock */
 };
 
+static void stream_free(struct stream *t)
+{
+    free((char *)t->s.url);
+    free((char *)t->s.body);
+    free((char *)t->s.probe);
+    free(t);
+}
+
+static struct stream *stream_new(const struct client_stream *s)
+{
+    struct stream *t = calloc(1, sizeof *t);
+    if (!t) return NULL;
+    t->s = *s;
+    t->s.url = strdup(s->url);
+    t->s.body = s->body ? strdup(s->body) : NULL;
+    t->s.probe = s->probe ? strdup(s->probe) : NULL;
+    if (t->s.url && !t->s.body == !s->body && !t->s.probe == !s->probe) return t;
+    stream_free(t);
+    return NULL;
+}
+
 static size_t stream_data(char *p, size_t size, size_t n, void *arg)
 {
     struct stream *t = arg;
+    t->heard_s = plat_now_s();
     if (!t->s.on_data(t->s.ctx, p, size * n)) t->stopped = true;
     return t->stopped ? 0 : size * n;
 }
@@ -110,14 +177,14 @@ static void stream_end(struct client *c, struct stream *t, CURLcode rc)
     if (*at) *at = t->next;
     long status = 0;
     if (t->easy) curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
-    const char *what = t->cancelled ? "cancelled" : rc && !t->stopped ? curl_easy_strerror(rc) : NULL;
+    const char *what = t->cancelled ? "cancelled" : t->hung ? "it does not answer any more"
+                     : rc && !t->stopped ? curl_easy_strerror(rc) : NULL;
     if (t->easy) curl_multi_remove_handle(c->multi, t->easy);
+    if (t->probe) t->probe->s.ctx = NULL; /* nobody asks any more */
     t->s.on_end(t->s.ctx, status, what);
     if (t->easy) curl_easy_cleanup(t->easy);
     curl_slist_free_all(t->headers);
-    free((char *)t->s.url);
-    free((char *)t->s.body);
-    free(t);
+    stream_free(t);
 }
 
 static void stream_begin(struct client *c, struct stream *t)
@@ -126,6 +193,7 @@ static void stream_begin(struct client *c, struct stream *t)
     t->easy = easy(t->s.url, t->s.body, t->headers);
     t->next = c->streams;
     c->streams = t;
+    t->heard_s = plat_now_s();
     if (!t->easy) {
         stream_end(c, t, CURLE_OUT_OF_MEMORY);
         return;
@@ -139,6 +207,45 @@ static void stream_begin(struct client *c, struct stream *t)
     if (t->s.setup) t->s.setup(t->s.ctx, t->easy);
     CURLMcode rc = curl_multi_add_handle(c->multi, t->easy);
     if (rc != CURLM_OK) stream_end(c, t, CURLE_FAILED_INIT);
+}
+
+static bool probe_data(void *ctx, const char *p, size_t n)
+{
+    (void)ctx, (void)p, (void)n;
+    return true;
+}
+
+static void probe_end(void *of, long status, const char *what)
+{
+    struct stream *t = of;
+    (void)status;
+    if (!t) return;
+    t->probe = NULL;
+    t->heard_s = plat_now_s();
+    t->hung = what != NULL;
+}
+
+static void probe_setup(void *of, void *curl)
+{
+    (void)of;
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT, (long)CLIENT_PROBE_S);
+}
+
+/* Looks after streams on which nothing comes: whoever sends them is asked for a sign of life, and left without one. */
+static void mind_silence(struct client *c)
+{
+    const double now = plat_now_s();
+    for (struct stream *t = c->streams, *next; t; t = next) {
+        next = t->next;
+        if (t->hung) stream_end(c, t, CURLE_OPERATION_TIMEDOUT);
+        else if (t->s.probe && !t->probe && now - t->heard_s > CLIENT_SILENT_S) {
+            const struct client_stream s = { .url = t->s.probe, .body = "", .connect_s = CLIENT_PROBE_S,
+                                             .stall_s = CLIENT_PROBE_S, .setup = probe_setup, .on_data = probe_data,
+                                             .on_end = probe_end, .ctx = t };
+            t->heard_s = now;
+            if ((t->probe = stream_new(&s)) != NULL) stream_begin(c, t->probe);
+        }
+    }
 }
 
 /* What other threads have asked for since. False: to close. */
@@ -179,6 +286,7 @@ static void *client_main(void *arg)
             curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &t);
             stream_end(c, t, m->data.result);
         }
+        mind_silence(c);
         curl_multi_poll(c->multi, NULL, 0, 1000, NULL);
     }
     return NULL;
@@ -219,17 +327,8 @@ void client_close(struct client *c)
 
 uint64_t client_stream(struct client *c, const struct client_stream *s)
 {
-    struct stream *t = calloc(1, sizeof *t);
+    struct stream *t = stream_new(s);
     if (!t) return 0;
-    t->s = *s;
-    t->s.url = strdup(s->url);
-    t->s.body = s->body ? strdup(s->body) : NULL;
-    if (!t->s.url || (s->body && !t->s.body)) {
-        free((char *)t->s.url);
-        free((char *)t->s.body);
-        free(t);
-        return 0;
-    }
     pthread_mutex_lock(&c->lock);
     uint64_t id = t->id = ++c->serial;
     t->next = c->fresh;

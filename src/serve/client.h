@@ -10,9 +10,20 @@
 
 enum { CLIENT_REPLY_MAX = 16 << 20 };
 
+/* Several at a time, with no body: POST to each url; done after timeout_s at the latest. Of each the answer, or NULL
+ * and why. */
+struct client_ask {
+    const char *url;
+    json_t *reply;
+    struct err err;
+};
+void client_ask_all(struct client_ask *a, int n, double timeout_s);
+
 /* POST of JSON (v: borrowed, NULL: no body), which wants status 200 and parses the answer; *ret may be JSON null. IO
  * (also where it takes longer than timeout_s), FORMAT. */
 int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e);
+
+enum { CLIENT_SILENT_S = 5, CLIENT_PROBE_S = 5 }; /* without a byte before a probe; most time for that */
 
 struct client;
 /* total, host: most connections at a time, in all and to one host; what is over waits. 0: any number. */
@@ -23,6 +34,8 @@ void client_close(struct client *c);
 struct client_stream {
     const char *url, *body;       /* copied; the body is JSON to POST, NULL: GET */
     double connect_s, stall_s;    /* most time to connect; without a byte */
+    const char *probe;            /* copied: where a POST with no body must be answered while nothing comes, or the
+                                     stream breaks off: who hangs is told from who is slow. NULL: none is */
     void (*setup)(void *ctx, void *curl); /* sets more options of libcurl's handle; or NULL. On the client's thread */
     /* On the client's thread; must not block. on_data: false breaks off. on_end: exactly once, last. status 0: no
      * answer came; what: NULL, or why it broke off. */

@@ -113,22 +113,33 @@ static bool status_ok(const json_t *s)
     return json_is_number(speed) && json_is_number(queue) && x >= 0 && x <= INT32_MAX && n >= 0 && n <= INT32_MAX;
 }
 
-/* Asks a worker how it is; NULL when it does not say. */
-static json_t *ask_status(struct controller *c, const char *name)
+static bool is_self(const struct controller *c, const char *name) { return *c->self && !strcmp(name, c->self); }
+
+/* Asks n workers at once how they are; status[i]: NULL when it does not say. */
+static void ask_status(struct controller *c, const struct worker *w, int n, json_t **status)
 {
-    char url[NAME_MAX_ + 32];
-    struct err e = { 0 };
-    json_t *status = NULL;
-    if (*c->self && !strcmp(name, c->self)) return c->self_status(c->self_ctx);
-    snprintf(url, sizeof url, "%s/worker_get_status", name);
-    if (client_post_json(&status, url, NULL, PROTOCOL_ASK_S, &e) < 0) {
-        journal_error(c->journal, "Get status fails: %s, %s", name, e.msg);
-    } else if (!status_ok(status)) {
-        journal_error(c->journal, "Get status fails: %s, the answer is no status", name);
-        json_decref(status);
-        status = NULL;
+    struct client_ask *a = calloc((size_t)n + 1, sizeof *a);
+    char (*url)[NAME_MAX_ + 32] = calloc((size_t)n + 1, sizeof *url);
+    int n_asked = 0;
+    for (int i = 0; i < n && a && url; i++) {
+        if (is_self(c, w[i].name)) continue;
+        snprintf(url[n_asked], sizeof *url, "%s/worker_get_status", w[i].name);
+        a[n_asked].url = url[n_asked];
+        n_asked++;
     }
-    return status;
+    if (n_asked) client_ask_all(a, n_asked, PROTOCOL_ASK_S);
+    for (int i = 0, k = 0; i < n; i++) {
+        const bool self = is_self(c, w[i].name);
+        const struct client_ask *one = self || !n_asked ? NULL : &a[k++];
+        status[i] = self ? c->self_status(c->self_ctx) : one ? one->reply : NULL;
+        if (status[i] && status_ok(status[i])) continue;
+        journal_error(c->journal, "Get status fails: %s, %s", w[i].name,
+                      status[i] ? "the answer is no status" : one ? one->err.msg : "no memory");
+        json_decref(status[i]);
+        status[i] = NULL;
+    }
+    free(a);
+    free(url);
 }
 
 static bool enter(struct controller *c, const char *name, bool check, const json_t *status)
@@ -156,11 +167,14 @@ static bool enter(struct controller *c, const char *name, bool check, const json
 /* Enters a worker; status NULL: it is asked for. False: it does not answer, or nonsense. */
 static bool enter_asked(struct controller *c, const char *name, bool check, const json_t *status)
 {
+    struct worker w = { 0 };
     json_t *asked = NULL;
     bool web = !strncmp(name, "http://", 7) || !strncmp(name, "https://", 8);
-    const bool self = *c->self && !strcmp(name, c->self); /* which nobody else may speak for */
+    const bool self = is_self(c, name); /* which nobody else may speak for */
     if (!web || strlen(name) >= NAME_MAX_) return false;
-    if (self || !status) status = asked = ask_status(c, name);
+    snprintf(w.name, sizeof w.name, "%s", name);
+    if (self || !status) ask_status(c, &w, 1, &asked);
+    if (asked) status = asked;
     bool ok = status && status_ok(status);
     if (ok) {
         pthread_mutex_lock(&c->lock);
@@ -182,14 +196,17 @@ void controller_register_self(struct controller *c, const char *name, json_t *(*
     enter_asked(c, name, false, NULL);
 }
 
-/* Names of all workers, to work through without the lock; the caller frees it. */
-static struct worker *copy_all(struct controller *c, int *n)
+/* Names of all workers and how each says that it is (or NULL), to work through without the lock; the caller frees both
+ * arrays. */
+static struct worker *ask_everybody(struct controller *c, int *n, json_t ***status)
 {
     pthread_mutex_lock(&c->lock);
     struct worker *all = calloc((size_t)c->n_workers + 1, sizeof *all);
+    *status = calloc((size_t)c->n_workers + 1, sizeof **status);
     *n = 0;
-    for (struct worker *w = c->workers; all && w; w = w->next) all[(*n)++] = *w;
+    for (struct worker *w = c->workers; all && *status && w; w = w->next) all[(*n)++] = *w;
     pthread_mutex_unlock(&c->lock);
+    if (*n) ask_status(c, all, *n, *status);
     return all;
 }
 
@@ -204,12 +221,16 @@ static void remove_named(struct controller *c, const char *name)
 static void refresh(struct controller *c)
 {
     int n;
-    struct worker *all = copy_all(c, &n);
+    json_t **status;
+    struct worker *all = ask_everybody(c, &n, &status);
     for (int i = 0; i < n; i++) {
-        if (enter_asked(c, all[i].name, all[i].check, NULL)) continue;
+        const bool there = status[i] && enter_asked(c, all[i].name, all[i].check, status[i]);
+        json_decref(status[i]);
+        if (there) continue;
         remove_named(c, all[i].name);
         journal_info(c->journal, "Remove stale worker: %s", all[i].name);
     }
+    free(status);
     free(all);
 }
 
@@ -344,12 +365,13 @@ static void on_status(void *ctx, struct exchange *x)
 {
     struct controller *c = ctx;
     int n;
-    struct worker *all = copy_all(c, &n);
+    json_t **status;
+    struct worker *all = ask_everybody(c, &n, &status);
     json_t *models = json_array(), *seen = json_object(), *v;
     double speed = 0, queue = 0;
     size_t k;
     for (int i = 0; i < n; i++) {
-        json_t *s = ask_status(c, all[i].name);
+        json_t *s = status[i];
         if (!s) continue;
         speed += json_number_value(json_object_get(s, "speed"));
         queue += json_number_value(json_object_get(s, "queue_length"));
@@ -359,6 +381,7 @@ static void on_status(void *ctx, struct exchange *x)
         }
         json_decref(s);
     }
+    free(status);
     free(all);
     json_decref(seen);
     exchange_json(x, 200, json_pack("{sosIsI}", "model_names", models, "speed", (json_int_t)speed, "queue_length",
@@ -428,7 +451,7 @@ static void proxy_done(void *ctx, long status, const char *what)
         char text[700];
         snprintf(text, sizeof text, "worker '%s': %s", p->tried[p->n_tried - 1], what ? what : "status not 200");
         journal_error(p->c->journal, "%s", text);
-        if (!p->any && !status && p->n_tried < TRIES) proxy_begin(p);
+        if (!p->any && what && p->n_tried < TRIES) proxy_begin(p);
         else proxy_end(p, PROTOCOL_UNREACHABLE, text);
     }
 }
@@ -445,7 +468,8 @@ static void proxy_gone(void *ctx)
 
 static void proxy_begin(struct proxy *p)
 {
-    char name[NAME_MAX_], url[NAME_MAX_ + 40];
+    char name[NAME_MAX_], url[NAME_MAX_ + 40], probe[NAME_MAX_ + 40];
+    buf_reset(&p->part);
     address(p->c, p->model, name, sizeof name, (const char (*)[NAME_MAX_])p->tried, p->n_tried);
     if (!*name) {
         journal_info(p->c->journal, "no worker: %s", p->model);
@@ -457,8 +481,9 @@ static void proxy_begin(struct proxy *p)
     }
     snprintf(p->tried[p->n_tried++], NAME_MAX_, "%s", name);
     snprintf(url, sizeof url, "%s/worker_generate_stream", name);
+    snprintf(probe, sizeof probe, "%s/worker_get_status", name);
     struct client_stream s = { .url = url, .body = p->body, .connect_s = PROTOCOL_ASK_S, .stall_s = PROTOCOL_STALL_S,
-                               .on_data = proxy_data, .on_end = proxy_done, .ctx = p };
+                               .probe = probe, .on_data = proxy_data, .on_end = proxy_done, .ctx = p };
     /* With the lock: the stream may end before its number is known here, but p only after. */
     pthread_mutex_lock(&p->lock);
     bool gone = p->gone;

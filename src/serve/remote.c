@@ -197,7 +197,8 @@ static void on_end(void *ctx, long status, const char *what)
         done(c, c->code, c->cause);
     } else if (!what && status == 200) {
         done(c, PROTOCOL_OK, NULL);
-    } else if (!c->any && !status && c->step == STEP_WORKER) {
+    } else if (!c->any && what && c->step == STEP_WORKER) {
+        buf_reset(&c->part);
         begin(c, STEP_PROXY);
     } else {
         snprintf(c->cause, sizeof c->cause, "worker '%.300s': %s", c->worker, what ? what : "its status is not 200");
@@ -207,8 +208,9 @@ static void on_end(void *ctx, long status, const char *what)
 
 static void begin(struct remote_call *c, enum step step)
 {
-    char url[URL_MAX + 40], *ask = NULL;
+    char url[URL_MAX + 40], probe[URL_MAX + 40], *ask = NULL;
     c->step = step;
+    snprintf(probe, sizeof probe, "%s/worker_get_status", c->worker);
     if (step == STEP_ADDRESS) {
         json_t *v = json_pack("{ss}", "model", c->a.model);
         ask = v ? json_dumps(v, 0) : NULL;
@@ -220,7 +222,7 @@ static void begin(struct remote_call *c, enum step step)
     struct client_stream s = { .url = url, .body = step == STEP_ADDRESS ? (ask ? ask : "{}") : c->a.body,
                                .connect_s = PROTOCOL_ASK_S,
                                .stall_s = step == STEP_ADDRESS ? PROTOCOL_ASK_S : PROTOCOL_STALL_S, .on_data = on_data,
-                               .on_end = on_end, .ctx = c };
+                               .probe = step == STEP_WORKER ? probe : NULL, .on_end = on_end, .ctx = c };
     struct client *client = c->r->client;
     pthread_mutex_lock(&c->lock); /* the stream may end before its number is known, but c only after */
     bool cancelled = c->cancelled;

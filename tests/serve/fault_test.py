@@ -11,6 +11,8 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.client import HTTPException
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
@@ -134,6 +136,39 @@ def test_worker_killed():
                "and others are answered", w.text())
 
 
+def test_worker_hung():
+    """A process that is there and does nothing (a machine that swaps, a device that hangs) looks like one that is slow, but for
+    what it says when it is asked how it is."""
+    with Server("controller") as c, ExitStack() as held:
+        ports = free_port(), free_port()
+        workers = [held.enter_context(Server("worker", "--controller", c.url, "--worker-address", f"http://localhost:{p}",
+                                             "--port", str(p), "--model-path", DEMO)) for p in ports]
+        web = held.enter_context(Server("web", "--controller", c.url, "--model-list-mode", "reload"))
+        ok(wait_for(lambda: metric(c.port, "llava_controller_workers") == 2), "two workers")
+        plain = {"model": "demo", "prompt": "USER: Hi ASSISTANT:", "temperature": 0, "max_new_tokens": 5}
+        page = {"model": "demo", "messages": [{"role": "user", "text": "Hi"}], "temperature": 0, "max_new_tokens": 5}
+        os.kill(child(workers[0]), signal.SIGSTOP)
+        try:
+            start = time.time()
+            with ThreadPoolExecutor(8) as crowd:
+                asked = [crowd.submit(generate, c.port, plain) for _ in range(4)]
+                shown = [crowd.submit(request, web.port, "POST", "/api/chat", page) for _ in range(4)]
+                good = [a.result()[1][-1]["error_code"] == 0 for a in asked] + [b'"done"' in s.result()[2] for s in shown]
+            taken = time.time() - start
+            ok(good == [True] * 8 and 4 < taken < 40, f"one hangs: the other answers, after {taken:.1f} s", good)
+            os.kill(child(workers[1]), signal.SIGSTOP)
+            with ThreadPoolExecutor(2) as crowd:
+                start = time.time()
+                refreshed = crowd.submit(post, c.port, "/refresh_all_workers")
+                summed = crowd.submit(post, c.port, "/worker_get_status")
+                got, total, taken = refreshed.result(), summed.result(), time.time() - start
+            ok(got == (200, None) and total[1]["speed"] == 0 and taken < 9 and post(c.port, "/list_models")[1]["models"] == [],
+               f"both hang: they are asked at once, and forgotten after {taken:.1f} s", (got, total))
+        finally:
+            for w in workers:
+                os.kill(child(w), signal.SIGCONT)
+
+
 def test_controller_restarted():
     port = free_port()
     c = Server("controller", "--port", str(port))
@@ -222,6 +257,7 @@ def main():
     set_clock(0)
     test_device()
     test_worker_killed()
+    test_worker_hung()
     test_controller_restarted()
     test_clock()
     test_disk()
