@@ -286,7 +286,8 @@ static void prepare_xent(struct kctx *kc, struct tensor *a, const struct dims *d
 #define DECODES                                                                                          \
     "T1 B1 N1 S16 H1 K1 D2 V5; T2 B2 N1 S32 H3 K3 D14 V9; T5 B5 N3 S240 H4 K4 D64 V33; T3 B3 N9 S432 H4 K2 D128 V40; "\
     "T2 B2 N20 S640 H8 K1 D32 V7; T4 B4 N6 S384 H2 K2 D80 V8 M20; T3 B3 N20 S960 H2 K2 D64 V9 M200; "   \
-    "T1 B1 N40 S640 H6 K3 D128 V640; T7 B7 N2 S224 H5 K1 D128 V40; T2 B2 N3 S96 H2 K1 D256 V9"
+    "T1 B1 N40 S640 H6 K3 D128 V640; T7 B7 N2 S224 H5 K1 D128 V40; T2 B2 N3 S96 H2 K1 D256 V9; "  \
+    "T4 B4 N12 S768 H4 K4 D128 V9"
 #define DECODES_LARGE                                                                                    \
     "T1 B1 N256 S4096 H40 K40 D128 V99; T33 B33 N40 S21120 H8 K8 D128 V99; T4 B4 N80 S5120 H32 K8 D128 V99 M1000"
 #define ATTN_BENCH_DEV                                                                                     \

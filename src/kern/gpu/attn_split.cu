@@ -220,10 +220,11 @@ struct keys {
     int from, own, length;
 };
 
-__device__ inline keys keys_of(int2 range, int shares)
+/* A share is whole rounds of `step` keys, but for the last: a round that is not full takes as long as one that is. */
+__device__ inline keys keys_of(int2 range, int shares, int step)
 {
     const int n = range.y - range.x, each = (n + shares - 1) / shares;
-    return { range.x, range.y - 1, (each + KV_PAGE - 1) / KV_PAGE * KV_PAGE };
+    return { range.x, range.y - 1, (each + step - 1) / step * step };
 }
 
 /* Where a block is in its keys: the next round's first, the end of its share. */
@@ -652,9 +653,9 @@ __global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares ou
     GPU_SHARED(round_of<W>, mem);
     const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z, width = a.D + 2;
     if (out.meeting == CLUSTER) gpu_arrive();
-    const keys k = keys_of(attn_range(a, t), out.n);
-    const int32_t *table = attn_table(a, t);
     const int step = W::THREADS / lanes * W::AT_ONCE, lane = (int)threadIdx.x % lanes, c = lane * W::COLS;
+    const keys k = keys_of(attn_range(a, t), out.n, step);
+    const int32_t *table = attn_table(a, t);
     const int n = (k.own - k.from + k.length) / k.length; /* shares that there are */
     const split_shape h = { lanes, lane, c, kv * a.D + c, 2 * QUANT_GROUP % a.D == 0 };
     keys_place get = keys_from((int)blockIdx.x, k), put = get;
