@@ -61,9 +61,9 @@ static const struct argp argp = {
     "An adapter or a projector is shown alone, or with --model-base as the model that it makes.\n\n"
     "What is missing or does not fit is listed as lines that begin with \"missing:\" or \"wrong:\"; the "
     "first of them goes to standard error too, and the exit status is 1.\n\n"
-    "Memory is what one conversation of the full context takes at each precision: weights that are used from "
-    "the files as they are (pages of the system's cache), copies of weights that must be converted or "
-    "merged, the cache of keys and values, and activations.\n\n"
+    "Memory is what one conversation of the full context takes at each precision (8 and 4 bits: by --load-8bit and "
+    "--load-4bit): weights that are used from the files as they are (pages of the system's cache), copies of weights "
+    "that must be converted or merged, the cache of keys and values, and activations.\n\n"
     "Examples:\n"
     "  llava inspect models/demo\n"
     "  llava inspect --model-path liuhaotian/llava-v1.5-7b --tensors\n"
@@ -291,37 +291,49 @@ static int tally_one(void *ctx, const struct bind_row *r, struct err *e)
     enum dtype keep = bind_type(t->to->dtype, r, (enum dtype)w.type);
     bool merged = t->s->lora.n && lora_find((struct lora_set *)&t->s->lora, r->name);
     if (merged && t->to->dtype == DT_F32) keep = DT_F32;
-    if (keep == (enum dtype)w.type && !merged)
+    if (!dtype_is_quant(keep)) keep = bind_quant(r, t->to->bits, keep);
+    if (keep == (enum dtype)w.type && !merged) {
         t->to->mapped += (int64_t)tensor_bytes(w);
-    else
-        t->to->copies += tensor_count(w) * (int64_t)dtype_bytes(keep); /* a quantised one is never converted */
+    } else {
+        w.type = (int8_t)keep;
+        t->to->copies += (int64_t)tensor_bytes(w);
+    }
     return 0;
 }
 
 static void measure(struct inspect *s)
 {
-    static const enum dtype types[MEMORY_KINDS] = { DT_F32, DT_BF16, DT_F16 };
+    static const struct memory kinds[MEMORY_KINDS] = {
+        { .name = "F32", .title = "F32", .dtype = DT_F32 },
+        { .name = "BF16", .title = "BF16", .dtype = DT_BF16 },
+        { .name = "F16", .title = "F16", .dtype = DT_F16 },
+        { .name = "Q8", .title = "8 bits", .dtype = DT_BF16, .bits = 8 },
+        { .name = "Q4", .title = "4 bits", .dtype = DT_BF16, .bits = 4 },
+    };
     const struct llama_config *l = &s->m.cfg.llama;
     struct err e = { 0 };
     if (l->tied) s->m.llama.head.w = s->m.llama.embed;
-    for (int i = 0; i < MEMORY_KINDS; i++) {
+    for (int i = 0; i < MEMORY_KINDS && !(s->m.bits && kinds[i].bits); i++) {
         struct memory *to = &s->memory[i];
         struct tally t = { s, to };
         size_t act = 0;
-        to->dtype = types[i];
+        *to = kinds[i];
+        if (to->bits && s->m.llama.embed.w.type == DT_F16) to->dtype = DT_F16; /* as it is stored */
         llava_each(&s->m, tally_one, &t, NULL);
         /* as the engine chooses it: f32 asked for is exact */
-        const enum dtype kv = s->m.cfg.bits && types[i] != DT_F32 && l->D % 16 == 0 ? DT_Q8 : types[i];
+        const bool quant = s->m.bits || to->bits;
+        const enum dtype kv = quant && to->dtype != DT_F32 && l->D % 16 == 0 ? DT_Q8 : to->dtype;
         to->position = 2 * (int64_t)l->L * (int64_t)dtype_row_bytes(kv, (int64_t)l->K * l->D);
         to->cache = to->position * l->max_pos;
-        if (engine_plan(&act, &s->m, types[i], l->max_pos, &e) < 0) {
+        if (engine_plan(&act, &s->m, to->dtype, l->max_pos, &e) < 0) {
             note(s, e.code, e.msg);
+            s->n_memory = 0;
             return;
         }
+        s->n_memory = i + 1;
         to->act = (int64_t)act;
         to->total = to->mapped + to->copies + to->cache + to->act;
     }
-    s->has_memory = true;
 }
 
 /* ---- check */

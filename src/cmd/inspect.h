@@ -24,12 +24,14 @@ struct part_sum {
 
 /* Bytes that a session takes at one precision. */
 struct memory {
-    enum dtype dtype;
+    const char *name, *title; /* "BF16", "Q4"; as a column is called: "BF16", "4 bits" */
+    enum dtype dtype;         /* of what is not quantised */
+    int bits;                 /* 8, 4: as with --load-8bit, --load-4bit; 0 */
     int64_t mapped, copies, position, cache, act,
         total; /* position: cache of one; cache: of the whole context */
 };
 
-enum { PARTS = 3, MEMORY_KINDS = 3, DIRS = 3, NOTES_MAX = 200 };
+enum { PARTS = 3, MEMORY_KINDS = 5, DIRS = 3, NOTES_MAX = 200 };
 
 struct inspect {
     const char *path, *base_name, *tower; /* options */
@@ -46,7 +48,7 @@ struct inspect {
     size_t n_item;
     struct part_sum sum[PARTS], adapter;
     struct memory memory[MEMORY_KINDS];
-    bool has_memory;
+    int n_memory; /* 0: the model is not whole */
     struct tensor_fault {
         const struct weight *w;
         int64_t at;

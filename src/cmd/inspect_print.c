@@ -254,7 +254,7 @@ static void print_parts(const struct inspect *s)
 
 static void print_memory(const struct inspect *s)
 {
-    if (!s->has_memory) return;
+    if (!s->n_memory) return;
     static const struct {
         const char *text;
         size_t offset;
@@ -266,17 +266,17 @@ static void print_memory(const struct inspect *s)
         { "total", offsetof(struct memory, total) },
     };
     char b[24], n[32];
-    printf("\nmemory to run, context %-14s", count_text(n, s->m.cfg.llama.max_pos));
-    for (int i = 0; i < MEMORY_KINDS; i++) printf(" %12s", dtype_name(s->memory[i].dtype));
+    printf("\nmemory to run, context %-10s", count_text(n, s->m.cfg.llama.max_pos));
+    for (int i = 0; i < s->n_memory; i++) printf(" %12s", s->memory[i].title);
     printf("\n");
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
-        printf("  %-35s", rows[r].text);
-        for (int i = 0; i < MEMORY_KINDS; i++)
+        printf("  %-31s", rows[r].text);
+        for (int i = 0; i < s->n_memory; i++)
             printf(" %12s", size_text(b, *(const int64_t *)((const char *)&s->memory[i] + rows[r].offset)));
         printf("\n");
     }
-    printf("  %-35s", "keys and values, one position");
-    for (int i = 0; i < MEMORY_KINDS; i++) printf(" %12s", size_text(b, s->memory[i].position));
+    printf("  %-31s", "keys and values, one position");
+    for (int i = 0; i < s->n_memory; i++) printf(" %12s", size_text(b, s->memory[i].position));
     printf("\n");
 }
 
@@ -408,9 +408,9 @@ static json_t *json_sum(const struct part_sum *p)
 static json_t *json_memory(const struct inspect *s)
 {
     json_t *o = json_object();
-    for (int i = 0; i < MEMORY_KINDS; i++) {
+    for (int i = 0; i < s->n_memory; i++) {
         const struct memory *m = &s->memory[i];
-        json_object_set_new(o, dtype_name(m->dtype),
+        json_object_set_new(o, m->name,
                             json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "weights_mapped", (json_int_t)m->mapped,
                                       "weights_converted", (json_int_t)m->copies, "cache_per_position",
                                       (json_int_t)m->position, "cache", (json_int_t)m->cache, "activations",
@@ -498,7 +498,7 @@ int inspect_print_json(const struct inspect *s)
     for (int i = 0; i < PARTS; i++)
         if (s->sum[i].tensors) json_object_set_new(parts, keys[i], json_sum(&s->sum[i]));
     json_object_set_new(o, "parts", parts);
-    if (s->has_memory) json_object_set_new(o, "memory", json_memory(s));
+    if (s->n_memory) json_object_set_new(o, "memory", json_memory(s));
     json_lists(s, o);
     json_notes(s, o);
     int rc = o && json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) == 0 ? 0 : -1;

@@ -189,6 +189,14 @@ def main():
     kinds = {k: m["cache_per_position"] for k, m in json.loads(out)["memory"].items()} if rc == 0 else {}
     ok(kinds.get("BF16") == want and kinds.get("F32") == 2 * c["num_hidden_layers"] * row * 4,
        "inspect counts the cache in 8 bits, but in f32 where that is asked for", f"{kinds} {want}")
+    rc, out, err = run("inspect", DEMO, "--json")
+    plan = json.loads(out)["memory"] if rc == 0 else {}
+    for bits, path in folders.items():
+        parts = json.loads(run("inspect", path, "--json")[1])["parts"]
+        m = plan.get(f"Q{bits}", {})
+        ok(m and m["weights_mapped"] + m["weights_converted"] == sum(p["bytes"] for p in parts.values()) and
+           m["cache_per_position"] == want, f"inspect says what {bits} bits would take", f"{err} {m} {parts}")
+    ok("Q4" not in kinds, "but not of a folder that is in 4 already", kinds)
     test_numbers(folders)
     test_quality(folders)
     test_faults(folders)
