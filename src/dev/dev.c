@@ -1,4 +1,5 @@
 /* Which device a name means, and the host's side of dev.h: plain memory. Builds with a GPU link gpu.cu beside this. */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,10 +34,10 @@ static int index_of(const char *name)
     size_t n = strlen(gpu_kind);
     if (!n || strncmp(name, gpu_kind, n) != 0) return -1;
     if (!name[n]) return 0;
-    if (name[n] != ':' || name[n + 1] < '0' || name[n + 1] > '9' || strlen(name + n) > 4) return -1;
+    if (name[n] != ':' || name[n + 1] < '0' || name[n + 1] > '9') return -1;
     char *end;
-    long i = strtol(name + n + 1, &end, 10);
-    return *end ? -1 : (int)i;
+    const long i = strtol(name + n + 1, &end, 10);
+    return *end ? -1 : i < INT_MAX ? (int)i : INT_MAX; /* which no machine has */
 }
 
 int dev_open(struct dev **ret, const char *name, struct err *e)

@@ -27,6 +27,8 @@ def main():
         finish()
     with Temp() as t:
         refused("no driver", "no driver for cuda on this machine", ENV, "--device", "cuda")
+        r = Ran([PROGRAM, "env"])
+        ok(r.code == 0 and "device        none: no driver for cuda on this machine\n" in r.out, "env says so too", r.text)
         refused("no driver for the tenth card", "no driver for cuda on this machine", ENV, "--device", "cuda:9")
         source = t.file("old.c", OLD.encode())
         subprocess.run(["cc", "-shared", "-fPIC", "-o", os.path.join(t.path, "libcuda.so.1"), source], check=True)
