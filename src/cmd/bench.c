@@ -21,6 +21,7 @@ struct bench {
     const char *random, *plan;
     int prompt, gen, batch, repeat;
     bool no_image, profile;
+    const char *measure; /* an option that only a measurement heeds, or NULL */
 };
 
 static const struct argp_option options[] = {
@@ -34,10 +35,21 @@ static const struct argp_option options[] = {
     { "no-image", K_NO_IMAGE, NULL, 0, "Leave the vision tower out", 0 },
     { "plan", K_PLAN, "CARD", 0,
       "Measure nothing: print what the memory and the matrix units of a card allow at most, in 16, 8 and 4 bits "
-      "(hip:k100_ai, hip:mi210, cuda:h100, ...; a name that is not known lists all)", 0 },
+      "(hip:k100_ai, hip:mi210, cuda:h100, ...; a name that is not known lists all). Heeds --prompt, --batch and "
+      "--context",
+      0 },
     { "profile", K_PROFILE, NULL, 0, "Print where the time goes, by kernel and shape, to standard error", 0 },
     { 0 },
 };
+
+/* What is said beside --plan and would have no effect; NULL: nothing. */
+static const char *unplanned(const struct bench *b)
+{
+    const struct llava_options *o = &b->model, no = llava_options_default();
+    return b->measure ? b->measure : o->load_8bit ? "load-8bit" : o->load_4bit ? "load-4bit"
+         : o->kv_dtype ? "kv-dtype" : strcmp(o->device, no.device) != 0 ? "device"
+         : strcmp(o->dtype, no.dtype) != 0 ? "dtype" : o->threads ? "threads" : NULL;
+}
 
 static error_t option(int key, char *arg, struct argp_state *state)
 {
@@ -46,16 +58,17 @@ static error_t option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_INIT: state->child_inputs[0] = &b->model; break;
     case K_RANDOM: b->random = arg; break;
     case K_PROMPT: b->prompt = (int)cmd_int(state, "prompt", arg, 1, 1 << 17); break;
-    case K_GEN: b->gen = (int)cmd_int(state, "gen", arg, 1, 1 << 17); break;
+    case K_GEN: b->gen = (int)cmd_int(state, "gen", arg, 1, 1 << 17), b->measure = "gen"; break;
     case K_BATCH: b->batch = (int)cmd_int(state, "batch", arg, 1, 256); break;
-    case K_REPEAT: b->repeat = (int)cmd_int(state, "repeat", arg, 1, 100); break;
-    case K_NO_IMAGE: b->no_image = true; break;
-    case K_PROFILE: b->profile = true; break;
+    case K_REPEAT: b->repeat = (int)cmd_int(state, "repeat", arg, 1, 100), b->measure = "repeat"; break;
+    case K_NO_IMAGE: b->no_image = true, b->measure = "no-image"; break;
+    case K_PROFILE: b->profile = true, b->measure = "profile"; break;
     case K_PLAN: b->plan = arg; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     case ARGP_KEY_END:
         if (!b->model.model_path == !b->random) argp_error(state, "one of --model-path and --random is needed");
         if (b->model.n_lora) argp_error(state, "bench takes no --lora");
+        if (b->plan && unplanned(b)) argp_error(state, "--plan measures nothing: --%s has no use", unplanned(b));
         break;
     default: return ARGP_ERR_UNKNOWN;
     }
@@ -149,6 +162,7 @@ static void decode_begin(const struct engine *g, const struct rows *r, int batch
 
 /* What was measured; times are medians. */
 struct figures {
+    size_t before, reader; /* peak of the memory before the host's ceiling took its own; how much that is */
     double image_s, first_s, prompt_s, step_s; /* a picture; a picture and FIRST tokens; all prompts; a token of each */
     double read_s, product_s; /* bytes and operations a second that the machine does at most; 0: not measured */
 };
@@ -182,21 +196,28 @@ static void see(struct engine *g, const struct picture_bench *p)
     dev_sync(g->dev);
 }
 
-/* A picture through the tower; then once more with FIRST tokens behind it, up to the first token of the answer. */
+/* A picture through the tower; then once more with FIRST tokens behind it, up to the first token of the answer, where
+ * the context has room for them. */
 enum { FIRST = 64 };
+static int first_rows(const struct engine *g)
+{
+    const int n = g->model.cfg.has_vision ? llava_tile_rows(&g->model) + FIRST : 0;
+    return n <= g->chunk ? n : 0;
+}
+
 static int time_picture(struct engine *g, struct cache *c, const struct rows *r, int repeat, double *t,
                         struct figures *f, struct err *e)
 {
     struct picture_bench p = { 0 };
     int rc = picture_begin(&p, g, e);
-    const int n = (int)p.features.n[0] + FIRST;
+    const int n = first_rows(g);
     for (int i = -1; i < repeat && rc >= 0; i++) { /* once to warm up */
         const double from = plat_now_s();
         see(g, &p);
         if (i >= 0) t[i] = plat_now_s() - from;
     }
     if (rc >= 0) f->image_s = median(t, repeat);
-    for (int i = -1; i < repeat && rc >= 0 && n <= c->rows && n <= g->chunk; i++) {
+    for (int i = -1; i < repeat && rc >= 0 && n; i++) {
         const double from = plat_now_s();
         engine_encode(g, SIGHT_MODEL, p.pixels, p.features);
         prefill(g, c, r, 1, n, n, p.features);
@@ -304,7 +325,8 @@ static void print_figures(const struct bench *b, const struct engine *g, const s
     for (size_t i = 0; i < sizeof real / sizeof *real; i++)
         if (real[i].value > 0) json_object_set_new(o, real[i].name, json_real(real[i].value));
     if (g->dev) json_object_set_new(o, "launches", json_integer(steps_launches(g)));
-    json_object_set_new(o, "peak_memory_bytes", json_integer((json_int_t)dev_memory_now(g->dev).peak));
+    const size_t peak = dev_memory_now(g->dev).peak - f->reader; /* which was there all the while */
+    json_object_set_new(o, "peak_memory_bytes", json_integer((json_int_t)(peak > f->before ? peak : f->before)));
     char *line = json_dumps(o, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
     if (line) puts(line);
     free(line);
@@ -319,8 +341,11 @@ static int measure(const struct bench *b, struct engine *g, struct err *e)
     struct rows r = { 0 };
     double *t = NULL;
     int rc;
-    TRY(cache_init(&c, g, (b->prompt + b->gen) * b->batch, e));
-    TRY(cpu_reader_init(&reader, e));
+    const int rows = (b->prompt + b->gen) * b->batch, first = b->no_image ? 0 : first_rows(g);
+    TRY(cache_init(&c, g, rows > first ? rows : first, e));
+    f.before = dev_memory_now(g->dev).peak;
+    if (!g->dev) TRY(cpu_reader_init(&reader, e));
+    f.reader = reader.mem.cap;
     r = rows_new(g->chunk > b->batch ? g->chunk : b->batch);
     t = malloc((size_t)(b->repeat + 2 * b->gen) * sizeof *t);
     if (!t) TRY(err_set(e, ERR_NOMEM, "no memory for the times"));

@@ -144,6 +144,9 @@ int roofline_print(const struct roofline_options *o, struct err *e)
     struct amounts *a = calloc(1, sizeof *a);
     if (!a) return err_set(e, ERR_NOMEM, "no memory for a plan");
     int rc = amounts_of(a, o, e);
+    const int most = o->context ? o->context : a->cfg.llama.max_pos;
+    if (rc >= 0 && o->prompt > most)
+        rc = err_set(e, ERR_LIMIT, "a prompt of %d positions is more than the context of %d", o->prompt, most);
     for (int bits = 16; bits >= 4 && rc >= 0; bits /= 2) print_bits(card, o, a, bits);
     llava_model_close(&a->model);
     free(a);

@@ -201,6 +201,11 @@ def test_plan():
     small = [json.loads(x) for x in llava("bench", "--random", "13b", "--plan", "cuda:rtx4090").out.splitlines()]
     ok([x["fits"] for x in small] == [False, True, True] and small[0]["missing_gb"] > 0, "which precision fits a small card",
        small)
+    for word in ("--load-4bit", "--device=cuda:9", "--dtype=f32", "--kv-dtype=q8", "--gen=5", "--no-image"):
+        refused("a plan is for all precisions", llava("bench", "--random", "1b", "--plan", "cuda:t4", word),
+                f"{word.split('=')[0]} has no use", code=2)
+    refused("a plan of more than the context", llava("bench", "--random", "1b", "--plan", "cuda:t4", "--context", "64"),
+            "640 positions is more than the context of 64")
     refused("a card that nobody knows", llava("bench", "--random", "13b", "--plan", "hip:k9"), "hip:k100_ai")
 
 
@@ -211,6 +216,8 @@ def test_other_commands():
     except ValueError:
         line = {}
     ok(r.code == 0 and line.get("decode_tok_s", 0) > 0, "bench prints one JSON object", r.text)
+    ok(line.get("first_token_ms", 0) > 0, "the first token's time, of a prompt that is shorter too", r.text)
+    ok(0 < line.get("peak_memory_bytes", 0) < 256 << 20, "the memory is the model's, not the ceiling's", r.text)
     test_bench_train()
     test_plan()
     r = llava("env")
