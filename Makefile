@@ -255,11 +255,13 @@ check: ## installs what is missing, builds, lints and runs every CPU test, and t
 	@tests/run --step 'build: $(BUILD_) CC=$(CC) SAN=$(SAN) all tests examples' --step 'lint: tools/lint.py' \
 	    --step 'emulated GPU: $(BUILD_) GPU=emu build/emu32/llava' $(B)
 
-check-web: all ## the page in a browser, a minute of load, and the openai package for JavaScript (from npm)
+NODE_PACKAGES := openai@7 zod@4 ai@7 @ai-sdk/openai@4 @ai-sdk/openai-compatible@3 @langchain/openai@1 @langchain/core@1 \
+                 @openai/agents@0
+check-web: all ## the page in a browser, a minute of load, and packages that speak OpenAI's API (from npm)
 	@tools/deps build test
 	@command -v npm >/dev/null || tools/deps web
 	@mkdir -p build/node
-	@cd build/node && npm install --silent --no-audit --no-fund openai@7
+	@cd build/node && npm install --silent --no-audit --no-fund $(NODE_PACKAGES)
 	@LOAD_S=60 OPENAI_NODE=$(abspath build/node) tests/run --only web $(B)
 
 check-full: ## the tests under sanitizers, GPU kernels emulated, and everything built by clang and GPU compilers too

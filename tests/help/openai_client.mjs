@@ -62,6 +62,36 @@ const shaped = await client.chat.completions.create({
 });
 ok(typeof JSON.parse(shaped.choices[0].message.content).red === "boolean", "an answer that fits a schema", shaped);
 
+const given = [{ role: "user", content: [{ type: "input_text", text: "What is this?" },
+                                         { type: "input_image", image_url: url, detail: "auto" }] }];
+const response = await client.responses.create({ model: "demo", input: given, temperature: 0, instructions: "Be brief." });
+ok(response.output_text === wanted && response.status === "completed" && response.usage.total_tokens > 0, "a response", response);
+const types = [];
+let delta = "";
+for await (const e of await client.responses.create({ model: "demo", input: given, temperature: 0, stream: true })) {
+  types.push(e.type);
+  delta += e.type === "response.output_text.delta" ? e.delta : "";
+}
+ok(delta === wanted && types[0] === "response.created" && types.at(-1) === "response.completed", "a response's events", types);
+const helper = await client.responses.stream({ model: "demo", input: given, temperature: 0 }).finalResponse();
+ok(helper.output_text === wanted, "a response's stream helper", helper);
+const cut = await client.responses.stream({ model: "demo", input: "Tell everything.", max_output_tokens: 1 }).finalResponse();
+ok(cut.status === "incomplete" && cut.incomplete_details.reason === "max_output_tokens", "a response that is cut", cut);
+const parsed = await client.responses.parse({
+  model: "demo", input: given, text: { format: { type: "json_schema", name: "colour", schema, strict: true } },
+});
+ok(typeof JSON.parse(parsed.output_text).red === "boolean", "a response that fits a schema", parsed);
+
+const begun = await client.chat.completions.create({ ...ask, messages: [...messages, { role: "assistant", content: "red" }] });
+ok(begun.choices[0].message.content === wanted.slice(3), "an answer that is begun", begun);
+const events = {};
+const watched = client.chat.completions.stream({ ...ask, n: 2, logprobs: true, stream_options: { include_usage: true } });
+for (const e of ["content.done", "logprobs.content.done", "totalUsage", "end"]) watched.on(e, () => (events[e] = (events[e] ?? 0) + 1));
+await watched.done();
+ok(events["content.done"] >= 1 && events.totalUsage === 1 && events.end === 1, "a stream's events", events);
+const raw = await client.chat.completions.create(ask).withResponse();
+ok(raw.request_id?.length > 0 && raw.response.headers.get("x-request-id") === raw.request_id, "a request's id", raw.request_id);
+
 async function fails(name, f, check) {
   try {
     await f();
@@ -74,6 +104,13 @@ await fails("another model", () => client.chat.completions.create({ ...ask, mode
   (e) => e instanceof OpenAI.NotFoundError && e.code === "model_not_found" && e.param === "model");
 await fails("tools", () => client.chat.completions.create({ ...ask, tools: [{ type: "function", function: { name: "f", parameters: {} } }] }),
   (e) => e instanceof OpenAI.BadRequestError && e.param === "tools" && /not supported/.test(e.message));
+await fails("runTools", () => client.chat.completions.runTools({
+  ...ask, tools: [{ type: "function", function: { name: "f", parameters: { type: "object", properties: {} }, function: () => "x" } }],
+}).finalContent(), (e) => e instanceof OpenAI.BadRequestError && e.param === "tools");
+await fails("an earlier response", () => client.responses.create({ model: "demo", input: "x", previous_response_id: "resp_1" }),
+  (e) => e instanceof OpenAI.BadRequestError && e.param === "previous_response_id");
+await fails("embeddings", () => client.embeddings.create({ model: "demo", input: "x" }),
+  (e) => e instanceof OpenAI.NotFoundError && /\/v1\/embeddings/.test(e.message));
 await fails("a wrong value", () => client.chat.completions.create({ ...ask, temperature: 9 }),
   (e) => e instanceof OpenAI.BadRequestError && e.param === "temperature");
 await fails("a wrong key", () => new OpenAI({ baseURL: base, apiKey: "no", maxRetries: 0 }).models.list(),
