@@ -12,15 +12,17 @@ static unsigned row_threads(int64_t c) { return (unsigned)least(ceil_div(c, LANE
 __device__ inline int64_t row_at(int k) { return LANES * ((int64_t)threadIdx.x + k * (int64_t)blockDim.x); }
 
 /* yd, with DROPS: y dropped; then y may be absent. A thread holds HELD eights of its row: x is read once, and all of
- * it at once. */
+ * it at once. The weights, which the kernel before does not write, are there when x is. */
 template <class A, bool DROPS, int HELD>
 __global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, A *yd, float *rstd, const A *x, view w, int64_t c, float eps,
                                                  bool wide, dropping d)
 {
-    gpu_let_next();
-    gpu_wait_for_previous();
-    float v[HELD][LANES], g[LANES], sq = 0;
+    float v[HELD][LANES], g[HELD][LANES], sq = 0;
     const int64_t row = (int64_t)blockIdx.x * c;
+    gpu_let_next();
+#pragma unroll
+    for (int k = 0; k < HELD; k++) load8(g[k], w, row_at(k), c, wide);
+    gpu_wait_for_previous();
 #pragma unroll
     for (int k = 0; k < HELD; k++) load8(v[k], x + row, row_at(k), c, wide);
 #pragma unroll
@@ -31,9 +33,8 @@ __global__ __launch_bounds__(BLOCK) void rmsnorm(A *y, A *yd, float *rstd, const
     if (rstd && threadIdx.x == 0) rstd[blockIdx.x] = r;
 #pragma unroll
     for (int k = 0; k < HELD; k++) {
-        load8(g, w, row_at(k), c, wide);
 #pragma unroll
-        for (int j = 0; j < LANES; j++) v[k][j] *= g[j] * r;
+        for (int j = 0; j < LANES; j++) v[k][j] *= g[k][j] * r;
         if (!DROPS || y) store8(y + row, v[k], row_at(k), c, wide);
         if (!DROPS || row_at(k) >= c) continue;
         round8<A>(v[k]);
