@@ -6,7 +6,7 @@
 #include "text/grammar_in.h"
 #include "text/utf8.h"
 
-enum { NAME_MAX_BYTES = 128, NEST_MAX = 100, REPEAT_MAX = 4096, NAMES = 1 << 12 };
+enum { NAME_MAX_BYTES = 128, NEST_MAX = 100, NAMES = 1 << 12 };
 
 struct parser {
     struct grammar *g;
@@ -305,7 +305,7 @@ static int number(struct parser *p)
     int v = 0;
     if (p->at >= p->end || *p->at < '0' || *p->at > '9') return bad(p, "a repetition without a number");
     for (; p->at < p->end && *p->at >= '0' && *p->at <= '9'; p->at++)
-        if ((v = 10 * v + *p->at - '0') > REPEAT_MAX) return bad(p, "a repetition that is too long");
+        if ((v = 10 * v + *p->at - '0') > GRAMMAR_REPEAT_MAX) return bad(p, "a repetition that is too long");
     return v;
 }
 

@@ -14,7 +14,10 @@
 #include "text/tokenizer.h"
 
 struct grammar;
-enum { GRAMMAR_MAX = 1 << 18 }; /* bytes of literals, classes and names of rules, once repetitions are written out */
+enum {
+    GRAMMAR_MAX = 1 << 18,     /* bytes of literals, classes and names of rules, once repetitions are written out */
+    GRAMMAR_REPEAT_MAX = 4096, /* the largest number in braces */
+};
 /* ERR_FORMAT with the line; ERR_LIMIT for one that grows past GRAMMAR_MAX. */
 int grammar_parse(struct grammar **ret, const char *text, size_t n, struct err *e);
 void grammar_free(struct grammar *g); /* accepts NULL */

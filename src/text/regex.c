@@ -3,8 +3,10 @@
 
 #include <ctype.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "text/grammar.h"
 #include "text/utf8.h"
 
 enum { RANGES_MAX = 256, NEST_MAX = 64, LAST = 0x10ffff };
@@ -261,6 +263,11 @@ static int quantifier(struct reader *r)
         while (++at < r->end && (isdigit((unsigned char)*at) || *at == ',')) {}
         if (at >= r->end || *at != '}' || !isdigit((unsigned char)r->at[1])) return 0; /* a brace that is text */
         at++;
+        char *comma;
+        const long least = strtol(r->at + 1, &comma, 10);
+        const long most = *comma == ',' && isdigit((unsigned char)comma[1]) ? strtol(comma + 1, NULL, 10) : least;
+        if (most < least) return bad(r, "a repetition that falls");
+        if (most > GRAMMAR_REPEAT_MAX) return bad(r, "a repetition of more than 4096 times");
     }
     if (at == r->at) return 0;
     buf_add(r->out, r->at, (size_t)(at - r->at));

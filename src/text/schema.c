@@ -204,6 +204,8 @@ static int numbers(struct writer *w, struct buf *b, const json_t *s, bool intege
     if (!from && !to) return buf_str(b, integer ? "integer" : "number"), 0;
     if (!integer && (floor(low) < low || floor(high) < high))
         return err_set(w->e, ERR_UNSUPPORTED, "schema: a bound of numbers that is not whole is not supported");
+    if (low > most - 2 || high < 2 - most) /* neighbours of doubles are 2 apart there */
+        return err_set(w->e, ERR_UNSUPPORTED, "schema: a bound of numbers with more than 16 digits is not supported");
     low = fmax(-most, fmin(low, most));
     high = fmax(-most, fmin(high, most));
     const int64_t lo = (int64_t)(above ? floor(low) + 1 : ceil(low));
