@@ -164,14 +164,21 @@ static bool enter(struct controller *c, const char *name, bool check, const json
     return w->models != NULL;
 }
 
+/* Of a server, and without what has no place in an address: it goes into metrics. */
+static bool is_address(const char *name)
+{
+    const char *at = name;
+    while (*at > ' ' && *at != 0x7f && !strchr("\"\\<>", *at)) at++;
+    return (!strncmp(name, "http://", 7) || !strncmp(name, "https://", 8)) && !*at && at - name < NAME_MAX_;
+}
+
 /* Enters a worker; status NULL: it is asked for. False: it does not answer, or nonsense. */
 static bool enter_asked(struct controller *c, const char *name, bool check, const json_t *status)
 {
     struct worker w = { 0 };
     json_t *asked = NULL;
-    bool web = !strncmp(name, "http://", 7) || !strncmp(name, "https://", 8);
     const bool self = is_self(c, name); /* which nobody else may speak for */
-    if (!web || strlen(name) >= NAME_MAX_) return false;
+    if (!is_address(name)) return false;
     snprintf(w.name, sizeof w.name, "%s", name);
     if (self || !status) ask_status(c, &w, 1, &asked);
     if (asked) status = asked;
@@ -578,7 +585,6 @@ void controller_metrics(struct controller *c, struct buf *out)
     buf_fmt(out, "# TYPE llava_controller_workers gauge\nllava_controller_workers %d\n", c->n_workers);
     buf_str(out, "# TYPE llava_controller_queue_length gauge\n");
     for (struct worker *w = c->workers; w; w = w->next)
-        buf_fmt(out, "llava_controller_queue_length{worker=\"%.*s\"} %.0f\n", (int)strcspn(w->name, "\"\\"), w->name,
-                w->queue);
+        buf_fmt(out, "llava_controller_queue_length{worker=\"%s\"} %.0f\n", w->name, w->queue);
     pthread_mutex_unlock(&c->lock);
 }

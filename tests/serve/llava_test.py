@@ -49,6 +49,12 @@ def test_controller():
            a.seen("/worker_get_status"), "without a status the worker is asked")
         ok(post(c.port, "/register_worker", {"worker_name": "http://127.0.0.1:1", "check_heart_beat": False,
                                              "worker_status": None}) == (200, None), "who does not answer gets null too")
+        for odd in ("http://h:1/\nllava_x 5", 'http://h:1/"', "http://h:1/ x", "ftp://h:1", "http://" + "h" * 600):
+            post(c.port, "/register_worker", {"worker_name": odd, "check_heart_beat": True, "worker_status": {
+                "model_names": ["odd"], "speed": 1, "queue_length": 0}})
+        metrics = [x for x in request(c.port, "GET", "/metrics")[2].decode().splitlines() if x[:1] != "#"]
+        ok("odd" not in post(c.port, "/list_models")[1]["models"] and all(len(x.split(" ")) == 2 for x in metrics),
+           "what is no address is no worker", metrics)
         for speed in (-1e9, 1e300):
             register(c.port, python_worker(["wild"]), speed=speed)
         ok("wild" not in post(c.port, "/list_models")[1]["models"], "nor is a speed that is none taken")
