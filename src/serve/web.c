@@ -123,7 +123,7 @@ static void reply_finish(struct gen_task *t)
     struct reply *r = (struct reply *)t;
     struct exchange *x = t->x;
     if (r->code) {
-        journal_error(r->w->journal, "%s", r->cause);
+        if (!exchange_gone(x)) journal_error(r->w->journal, "%s", r->cause);
         event_send(x,
                    json_pack("{s{ss,si,ss}}", "error", "message", r->cause, "code", (int)r->code, "cause", r->cause));
     } else {

@@ -55,7 +55,7 @@ static void answer_finish(struct gen_task *t)
         write_chunk(x, PROTOCOL_ERROR_TEXT, strlen(PROTOCOL_ERROR_TEXT), a->code, a->error);
     else if (!a->any)
         write_chunk(x, a->text.p ? a->text.p : "", a->text.n, PROTOCOL_OK, NULL);
-    if (a->code) journal_error(a->w->journal, "Caught error: %s", a->error);
+    if (a->code && !exchange_gone(x)) journal_error(a->w->journal, "Caught error: %s", a->error);
     gen_task_fini(t);
     buf_free(&a->text);
     json_decref(a->body);

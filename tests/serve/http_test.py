@@ -148,6 +148,14 @@ def test_cancel(s):
     ok(all(g in (200, 429) for g in good), f"among {n} that leave one is answered, or told to come again", good)
     ok(wait_for(lambda: calm(s.port)), "all that left are forgotten", request(s.port, "GET", "/metrics")[2].decode())
     ok(metric(s.port, "llava_answers_cancelled_total") > 0, "they were cancelled")
+    for path, ask in (("/worker_generate_stream", {"model": "demo", "prompt": "USER: Hi ASSISTANT:", "max_new_tokens": 1000}),
+                      ("/api/chat", {"model": "demo", "messages": [{"role": "user", "text": "Hi"}], "max_new_tokens": 1000})):
+        body = json.dumps({**ask, "temperature": 2}).encode()
+        for _ in range(40):
+            with socket.create_connection(("127.0.0.1", s.port)) as c:
+                c.sendall(head(len(body), path) + body)
+    ok(wait_for(lambda: calm(s.port)) and " | ERROR | " not in s.text(), "who leaves is no error of the server's",
+       s.text()[-500:])
     gone = socket.create_connection(("127.0.0.1", s.port))
     body = completion(2000, n=8)
     gone.sendall(head(len(body)) + body)
