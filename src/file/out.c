@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -140,6 +141,21 @@ int out_make_dirs(const char *path, struct err *e)
     }
     free(p);
     return rc;
+}
+
+int out_claim(int *lock, const char *dir, struct err *e)
+{
+    *lock = -1;
+    int rc = out_make_dirs(dir, e);
+    if (rc < 0) return rc;
+    const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return errno == ENOENT ? 1 : err_errno(e, "open", dir); /* ENOENT: another has just moved it away */
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
+        close(fd);
+        return 1;
+    }
+    *lock = fd;
+    return 0;
 }
 
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *f)

@@ -30,5 +30,8 @@ int out_sync_parent(const char *path, struct err *e); /* of the folder that a pa
 
 /* mkdir -p. */
 int out_make_dirs(const char *path, struct err *e);
+/* Makes a folder that is not there and keeps others out who claim it too, until *lock is closed. 1, *lock -1: another
+ * has it. File systems without locks keep nobody out. */
+int out_claim(int *lock, const char *dir, struct err *e);
 /* rm -rf, links not followed; whatever fails stays. */
 void out_remove_tree(const char *path);

@@ -70,6 +70,18 @@ static int path_make(char **ret, const char *dir, const char *tail, struct err *
 }
 
 /* The finished folder gets its name. */
+/* What a killed run left there is removed. Two runs that write to one place would take each other's files away. */
+static int stage_begin(int *lock, const char *stage, const char *dir, struct err *e)
+{
+    int rc = out_claim(lock, stage, e);
+    if (rc == 0) { /* what was there is ours alone, to be removed; the folder that is written to is a new one */
+        out_remove_tree(stage);
+        close(*lock);
+        rc = out_claim(lock, stage, e);
+    }
+    return rc > 0 ? err_set(e, ERR_USAGE, "another run is writing '%s'", dir) : rc;
+}
+
 static int stage_commit(const char *stage, const char *dir, struct err *e)
 {
     char *plain, *parent = NULL;
@@ -495,7 +507,7 @@ int llava_model_save(struct llava_model *m, const struct save_options *o, struct
     second.tower = o->tower_beside;
     second.adapters = o->what == SAVE_ADAPTER;
     char *stage = NULL;
-    int rc;
+    int lock = -1, rc;
     TRY(check(m, o, e));
     TRY(collect(&s, e));
     if (second.tower || second.adapters) TRY(collect(&second, e));
@@ -507,11 +519,12 @@ int llava_model_save(struct llava_model *m, const struct save_options *o, struct
     }
     TRY(save_dir_check(o->dir, e));
     TRY(path_make(&stage, o->dir, ".writing", e));
-    out_remove_tree(stage);
+    TRY(stage_begin(&lock, stage, o->dir, e));
     TRY(write_all(&s, &second, stage, e));
     TRY(stage_commit(stage, o->dir, e));
 out:
-    if (rc < 0 && stage) out_remove_tree(stage);
+    if (rc < 0 && lock >= 0) out_remove_tree(stage);
+    if (lock >= 0) close(lock);
     free(stage);
     saving_fini(&s);
     saving_fini(&second);

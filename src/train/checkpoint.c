@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -129,17 +128,10 @@ static void sweep(const char *dir)
 
 int checkpoint_claim(int *lock, const char *output_dir, struct err *e)
 {
-    int rc = out_make_dirs(output_dir, e);
-    if (rc < 0) return rc;
-    int fd = open(output_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return err_errno(e, "open", output_dir);
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) { /* file systems without locks: as it is */
-        close(fd);
-        return err_set(e, ERR_USAGE, "another run is at work in '%s'", output_dir);
-    }
-    sweep(output_dir);
-    *lock = fd;
-    return 0;
+    const int rc = out_claim(lock, output_dir, e);
+    if (rc > 0) return err_set(e, ERR_USAGE, "another run is at work in '%s'", output_dir);
+    if (rc >= 0) sweep(output_dir);
+    return rc;
 }
 
 int checkpoint_find(char **ret, const char *output_dir, const char *from, struct err *e)

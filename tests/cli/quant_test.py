@@ -2,6 +2,7 @@
 """8 and 4 bits: llava quantize and --load-8bit, --load-4bit give the same numbers; how far these are from 16 bits, beside
 NF4 with double quantisation (arXiv:2305.14314) as bitsandbytes has it; answers of the demo model; and what fails.
 LLAVA_TEST_DEVICE says where the logits are computed: cpu, cuda, hip."""
+import fcntl
 import json
 import os
 import re
@@ -103,6 +104,13 @@ def test_faults(folders):
     fails("convert", "convert", "--model-path", folders[8], "--to", "llava", "--output", place("x"))
     fails("bits", "quantize", "--model-path", DEMO, "--bits", "5", "--output", place("x"), code=2)
     fails("no bits", "quantize", "--model-path", DEMO, "--output", place("x"), code=2)
+    os.mkdir(place("x.writing"))
+    fd = os.open(place("x.writing"), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    err = fails("two runs write one folder", "quantize", "--model-path", DEMO, "--bits", "4", "--output", place("x"))
+    ok("another run is writing" in err and os.path.exists(place("x.writing")), "the first goes on", err)
+    os.close(fd)
+    os.rmdir(place("x.writing"))
     fails("not empty", "quantize", "--model-path", DEMO, "--bits", "4", "--output", folders[4])
     ok(not os.path.exists(place("x")), "nothing was written")
     bad = place("bad")
