@@ -79,7 +79,7 @@ struct parts {
     struct worker_node *node;
     struct controller *controller;
     struct web *web;
-    struct openai openai;
+    struct openai *openai;
     struct status status;
 };
 
@@ -97,13 +97,11 @@ static int open_parts(struct parts *p, struct options *o, struct err *e)
     TRY(controller_open(&p->controller, &fleet, o->serving.client, o->serving.journal, e));
     o->paging.web.examples = o->model.model_path;
     TRY(web_open(&p->web, &o->paging.web, p->gen, NULL, o->serving.journal, e));
-    TRY(fetcher_open(&p->openai.fetcher, &o->answering.fetch, e));
-    p->openai.g = p->gen;
-    p->openai.created = time(NULL);
+    TRY(openai_open(&p->openai, p->gen, &o->answering.fetch, e));
     p->status = (struct status){ server, p->controller, p->gen };
     const struct mount mounts[] = { { worker_routes, p->node },
                                     { controller_routes, p->controller },
-                                    { openai_routes, &p->openai },
+                                    { openai_routes, p->openai },
                                     { status_routes, &p->status },
                                     { web_routes, p->web } };
     TRY(server_start(server, mounts, 5, e));
@@ -132,7 +130,7 @@ out:
     web_close(p.web);
     controller_close(p.controller);
     worker_close(p.node);
-    fetcher_close(p.openai.fetcher);
+    openai_close(p.openai);
     gen_close(p.gen);
     serving_close(&o.serving);
     return rc < 0 ? cmd_fail(e.msg) : 0;

@@ -88,7 +88,7 @@ int cmd_worker(int argc, char **argv)
     if (!o.once) serving_supervise();
     struct err e = { 0 };
     struct gen *gen = NULL;
-    struct fetcher *fetcher = NULL;
+    struct openai *openai = NULL;
     struct worker_node *node = NULL;
     struct status status = { 0 };
     char id[7], file[40];
@@ -101,16 +101,15 @@ int cmd_worker(int argc, char **argv)
     status.server = o.serving.server;
     status.gen = gen;
     TRY(worker_open(&node, &o.worker, gen, o.serving.journal, &e));
-    TRY(fetcher_open(&fetcher, &o.answering.fetch, &e));
-    struct openai openai = { gen, fetcher, time(NULL) };
-    const struct mount mounts[] = { { worker_routes, node }, { openai_routes, &openai }, { status_routes, &status } };
+    TRY(openai_open(&openai, gen, &o.answering.fetch, &e));
+    const struct mount mounts[] = { { worker_routes, node }, { openai_routes, openai }, { status_routes, &status } };
     TRY(server_start(o.serving.server, mounts, 3, &e));
     TRY(worker_begin(node, &e));
     serving_run(&o.serving, "worker");
 out:
     serving_stop(&o.serving);
     worker_close(node);
-    fetcher_close(fetcher);
+    openai_close(openai);
     gen_close(gen);
     serving_close(&o.serving);
     return rc < 0 ? cmd_fail(e.msg) : 0;

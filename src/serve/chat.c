@@ -528,7 +528,7 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
 
 /* ---- responses */
 
-/* Items of a conversation that are not messages. */
+/* Items of a conversation that are not messages; what an item_reference leads to is there already (response.c). */
 static void check_items(const struct fields *f, json_t *items)
 {
     size_t i;
@@ -538,22 +538,15 @@ static void check_items(const struct fields *f, json_t *items)
         char name[32];
         snprintf(name, sizeof name, "input[%zu]", i);
         if (!type || !strcmp(type, "message")) continue;
-        if (!strcmp(type, "item_reference"))
-            fields_bad(f, name, "refers to an earlier item, and none is kept: send what it was ('store' false)");
-        else fields_bad(f, name, "is of type '%.40s', want a message", type);
+        fields_bad(f, name, "is of type '%.40s', want a message", type);
     }
 }
 
-/* What would need a store of earlier responses, or is not done. */
-static void refuse_kept(const struct fields *f)
+static void refuse_more(const struct fields *f)
 {
-    static const char *const kept[] = { "previous_response_id", "conversation", "background" };
     const char *cut = "";
-    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
-        const json_t *v = json_object_get(f->o, kept[i]);
-        if (v && !json_is_null(v) && !json_is_false(v))
-            fields_bad(f, kept[i], "is not supported: no response is kept; send the whole conversation as 'input'");
-    }
+    fields_refuse(f, "conversation");
+    fields_refuse(f, "background");
     fields_refuse(f, "prompt");
     if (fields_str(f, "truncation", &cut) && strcmp(cut, "disabled") != 0)
         fields_bad(f, "truncation", "is not supported but as 'disabled'");
@@ -575,8 +568,9 @@ static void read_included(struct chat *c, const struct fields *f)
 static void keep_repeated(struct chat *c, const json_t *body, struct bad *b)
 {
     static const char *const keys[] = {
-        "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", "prompt_cache_key",
-        "safety_identifier", "temperature", "text", "tool_choice", "top_logprobs", "top_p", "user",
+        "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
+        "previous_response_id", "prompt_cache_key", "safety_identifier", "temperature", "text", "tool_choice",
+        "top_logprobs", "top_p", "user",
     };
     c->repeated = json_object();
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
@@ -594,24 +588,19 @@ void response_read(struct chat *c, const json_t *body, struct bad *b)
     int64_t most = INT32_MAX;
     start(c, &f, "input");
     if (!input || json_is_null(input)) fields_need(&f, "input");
-    else if (!json_is_string(input) && !json_is_array(input))
-        fields_bad(&f, "input", "is %s, want a string or an array", fields_kind(input));
-    refuse_kept(&f);
+    else if (!json_is_array(input)) fields_bad(&f, "input", "is %s, want a string or an array", fields_kind(input));
+    refuse_more(&f);
     read_sampling(c, &f);
     fields_int(&f, "max_output_tokens", &most, 1, INT32_MAX);
     c->sampling.max_new_tokens = (int)most;
     if (c->n != 1) fields_bad(&f, "n", "is %d; a response is one answer", c->n);
     read_included(c, &f);
+    c->kept = true;
+    fields_bool(&f, "store", &c->kept);
     if (fields_object(&f, "text", &text)) read_format(c, &text, "format", true);
     if (fields_str(&f, "instructions", &first)) buf_str(&c->system, first);
-    if (json_is_array(input)) {
-        check_items(&f, input);
-        read_messages(c, &f, input);
-    } else if (!b->status) {
-        json_t *messages = json_pack("[{ss,sO}]", "role", "user", "content", input);
-        read_messages(c, &f, messages); /* copies text, and a string has no pictures */
-        json_decref(messages);
-    }
+    check_items(&f, input);
+    if (!b->status) read_messages(c, &f, input);
     if (!b->status) keep_repeated(c, body, b);
 }
 

@@ -45,6 +45,7 @@ struct chat {
     struct llava_bias *bias;      /* [sampling.n_bias], owned */
     int n;                        /* answers */
     bool seeded, stream, usage, logprobs, echo;
+    bool kept;                    /* a response, for requests that name it */
     int top_logprobs;
     char *schema, *grammar;       /* what answers must be, as llava_request has it: one of them or none; owned */
     const char *form;             /* the field that says so */
@@ -54,7 +55,7 @@ struct chat {
 /* Each fills *c from a request's body, which must outlive it; complaints go to *b. chat_free releases all. */
 void chat_read(struct chat *c, const json_t *body, struct bad *b);
 void completion_read(struct chat *c, const json_t *body, struct bad *b);
-void response_read(struct chat *c, const json_t *body, struct bad *b);
+void response_read(struct chat *c, const json_t *body, struct bad *b); /* whose input is an array: response_recall */
 void tokens_read(struct chat *c, const json_t *body, struct bad *b); /* {"tokens": [...]}, as a prompt; none: none */
 void chat_free(struct chat *c);
 

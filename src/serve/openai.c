@@ -10,6 +10,13 @@
 #include "serve/openai_in.h"
 #include "serve/protocol.h"
 
+struct openai {
+    struct gen *g;
+    struct fetcher *fetcher;
+    struct shelf *shelf;
+    time_t created; /* when the model was opened */
+};
+
 /* ---- one request under way */
 
 static void ask_free(struct ask *a)
@@ -23,6 +30,7 @@ static void ask_free(struct ask *a)
     chat_free(&a->chat);
     json_decref(a->body);
     json_decref(a->sent);
+    if (a->shelved) shelf_drop(a->shelf, exchange_realm(a->task.x), a->id);
     fetches_free(a->fetches);
     gen_task_fini(&a->task);
     free(a);
@@ -302,6 +310,11 @@ static struct ask *ask_new(const struct openai *o, struct exchange *x, const str
     a->shape = shape;
     a->created = time(NULL);
     snprintf(a->id, sizeof a->id, "%s%s", shape->id, exchange_id(x));
+    uint64_t r[2];
+    if (shape == &shape_response && getrandom(r, sizeof r, 0) == sizeof r) /* who guesses one reads it */
+        snprintf(a->id, sizeof a->id, "%s%016llx%016llx", shape->id, (unsigned long long)r[0],
+                 (unsigned long long)r[1]);
+    a->shelf = o->shelf;
     return a;
 }
 
@@ -309,9 +322,12 @@ static void answer(const struct openai *o, struct exchange *x, const struct shap
 {
     struct ask *a = ask_new(o, x, shape);
     if (!a) return;
+    if (shape == &shape_response) response_recall(a);
     shape->read(&a->chat, a->body, &a->bad);
     if (!a->bad.status) find_model(a, o->g);
     if (!a->bad.status) list_addresses(a, o->fetcher);
+    if (!a->bad.status && a->chat.kept)
+        a->shelved = a->chat.kept = shelf_begin(o->shelf, exchange_realm(x), a->id, json_object_get(a->body, "input"));
     if (a->bad.status) {
         fail(a);
     } else if (a->fetches) {
@@ -327,6 +343,29 @@ static void answer(const struct openai *o, struct exchange *x, const struct shap
 static void on_chat(void *ctx, struct exchange *x) { answer(ctx, x, &shape_chat); }
 static void on_completion(void *ctx, struct exchange *x) { answer(ctx, x, &shape_completion); }
 static void on_response(void *ctx, struct exchange *x) { answer(ctx, x, &shape_response); }
+
+/* ---- responses that are kept */
+
+static void no_response(struct exchange *x)
+{
+    exchange_error(x, 404, NULL, "not_found", "no response '%.60s' is kept, or not any more", exchange_tail(x));
+}
+
+static void on_kept(void *ctx, struct exchange *x)
+{
+    struct openai *o = ctx;
+    json_t *v = shelf_response(o->shelf, exchange_realm(x), exchange_tail(x));
+    if (v) exchange_json(x, 200, v);
+    else no_response(x);
+}
+
+static void on_drop(void *ctx, struct exchange *x)
+{
+    struct openai *o = ctx;
+    const char *id = exchange_tail(x);
+    if (!shelf_drop(o->shelf, exchange_realm(x), id)) no_response(x);
+    else exchange_json(x, 200, json_pack("{ss,ss,sb}", "id", id, "object", "response.deleted", "deleted", 1));
+}
 
 /* ---- models */
 
@@ -412,7 +451,33 @@ const struct route openai_routes[] = {
     { "POST", "/completions", on_completion, 0, PROTOCOL_BODY_MAX, "" },
     { "POST", "/v1/responses", on_response, 0, PROTOCOL_BODY_MAX, "a chat as OpenAI's newer clients ask it" },
     { "POST", "/responses", on_response, 0, PROTOCOL_BODY_MAX, "" },
+    { "GET", "/v1/responses/*", on_kept, 0, 0, "a response that is kept" },
+    { "DELETE", "/v1/responses/*", on_drop, ROUTE_QUICK, 0, "forgets it" },
     { "POST", "/tokenize", on_tokenize, 0, 1 << 20, "the tokens of a text" },
     { "POST", "/detokenize", on_detokenize, 0, 1 << 20, "the text of tokens" },
     { 0 },
 };
+
+int openai_open(struct openai **ret, struct gen *g, const struct fetch_limits *fetch, struct err *e)
+{
+    struct openai *o = calloc(1, sizeof *o);
+    *ret = NULL;
+    if (!o || !(o->shelf = shelf_new())) {
+        free(o);
+        return err_set(e, ERR_NOMEM, "no memory for a server");
+    }
+    o->g = g;
+    o->created = time(NULL);
+    int rc = fetcher_open(&o->fetcher, fetch, e);
+    if (rc < 0) openai_close(o);
+    else *ret = o;
+    return rc;
+}
+
+void openai_close(struct openai *o)
+{
+    if (!o) return;
+    fetcher_close(o->fetcher);
+    shelf_free(o->shelf);
+    free(o);
+}

@@ -7,6 +7,7 @@
 #include "serve/event.h"
 #include "serve/fetch.h"
 #include "serve/gen.h"
+#include "serve/shelf.h"
 
 struct choice {
     struct buf text;      /* of a whole answer */
@@ -30,7 +31,7 @@ struct ask {
     json_t *body;         /* what chat borrows from; NULL once the batch has the request */
     struct chat chat;
     struct fetches *fetches; /* pictures behind addresses until they are read, or NULL */
-    char id[32], model[200];
+    char id[SHELF_ID], model[200];
     const char *adapter;  /* NULL: none */
     time_t created;
     struct choice *choice; /* [n] */
@@ -39,6 +40,8 @@ struct ask {
     int n_prompt, n_cached, n_new;
     int n_events;         /* of a response's stream */
     json_t *sent;         /* logprobs that they had; NULL before the first */
+    struct shelf *shelf;  /* where responses are kept */
+    bool shelved;         /* this one's conversation is there, and no response yet */
     struct bad bad;       /* what was wrong first, with the request or with an answer */
 };
 
@@ -55,6 +58,9 @@ struct shape {
     void (*broken)(struct ask *a);      /* a->bad, where events have begun: the last one */
 };
 extern const struct shape shape_chat, shape_completion, shape_response;
+
+/* Makes an array of a response's input, with what it names of earlier ones; a->bad says what is not there. */
+void response_recall(struct ask *a);
 
 /* One token more of choice i, as llava_request.on_token has it; ctx is a part. */
 void answer_token(void *ctx, int i, const struct llava_token *t);

@@ -1,4 +1,4 @@
-/* Answers of /v1/responses, whole and as the events of a stream. None is kept: each request brings its conversation. */
+/* Answers of /v1/responses, whole and as the events of a stream, and what requests name of earlier ones. */
 #include "serve/openai_in.h"
 
 /* ---- the objects */
@@ -28,8 +28,8 @@ static json_t *response(const struct ask *a, const char *status, json_t *output)
     json_t *v = json_pack("{ss,ss,sI,ss,sb,sn,sn,ss,so,sn,s{sn,sn},ss,sb,ss,sn}", "id", a->id, "object", "response",
                           "created_at", (json_int_t)a->created, "status", status, "background", 0, "error",
                           "incomplete_details", "model", a->model, "output", output, "previous_response_id",
-                          "reasoning", "effort", "summary", "service_tier", "default", "store", 0, "truncation",
-                          "disabled", "usage");
+                          "reasoning", "effort", "summary", "service_tier", "default", "store", a->chat.kept,
+                          "truncation", "disabled", "usage");
     json_t *more = json_pack("{sn,sn,sn,s{},sb,sn,sn,sf,s{s{ss}},ss,s[],si,sf,sn}", "instructions",
                              "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", 1,
                              "prompt_cache_key", "safety_identifier", "temperature", 1.0, "text", "format", "type",
@@ -58,7 +58,15 @@ static json_t *complete(const struct ask *a, json_t *logprobs)
     return v;
 }
 
-static json_t *whole(struct ask *a) { return complete(a, answer_logprobs(&a->choice[0])); }
+/* A response that is complete, for requests to come. */
+static json_t *keep(struct ask *a, json_t *v)
+{
+    if (a->shelved) shelf_end(a->shelf, exchange_realm(a->task.x), a->id, v);
+    a->shelved = false;
+    return v;
+}
+
+static json_t *whole(struct ask *a) { return keep(a, complete(a, answer_logprobs(&a->choice[0]))); }
 
 /* ---- events */
 
@@ -119,7 +127,7 @@ static void over(struct ask *a, int i)
 static void end(struct ask *a)
 {
     tell(a, is_cut(a) ? "response.incomplete" : "response.completed",
-         json_pack("{so}", "response", complete(a, json_incref(a->sent))));
+         json_pack("{so}", "response", keep(a, complete(a, json_incref(a->sent)))));
 }
 
 static void broken(struct ask *a)
@@ -135,6 +143,42 @@ static void broken(struct ask *a)
     json_t *v = response(a, "failed", json_array());
     json_object_set_new(v, "error", e);
     tell(a, "response.failed", json_pack("{so}", "response", v));
+}
+
+/* ---- what was before */
+
+/* The message that an item_reference names: it bears the number of its response. */
+static json_t *referred(struct ask *a, const char *name)
+{
+    char id[SHELF_ID] = "";
+    if (!strncmp(name, "msg_", 4)) snprintf(id, sizeof id, "resp_%.40s", name + 4);
+    json_t *response = shelf_response(a->shelf, exchange_realm(a->task.x), id);
+    json_t *item = json_incref(json_array_get(json_object_get(response, "output"), 0));
+    json_decref(response);
+    if (!item)
+        bad_set(&a->bad, 404, "input", "item_not_found", "no item '%.60s' is kept, or not any more: send what it was",
+                name);
+    return item;
+}
+
+void response_recall(struct ask *a)
+{
+    json_t *input = json_object_get(a->body, "input"), *v;
+    const char *before = json_string_value(json_object_get(a->body, "previous_response_id"));
+    json_t *items = before ? shelf_items(a->shelf, exchange_realm(a->task.x), before) : json_array();
+    size_t i;
+    if (!items)
+        bad_set(&a->bad, 400, "previous_response_id", "previous_response_not_found",
+                "no response '%.60s' is kept, or not any more: send the whole conversation as 'input'", before);
+    if (json_is_string(input)) json_array_append_new(items, json_pack("{ss,sO}", "role", "user", "content", input));
+    json_array_foreach(input, i, v) {
+        const char *type = json_string_value(json_object_get(v, "type"));
+        const char *name = json_string_value(json_object_get(v, "id"));
+        if (type && !strcmp(type, "item_reference")) json_array_append_new(items, referred(a, name ? name : ""));
+        else json_array_append(items, v);
+    }
+    if (!a->bad.status && (json_is_string(input) || json_is_array(input))) json_object_set(a->body, "input", items);
+    json_decref(items);
 }
 
 const struct shape shape_response = { "resp_", true, response_read, whole, piece, over, end, broken };

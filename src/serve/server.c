@@ -45,7 +45,8 @@ static void refuse(struct exchange *x, int status, const char *code, const char 
 static void find_route(struct exchange *x)
 {
     const char *method = !strcmp(x->method, "HEAD") ? "GET" : x->method;
-    static const char *const allowed[] = { NULL, "GET, HEAD", "POST", "GET, HEAD, POST" };
+    static const char *const allowed[] = { NULL, "GET, HEAD", "POST", "GET, HEAD, POST", "DELETE", "GET, HEAD, DELETE",
+                                           "POST, DELETE", "GET, HEAD, POST, DELETE" };
     unsigned known = 0; /* an index of it: what others than this method the address takes */
     for (int i = 0; i < x->server->n_mounts; i++) {
         const struct mount *m = &x->server->mounts[i];
@@ -55,7 +56,7 @@ static void find_route(struct exchange *x)
             if (known && n == 2 && tail) continue; /* what takes anything does not take another's */
             if (tail ? strncmp(r->path, x->path, n - 1) != 0 : strcmp(r->path, x->path) != 0) continue;
             if (strcmp(r->method, method) != 0) {
-                if (n > 2 || !tail) known |= !strcmp(r->method, "GET") ? 1 : 2;
+                if (n > 2 || !tail) known |= !strcmp(r->method, "GET") ? 1 : !strcmp(r->method, "POST") ? 2 : 4;
                 continue;
             }
             x->route = r;
@@ -171,7 +172,7 @@ static void refuse_large(struct exchange *x)
 static bool is_preflight(struct exchange *x)
 {
     if (strcmp(x->method, "OPTIONS") != 0 || !x->server->o.cors) return false;
-    exchange_set_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    exchange_set_header(x, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
     exchange_set_header(x, "Access-Control-Allow-Headers", "*, Authorization, Content-Type");
     exchange_set_header(x, "Access-Control-Max-Age", "86400");
     x->refused = true;

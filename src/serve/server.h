@@ -22,7 +22,7 @@ enum route_flags {
 
 typedef void route_fn(void *ctx, struct exchange *x);
 struct route {
-    const char *method; /* "GET" (HEAD too), "POST" */
+    const char *method; /* "GET" (HEAD too), "POST", "DELETE" */
     const char *path;   /* a last "*" stands for anything */
     route_fn *handle;
     unsigned flags;

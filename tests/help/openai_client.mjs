@@ -82,6 +82,11 @@ const parsed = await client.responses.parse({
 });
 ok(typeof JSON.parse(parsed.output_text).red === "boolean", "a response that fits a schema", parsed);
 
+const follow = await client.responses.create({ model: "demo", input: "Why?", previous_response_id: response.id, max_output_tokens: 5 });
+ok(follow.usage.input_tokens > response.usage.input_tokens, "a response to the one before", follow);
+ok((await client.responses.retrieve(response.id)).output[0].content[0].text === wanted, "a response that is kept");
+await client.responses.delete(response.id);
+
 const begun = await client.chat.completions.create({ ...ask, messages: [...messages, { role: "assistant", content: "red" }] });
 ok(begun.choices[0].message.content === wanted.slice(3), "an answer that is begun", begun);
 const events = {};
@@ -107,7 +112,7 @@ await fails("tools", () => client.chat.completions.create({ ...ask, tools: [{ ty
 await fails("runTools", () => client.chat.completions.runTools({
   ...ask, tools: [{ type: "function", function: { name: "f", parameters: { type: "object", properties: {} }, function: () => "x" } }],
 }).finalContent(), (e) => e instanceof OpenAI.BadRequestError && e.param === "tools");
-await fails("an earlier response", () => client.responses.create({ model: "demo", input: "x", previous_response_id: "resp_1" }),
+await fails("an earlier response", () => client.responses.create({ model: "demo", input: "x", previous_response_id: response.id }),
   (e) => e instanceof OpenAI.BadRequestError && e.param === "previous_response_id");
 await fails("embeddings", () => client.embeddings.create({ model: "demo", input: "x" }),
   (e) => e instanceof OpenAI.NotFoundError && /\/v1\/embeddings/.test(e.message));

@@ -61,9 +61,8 @@ for (const [road, model] of [["responses", openai], ["chat", openai.chat], ["com
   });
   await check(`ai, ${road}: a conversation`, async () => {
     const first = await ai.generateText(how);
-    const store = road === "responses" ? { providerOptions: { openai: { store: false } } } : {};
     const next = [...messages, ...first.response.messages, { role: "user", content: "Why?" }];
-    const r = await ai.generateText({ ...how, messages: next, maxOutputTokens: 9, ...store });
+    const r = await ai.generateText({ ...how, messages: next, maxOutputTokens: 9 });
     return (r.text.length > 0 && r.usage.inputTokens > first.usage.inputTokens) || r.text;
   });
   await check(`ai, ${road}: an abort`, async () => {

@@ -6,7 +6,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
-from cli import finish, ok  # noqa: E402
+from cli import finish, ok, place  # noqa: E402
 from serving import APPLE, DEMO, Server, post, request  # noqa: E402
 
 with open(APPLE, "rb") as f:
@@ -46,7 +46,7 @@ def test_whole(port):
     ok(u["total_tokens"] == u["input_tokens"] + u["output_tokens"] and u["input_tokens_details"]["cached_tokens"] >= 0 and
        u["output_tokens_details"]["reasoning_tokens"] == 0, "usage", u)
     ok(v["metadata"] == {"a": "b"} and v["instructions"] == "Be brief." and v["temperature"] == 0 and v["top_p"] == 1 and
-       v["user"] == "x" and v["parallel_tool_calls"] is False and v["error"] is None and v["store"] is False and
+       v["user"] == "x" and v["parallel_tool_calls"] is False and v["error"] is None and v["store"] is True and
        v["tools"] == [] and v["text"] == {"format": {"type": "text"}}, "what was asked is repeated", v)
     ok(said(ask(port, [{"type": "message", **LOOK[0]}])) == "red apple", "an item with its type")
     talk = LOOK + [{"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
@@ -93,14 +93,61 @@ def test_stream(port):
     ok(got[-1][1]["response"]["output"][0]["content"][0]["text"] == "5", "with a schema", got)
 
 
+def test_kept(port, other):
+    """A request may name the response before, or an item of it."""
+    first = ask(port, LOOK)
+    ok(first[1]["store"] is True and len(first[1]["id"]) == 37, "a response is kept", first)
+    status, _, data = request(port, "GET", "/v1/responses/" + first[1]["id"])
+    ok(status == 200 and json.loads(data) == first[1], "and can be had again", data)
+    whole = ask(port, LOOK + first[1]["output"] + [{"role": "user", "content": "Why?"}], max_output_tokens=8)
+    then = ask(port, "Why?", previous_response_id=first[1]["id"], max_output_tokens=8)
+    ok(said(then) == said(whole) and then[1]["usage"]["input_tokens"] == whole[1]["usage"]["input_tokens"] and
+       then[1]["previous_response_id"] == first[1]["id"], "the next goes on from it", (then, whole))
+    third = ask(port, "And?", previous_response_id=then[1]["id"], max_output_tokens=4)
+    ok(third[1]["usage"]["input_tokens"] > then[1]["usage"]["input_tokens"], "and the one after that", third)
+    item = {"type": "item_reference", "id": first[1]["output"][0]["id"]}
+    named = ask(port, LOOK + [item, {"role": "user", "content": "Why?"}], max_output_tokens=8)
+    ok(said(named) == said(whole), "an item by its name", named)
+    _, _, got = events(port, "Hi", max_output_tokens=3)
+    ok(ask(port, "So?", previous_response_id=got[-1][1]["response"]["id"])[0] == 200, "one that was streamed is kept too")
+    r = ask(port, "Hi", store=False)
+    ok(r[1]["store"] is False and request(port, "GET", "/v1/responses/" + r[1]["id"])[0] == 404, "but none that asks not to be")
+    status, _, data = request(port, "DELETE", "/v1/responses/" + first[1]["id"])
+    ok(status == 200 and json.loads(data)["deleted"] is True, "one is forgotten", data)
+    ok(request(port, "DELETE", "/v1/responses/" + first[1]["id"])[0] == 404 and
+       request(port, "GET", "/v1/responses/" + first[1]["id"])[0] == 404, "and is gone")
+    r = ask(port, LOOK + [item, {"role": "user", "content": "Why?"}])
+    ok(r[0] == 404 and r[1]["error"]["code"] == "item_not_found", "its items too", r)
+    r = ask(port, [{"type": "item_reference"}, {"type": "item_reference", "id": "x" * 5000}])
+    ok(r[0] == 404, "an item without a name", r)
+    r = request(port, "PUT", "/v1/responses/x", {})
+    ok(r[0] == 405 and r[1]["allow"] == "GET, HEAD, DELETE", "what may be done with one", r)
+    mine, yours = ({"headers": {"Authorization": f"Bearer {k}"}} for k in ("mine", "yours"))
+    r = post(other, "/v1/responses", {"input": "My secret is", "max_output_tokens": 1}, **mine)
+    path = "/v1/responses/" + r[1]["id"]
+    ok(request(other, "GET", path, **mine)[0] == 200 and request(other, "GET", path, **yours)[0] == 404 and
+       request(other, "DELETE", path, **yours)[0] == 404 and post(other, "/v1/responses", {
+           "input": "x", "previous_response_id": r[1]["id"]}, **yours)[0] == 400, "another key finds nothing", r)
+
+
+def test_full_shelf(port):
+    """The oldest make room for new ones, and one that is huge is answered without being kept."""
+    large = [{"role": "user", "content": "Hi", "note": "x" * (9 << 20)}]
+    ids = [ask(port, large, max_output_tokens=1)[1]["id"] for _ in range(9)]
+    there = [request(port, "GET", "/v1/responses/" + i)[0] for i in ids]
+    ok(there[0] == 404 and there[-1] == 200 and 5 <= there.count(200) <= 8, "the newest are kept", there)
+    r = ask(port, [{"role": "user", "content": "Hi", "note": "x" * (17 << 20)}], max_output_tokens=1)
+    ok(r[0] == 200 and r[1]["store"] is False, "a huge one is not", r[1].get("store"))
+
+
 WRONG = [  # name, members, field, a word of the message
     ("no input", {"input": None}, "input", "missing"),
     ("a number", {"input": 5}, "input", "a number"),
     ("nothing", {"input": []}, "input", "0 messages"),
-    ("an earlier response", {"previous_response_id": "resp_1"}, "previous_response_id", "no response is kept"),
-    ("a conversation", {"conversation": "conv_1"}, "conversation", "no response is kept"),
+    ("an earlier response", {"previous_response_id": "resp_1"}, "previous_response_id", "no response 'resp_1' is kept"),
+    ("a conversation", {"conversation": "conv_1"}, "conversation", "not supported"),
     ("later", {"background": True}, "background", "not supported"),
-    ("an earlier item", {"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]", "none is kept"),
+    ("an input by name", {"prompt": {"id": "p"}}, "prompt", "not supported"),
     ("a call", {"input": [{"type": "function_call", "name": "f"}]}, "input[0]", "function_call"),
     ("tools", {"tools": [{"type": "function", "name": "f"}]}, "tools", "not supported"),
     ("a format", {"text": {"format": {"type": "xml"}}}, "text.format.type", "none of"),
@@ -123,12 +170,16 @@ def test_wrong(port):
         ok(r[0] == 400 and e.get("param") == param and word in e["message"], f"wrong: {name}", r)
     r = ask(port, "Hi", model="gpt-5")
     ok(r[0] == 404 and r[1]["error"]["code"] == "model_not_found", "another model", r)
-    ok(request(port, "GET", "/v1/responses/resp_1")[0] == 404, "none is kept")
 
 
-with Server("serve", "--model-path", DEMO) as server:
+with open(place("keys"), "w") as f:
+    f.write("mine\nyours\n")
+with Server("serve", "--model-path", DEMO) as server, \
+        Server("serve", "--model-path", DEMO, "--api-key-file", place("keys")) as keyed:
     test_whole(server.port)
     test_stream(server.port)
+    test_kept(server.port, keyed.port)
+    test_full_shelf(server.port)
     test_wrong(server.port)
     ok(server.stop() == 0, "an orderly end", server.text())
 finish()
