@@ -187,10 +187,12 @@ def a_card_that_is_not_here(tmp):
     ok(ran.code == 1 and one_line(ran, "--host_memory_limit is 20.0 GB"), "13b: a host that is too small", ran.text)
     lora = [*dry, "--lora_enable", "True", "--lora_r", "128", "--model_max_length", "1024",
             "--per_device_train_batch_size", "16", "--memory_limit", "38GB", "--image_aspect_ratio", "pad"]
-    for offload, host in (("none", 0), ("auto", 1)):
+    for offload, away, again in (("none", False, True), ("auto", True, False)):
         ran = train(os.path.join(tmp.path, "no"), *lora, "--offload", offload, "--host_memory_limit", "100GB")
         have = rows_of(ran.out)
-        ok(ran.code in (0, 1) and "frozen weights" in have, f"13b, LoRA, --offload {offload}", ran.text)
+        runs_again = re.search(r"^> nothing .* ([1-9]\d*) of +40 |^layers that run again on the way back: [1-9]", ran.out, re.M)
+        ok(ran.code == 0 and abs(have.get("frozen weights", 0) - 26) < 0.1 and ("activations, away" in have) == away and
+           bool(runs_again) == again, f"13b, LoRA, --offload {offload}: layers leave for the host, else they run again", ran.text)
 
 
 with Temp() as tmp:
