@@ -22,7 +22,9 @@ class Options(c.Structure):
 class Sampling(c.Structure):
     _fields_ = [("temperature", c.c_float), ("top_k", c.c_int), ("top_p", c.c_float), ("seed", c.c_uint64),
                 ("max_new_tokens", c.c_int), ("stop", c.POINTER(c.c_char_p)), ("n_stop", c.c_int), ("bias", c.c_void_p),
-                ("n_bias", c.c_int), ("presence_penalty", c.c_float), ("frequency_penalty", c.c_float)]
+                ("n_bias", c.c_int), ("presence_penalty", c.c_float), ("frequency_penalty", c.c_float),
+                ("min_p", c.c_float), ("repetition_penalty", c.c_float), ("min_new_tokens", c.c_int),
+                ("no_end", c.c_bool), ("stop_ids", c.POINTER(c.c_int32)), ("n_stop_ids", c.c_int), ("text", c.c_int)]
 
 
 TextFn = c.CFUNCTYPE(c.c_bool, c.c_void_p, c.POINTER(c.c_char), c.c_size_t)
