@@ -11,6 +11,7 @@
 #include "cmd/cmd.h"
 #include "cmd/export.h"
 #include "file/hub.h"
+#include "model/fill.h"
 #include "run/engine.h"
 #include "tensor/quant.h"
 

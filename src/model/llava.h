@@ -1,7 +1,7 @@
 /* LLaVA: a vision tower, a projector and a language model; its parameters as rows of a table; loading and merging.
  *
  * Reading order: config.h (what kind of model), this header, bind.c (which tensor goes where), llama.c and clip.c (the
- * maths), load.c (folders, names, adapters).
+ * maths), load.c (folders), index.h (names), fill.h (values), lora.h (adapters).
  */
 #pragma once
 #include "file/weights.h"

@@ -1,8 +1,5 @@
-/* Opening a model: which folder is what, the index of canonical names, binding, conversion. See llava.h.
- *
- * Parameters view the mapped files wherever the wanted type allows it; what must be converted or merged, and for a
- * device everything, is counted first and then made in one arena. Adapters are merged in lora.c.
- */
+/* Opening a model: which folder is what, and what of it goes where. Values are fill.c's, adapters lora.c's. See
+ * llava.h, load.h. */
 #define _GNU_SOURCE
 #include "model/load.h"
 
@@ -13,358 +10,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
-#include "base/rng.h"
-#include "tensor/quant.h"
-#include "model/place.h"
-
-/* ---- index */
-
-static int entry_order(const void *a, const void *b)
-{
-    const struct entry *x = a, *y = b;
-    int c = strcmp(x->name, y->name);
-    return c ? c : x->rank - y->rank;
-}
-
-static int index_room(struct index *ix, size_t n, struct err *e)
-{
-    struct entry *at = realloc(ix->at, (ix->n + n + 1) * sizeof *at);
-    if (!at) return err_set(e, ERR_NOMEM, "no memory for %zu names", n);
-    ix->at = at;
-    return 0;
-}
-
-/* Within index_room, before index_sort. */
-static void index_put(struct index *ix, const struct weight *one)
-{
-    const char *name = one->name;
-    if (!strncmp(name, "base_model.", 11)) { /* PEFT's wrapper around the model */
-        name += 11;
-        if (!strncmp(name, "model.", 6)) name += 6;
-    }
-    struct entry *en = &ix->at[ix->n];
-    if (name_canonical(en->name, sizeof en->name, name) < 0) return;
-    en->w = one;
-    en->rank = ix->rank;
-    ix->n++;
-}
-
-static void index_sort(struct index *ix)
-{
-    ix->rank++;
-    qsort(ix->at, ix->n, sizeof *ix->at, entry_order);
-    size_t k = 0;
-    for (size_t i = 0; i < ix->n; i++)
-        if (i + 1 == ix->n || strcmp(ix->at[i].name, ix->at[i + 1].name) != 0) ix->at[k++] = ix->at[i];
-    ix->n = k;
-}
-
-int index_add(struct index *ix, const struct weights *w, struct err *e)
-{
-    size_t n = weights_count(w);
-    int rc = index_room(ix, n, e);
-    if (rc < 0) return rc;
-    for (size_t i = 0; i < n; i++) index_put(ix, weights_at(w, i));
-    index_sort(ix);
-    return 0;
-}
-
-/* The whole tensors of an adapter. */
-static int index_rest(struct index *ix, const struct lora_set *set, struct err *e)
-{
-    int rc = index_room(ix, set->n_rest, e);
-    if (rc < 0) return rc;
-    for (size_t i = 0; i < set->n_rest; i++) index_put(ix, set->rest[i].w);
-    index_sort(ix);
-    return 0;
-}
-
-const struct weight *index_find(const struct index *ix, const char *name)
-{
-    size_t lo = 0, hi = ix->n;
-    while (lo < hi) {
-        size_t mid = (lo + hi) / 2;
-        int c = strcmp(name, ix->at[mid].name);
-        if (!c) return ix->at[mid].w;
-        if (c < 0) hi = mid;
-        else lo = mid + 1;
-    }
-    return NULL;
-}
-
-/* ---- binding */
-
-struct binder {
-    struct llava_model *m;
-    const struct llava_source *s;
-    const struct index *ix;
-    const struct index *projector; /* of a file that holds the projector; NULL: it is in ix */
-    struct lora_set *lora; /* NULL: none */
-    size_t bytes;          /* to own: counted in the first pass */
-    bool count;
-    struct rng rng;        /* of fresh weights */
-    int64_t inputs;        /* of the linear whose rows are bound */
-    struct placer placer;
-};
-
-/* The type a parameter is kept in. Vectors stay as they are; 16-bit matrices are exact in f32 arithmetic. */
-enum dtype bind_type(enum dtype want, const struct bind_row *r, enum dtype file)
-{
-    if (dtype_is_quant(file)) return file;
-    if (!(r->flags & BIND_DECAY) || want == DT_F32) return file == DT_F64 ? DT_F32 : file;
-    return want;
-}
-
-enum dtype bind_quant(const struct bind_row *r, int bits, enum dtype keep)
-{
-    if (!bits || r->nd != 2 || !(r->flags & (BIND_LINEAR | BIND_Q8))) return keep;
-    return bits == 4 && (r->flags & BIND_LINEAR) ? DT_Q4 : DT_Q8;
-}
-
-int bind_bits(struct llava_model *m, const struct bind_row *r, const struct weight *w, enum dtype file, struct err *e)
-{
-    const int has = file == DT_Q8 ? 8 : file == DT_Q4 ? 4 : 0;
-    if (!(r->flags & BIND_LINEAR)) return 0;
-    if (!has && m->cfg.bits)
-        return err_set(e, ERR_FORMAT, "'%s' of '%s' is %s, but its config.json says that it is in %d bits", w->name,
-                       w->file, dtype_name(file), m->cfg.bits);
-    if (has && !m->bits) m->bits = has;
-    if (has && has != m->bits)
-        return err_set(e, ERR_USAGE, "'%s' of '%s' is in %d bits already, not %d", w->name, w->file, has, m->bits);
-    return 0;
-}
-
-/* Rows of U8 where a matrix may be quantised. */
-static int read_quant(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e)
-{
-    enum dtype type;
-    const int64_t O = r->shape[0], I = r->shape[1];
-    if (w->t.n[0] != O || quant_find(&type, I, w->t.n[1]) < 0) {
-        char a[TENSOR_SHAPE_MAX];
-        return err_set(e, ERR_SHAPE,
-                       "cannot bind '%s' of '%s': file has %s bytes, %lld rows of %lld numbers in groups of %d take "
-                       "%zu in 8 bits and %zu in 4",
-                       w->name, w->file, tensor_shape(w->t, a), (long long)O, (long long)I, QUANT_GROUP,
-                       quant_row_bytes(DT_Q8, I), quant_row_bytes(DT_Q4, I));
-    }
-    *ret = tensor_2d(w->t.p, type, O, I);
-    return 0;
-}
-
-int bind_read(struct tensor *ret, const struct bind_row *r, const struct weight *w, struct err *e)
-{
-    if (w->t.type == DT_U8 && w->t.nd == 2 && bind_quant(r, 8, DT_F32) == DT_Q8) return read_quant(ret, r, w, e);
-    struct tensor want = { .nd = (int8_t)r->nd };
-    memcpy(want.n, r->shape, sizeof want.n);
-    struct tensor flat = w->t;
-    if (r->nd == 1 && flat.nd == 2 && flat.n[0] == 1) flat = tensor_1d(flat.p, (enum dtype)flat.type, flat.n[1]);
-    char a[TENSOR_SHAPE_MAX], b[TENSOR_SHAPE_MAX];
-    if (!tensor_same_shape(want, flat))
-        return err_set(e, ERR_SHAPE, "cannot bind '%s' of '%s': file has %s, model wants %s", w->name, w->file,
-                       tensor_shape(w->t, a), tensor_shape(want, b));
-    if (!dtype_is_float((enum dtype)w->t.type))
-        return err_set(e, ERR_SHAPE, "cannot bind '%s' of '%s': type %s is not a float type", w->name, w->file,
-                       dtype_name((enum dtype)w->t.type));
-    *ret = bind_view(r, w->t.p, (enum dtype)w->t.type);
-    return 0;
-}
-
-/* Kernels see matrices as [rows, cols]: a convolution's [C,3,p,p] as [C,3*p*p], one-row tables as [1,C]. */
-struct tensor bind_view(const struct bind_row *r, void *p, enum dtype t)
-{
-    bool one_row = strstr(r->name, "class_embedding") || strstr(r->name, "image_newline");
-    if (r->nd == 1) return one_row ? tensor_2d(p, t, 1, r->shape[0]) : tensor_1d(p, t, r->shape[0]);
-    int64_t cols = 1;
-    for (int i = 1; i < r->nd; i++) cols *= r->shape[i];
-    return tensor_2d(p, t, r->shape[0], cols);
-}
-
-/* A projector that is made: uniform in +-1/sqrt(inputs), as torch.nn.Linear.reset_parameters; image_newline is normal
- * with deviation 1/sqrt(C), as in LLaVA. */
-static int bind_fresh(struct binder *b, const struct bind_row *r, struct err *e)
-{
-    struct tensor t = bind_view(r, b->m, DT_F32), made; /* while counting an address that is not read */
-    const int64_t n = tensor_count(t);
-    int rc = 0;
-    b->bytes += tensor_bytes(t) + ARENA_ALIGN;
-    if (!b->count) t.p = arena_take(&b->m->own, tensor_bytes(t));
-    r->param->w = made = t;
-    r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
-    if (b->count) return 0;
-    if (b->m->dev) rc = place_whole(&made.p, &b->placer, tensor_bytes(t), e);
-    if (rc < 0) return rc;
-    if (r->linear) b->inputs = tensor_cols(t);
-    const bool newline = strstr(r->name, "image_newline") != NULL;
-    const double size = 1 / sqrt((double)(newline ? n : b->inputs));
-    for (int64_t i = 0; i < n; i++)
-        ((float *)made.p)[i] = (float)(size * (newline ? rng_normal(&b->rng) : 2 * rng_unit(&b->rng) - 1));
-    if (b->m->dev) place(&b->placer, t, made, false);
-    return 0;
-}
-
-/* out = w quantised, after its adapter was merged into it in f32. */
-static int param_quantise(struct binder *b, struct tensor out, struct tensor w, struct lora_pair *pair, struct err *e)
-{
-    struct tensor sum = w, made = out;
-    int rc = 0;
-    sum.p = NULL;
-    if (pair) {
-        sum.type = DT_F32;
-        sum.p = malloc(tensor_bytes(sum));
-        if (!sum.p) TRY(err_set(e, ERR_NOMEM, "no memory for %zu bytes", tensor_bytes(sum)));
-        TRY(lora_merge(pair, sum, w, e));
-    }
-    if (b->m->dev && b->placer.kern) {
-        rc = place_quantised(&b->placer, out, pair ? sum : w, !pair, e);
-        goto out;
-    }
-    if (b->m->dev) TRY(place_whole(&made.p, &b->placer, tensor_bytes(out), e));
-    tensor_convert(made, pair ? sum : w);
-    if (b->m->dev) place(&b->placer, out, made, false);
-out:
-    free(sum.p);
-    return rc;
-}
-
-/* out = w, merged with its adapter or converted; out is on the model's device. */
-static int param_make(struct binder *b, struct tensor out, struct tensor w, struct lora_pair *pair, struct err *e)
-{
-    struct tensor made = out;
-    int rc = 0;
-    if (dtype_is_quant((enum dtype)out.type) && out.type != w.type) return param_quantise(b, out, w, pair, e);
-    if (pair && b->m->dev) rc = place_whole(&made.p, &b->placer, tensor_bytes(out), e);
-    if (rc >= 0 && pair) rc = lora_merge(pair, made, w, e);
-    if (rc < 0) return rc;
-    if (b->m->dev) place(&b->placer, out, pair ? made : w, !pair);
-    else if (!pair) tensor_convert(out, w);
-    return 0;
-}
-
-/* Libraries for large products add a bias only in the result's type. */
-bool bind_is_bias(const struct bind_row *r) { return strstr(r->name, ".bias") && !strstr(r->name, "norm"); }
-
-/* The type of a row that is not quantised, and then of one that may be. */
-static enum dtype kept_type(const struct llava_placing *p, const struct bind_row *r, enum dtype file)
-{
-    return p->dev && bind_is_bias(r) && p->dtype != DT_F32 ? p->dtype : bind_type(p->dtype, r, file);
-}
-
-static enum dtype kept_quant(const struct llava_placing *p, const struct bind_row *r, enum dtype file, enum dtype keep)
-{
-    const bool chosen = !p->linears_only || (r->flags & BIND_LINEAR);
-    return !dtype_is_quant(file) && chosen ? bind_quant(r, p->bits, keep) : keep;
-}
-
-static int bind_one(void *ctx, const struct bind_row *r, struct err *e)
-{
-    struct binder *b = ctx;
-    if (r->part == PART_PROJECTOR && b->m->no_projector) return 0;
-    const bool other = r->part == PART_PROJECTOR && b->projector;
-    const struct weight *w = index_find(other ? b->projector : b->ix, r->name);
-    if (!w) {
-        if (r->flags & BIND_OPTIONAL) return 0;
-        if (r->part == PART_PROJECTOR && b->s->vision && (!other || strstr(r->name, "image_newline")))
-            return bind_fresh(b, r, e);
-        return err_set(e, ERR_MISSING, "no tensor '%s' in '%s'", r->name, other ? b->s->vision->projector : b->s->path);
-    }
-    struct tensor t;
-    int rc = bind_read(&t, r, w, e);
-    if (rc >= 0) rc = bind_bits(b->m, r, w, (enum dtype)t.type, e);
-    if (rc < 0) return rc;
-    if (b->lora) lora_mark(b->lora, w);
-    const struct llava_placing how = { b->m->dev, b->m->dtype, b->m->bits, b->s->linears_only, NULL, NULL };
-    enum dtype file = (enum dtype)t.type, keep = b->s->keep_dtype ? file : kept_type(&how, r, file);
-    struct lora_pair *pair = b->lora ? lora_find(b->lora, r->name) : NULL;
-    if (pair && !b->s->keep_dtype && b->m->dtype == DT_F32) keep = DT_F32; /* the sum has more digits than its parts */
-    if (!b->s->keep_dtype) keep = kept_quant(&how, r, file, keep);
-    if (pair && !b->s->unmerged && dtype_is_quant(file))
-        return err_set(e, ERR_UNSUPPORTED, "an adapter cannot be merged into '%s' of '%s', which is quantised", w->name,
-                       w->file);
-    if (pair && b->s->unmerged) {
-        rc = lora_fits(pair, t, e);
-        pair->used = true;
-        pair = NULL;
-    }
-    const bool askew = dtype_is_quant(file) && (uintptr_t)t.p % QUANT_ALIGN; /* of a file that others wrote */
-    if (keep != file || pair || b->m->dev || askew) {
-        struct tensor own = bind_view(r, b->m, keep); /* while counting an address that is not read */
-        b->bytes += tensor_bytes(own) + ARENA_ALIGN;
-        if (!b->count) own.p = arena_take(&b->m->own, tensor_bytes(own));
-        if (!b->count) rc = param_make(b, own, t, pair, e);
-        t = own;
-    }
-    r->param->w = t;
-    r->param->flags = r->flags & BIND_DECAY ? PARAM_DECAY : 0;
-    return rc;
-}
-
-static int bind_all(struct llava_model *m, const struct llava_source *s, const struct index *ix,
-                    const struct index *projector, struct lora_set *lora, struct err *e)
-{
-    struct binder b = { .m = m, .s = s, .ix = ix, .projector = projector->n ? projector : NULL, .lora = lora,
-                        .count = true };
-    int rc;
-    rng_seed(&b.rng, s->vision ? s->vision->seed : 0);
-    TRY(llava_each(m, bind_one, &b, e));
-    if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
-    if (s->admit) TRY(s->admit(s->ctx, b.bytes, e));
-    TRY(dev_arena(&m->own, m->dev, b.bytes, e));
-    TRY(place_begin(&b.placer, m->dev, s->kern, s->kc, (int64_t)b.bytes, e));
-    b.count = false;
-    TRY(llava_each(m, bind_one, &b, e));
-    if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
-out:
-    place_end(&b.placer);
-    return rc;
-}
-
-struct tensor llava_placed(const struct llava_placing *p, const struct bind_row *r)
-{
-    struct tensor t = r->param->w;
-    const enum dtype file = (enum dtype)t.type;
-    const bool trains = (r->param->flags & PARAM_TRAIN) != 0;
-    t.type = (int8_t)(trains ? p->dtype : kept_quant(p, r, file, kept_type(p, r, file)));
-    return t;
-}
-
-/* A model on its way to a device. */
-struct mover {
-    struct binder b; /* of whose model `own` is on the device already */
-    const struct llava_placing *how;
-};
-
-static int move_one(void *ctx, const struct bind_row *r, struct err *e)
-{
-    struct mover *v = ctx;
-    const struct tensor from = r->param->w;
-    if (!from.p) return 0;
-    struct tensor to = llava_placed(v->how, r);
-    v->b.bytes += tensor_bytes(to) + ARENA_ALIGN;
-    if (v->b.count) return 0;
-    to.p = arena_take(&v->b.m->own, tensor_bytes(to));
-    r->param->w = to;
-    return param_make(&v->b, to, from, NULL, e);
-}
-
-int llava_model_place(struct llava_model *m, const struct llava_placing *p, struct err *e)
-{
-    struct arena host = m->own;
-    struct mover v = { .b = { .m = m, .count = true }, .how = p };
-    int rc;
-    TRY(llava_each(m, move_one, &v, e));
-    m->own = (struct arena){ 0 };
-    m->dev = p->dev;
-    m->bits = p->bits;
-    TRY(dev_arena(&m->own, m->dev, v.b.bytes, e));
-    TRY(place_begin(&v.b.placer, m->dev, p->kern, p->kc, (int64_t)v.b.bytes, e));
-    v.b.count = false;
-    TRY(llava_each(m, move_one, &v, e));
-    if (m->cfg.llama.tied) m->llama.head.w = m->llama.embed;
-out:
-    place_end(&v.b.placer);
-    arena_fini(&host);
-    return rc;
-}
+#include "model/fill.h"
 
 enum { SMALL_MODEL = 256 << 20 }; /* bytes under which exact f32 products cost nothing that anyone notices */
 
@@ -382,7 +28,7 @@ static void choose_dtype(struct llava_model *m, const struct llava_source *s, co
 
 /* ---- folders */
 
-static bool exists(const char *dir, const char *name)
+bool model_has_file(const char *dir, const char *name)
 {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -394,7 +40,7 @@ static bool weights_present(const char *dir)
     static const char *const names[] = { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                                          "pytorch_model.bin.index.json" };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (exists(dir, names[i])) return true;
+        if (model_has_file(dir, names[i])) return true;
     return false;
 }
 
@@ -414,7 +60,7 @@ static bool tower_near(char *path, size_t size, const char *dir, const char *nam
     const char *parts[][2] = { { "", name }, { "../", name }, { "", last }, { "../", last }, { "", "vision_tower" } };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         snprintf(path, size, "%s/%s%s", dir, parts[i][0], parts[i][1]);
-        if (*parts[i][1] && exists(path, "config.json")) return true;
+        if (*parts[i][1] && model_has_file(path, "config.json")) return true;
     }
     return false;
 }
@@ -425,7 +71,7 @@ static int find_tower(struct llava_model *m, const struct llava_source *s, struc
     const char *name = s->clip_path ? s->clip_path : m->cfg.tower;
     char path[4096];
     snprintf(path, sizeof path, "%s", name);
-    if ((*name && exists(name, "config.json")) || tower_near(path, sizeof path, s->path, name) ||
+    if ((*name && model_has_file(name, "config.json")) || tower_near(path, sizeof path, s->path, name) ||
         (s->base && tower_near(path, sizeof path, s->base, name)))
         return (m->clip_dir = strdup(path)) ? 0 : err_set(e, ERR_NOMEM, "no memory for a path");
     if (s->locate && *name && *name != '.' && *name != '/') {
@@ -479,7 +125,7 @@ static bool tower_wanted(struct llava_model *m, const struct llava_source *s, co
     if (!s->tower_by_name || c->has_clip || !c->mm_hidden || tower_inside(ix)) return true;
     for (size_t i = 0; i < lora->n; i++)
         if (!strncmp(lora->pair[i].name, "vision_model.", 13)) return true;
-    if (*name == '/' && exists(name, "config.json")) return false;
+    if (*name == '/' && model_has_file(name, "config.json")) return false;
     if (s->clip_path && (*name == '/' || *name == '.')) return true; /* or it is not there, which is said */
     struct llava_source here = { .path = s->path, .base = s->base, .clip_path = s->clip_path };
     bool found = find_tower(m, &here, NULL) >= 0;
@@ -537,12 +183,12 @@ int model_make_layers(struct llava_model *m, struct err *e)
 }
 
 /* What was trained with an adapter and is none: LLaVA's training leaves it beside the adapter. */
-static int add_beside(struct llava_model *m, struct index *ix, const char *dir, struct err *e)
+int model_add_beside(struct llava_model *m, struct index *ix, const char *dir, struct err *e)
 {
     static const char *const files[] = { "non_lora_trainables.bin", "non_lora_trainables.safetensors" };
     int rc = 0;
     for (int i = 0; i < 2 && rc >= 0; i++)
-        if (exists(dir, files[i])) rc = add_file(m, ix, dir, files[i], e);
+        if (model_has_file(dir, files[i])) rc = add_file(m, ix, dir, files[i], e);
     return rc;
 }
 
@@ -550,8 +196,8 @@ static int add_beside(struct llava_model *m, struct index *ix, const char *dir, 
 int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
                       struct err *e)
 {
-    bool adapter = exists(s->path, "adapter_config.json");
-    bool projector = !adapter && (s->base || !weights_present(s->path)) && exists(s->path, "mm_projector.bin");
+    bool adapter = model_has_file(s->path, "adapter_config.json");
+    bool projector = !adapter && (s->base || !weights_present(s->path)) && model_has_file(s->path, "mm_projector.bin");
     int rc = 0;
     if ((adapter || projector) && !s->base) {
         char name[512] = "its base model";
@@ -562,11 +208,11 @@ int model_open_files(struct llava_model *m, const struct llava_source *s, struct
     if (!adapter && !projector && s->base)
         return err_set(e, ERR_USAGE, "'%s' is neither an adapter nor a projector, so --model-base '%s' has no use",
                        s->path, s->base);
-    TRY(llava_config_load(&m->cfg, exists(s->path, "config.json") || !s->base ? s->path : s->base, e));
+    TRY(llava_config_load(&m->cfg, model_has_file(s->path, "config.json") || !s->base ? s->path : s->base, e));
     TRY(llava_config_bits(&m->cfg.bits, s->base ? s->base : s->path, e));
     TRY(add_file(m, ix, s->base ? s->base : s->path, NULL, e));
     if (projector) TRY(add_file(m, ix, s->path, "mm_projector.bin", e));
-    if (adapter) TRY(add_beside(m, ix, s->path, e));
+    if (adapter) TRY(model_add_beside(m, ix, s->path, e));
     if (adapter) TRY(lora_open(lora, s->path, e));
     if (adapter) TRY(index_rest(ix, lora, e));
 out:
@@ -652,83 +298,6 @@ out:
     free(projector.at);
     if (rc < 0) llava_model_close(m);
     return rc;
-}
-
-/* ---- a projector that comes with an adapter */
-
-/* Was the adapter trained with pictures as this model gets them? */
-static int check_sight(const struct llava_config *have, const char *dir, struct err *e)
-{
-    struct llava_config c;
-    int rc = exists(dir, "config.json") ? llava_config_load(&c, dir, e) : 1;
-    if (rc) return rc < 0 ? rc : 0;
-    if (!c.has_vision || !have->has_vision) return 0;
-    const struct { const char *key; bool same; } rows[] = {
-        { "mm_projector_type", c.n_projector == have->n_projector },
-        { "mm_vision_select_layer", c.select_layer == have->select_layer },
-        { "mm_vision_select_feature", c.select_cls == have->select_cls },
-        { "image_aspect_ratio", c.aspect == have->aspect },
-        { "mm_patch_merge_type", c.merge == have->merge },
-        { "image_grid_pinpoints", c.aspect != ASPECT_ANYRES || c.aspect != have->aspect ||
-                                      !memcmp(&c.pinpoints, &have->pinpoints, sizeof c.pinpoints) },
-        { "mm_use_im_start_end", c.im_start_end == have->im_start_end },
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (!rows[i].same)
-            return err_set(e, ERR_UNSUPPORTED, "'%s/config.json' has another '%s' than the model: merge the adapter",
-                           dir, rows[i].key);
-    return 0;
-}
-
-static int bind_projector(void *ctx, const struct bind_row *r, struct err *e)
-{
-    return r->part == PART_PROJECTOR ? bind_one(ctx, r, e) : 0;
-}
-
-int projector_open(struct own_projector *p, const struct llava_model *m, const struct lora_set *set, const char *dir,
-                   struct err *e)
-{
-    struct llava_source s = { .path = dir, .bits = m->bits, .dev = m->dev };
-    struct llava_model view = *m; /* the same shapes, types and device, but another projector and its own memory */
-    struct index ix = { 0 };
-    struct binder b = { .m = &view, .s = &s, .ix = &ix, .count = true };
-    int rc;
-    view.projector = (struct projector){ 0 };
-    view.no_projector = false;
-    view.n_weights = 0;
-    view.own = (struct arena){ 0 };
-    TRY(check_sight(&m->cfg, dir, e));
-    TRY(add_beside(&view, &ix, dir, e));
-    TRY(index_rest(&ix, set, e));
-    if (!ix.n) goto out;
-    for (size_t i = 0; i < ix.n; i++)
-        if (strncmp(ix.at[i].name, "model.mm_projector", 18) != 0 && strcmp(ix.at[i].name, "model.image_newline") != 0)
-            TRY(err_set(e, ERR_UNSUPPORTED, "'%s' of '%s' was trained with the adapter and is no part of a projector: "
-                        "merge it", ix.at[i].w->name, ix.at[i].w->file));
-    if (!m->cfg.has_vision)
-        TRY(err_set(e, ERR_UNSUPPORTED, "it has a projector, but the model reads no pictures and no config.json of an "
-                                        "adapter says how it might"));
-    TRY(llava_each(&view, bind_projector, &b, e));
-    TRY(dev_arena(&view.own, m->dev, b.bytes, e));
-    TRY(place_begin(&b.placer, m->dev, NULL, NULL, (int64_t)b.bytes, e));
-    b.count = false;
-    TRY(llava_each(&view, bind_projector, &b, e));
-    p->projector = view.projector;
-    p->there = true;
-out:
-    place_end(&b.placer);
-    free(ix.at);
-    memcpy(p->weights, view.weights, sizeof p->weights);
-    p->n_weights = view.n_weights;
-    p->mem = view.own;
-    return rc;
-}
-
-void projector_close(struct own_projector *p)
-{
-    for (int i = 0; i < p->n_weights; i++) weights_close(p->weights[i]);
-    arena_fini(&p->mem);
-    *p = (struct own_projector){ 0 };
 }
 
 static int free_served(void *ctx, const struct bind_row *r, struct err *e)

@@ -9,7 +9,7 @@
 
 #include "dev/dev.h"
 #include "file/json.h"
-#include "model/load.h"
+#include "model/lora.h"
 
 struct adapter_config {
     double alpha;

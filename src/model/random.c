@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "model/fill.h"
 #include "model/load.h"
 #include "tensor/quant.h"
 

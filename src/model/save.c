@@ -17,7 +17,7 @@
 #include "base/map.h"
 #include "file/json.h"
 #include "file/out.h"
-#include "model/load.h"
+#include "model/fill.h"
 #include "model/place.h"
 #include "tensor/quant.h"
 

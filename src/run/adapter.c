@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "file/hub.h"
-#include "model/load.h"
+#include "model/projector.h"
 
 struct adapter {
     char *name, *dir;

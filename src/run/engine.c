@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "base/plat.h"
 #include "file/hub.h"
-#include "model/load.h"
+#include "model/fill.h"
 #include "run/adapter.h"
 #include "tensor/quant.h"
 #include "text/conv.h"

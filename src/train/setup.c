@@ -11,18 +11,12 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "file/hub.h"
+#include "model/load.h"
 #include "text/conv.h"
 
 /* ---- opening */
 
 static int locate(char **dir, const char *name, struct err *e) { return hub_find(dir, name, NULL, e); }
-
-static bool exists(const char *dir, const char *file)
-{
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", dir, file);
-    return access(path, F_OK) == 0;
-}
 
 /* A weight of --random_start: matrices normal with deviation 0.7 / sqrt(inputs), which keeps the size of what goes
  * through; embeddings and lm_head with 0.02, as transformers draws them. Norms are 1 and biases 0 already. */
@@ -90,7 +84,7 @@ static int open_model(struct trainee *t, const struct train_args *a, struct err 
                               .bits = t->bits, .keep_dtype = t->card };
     struct llava_config c;
     if (a->random_start) return open_random(t, a, e);
-    if (exists(t->dir, "adapter_config.json"))
+    if (model_has_file(t->dir, "adapter_config.json"))
         return err_set(e, ERR_USAGE, "'%s' is an adapter: merge it into its base first (llava merge)", t->dir);
     int rc = llava_config_load(&c, t->dir, e);
     if (rc < 0) return rc;
@@ -176,7 +170,7 @@ static int open_pictures(struct trainee *t, const struct train_args *a, struct e
     clip_processor_default(&r->proc, r->side);
     for (int i = 0; i < 2; i++) {
         char path[4096];
-        if (!dirs[i] || !exists(dirs[i], "preprocessor_config.json")) continue;
+        if (!dirs[i] || !model_has_file(dirs[i], "preprocessor_config.json")) continue;
         snprintf(path, sizeof path, "%s/preprocessor_config.json", dirs[i]);
         const int rc = clip_processor_load(&r->proc, path, e);
         if (rc < 0) return rc;

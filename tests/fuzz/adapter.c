@@ -4,7 +4,7 @@
 
 #include "file/safetensors.h"
 #include "help/fuzz.h"
-#include "model/load.h"
+#include "model/lora.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n);
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/load.h"
+#include "model/fill.h"
 #include "tensor/quant.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n);

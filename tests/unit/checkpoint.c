@@ -12,7 +12,6 @@
 #include "file/json.h"
 #include "file/out.h"
 #include "file/weights.h"
-#include "model/load.h"
 #include "train/checkpoint.h"
 
 #define MODELS "tests/golden/models/"
