@@ -153,7 +153,7 @@ static int request_new(struct request **ret, struct llava_batch *b, const struct
     q->r.sampling.bias = NULL;
     q->r.sampling.stop_ids = NULL;
     TRY(copy_stops(q, &r->sampling, e));
-    TRY(sampling_check(&r->sampling, g->model.cfg.llama.V, e));
+    TRY(chooser_check(&r->sampling, g->model.cfg.llama.V, e));
     TRY(copy_bias(q, &r->sampling, e));
     TRY(adapter_find(&q->adapter, g, r->adapter, e));
     TRY(adapter_sees(g, q->adapter, r->n_images, e));
@@ -354,7 +354,7 @@ static void answer_begin(struct llava_batch *b, struct request *q)
     sampling.seed += (uint64_t)a->i;
     int rc = seq_new(&a->seq, b->g, &q->prompt, q->images, sampling.max_new_tokens, q->adapter, &err);
     if (rc >= 0) rc = seq_ask(a->seq, &sampling, &err);
-    if (rc >= 0 && q->grammar) rc = seq_follow(a->seq, q->grammar, b->vocabulary, sampling.text, &err);
+    if (rc >= 0 && q->grammar) rc = chooser_follow(&a->seq->chooser, q->grammar, b->vocabulary, sampling.text, &err);
     if (rc < 0) {
         seq_free(a->seq);
         a->seq = NULL;

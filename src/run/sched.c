@@ -60,7 +60,7 @@ bool sched_room(const struct sched *s, int positions)
     return s->n < s->n_most && store_available(&s->store) >= s->promised + store_pages(positions);
 }
 
-static int pages_to_come(const struct seq *q) { return store_pages(q->n_max) - q->n_pages; }
+static int pages_to_come(const struct seq *q) { return store_pages(q->n_max) - q->pages.n; }
 
 void sched_add(struct sched *s, struct seq *q)
 {
@@ -77,17 +77,18 @@ void sched_add(struct sched *s, struct seq *q)
 
 static void add_page(struct sched *s, struct seq *q, int page)
 {
-    q->page[q->n_pages++] = page;
+    q->pages.at[q->pages.n++] = page;
     s->promised--;
 }
 
 /* The page that row n-1 completes, or that is the sequence's last, becomes known to others. */
 static void publish(struct sched *s, struct seq *q, int n)
 {
-    const int last = store_pages(n) - 1, page = q->page[last];
-    if (q->off_tree || q->all || s->store.page[page].known) return;
-    if (!store_know(&s->store, q->node, page, q->at + last * KV_PAGE, n - last * KV_PAGE)) q->off_tree = true;
-    else if (n % KV_PAGE == 0) q->node = page;
+    struct seq_pages *p = &q->pages;
+    const int last = store_pages(n) - 1, page = p->at[last];
+    if (p->off_tree || q->all || s->store.page[page].known) return;
+    if (!store_know(&s->store, p->node, page, q->at + last * KV_PAGE, n - last * KV_PAGE)) p->off_tree = true;
+    else if (n % KV_PAGE == 0) p->node = page;
 }
 
 /* The store is told of rows whose tokens are known. */
@@ -110,7 +111,7 @@ void sched_remove(struct sched *s, struct seq *q)
     s->n--;
     s->promised -= pages_to_come(q);
     if (q->n_known % KV_PAGE) publish(s, q, q->n_known);
-    while (q->n_pages) store_drop(&s->store, q->page[--q->n_pages]);
+    while (q->pages.n) store_drop(&s->store, q->pages.at[--q->pages.n]);
 }
 
 /* ---- what is there already */
@@ -123,7 +124,7 @@ static bool another_reads(const struct sched *s, const struct seq *q)
     if (q->n % KV_PAGE) return false; /* q is in the middle of a page of its own */
     for (const struct seq *p = s->first; p != q; p = p->next) {
         const int most = p->n_prompt < q->n_prompt ? p->n_prompt : q->n_prompt;
-        if (p->state != SEQ_READING || p->n >= want || want > most || p->off_tree) continue;
+        if (p->state != SEQ_READING || p->n >= want || want > most || p->pages.off_tree) continue;
         int same = 0;
         while (same < want && p->at[same].key == q->at[same].key) same++;
         if (same == want) return true;
@@ -134,11 +135,11 @@ static bool another_reads(const struct sched *s, const struct seq *q)
 /* Follows the prompt through what is known; its last position is always computed, for its logits. */
 static void reuse(struct sched *s, struct seq *q)
 {
-    while (q->n % KV_PAGE == 0 && q->n + KV_PAGE < q->n_prompt && !q->off_tree) {
-        int page = store_follow(&s->store, q->node, q->at + q->n);
+    while (q->n % KV_PAGE == 0 && q->n + KV_PAGE < q->n_prompt && !q->pages.off_tree) {
+        int page = store_follow(&s->store, q->pages.node, q->at + q->n);
         if (page < 0) break;
         add_page(s, q, page);
-        q->node = page;
+        q->pages.node = page;
         q->n_known = q->n += KV_PAGE;
         q->r.n_cached += KV_PAGE;
     }
@@ -149,9 +150,9 @@ static void copy_beginning(struct sched *s, struct seq *q)
 {
     int32_t from[KV_PAGE], to[KV_PAGE];
     int left = q->n_prompt - 1 - q->n, n;
-    if (q->copied || q->off_tree || q->n % KV_PAGE) return;
-    q->copied = true;
-    int page = store_closest(&s->store, q->node, q->at + q->n, left < KV_PAGE ? left : KV_PAGE, &n);
+    if (q->pages.copied || q->pages.off_tree || q->n % KV_PAGE) return;
+    q->pages.copied = true;
+    int page = store_closest(&s->store, q->pages.node, q->at + q->n, left < KV_PAGE ? left : KV_PAGE, &n);
     if (page < 0) return;
     store_hold(&s->store, page);
     if (store_available(&s->store) > 0) {
@@ -159,7 +160,7 @@ static void copy_beginning(struct sched *s, struct seq *q)
         add_page(s, q, store_take(&s->store));
         for (int i = 0; i < n; i++) {
             from[i] = page * KV_PAGE + i;
-            to[i] = q->page[q->n_pages - 1] * KV_PAGE + i;
+            to[i] = q->pages.at[q->pages.n - 1] * KV_PAGE + i;
         }
         engine_copy(s->g, &s->store.cache, from, to, n);
         q->n_known = q->n += n;
@@ -224,11 +225,11 @@ static void build_row(struct build *b, struct seq *q, int p, int number)
 {
     struct sched *s = b->s;
     const int i = b->step.n++, window = s->g->model.cfg.llama.window;
-    if (p / KV_PAGE == q->n_pages) add_page(s, q, store_take(&s->store));
+    if (p / KV_PAGE == q->pages.n) add_page(s, q, store_take(&s->store));
     b->token[i] = p < q->n_at ? q->at[p].token : -2 - q->slot;
     b->feature[i] = b->token[i] == -1 ? b->n_features++ : -1;
     b->pos[i] = p;
-    b->row[i] = q->page[p / KV_PAGE] * KV_PAGE + p % KV_PAGE;
+    b->row[i] = q->pages.at[p / KV_PAGE] * KV_PAGE + p % KV_PAGE;
     b->range[3 * i] = window > 0 && p >= window ? p - window + 1 : 0;
     b->range[3 * i + 1] = p + 1;
     b->range[3 * i + 2] = number;
@@ -239,8 +240,8 @@ static void build_row(struct build *b, struct seq *q, int p, int number)
 static void build_output(struct build *b, struct seq *q)
 {
     struct choice how = { .slot = -1 };
-    if (q->most) how = seq_draw(q);
-    if (seq_chooses(q)) how.slot = -1;
+    if (q->most) how = chooser_draw(&q->chooser, q->slot);
+    if (chooser_here(&q->chooser)) how.slot = -1;
     b->logits |= seq_waits(q);
     b->choose[b->step.n_out] = how;
     b->out[b->step.n_out] = b->step.n - 1;
@@ -253,10 +254,10 @@ static void build_pages(struct build *b, struct seq *const *q, int n)
     struct step *p = &b->step;
     p->n_seqs = n;
     for (int i = 0; i < n; i++)
-        if (q[i]->n_pages > p->n_pages) p->n_pages = q[i]->n_pages;
+        if (q[i]->pages.n > p->n_pages) p->n_pages = q[i]->pages.n;
     for (int i = 0; i < n; i++) {
         memset(b->pages + i * p->n_pages, 0, (size_t)p->n_pages * sizeof *b->pages);
-        memcpy(b->pages + i * p->n_pages, q[i]->page, (size_t)q[i]->n_pages * sizeof *b->pages);
+        memcpy(b->pages + i * p->n_pages, q[i]->pages.at, (size_t)q[i]->pages.n * sizeof *b->pages);
     }
 }
 
@@ -344,8 +345,8 @@ static void choose(const struct under_way *w, int32_t *token, size_t V, int thre
     const float *logits = w->n ? engine_logits(w->of[0]->g) : NULL;
 #pragma omp parallel for num_threads(threads) if (w->n > 1) schedule(dynamic)
     for (int i = 0; i < w->n; i++)
-        if (seq_chooses(w->of[i]) && w->of[i]->state == SEQ_WRITING)
-            token[i] = seq_choose(w->of[i], logits + (size_t)i * V);
+        if (chooser_here(&w->of[i]->chooser) && w->of[i]->state == SEQ_WRITING)
+            token[i] = chooser_choose(&w->of[i]->chooser, logits + (size_t)i * V);
 }
 
 /* Waits for a step that has begun; its tokens are taken in turn, for callbacks come one by one. */

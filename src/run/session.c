@@ -61,8 +61,8 @@ int session_generate(struct session *s, const struct llava_sampling *o, llava_te
     q->on_text = on_text;
     q->ctx = ctx;
     q->state = SEQ_WRITING;
-    seq_draw(q);
-    seq_push(q, seq_choose(q, q->logits), q->logits);
+    chooser_draw(&q->chooser, q->slot);
+    seq_push(q, chooser_choose(&q->chooser, q->logits), q->logits);
     while (q->state == SEQ_WRITING) sched_step(&s->sched);
     *r = q->r;
     return q->err.code ? err_set(e, q->err.code, "%s", q->err.msg) : 0;
