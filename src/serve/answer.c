@@ -3,9 +3,9 @@
 
 #include "serve/openai_in.h"
 
-static const char *finish_word(enum llava_finish f)
+static const char *finish_word(const struct choice *c)
 {
-    return f == LLAVA_FINISH_LENGTH ? "length" : "stop";
+    return c->finish == LLAVA_FINISH_LENGTH ? "length" : *c->call ? "tool_calls" : "stop";
 }
 
 static json_t *usage(const struct ask *a)
@@ -147,12 +147,26 @@ static void broken(struct ask *a) { event_send(a->task.x, bad_json(&a->bad)); }
 
 static const char chat_chunk[] = "chat.completion.chunk";
 
+/* The call of choice i as a list of one. delta: of a stream. */
+static json_t *calls_of(const struct ask *a, int i, bool delta)
+{
+    const struct choice *c = &a->choice[i];
+    json_t *id = json_sprintf("call_%s_%d", a->id + strlen(a->shape->id), i);
+    json_t *v = json_pack("{so,ss,s{ss,ss%}}", "id", id, "type", "function", "function", "name", c->call, "arguments",
+                          c->text.p ? c->text.p : "", c->text.n);
+    if (delta) json_object_set_new(v, "index", json_integer(0));
+    return json_pack("[o]", v);
+}
+
 static json_t *chat_choice(const struct ask *a, int i)
 {
     struct choice *c = &a->choice[i];
-    return json_pack("{si,s{ss,ss%,sn},so,ss}", "index", i, "message", "role", "assistant", "content",
-                     c->text.p ? c->text.p : "", c->text.n, "refusal", "logprobs", take_logprobs(a, c),
-                     "finish_reason", finish_word(c->finish));
+    json_t *message = json_pack("{ss,ss%,sn}", "role", "assistant", "content", c->text.p ? c->text.p : "", c->text.n,
+                                "refusal");
+    if (*c->call) json_object_set_new(message, "content", json_null());
+    if (*c->call) json_object_set_new(message, "tool_calls", calls_of(a, i, false));
+    return json_pack("{si,so,so,ss}", "index", i, "message", message, "logprobs", take_logprobs(a, c), "finish_reason",
+                     finish_word(c));
 }
 
 static json_t *chat_whole(struct ask *a) { return whole(a, "chat.completion", chat_choice); }
@@ -166,9 +180,10 @@ static void chat_delta(struct ask *a, int i, json_t *delta, json_t *logprobs, co
 /* The role comes first, and alone. */
 static void chat_begin(struct ask *a, int i)
 {
+    const char *content = *a->choice[i].call ? NULL : "";
     if (a->choice[i].begun) return;
     a->choice[i].begun = true;
-    chat_delta(a, i, json_pack("{ss,ss,sn}", "role", "assistant", "content", "", "refusal"), json_null(), NULL);
+    chat_delta(a, i, json_pack("{ss,ss?,sn}", "role", "assistant", "content", content, "refusal"), json_null(), NULL);
 }
 
 static void chat_piece(struct ask *a, int i, const char *text, size_t n)
@@ -179,8 +194,11 @@ static void chat_piece(struct ask *a, int i, const char *text, size_t n)
 
 static void chat_over(struct ask *a, int i)
 {
+    struct choice *c = &a->choice[i];
     chat_begin(a, i);
-    chat_delta(a, i, json_object(), take_logprobs(a, &a->choice[i]), finish_word(a->choice[i].finish));
+    if (*c->call) chat_delta(a, i, json_pack("{so}", "tool_calls", calls_of(a, i, true)), take_logprobs(a, c), NULL);
+    else if (c->text.n) chat_piece(a, i, c->text.p, c->text.n); /* of an answer that could have been a call */
+    chat_delta(a, i, json_object(), take_logprobs(a, c), finish_word(c));
 }
 
 static void chat_end(struct ask *a) { end_stream(a, chat_chunk); }
@@ -201,7 +219,7 @@ static json_t *text_choice(const struct ask *a, int i, const char *text, size_t 
 static json_t *completion_choice(const struct ask *a, int i)
 {
     const struct choice *c = &a->choice[i];
-    return text_choice(a, i, c->text.p ? c->text.p : "", c->text.n, finish_word(c->finish));
+    return text_choice(a, i, c->text.p ? c->text.p : "", c->text.n, finish_word(c));
 }
 
 static json_t *completion_whole(struct ask *a) { return whole(a, text_kind, completion_choice); }
@@ -218,7 +236,7 @@ static void completion_piece(struct ask *a, int i, const char *text, size_t n)
 static void completion_over(struct ask *a, int i)
 {
     if (a->choice[i].text.n) completion_piece(a, i, "", 0); /* the prompt, before an answer that is empty */
-    send_chunk(a, text_kind, json_pack("[o]", text_choice(a, i, "", 0, finish_word(a->choice[i].finish))));
+    send_chunk(a, text_kind, json_pack("[o]", text_choice(a, i, "", 0, finish_word(&a->choice[i]))));
 }
 
 static void completion_end(struct ask *a) { end_stream(a, text_kind); }

@@ -84,21 +84,18 @@ static void refuse_others(const struct fields *f)
     }
 }
 
-/* What is not done here at all. Tools that must not be called are no tools. */
+/* What is not done here at all. */
 static void refuse_rest(const struct fields *f, int64_t n)
 {
     static const char *const refused[] = {
-        "suffix", "tools", "functions", "audio", "prediction", "web_search_options", "bad_words",
-        "logits_processors", "use_beam_search",
-        "prompt_logprobs", "chat_template", "documents", "include_stop_str_in_output", "truncate_prompt_tokens",
+        "suffix", "functions", "audio", "prediction", "web_search_options", "bad_words", "logits_processors",
+        "use_beam_search", "prompt_logprobs", "chat_template", "documents", "include_stop_str_in_output",
+        "truncate_prompt_tokens",
     };
-    const char *choice = json_string_value(json_object_get(f->o, "tool_choice"));
-    const bool idle = choice && !strcmp(choice, "none");
     json_t *modalities = NULL, *v;
     int64_t best = 1;
     size_t i;
-    for (i = 0; i < sizeof refused / sizeof *refused; i++)
-        if (!idle || strcmp(refused[i], "tools") != 0) fields_refuse(f, refused[i]);
+    for (i = 0; i < sizeof refused / sizeof *refused; i++) fields_refuse(f, refused[i]);
     if (fields_int(f, "best_of", &best, 0, INT32_MAX) && best > n)
         fields_bad(f, "best_of", "is not supported; no more than 'n' is accepted");
     fields_array(f, "modalities", &modalities);
@@ -370,15 +367,60 @@ static struct chat_turn *add_turn(struct chat *c, enum conv_role role)
     return &c->turn[c->n_turns++];
 }
 
+/* Its content as text, without pictures. */
+static void read_result(struct chat *c, const struct fields *m, const char *key)
+{
+    struct chat_turn own = { .text = buf_make(TEXT_MAX) }, *t = add_turn(c, CONV_USER);
+    const char *text = "";
+    json_t *parts = NULL;
+    if (json_is_array(json_object_get(m->o, key))) {
+        fields_array(m, key, &parts);
+        read_parts(c, &own, m, parts);
+        if (own.n_pictures) fields_bad(m, key, "has a picture; only the user's messages may");
+        text = own.text.p ? own.text.p : "";
+    } else if (!fields_str(m, key, &text)) {
+        fields_need(m, key);
+    }
+    if (count_marks(text)) fields_bad(m, key, "has '<image>' in its text, which stands for a picture");
+    tools_put_result(&t->text, text);
+    buf_free(&own.text);
+}
+
+/* What is not a message of a speaker's: a call, what came of one, thoughts. False: it is. */
+static bool read_item(struct chat *c, const struct fields *m)
+{
+    const char *role = json_string_value(json_object_get(m->o, "role"));
+    const char *type = json_string_value(json_object_get(m->o, "type"));
+    if (role && (!strcmp(role, "tool") || !strcmp(role, "function"))) read_result(c, m, "content");
+    else if (role || !type) return false;
+    else if (!strcmp(type, "function_call_output")) read_result(c, m, "output");
+    else if (!strcmp(type, "function_call")) tools_put_call(&add_turn(c, CONV_ASSISTANT)->text, m);
+    else return !strcmp(type, "reasoning");
+    return true;
+}
+
+static void read_calls(struct chat_turn *t, const struct fields *m)
+{
+    json_t *calls = NULL;
+    fields_array(m, "tool_calls", &calls);
+    for (size_t i = 0; i < json_array_size(calls) && !m->bad->status; i++) {
+        struct fields call = fields_item(m, "tool_calls", calls, i), function;
+        if (m->bad->status) return;
+        if (!fields_object(&call, "function", &function)) fields_need(&call, "function");
+        else tools_put_call(&t->text, &function);
+    }
+}
+
 static void read_message(struct chat *c, const struct fields *m)
 {
     const char *role = "", *text = NULL;
     json_t *parts = NULL;
     struct chat_turn system = { .text = c->system }, *t;
+    if (read_item(c, m)) return;
     if (!fields_str(m, "role", &role)) fields_need(m, "role");
     bool is_system = !strcmp(role, "system") || !strcmp(role, "developer"), user = !strcmp(role, "user");
     if (!is_system && !user && strcmp(role, "assistant") != 0 && *role)
-        fields_bad(m, "role", "is '%.40s', want system, user or assistant", role);
+        fields_bad(m, "role", "is '%.40s', want system, user, assistant or tool", role);
     if (m->bad->status) return;
     t = is_system ? &system : add_turn(c, user ? CONV_USER : CONV_ASSISTANT);
     if (is_system && t->text.n) buf_chr(&t->text, '\n');
@@ -391,7 +433,7 @@ static void read_message(struct chat *c, const struct fields *m)
     } else if (user || is_system) {
         fields_need(m, "content");
     }
-    fields_refuse(m, "tool_calls");
+    if (!user && !is_system) read_calls(t, m);
     fields_refuse(m, "function_call");
     if (is_system) c->system = system.text;
     if (t->text.failed) fields_bad(m, "content", "is too long");
@@ -399,6 +441,12 @@ static void read_message(struct chat *c, const struct fields *m)
     if (marks && marks != t->n_pictures)
         fields_bad(m, "content",
                    "has '<image>' in its text, which stands for a picture; pictures go in image_url parts");
+}
+
+static void read_tools(struct chat *c, const struct fields *f, bool flat)
+{
+    char *schema = tools_read(&c->tools, f, flat);
+    if (schema) set_form(c, f, "tools", true, schema);
 }
 
 /* A conversation may begin with either side (templates want a question first: an empty one), and end with the beginning
@@ -448,6 +496,7 @@ void chat_read(struct chat *c, const json_t *body, struct bad *b)
         fields_bad(&f, "top_logprobs", "goes with 'logprobs' only");
     c->top_logprobs = (int)top;
     read_forms(c, &f);
+    read_tools(c, &f, false);
     read_messages(c, &f, messages);
 }
 
@@ -518,6 +567,7 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
         fields_bad(&f, "echo", "goes without 'logprobs' only: those of the prompt are not known");
     c->top_logprobs = (int)top;
     read_forms(c, &f);
+    fields_refuse(&f, "tools");
     if (!b->status) read_prompts(c, &f);
     for (int p = 0; p < c->n_prompts; p++)
         if (count_marks(c->prompt[p].text))
@@ -528,17 +578,19 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
 
 /* ---- responses */
 
-/* Items of a conversation that are not messages; what an item_reference leads to is there already (response.c). */
+/* What an item_reference leads to is there already (response.c). */
 static void check_items(const struct fields *f, json_t *items)
 {
+    static const char *const known[] = { "message", "function_call", "function_call_output", "reasoning" };
     size_t i;
     json_t *v;
     json_array_foreach(items, i, v) {
         const char *type = json_string_value(json_object_get(v, "type"));
         char name[32];
+        bool any = !type;
+        for (size_t k = 0; k < sizeof known / sizeof *known && !any; k++) any = !strcmp(type, known[k]);
         snprintf(name, sizeof name, "input[%zu]", i);
-        if (!type || !strcmp(type, "message")) continue;
-        fields_bad(f, name, "is of type '%.40s', want a message", type);
+        if (!any) fields_bad(f, name, "is of type '%.40s', want a message or a call", type);
     }
 }
 
@@ -569,7 +621,7 @@ static void keep_repeated(struct chat *c, const json_t *body, struct bad *b)
 {
     static const char *const keys[] = {
         "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
-        "previous_response_id", "prompt_cache_key", "safety_identifier", "temperature", "text", "tool_choice",
+        "previous_response_id", "prompt_cache_key", "safety_identifier", "temperature", "text", "tool_choice", "tools",
         "top_logprobs", "top_p", "user",
     };
     c->repeated = json_object();
@@ -598,6 +650,7 @@ void response_read(struct chat *c, const json_t *body, struct bad *b)
     c->kept = true;
     fields_bool(&f, "store", &c->kept);
     if (fields_object(&f, "text", &text)) read_format(c, &text, "format", true);
+    read_tools(c, &f, true);
     if (fields_str(&f, "instructions", &first)) buf_str(&c->system, first);
     check_items(&f, input);
     if (!b->status) read_messages(c, &f, input);
@@ -612,6 +665,7 @@ void chat_free(struct chat *c)
     free(c->schema);
     free(c->grammar);
     free(c->bias);
+    tools_fini(&c->tools);
     json_decref(c->repeated);
     buf_free(&c->system);
     c->turn = NULL;
@@ -655,20 +709,20 @@ void chat_prompt(struct buf *out, const char **stop, const struct chat *c, const
 {
     const struct conv_template *tpl = conv_find(name);
     struct conv_template own = *tpl;
-    struct buf system = buf_make(TEXT_MAX + 64);
+    struct buf system = buf_make(2 * TEXT_MAX);
     struct conv conv = { 0 };
     struct err e = { 0 };
     /* Templates without a word of the system's own have no place for it: then it goes before the first question. */
-    bool before = c->system.n && !*tpl->system;
-    if (c->system.n && !before) {
-        if (tpl->style == CONV_MPT) buf_str(&system, "<|im_start|>system\n");
-        buf_add(&system, c->system.p, c->system.n);
-        own.system = system.p;
-    }
+    const bool told = c->system.n || c->tools.words.n, before = told && !*tpl->system;
+    if (c->system.n && !before && tpl->style == CONV_MPT) buf_str(&system, "<|im_start|>system\n");
+    if (told) buf_str(&system, c->system.n ? c->system.p : tpl->system);
+    if (system.n && c->tools.words.n) buf_str(&system, "\n\n");
+    if (c->tools.words.n) buf_add(&system, c->tools.words.p, c->tools.words.n);
+    if (told && !before) own.system = system.p;
     int rc = conv_init(&conv, &own, &e);
     for (int i = 0; i < c->n_turns && rc >= 0; i++) {
         struct buf text = buf_make(TEXT_MAX);
-        if (!i && before) buf_fmt(&text, "%s\n\n", c->system.p);
+        if (!i && before) buf_fmt(&text, "%s\n\n", system.p);
         turn_text(&text, &c->turn[i], marks);
         rc = buf_check(&text, "a message", &e);
         if (rc >= 0) rc = conv_add(&conv, c->turn[i].role, text.p ? text.p : "", text.n, false, &e);

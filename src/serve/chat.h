@@ -7,6 +7,7 @@
 #include "llava_batch.h"
 #include "base/buf.h"
 #include "serve/fields.h"
+#include "serve/tools.h"
 #include "text/conv.h"
 
 enum { CHAT_TURNS_MAX = 1024, CHAT_PICTURES_MAX = 32, CHAT_STOPS_MAX = 16, CHAT_ANSWERS_MAX = 64,
@@ -49,6 +50,7 @@ struct chat {
     int top_logprobs;
     char *schema, *grammar;       /* what answers must be, as llava_request has it: one of them or none; owned */
     const char *form;             /* the field that says so */
+    struct tools tools;
     json_t *repeated;             /* what a response repeats of its request, an object; owned */
 };
 

@@ -56,10 +56,20 @@ static bool on_text(void *ctx, int i, const char *text, size_t n)
     struct buf piece = buf_make(1 << 24);
     if (a->shape->trims) trim_feed(&c->trim, &piece, text, n);
     else buf_add(&piece, text, n);
-    if (piece.n && a->chat.stream) a->shape->piece(a, i, piece.p, piece.n);
+    if (piece.n && a->chat.stream && !a->chat.tools.mode) a->shape->piece(a, i, piece.p, piece.n);
     else if (piece.n) buf_add(&c->text, piece.p, piece.n);
     buf_free(&piece);
     return !exchange_gone(a->task.x);
+}
+
+/* What an answer with tools has written becomes a call, or the answer. */
+static void settle(const struct ask *a, struct choice *c)
+{
+    struct call call;
+    call_read(&call, &a->chat.tools, c->text.p ? c->text.p : "");
+    memcpy(c->call, call.name, sizeof c->call);
+    buf_free(&c->text);
+    c->text = call.text;
 }
 
 static void on_end(void *ctx, int i, const struct llava_result *r, const struct llava_error *e)
@@ -71,6 +81,7 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
     i += p->first;
     a->n_new += r->n_new;
     a->choice[i].finish = r->finish;
+    if (a->chat.tools.mode) settle(a, &a->choice[i]);
     if (e) blame(a, e->code, e->message);
     else if (r->finish == LLAVA_FINISH_CANCELLED)
         bad_set(&a->bad, 503, NULL, "shutting_down", "the server is shutting down");

@@ -16,6 +16,7 @@ struct choice {
     json_t *tokens;       /* logprobs since the last event */
     size_t offset;        /* characters of text before them */
     enum llava_finish finish;
+    char call[TOOLS_NAME]; /* the function that it calls, with text as its arguments; or "" */
 };
 
 /* The answers to one prompt of a request. */

@@ -34,18 +34,34 @@ static json_t *response(const struct ask *a, const char *status, json_t *output)
                              "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", 1,
                              "prompt_cache_key", "safety_identifier", "temperature", 1.0, "text", "format", "type",
                              "text", "tool_choice", "auto", "tools", "top_logprobs", 0, "top_p", 1.0, "user");
+    json_t *text = json_deep_copy(json_object_get(a->chat.repeated, "text"));
+    json_object_update_missing(text, json_object_get(more, "text"));
     json_object_update(v, more);
     json_object_update(v, a->chat.repeated);
+    if (text) json_object_set_new(v, "text", text);
     json_decref(more);
     return v;
+}
+
+/* The function that the answer calls; its arguments are missing where it has just begun. */
+static json_t *call(const struct ask *a, const char *status, const struct choice *c)
+{
+    const char *number = a->id + strlen("resp_");
+    return json_pack("{ss+,ss,ss,ss+,ss,ss%}", "id", "fc_", number, "type", "function_call", "status", status,
+                     "call_id", "call_", number, "name", a->choice[0].call, "arguments",
+                     c && c->text.p ? c->text.p : "", c ? c->text.n : (size_t)0);
 }
 
 static bool is_cut(const struct ask *a) { return a->choice[0].finish == LLAVA_FINISH_LENGTH; }
 static const char *status_of(const struct ask *a) { return is_cut(a) ? "incomplete" : "completed"; }
 
-/* The message with its text and all of its logprobs; takes the reference. */
+/* The call, or the message with its text and all of its logprobs; takes the reference. */
 static json_t *answer(const struct ask *a, json_t *logprobs)
 {
+    if (*a->choice[0].call) {
+        json_decref(logprobs);
+        return call(a, status_of(a), &a->choice[0]);
+    }
     return message(a, status_of(a), json_pack("[o]", content(&a->choice[0], logprobs)));
 }
 
@@ -87,6 +103,15 @@ static void tell_part(struct ask *a, const char *type, json_t *v)
     tell(a, type, v);
 }
 
+static void begin_message(struct ask *a)
+{
+    tell(a, "response.output_item.added",
+         json_pack("{si,so}", "output_index", 0, "item", message(a, "in_progress", json_array())));
+    tell_part(a, "response.content_part.added",
+              json_pack("{so}", "part", content(&(struct choice){ 0 }, json_array())));
+}
+
+/* With tools it is not known before the end whether there is a message. */
 static void begin(struct ask *a)
 {
     if (a->choice[0].begun) return;
@@ -94,10 +119,23 @@ static void begin(struct ask *a)
     a->sent = json_array();
     tell(a, "response.created", json_pack("{so}", "response", response(a, "in_progress", json_array())));
     tell(a, "response.in_progress", json_pack("{so}", "response", response(a, "in_progress", json_array())));
+    if (!a->chat.tools.mode) begin_message(a);
+}
+
+/* The call as a whole: the item, its arguments in one piece. */
+static void tell_call(struct ask *a, const struct choice *c)
+{
+    static const char *const types[] = { "response.function_call_arguments.delta",
+                                         "response.function_call_arguments.done" };
     tell(a, "response.output_item.added",
-         json_pack("{si,so}", "output_index", 0, "item", message(a, "in_progress", json_array())));
-    tell_part(a, "response.content_part.added",
-              json_pack("{so}", "part", content(&(struct choice){ 0 }, json_array())));
+         json_pack("{si,so}", "output_index", 0, "item", call(a, "in_progress", NULL)));
+    for (int i = 0; i < 2; i++) {
+        json_t *v = json_pack("{ss+,si,ss%}", "item_id", "fc_", a->id + strlen("resp_"), "output_index", 0,
+                              i ? "arguments" : "delta", c->text.p ? c->text.p : "", c->text.n);
+        if (i) json_object_set_new(v, "name", json_string(c->call));
+        tell(a, types[i], v);
+    }
+    tell(a, "response.output_item.done", json_pack("{si,so}", "output_index", 0, "item", answer(a, json_array())));
 }
 
 static void piece(struct ask *a, int i, const char *text, size_t n)
@@ -116,7 +154,13 @@ static void over(struct ask *a, int i)
     json_t *rest = answer_logprobs(c); /* of tokens without text */
     begin(a);
     json_array_extend(a->sent, rest);
+    if (*c->call) tell_call(a, c);
+    else if (a->chat.tools.mode) begin_message(a);
+    if (a->chat.tools.mode && !*c->call && c->text.n) /* one that could have been a call */
+        tell_part(a, "response.output_text.delta",
+                  json_pack("{ss%,sO}", "delta", c->text.p, c->text.n, "logprobs", rest));
     json_decref(rest);
+    if (*c->call) return;
     tell_part(a, "response.output_text.done", json_pack("{ss%,sO}", "text", c->text.p ? c->text.p : "", c->text.n,
                                                         "logprobs", a->sent));
     tell_part(a, "response.content_part.done", json_pack("{so}", "part", content(c, json_incref(a->sent))));
@@ -147,11 +191,12 @@ static void broken(struct ask *a)
 
 /* ---- what was before */
 
-/* The message that an item_reference names: it bears the number of its response. */
+/* The message or call that an item_reference names: it bears the number of its response. */
 static json_t *referred(struct ask *a, const char *name)
 {
     char id[SHELF_ID] = "";
-    if (!strncmp(name, "msg_", 4)) snprintf(id, sizeof id, "resp_%.40s", name + 4);
+    if (!strncmp(name, "msg_", 4) || !strncmp(name, "fc_", 3))
+        snprintf(id, sizeof id, "resp_%.40s", strchr(name, '_') + 1);
     json_t *response = shelf_response(a->shelf, exchange_realm(a->task.x), id);
     json_t *item = json_incref(json_array_get(json_object_get(response, "output"), 0));
     json_decref(response);

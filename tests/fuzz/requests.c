@@ -31,6 +31,11 @@ static void chats(const json_t *body, read_fn *read, unsigned pick)
     for (int i = 0; i < c.n_pictures; i++) base64_picture(&bytes, c.picture[i].url);
     const bool stops = c.sampling.n_stop >= 0 && c.sampling.n_stop <= CHAT_STOPS_MAX;
     if (!b.status && ((c.schema && c.grammar) || c.n < 1 || !stops)) abort();
+    if (!b.status && c.tools.mode) { /* the model's name as what the model writes */
+        struct call call;
+        call_read(&call, &c.tools, c.model ? c.model : "");
+        buf_free(&call.text);
+    }
     check_bad(&b);
     buf_free(&out);
     buf_free(&bytes);

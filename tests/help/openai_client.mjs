@@ -87,6 +87,14 @@ ok(follow.usage.input_tokens > response.usage.input_tokens, "a response to the o
 ok((await client.responses.retrieve(response.id)).output[0].content[0].text === wanted, "a response that is kept");
 await client.responses.delete(response.id);
 
+let called = null;
+const tool = { name: "f", parse: JSON.parse, function: ({ a }) => String((called = a)),
+               parameters: { type: "object", properties: { a: { type: "boolean" } }, required: ["a"] } };
+const runner = client.chat.completions.runTools({ ...ask, max_tokens: 30, tools: [{ type: "function", function: tool }],
+                                                  tool_choice: { type: "function", function: { name: "f" } } });
+await runner.done();
+ok(typeof called === "boolean" && runner.messages.at(-1).role === "tool", "runTools", runner.messages);
+
 const begun = await client.chat.completions.create({ ...ask, messages: [...messages, { role: "assistant", content: "red" }] });
 ok(begun.choices[0].message.content === wanted.slice(3), "an answer that is begun", begun);
 const events = {};
@@ -107,11 +115,8 @@ async function fails(name, f, check) {
 }
 await fails("another model", () => client.chat.completions.create({ ...ask, model: "gpt-4" }),
   (e) => e instanceof OpenAI.NotFoundError && e.code === "model_not_found" && e.param === "model");
-await fails("tools", () => client.chat.completions.create({ ...ask, tools: [{ type: "function", function: { name: "f", parameters: {} } }] }),
-  (e) => e instanceof OpenAI.BadRequestError && e.param === "tools" && /not supported/.test(e.message));
-await fails("runTools", () => client.chat.completions.runTools({
-  ...ask, tools: [{ type: "function", function: { name: "f", parameters: { type: "object", properties: {} }, function: () => "x" } }],
-}).finalContent(), (e) => e instanceof OpenAI.BadRequestError && e.param === "tools");
+await fails("tools of another kind", () => client.chat.completions.create({ ...ask, tools: [{ type: "custom", custom: { name: "f" } }] }),
+  (e) => e instanceof OpenAI.BadRequestError && e.param === "tools[0].type");
 await fails("an earlier response", () => client.responses.create({ model: "demo", input: "x", previous_response_id: response.id }),
   (e) => e instanceof OpenAI.BadRequestError && e.param === "previous_response_id");
 await fails("embeddings", () => client.embeddings.create({ model: "demo", input: "x" }),

@@ -74,9 +74,20 @@ for (const [road, model] of [["responses", openai], ["chat", openai.chat], ["com
   });
   await fails(`ai, ${road}: another model`, () => ai.generateText({ ...how, model: model("none") }),
     (e) => e.statusCode === 404 && /'none' does not exist/.test(e.message));
-  const f = ai.tool({ description: "f", inputSchema: z.object({ a: z.string() }), execute: async () => "x" });
-  await fails(`ai, ${road}: tools`, () => ai.generateText({ ...how, tools: { f } }),
-    (e) => e.statusCode === 400 && /'tools' is not supported/.test(e.message));
+  const f = ai.tool({ description: "f", inputSchema: z.object({ a: z.enum(["x", "y"]) }), execute: async ({ a }) => `it is ${a}` });
+  await check(`ai, ${road}: a tool, and an answer after it`, async () => {
+    let step = 0;
+    const r = await ai.generateText({ ...how, tools: { f }, maxOutputTokens: 60, stopWhen: ai.stepCountIs(2),
+                                      prepareStep: () => ({ toolChoice: step++ ? "none" : "required" }) });
+    const call = r.steps[0].toolResults[0];
+    return (r.steps.length === 2 && call.output === `it is ${call.input.a}` && r.text.length > 0) || r.steps;
+  });
+  await check(`ai, ${road}: a tool in a stream`, async () => {
+    const r = ai.streamText({ ...how, tools: { f }, toolChoice: { type: "tool", toolName: "f" } });
+    const types = new Set();
+    for await (const part of r.fullStream) types.add(part.type);
+    return (types.has("tool-call") && types.has("tool-result") && (await r.finishReason) === "tool-calls") || [...types];
+  });
 }
 
 const { ChatOpenAI, OpenAI: Completions } = await load("@langchain/openai");
@@ -99,6 +110,10 @@ for (const useResponsesApi of [false, true]) {
   await check(`${road}: an object`, async () => {
     const r = await m.withStructuredOutput(Fruit, { method: "jsonSchema" }).invoke([ask]);
     return Fruit.safeParse(r).success || r;
+  });
+  await check(`${road}: an object, by a tool`, async () => {
+    const r = await m.withStructuredOutput(z.object({ red: z.boolean() }), { method: "functionCalling" }).invoke([ask]);
+    return typeof r.red === "boolean" || r;
   });
   await check(`${road}: a conversation`, async () => {
     const r = await m.invoke([ask, await m.invoke([ask]), new HumanMessage("Why?")], {});

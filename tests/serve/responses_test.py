@@ -64,6 +64,8 @@ def test_whole(port):
     schema = {"type": "object", "properties": {"red": {"type": "boolean"}}, "required": ["red"], "additionalProperties": False}
     r = ask(port, LOOK, text={"format": {"type": "json_schema", "name": "x", "strict": True, "schema": schema}})
     ok(isinstance(json.loads(said(r))["red"], bool) and r[1]["text"]["format"]["name"] == "x", "a schema", r)
+    r = ask(port, "Hi", text={"verbosity": "low"}, max_output_tokens=1)
+    ok(r[1]["text"] == {"verbosity": "low", "format": {"type": "text"}}, "text without a format", r)
     r = ask(port, LOOK, include=["message.output_text.logprobs"], top_logprobs=2)
     tokens = r[1]["output"][0]["content"][0]["logprobs"]
     ok("".join(t["token"] for t in tokens) == said(r) and all(len(t["top_logprobs"]) == 2 for t in tokens), "logprobs", r)
@@ -148,8 +150,9 @@ WRONG = [  # name, members, field, a word of the message
     ("a conversation", {"conversation": "conv_1"}, "conversation", "not supported"),
     ("later", {"background": True}, "background", "not supported"),
     ("an input by name", {"prompt": {"id": "p"}}, "prompt", "not supported"),
-    ("a call", {"input": [{"type": "function_call", "name": "f"}]}, "input[0]", "function_call"),
-    ("tools", {"tools": [{"type": "function", "name": "f"}]}, "tools", "not supported"),
+    ("a search", {"input": [{"type": "web_search_call"}]}, "input[0]", "web_search_call"),
+    ("a call of nothing", {"input": [{"type": "function_call"}]}, "input[0].name", "missing"),
+    ("tools of another kind", {"tools": [{"type": "file_search"}]}, "tools[0].type", "file_search"),
     ("a format", {"text": {"format": {"type": "xml"}}}, "text.format.type", "none of"),
     ("no schema", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "missing"),
     ("a schema that is none", {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "odd"}}}},

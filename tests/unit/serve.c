@@ -190,9 +190,39 @@ static void prompts(void **state)
     }
 }
 
+/* What an answer with tools says, also one that is cut. */
+static void calls(void **state)
+{
+    static const struct { enum tools_mode mode; const char *text, *name, *says; } rows[] = {
+        { TOOLS_AUTO, "{\"response\": \" It is \\\"red\\\".\\n\" }", "", "It is \"red\"." },
+        { TOOLS_AUTO, "{ \"response\" :\"caf\\u00e9 \\ud83c\\udf4e, \\ud83c\\udf4",
+          "", "caf\xc3\xa9 \xf0\x9f\x8d\x8e," },
+        { TOOLS_AUTO, "{\"response\": \"a\\", "", "a" },
+        { TOOLS_AUTO, "{\"response\": \"say \\\"tool_call\\\"\"}", "", "say \"tool_call\"" },
+        { TOOLS_AUTO, "{\"respon", "", "" },
+        { TOOLS_AUTO, "{\"tool_call\": {\"name\": \"f\", \"arguments\": {\"response\": {\"a\": 0.10}} } }", "f",
+          "{\"response\": {\"a\": 0.10}}" },
+        { TOOLS_AUTO, "{\"tool_call\": {\"name\": \"f\", \"arguments\": {\"a\": [1", "f", "{\"a\": [1" },
+        { TOOLS_AUTO, "{\"tool_call\": {\"name\": \"f", "", "" },
+        { TOOLS_SOME, "{\"name\":\"name\",\"arguments\":{\"name\":\"arguments\"}}",
+          "name", "{\"name\":\"arguments\"}" },
+        { TOOLS_ONE, "{\"a\": 1", "g", "{\"a\": 1" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct tools t = { .mode = rows[i].mode, .name = "g" };
+        struct call c;
+        call_read(&c, &t, rows[i].text);
+        const char *said = c.text.p ? c.text.p : "";
+        if (strcmp(c.name, rows[i].name) != 0 || strcmp(said, rows[i].says) != 0)
+            fail_msg("'%s' is '%s' '%s'", rows[i].text, c.name, said);
+        buf_free(&c.text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(base64), cmocka_unit_test(addresses), cmocka_unit_test(trims),
-                                        cmocka_unit_test(prompts) };
+                                        cmocka_unit_test(prompts), cmocka_unit_test(calls) };
     return cmocka_run_group_tests_name("serve", tests, NULL, NULL);
 }
