@@ -479,8 +479,9 @@ static int64_t cache_size(const struct engine *g, int64_t want, int sequences)
 static int batch_start(struct llava_batch *b, const struct llava_batch_options *o, struct err *e)
 {
     int n = o->sequences ? o->sequences : SEQUENCES;
-    int rc = sched_init(&b->sched, b->g, n, cache_size(b->g, o->cache_positions, n), e);
-    if (rc < 0) return rc;
+    const int64_t positions = cache_size(b->g, o->cache_positions, n);
+    int rc = sched_init(&b->sched, b->g, n, positions, e);
+    if (rc < 0) return err_prefix(e, "a cache of %lld positions", (long long)positions);
     b->stats.sequences = b->sched.n_most;
     b->stats.queue = o->queue ? o->queue : QUEUE;
     tell_stats(b);
