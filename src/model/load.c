@@ -192,6 +192,22 @@ int model_add_beside(struct llava_model *m, struct index *ix, const char *dir, s
     return rc;
 }
 
+/* Is the language model's folder quantised? What other programs leave when they merge adapters that were trained over
+ * quantised weights says so in its config.json, but is not. */
+static int read_bits(struct llava_model *m, const struct index *ix, const char *dir, struct err *e)
+{
+    struct err why = { 0 };
+    const struct weight *w = index_find(ix, "model.layers.0.self_attn.q_proj.weight");
+    const int rc = llava_config_bits(&m->cfg.bits, dir, &why);
+    if (rc == ERR_UNSUPPORTED && w && dtype_is_float((enum dtype)w->t.type)) {
+        log_warn("'%s/config.json' says that the weights are quantised; they are %s and are read so", dir,
+                 dtype_name((enum dtype)w->t.type));
+        return 0;
+    }
+    if (rc < 0 && e) *e = why;
+    return rc;
+}
+
 /* What kind of folder: the files in it say. */
 int model_open_files(struct llava_model *m, const struct llava_source *s, struct index *ix, struct lora_set *lora,
                       struct err *e)
@@ -209,8 +225,8 @@ int model_open_files(struct llava_model *m, const struct llava_source *s, struct
         return err_set(e, ERR_USAGE, "'%s' is neither an adapter nor a projector, so --model-base '%s' has no use",
                        s->path, s->base);
     TRY(llava_config_load(&m->cfg, model_has_file(s->path, "config.json") || !s->base ? s->path : s->base, e));
-    TRY(llava_config_bits(&m->cfg.bits, s->base ? s->base : s->path, e));
     TRY(add_file(m, ix, s->base ? s->base : s->path, NULL, e));
+    TRY(read_bits(m, ix, s->base ? s->base : s->path, e));
     if (projector) TRY(add_file(m, ix, s->path, "mm_projector.bin", e));
     if (adapter) TRY(model_add_beside(m, ix, s->path, e));
     if (adapter) TRY(lora_open(lora, s->path, e));

@@ -178,6 +178,12 @@ def test_adapters():
         out = place(f"merged {said['quant_method']}")
         rc, _, err = run("merge", "--model-path", place("llava-lora"), "--model-base", base, "--save-model-path", out)
         ok(rc == 0 and "quantization_config" not in config(out), f"{said['quant_method']}: merged into other weights", err)
+        with open(os.path.join(out, "config.json")) as f:
+            said = {**json.load(f), "quantization_config": said}
+    with open(os.path.join(out, "config.json"), "w") as f:  # as LLaVA's merge_lora_weights.py leaves it
+        json.dump(said, f)
+    rc, text, err = run("run", "--model-path", out, "--query", "hi", "--max-new-tokens", "1", "--device", "cpu", "--quiet")
+    ok(rc == 0 and one_line(err) and "says that the weights are quantised; they are F16" in err, "what they left is read", err)
     rc, out, err = run("inspect", place("llava-lora"), "--model-base", base, "--json")
     ok(rc == 0 and not one_line(err), "and inspected over them", err)
     rc, _, err = run("merge", "--model-path", place("llava-lora"), "--model-base", four, "--save-model-path", place("z"))
