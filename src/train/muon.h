@@ -8,7 +8,7 @@
  * size of AdamW's and so the same learning rate, is of arXiv:2502.16982. v is the first moment, trained_state.m.
  */
 #pragma once
-#include "train/setup.h"
+#include "train/trainee.h"
 #include "train/step.h"
 
 /* Does it take Muon's step? */

@@ -4,7 +4,7 @@
 #pragma once
 #include "train/muon.h"
 #include "train/schedule.h"
-#include "train/setup.h"
+#include "train/trainee.h"
 #include "train/step.h"
 
 struct optim {

@@ -6,7 +6,7 @@
  */
 #pragma once
 #include "train/feed.h"
-#include "train/setup.h"
+#include "train/trainee.h"
 #include "train/step.h"
 
 enum plan_place { PLAN_DEVICE, PLAN_HOST, PLAN_PLACES }; /* without a device all is the former */

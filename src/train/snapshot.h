@@ -3,7 +3,7 @@
 #pragma once
 #include "model/place.h"
 #include "train/checkpoint.h"
-#include "train/setup.h"
+#include "train/trainee.h"
 
 struct snapshot {
     struct checkpoint ck;    /* points into the rest; the numbers that only trainer_state.json wants are the caller's */

@@ -7,7 +7,7 @@
 #pragma once
 #include "train/input.h"
 #include "train/loader.h"
-#include "train/setup.h"
+#include "train/trainee.h"
 
 /* What all passes of a run have in common. */
 struct step_rule {

@@ -1,4 +1,4 @@
-/* What people type: names that may be mistyped, and sizes. */
+/* What people type: names that may be mistyped, and sizes; and the middle of what was measured. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "base/median.h"
 #include "base/name.h"
 #include "base/size.h"
 
@@ -32,6 +33,14 @@ static void test_distance(void **state)
     assert_int_equal(name_distance("a", lots), 99);
 }
 
+static void test_median(void **state)
+{
+    double odd[] = { 3, 1, 2 }, even[] = { 4, 1, 10, 2 }, one[] = { 7 };
+    (void)state;
+    assert_true(median(odd, 3) == 2 && median(even, 4) == 3 && median(one, 1) == 7);
+    assert_true(even[0] == 1 && even[3] == 10); /* sorted in place */
+}
+
 static void test_sizes(void **state)
 {
     static const struct {
@@ -54,6 +63,7 @@ static void test_sizes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_distance), cmocka_unit_test(test_sizes) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_distance), cmocka_unit_test(test_sizes),
+                                        cmocka_unit_test(test_median) };
     return cmocka_run_group_tests_name("name", tests, NULL, NULL);
 }

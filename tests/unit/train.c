@@ -7,7 +7,8 @@
 #include "train/feed.h"
 #include "train/optim.h"
 #include "train/plan.h"
-#include "train/setup.h"
+#include "train/trainee.h"
+#include "train/flops.h"
 #include "train/step.h"
 
 #define MODELS "tests/golden/models/"
@@ -616,6 +617,45 @@ static void test_clipping(void **state)
     rig_close(&r);
 }
 
+/* From the shapes alone: a number of a matrix costs 2 for each row that goes through it, 2 more for the input's
+ * gradient and 2 for its own. */
+static double hand_flops(const struct llava_config *c, bool tower_trains, const struct batch_limits *b)
+{
+    const struct llama_config *l = &c->llama;
+    const struct clip_config *v = &c->clip;
+    const double q = l->H * l->D, kv = l->K * l->D, way = tower_trains ? 6 : 2;
+    const double layer = 2.0 * l->C * q + 2.0 * l->C * kv + 3.0 * l->C * l->F;
+    const double text = l->L * (6 * layer + 12 * q * 0.5 * b->T / b->n) * b->T + 6.0 * l->C * l->V * b->n_targets;
+    const double patches = pow((double)(v->image / v->patch), 2), rows = patches + 1;
+    const double tower = 4.0 * v->C * v->C + 2.0 * v->C * v->F;
+    const double picture = clip_layers_used(v, c->select_layer) * rows * (way * tower + 2 * way * rows * v->C) +
+                           (tower_trains ? 4 : 2) * 3.0 * v->patch * v->patch * v->C * patches;
+    const double projector = (tower_trains ? 6.0 : 4.0) * v->C * l->C + 6.0 * l->C * l->C;
+    return text + b->n_images * (picture + projector * patches);
+}
+
+static void test_flops(void **state)
+{
+    static const char *const modes[] = { "", "--unfreeze_mm_vision_tower True" };
+    const struct batch_limits b = { .n = 4, .T = 600, .n_images = 3, .n_targets = 70 };
+    const struct batch_limits text = { .n = 4, .T = 600, .n_targets = 70 }, *const both[] = { &b, &text };
+    (void)state;
+    for (int m = 0; m < 2; m++) {
+        struct trainee t;
+        struct train_args a;
+        open_trainee(&t, &a, modes[m]);
+        for (int k = 0; k < 2; k++) {
+            const double got = flops_pass(&t.model, m, both[k]), want = hand_flops(&t.model.cfg, m, both[k]);
+            if (!(fabs(got - want) <= 1e-9 * want)) fail_msg("'%s': %.0f operations, not %.0f", modes[m], got, want);
+        }
+        const int L = t.model.cfg.llama.L;
+        assert_true(flops_again(&t.model, L, &b) > flops_again(&t.model, L - 1, &b));
+        assert_true(flops_again(&t.model, L, &b) < flops_pass(&t.model, m, &text) / 3);
+        assert_true(flops_again(&t.model, 0, &b) == 0);
+        trainee_close(&t);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -624,6 +664,7 @@ int main(void)
         cmocka_unit_test(test_groups),   cmocka_unit_test(test_tokens),    cmocka_unit_test(test_checkpointing),
         cmocka_unit_test(test_packing),  cmocka_unit_test(test_dropout),   cmocka_unit_test(test_frozen),
         cmocka_unit_test(test_muon), cmocka_unit_test(test_muon_learns), cmocka_unit_test(test_clipping),
+        cmocka_unit_test(test_flops),
     };
     return cmocka_run_group_tests_name("train", tests, tmp_begin, tmp_end);
 }

@@ -1,5 +1,5 @@
-/* See setup.h. The order of decisions is that of train() in llava/train/train.py. */
-#include "train/setup.h"
+/* See trainee.h. The order of decisions is that of train() in llava/train/train.py. */
+#include "train/trainee.h"
 
 #include <math.h>
 #include <stdio.h>
