@@ -29,7 +29,7 @@ static CURL *easy(const char *url, const char *body, struct curl_slist *headers)
     if (!body) return c;
     curl_easy_setopt(c, CURLOPT_POST, 1L);
     curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(body));
-    curl_easy_setopt(c, CURLOPT_COPYPOSTFIELDS, body);
+    curl_easy_setopt(c, CURLOPT_POSTFIELDS, body); /* which stays where it is until the end */
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
     return c;
 }

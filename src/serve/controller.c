@@ -512,13 +512,16 @@ static void on_generate(void *ctx, struct exchange *x)
     if (v && !fields_str(&f, "model", &model)) fields_need(&f, "model");
     struct proxy *p = bad.status ? NULL : calloc(1, sizeof *p);
     if (!bad.status && (!p || !(p->body = strndup(body, n)))) bad_set(&bad, 503, NULL, "no_memory", "no memory");
+    exchange_body_drop(x);
+    if (!bad.status && !exchange_charge(x, 2 * n)) /* client.h copies it */
+        bad_set(&bad, 503, NULL, "overloaded", "too many requests at a time, try again later");
     if (bad.status) {
+        if (p) free(p->body);
         free(p);
         bad_reply(&bad, x);
         json_decref(v);
         return;
     }
-    exchange_body_drop(x);
     p->c = ctx;
     p->x = x;
     p->part = buf_make(CLIENT_REPLY_MAX);

@@ -96,6 +96,24 @@ struct exchange *exchange_new(struct server *s, struct MHD_Connection *mhd, cons
     return x;
 }
 
+void exchange_body_read(struct exchange *x) { buf_free(&x->body); }
+
+/* Buffers double, so that it is seldom that all connections are looked at. */
+bool exchange_charge(struct exchange *x, size_t n)
+{
+    struct server *s = x->server;
+    size_t own = 0;
+    if (!n) return true;
+    x->body_counted += n;
+    const size_t all = atomic_fetch_add(&s->bodies, n) + n;
+    if (all > s->o.bodies_max) return false;
+    pthread_mutex_lock(&s->lock);
+    for (const struct conn *c = s->conns; c; c = c->next)
+        if (c->x && c->x->client == x->client) own += c->x->body_counted;
+    pthread_mutex_unlock(&s->lock);
+    return own <= SERVER_SHARE * (s->o.bodies_max - all);
+}
+
 void exchange_body_drop(struct exchange *x)
 {
     buf_free(&x->body);

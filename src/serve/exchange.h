@@ -28,7 +28,12 @@ uint64_t exchange_realm(const struct exchange *x);     /* a number for the API k
 const char *exchange_id(const struct exchange *x);     /* of this request: hex, in the log and in x-request-id */
 const char *exchange_header(const struct exchange *x, const char *name); /* NULL: absent; only inside the handler */
 const char *exchange_body(const struct exchange *x, size_t *n);          /* NUL-terminated */
-void exchange_body_drop(struct exchange *x);           /* gives the body's memory back early */
+/* The body is read, and freed; what was made of it still counts among the bytes of all bodies, which have a limit. */
+void exchange_body_read(struct exchange *x);
+/* So many bytes more are held for x, and count there. False: that is more than there is room for, in all or for one
+ * client, and x is to be refused. */
+bool exchange_charge(struct exchange *x, size_t n);
+void exchange_body_drop(struct exchange *x);           /* nothing is held any more; the end does that too */
 
 /* ---- the answer, whole */
 

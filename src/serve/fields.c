@@ -85,7 +85,7 @@ json_t *fields_of(struct exchange *x, bool empty, struct bad *b)
     size_t n;
     const char *body = exchange_body(x, &n);
     json_t *v = fields_body(body, n, empty, b);
-    exchange_body_drop(x);
+    exchange_body_read(x);
     return v;
 }
 

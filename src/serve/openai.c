@@ -269,6 +269,7 @@ static void ask_submit(struct ask *a)
     read_pictures(a);
     if (!a->bad.status) n = ask_prepare(a, r, &prompt);
     if (!a->bad.status && a->chat.stream) exchange_stream(a->task.x, EVENT_TYPE, EVENT_PING);
+    exchange_body_drop(a->task.x); /* now, as a is gone afterwards */
     if (!a->bad.status && (rc = gen_submit(&a->task, r, n, &e)) < 0) blame(a, rc, e.message);
     buf_free(&prompt);
     json_decref(body);

@@ -13,7 +13,7 @@ enum step { STEP_ADDRESS, STEP_WORKER, STEP_PROXY };
 
 struct remote_call {
     struct remote *r;
-    struct remote_call *next;
+    struct remote_call *next;  /* under r's lock, in one of its lists */
     struct remote_ask a;
     enum step step;
     struct buf part;           /* of a message that is not whole yet */
@@ -31,7 +31,7 @@ struct remote {
     int limit;
     pthread_mutex_t lock; /* all below */
     int active, n_waiting;
-    struct remote_call *waiting, **end;
+    struct remote_call *running, *waiting; /* in no order; as they came */
 };
 
 int remote_open(struct remote **ret, const char *controller, int limit, struct client *client, struct err *e)
@@ -44,7 +44,6 @@ int remote_open(struct remote **ret, const char *controller, int limit, struct c
     snprintf(r->controller, sizeof r->controller, "%.*s", (int)n, controller);
     r->limit = limit;
     r->client = client;
-    r->end = &r->waiting;
     pthread_mutex_init(&r->lock, NULL);
     *ret = r;
     return 0;
@@ -99,19 +98,56 @@ int remote_models(struct remote *r, bool refresh, json_t **ret, struct err *e)
 
 static void begin(struct remote_call *c, enum step step); /* the last that is done with c */
 
+/* The lists; called with the lock held. */
+
+static bool take(struct remote_call **at, struct remote_call *c)
+{
+    while (*at && *at != c) at = &(*at)->next;
+    if (!*at) return false;
+    *at = c->next;
+    return true;
+}
+
+static void run(struct remote *r, struct remote_call *c)
+{
+    c->next = r->running;
+    r->running = c;
+    r->active++;
+}
+
+static int running_of(const struct remote *r, uint64_t client)
+{
+    int n = 0;
+    for (const struct remote_call *c = r->running; c; c = c->next) n += c->a.client == client;
+    return n;
+}
+
+/* Whose turn it is, and now runs; NULL: nobody's. */
+static struct remote_call *run_next(struct remote *r)
+{
+    struct remote_call *best = NULL;
+    int least = 0;
+    for (struct remote_call *c = r->active < r->limit ? r->waiting : NULL; c; c = c->next) {
+        const int n = running_of(r, c->a.client);
+        if (best && n >= least) continue;
+        best = c;
+        least = n;
+    }
+    if (!best) return NULL;
+    take(&r->waiting, best);
+    r->n_waiting--;
+    run(r, best);
+    return best;
+}
+
 /* The call is over: the next of the queue begins. */
 static void done(struct remote_call *c, enum protocol_code code, const char *cause)
 {
     struct remote *r = c->r;
     pthread_mutex_lock(&r->lock);
-    struct remote_call *next = r->waiting;
-    if (next) {
-        r->waiting = next->next;
-        if (!r->waiting) r->end = &r->waiting;
-        r->n_waiting--;
-    } else {
-        r->active--;
-    }
+    take(&r->running, c);
+    r->active--;
+    struct remote_call *next = run_next(r);
     pthread_mutex_unlock(&r->lock);
     if (next) begin(next, STEP_ADDRESS);
     c->a.on_end(c->a.ctx, code, cause);
@@ -255,22 +291,37 @@ void remote_start(struct remote_call *c, int *place)
 {
     struct remote *r = c->r;
     pthread_mutex_lock(&r->lock);
-    bool now = r->active < r->limit;
+    pthread_mutex_lock(&c->lock);
+    const bool now = r->active < r->limit || c->cancelled;
+    pthread_mutex_unlock(&c->lock);
     *place = now ? 0 : ++r->n_waiting;
-    r->active += now;
-    if (!now) {
-        *r->end = c;
-        r->end = &c->next;
+    if (now) {
+        run(r, c);
+    } else {
+        struct remote_call **end = &r->waiting;
+        while (*end) end = &(*end)->next;
+        c->next = NULL;
+        *end = c;
     }
     pthread_mutex_unlock(&r->lock);
     if (now) begin(c, STEP_ADDRESS);
 }
 
+/* One that waits begins, to be broken off: on_end is the client's thread's. */
 void remote_cancel(struct remote_call *c)
 {
+    struct remote *r = c->r;
     pthread_mutex_lock(&c->lock);
     c->cancelled = true;
     uint64_t id = c->id;
     pthread_mutex_unlock(&c->lock);
-    if (id) client_cancel(c->r->client, id);
+    pthread_mutex_lock(&r->lock);
+    const bool waits = take(&r->waiting, c);
+    if (waits) {
+        r->n_waiting--;
+        run(r, c);
+    }
+    pthread_mutex_unlock(&r->lock);
+    if (waits) begin(c, STEP_ADDRESS);
+    else if (id) client_cancel(r->client, id);
 }

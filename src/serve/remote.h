@@ -16,6 +16,7 @@ struct remote_ask {
     const char *model;       /* copied */
     const char *prompt;      /* copied */
     char *body;              /* for /worker_generate_stream; taken over */
+    uint64_t client;         /* who asks: of those that wait the one comes next whose client has the least under way */
     /* Never from within remote_start or remote_cancel... */
     void (*on_text)(void *ctx, const char *text, size_t n); /* all of the answer so far */
     /* once, last. code: as in the protocol; cause: NULL, or why */

@@ -205,23 +205,9 @@ static bool begin(struct exchange *x)
     return x->refused && (framed || n > DRAIN_MAX || (expect && n != 0));
 }
 
-/* Has the client taken more than its share of the room for bodies? Looked at as buffers double, that is seldom. */
-static bool is_greedy(struct exchange *x, size_t taken)
-{
-    struct server *s = x->server;
-    size_t own = 0;
-    if (taken > s->o.bodies_max) return true;
-    pthread_mutex_lock(&s->lock);
-    for (const struct conn *c = s->conns; c; c = c->next)
-        if (c->x && c->x->client == x->client) own += c->x->body_counted;
-    pthread_mutex_unlock(&s->lock);
-    return own > SERVER_SHARE * (s->o.bodies_max - taken);
-}
-
 /* Some of the body. False: the client goes on sending what was refused. */
 static bool take(struct exchange *x, const char *p, size_t n)
 {
-    struct server *s = x->server;
     if (x->refused || !x->route->body_max) return (x->drained += n) <= DRAIN_MAX;
     size_t cap = x->body.cap;
     if (x->body.n + n > x->route->body_max) {
@@ -229,10 +215,7 @@ static bool take(struct exchange *x, const char *p, size_t n)
         return true;
     }
     buf_add(&x->body, p, n);
-    size_t grown = x->body.cap - cap;
-    x->body_counted += grown;
-    const size_t taken = atomic_fetch_add(&s->bodies, grown) + grown;
-    if (x->body.failed || (grown && is_greedy(x, taken)))
+    if (x->body.failed || !exchange_charge(x, x->body.cap - cap))
         refuse(x, MHD_HTTP_SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time, try again later");
     return true;
 }

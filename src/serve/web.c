@@ -213,10 +213,16 @@ static int start_remote(struct reply *r, const char *prompt, const char *stop, j
     json_t *v =
         json_pack("{ss,ss,sf,sf,si,ss?,sO}", "model", r->model, "prompt", prompt, "temperature", r->talk.temperature,
                   "top_p", r->talk.top_p, "max_new_tokens", r->talk.max_new_tokens, "stop", stop, "images", pictures);
-    struct remote_ask a = { r->model, prompt, v ? json_dumps(v, JSON_COMPACT) : NULL, remote_text, remote_end, r };
     struct exchange *x = r->task.x;
+    struct remote_ask a = { .model = r->model, .prompt = prompt, .body = v ? json_dumps(v, JSON_COMPACT) : NULL,
+                            .client = exchange_client(x), .on_text = remote_text, .on_end = remote_end, .ctx = r };
     int place = 0;
     json_decref(v);
+    if (a.body && !exchange_charge(x, 2 * strlen(a.body))) { /* it is copied when its turn comes */
+        free(a.body);
+        bad_set(b, 503, NULL, "overloaded", "too many requests at a time, try again later");
+        return -1;
+    }
     struct remote_call *call = r->call = remote_new(r->w->remote, &a);
     if (!call) {
         free(a.body);
@@ -335,6 +341,7 @@ static void reply_begin(struct reply *r)
     if (!bad.status && talk_prompt(&prompt, &stop, &r->talk, &e) < 0) bad_set(&bad, 400, "messages", NULL, "%s", e.msg);
     json_decref(r->body); /* its pictures are large */
     r->body = NULL;
+    exchange_body_drop(r->task.x);
     if (!bad.status) {
         exchange_stream(r->task.x, EVENT_TYPE, EVENT_PING);
         rc = w->gen ? start_local(r, prompt.p, stop, &bad) : start_remote(r, prompt.p, stop, pictures, &bad);

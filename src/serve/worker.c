@@ -212,6 +212,7 @@ static void answer_begin(struct answer *a)
         buf_str(&a->text, a->q.prompt);
         if (prompt.failed) bad_set(&a->bad, 400, NULL, NULL, "the prompt is too long");
     }
+    exchange_body_drop(a->task.x); /* now, as a is gone afterwards */
     if (!a->bad.status) rc = r.sampling.max_new_tokens < 1 ? LLAVA_LIMIT : gen_submit(&a->task, &r, 1, &e);
     buf_free(&prompt);
     json_decref(body);

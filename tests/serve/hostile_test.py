@@ -153,6 +153,24 @@ def test_queue():
         ok(post(s.port, "/v1/chat/completions", user("Hi"))[0] == 200, "and is free again")
 
 
+def test_parsed():
+    """What a body was made into counts as the body did, while it waits for its picture's turn."""
+    bomb = base64.b64encode(png(1000 if SANITIZED else 4000)).decode()
+    parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + bomb}}]
+    body = json.dumps({**user(parts), "user": "x" * (4 * MB)}).encode()
+    with Server("serve", "--model-path", DEMO) as s, ThreadPoolExecutor(5) as crowd:
+        def waiting():
+            """How many wait, and bytes held, at a moment at which all others but the one in front have been answered."""
+            text = request(s.port, "GET", "/metrics")[2].decode()
+            active, jobs, held = (float(re.search(rf"^llava_http_{name} (\S+)", text, re.M)[1]) for name in
+                                  ("requests_active", "jobs_waiting", "body_bytes"))
+            return (jobs, held) if jobs > 1 and active == jobs + 2 else None
+        asked = [crowd.submit(request, s.port, "POST", "/v1/chat/completions", body) for _ in range(5)]
+        seen = wait_for(waiting, 20)
+        ok(seen and seen[1] >= seen[0] * 4 * MB, "what waits for its picture's turn is counted", seen)
+        ok([a.result()[0] for a in asked] == [200] * 5 and metric(s.port, "llava_http_body_bytes") == 0, "until it is answered")
+
+
 def test_shares():
     """One address cannot take all that there is: places in the queue, room for bodies. The address is the last that stands in
     the last line of X-Forwarded-For, where HAProxy and nginx put it."""
@@ -217,6 +235,7 @@ def main():
     test_held()
     test_queue()
     test_shares()
+    test_parsed()
     finish()
 
 

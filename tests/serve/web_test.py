@@ -8,15 +8,17 @@ import io
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../help"))
 from cli import finish, llava, ok  # noqa: E402
-from serving import APPLE, DEMO, Server, StandIn, post, python_worker, request, wait_for  # noqa: E402
+from serving import APPLE, DEMO, Server, StandIn, metric, post, python_worker, request, wait_for  # noqa: E402
 from webdriver import Browser, available  # noqa: E402
 
 with open(APPLE, "rb") as f:
@@ -249,6 +251,55 @@ def test_failover():
     b.stop()
 
 
+def test_turns():
+    """In front of workers that take their time: who waits has turns by client, who leaves is not waited for, and what waits is
+    counted, pictures and all."""
+    release, order = threading.Semaphore(0), []
+
+    def answer(path, body):
+        if path == "/worker_generate_stream":
+            order.append(body["prompt"].split("USER: ")[1].split()[0])
+            release.acquire(timeout=60)
+            return 200, [json.dumps({"text": body["prompt"] + "yes", "error_code": 0}).encode() + b"\0"]
+        return 200, json.dumps({"model_names": ["m"], "speed": 1, "queue_length": 0}).encode()
+    w = StandIn(answer)
+    c = controller(["m"], w.url)
+    with Server("web", "--host", "localhost", "--controller", c.url, "--concurrency-count", "2", "--trust-forwarded") as s:
+        def ask(who, word, *images):
+            body = {"model": "m", "messages": [user(word, *images)], "temperature": 0}
+            return request(s.port, "POST", "/api/chat", body, headers={"X-Forwarded-For": who})[2]
+
+        def waits(n):
+            return wait_for(lambda: metric(s.port, "llava_http_requests_active") == n + 1)
+        leaving = []
+        with ThreadPoolExecutor(10) as crowd:
+            asked = []
+            for i in range(6):
+                asked.append(crowd.submit(ask, "10.0.0.1", f"hog{i}", data_uri(png(300, 300))))
+                waits(len(asked))
+            for i in range(5):  # they leave while they wait
+                leaving.append(socket.create_connection(("127.0.0.1", s.port)))
+                body = json.dumps({"model": "m", "messages": [user(f"gone{i}")]}).encode()
+                leaving[-1].sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.0.0.3\r\n"
+                                    b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+            waits(11)
+            asked.append(crowd.submit(ask, "10.0.0.2", "other"))
+            there = waits(12)
+            held = metric(s.port, "llava_http_body_bytes")
+            for one in leaving:
+                one.close()
+            ok(there and waits(7), "who waits and leaves is forgotten at once", metric(s.port, "llava_http_requests_active"))
+            for _ in range(7):
+                release.release()
+            good = [b'"done"' in a.result() for a in asked]
+        ok(good == [True] * 7 and order.index("other") == 2 and not [x for x in order if "gone" in x],
+           "who waits has turns by client", order)
+        ok(held > 6 * 300 * 300 and wait_for(lambda: metric(s.port, "llava_http_body_bytes") == 0),
+           "what they hold is counted while they do", held)
+        ok(s.stop() == 0, "an orderly end", s.text())
+    w.stop(), c.stop()
+
+
 def test_browser():
     if not available():
         ok(True, "the page on a model # SKIP no chromium and chromedriver")
@@ -272,5 +323,6 @@ test_local()
 test_remote()
 test_failover()
 test_moderation()
+test_turns()
 test_browser()
 finish()
