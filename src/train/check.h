@@ -28,7 +28,7 @@ struct check_result {
     int64_t note[N_CHECK_NOTES];       /* good records with it */
     struct check_row most;             /* the largest of each */
     struct check_row *row;             /* [n_row] owned: the good records, in the order of the file */
-    int32_t *length;                   /* [n_row] owned: their dataset_length, for order_opts */
+    int32_t *length;                   /* [n_row] owned: their dataset_length, for order_options */
     int64_t n_row;
 };
 

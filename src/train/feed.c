@@ -20,13 +20,13 @@ int feed_open(struct feed *f, const struct recipe *r, const struct feed_options 
     TRY(dataset_open(&f->data, o->path, e));
     TRY(check_run(&f->check, &f->data, r, plat_threads(), o->skip_bad ? CHECK_SKIP : CHECK_FAIL, e));
     if (o->kind == ORDER_LENGTH) count_ids(f, r->rows);
-    const struct order_opts oo = { .kind = o->kind, .n = f->check.n_row, .length = f->check.length, .seed = o->seed,
+    const struct order_options oo = { .kind = o->kind, .n = f->check.n_row, .length = f->check.length, .seed = o->seed,
                                    .batch = o->batch, .accum = o->accum, .world = 1, .drop_last = o->drop_last };
     TRY(order_init(&f->order, &oo, e));
     if (!f->order.n_micro)
         TRY(err_set(e, ERR_USAGE, "'%s' has %lld records, fewer than one micro-batch of %d", o->path,
                     (long long)f->check.n_row, o->batch));
-    f->opts = (struct loader_opts){ .data = &f->data, .recipe = r, .order = &f->order, .row = f->check.row,
+    f->options = (struct loader_options){ .data = &f->data, .recipe = r, .order = &f->order, .row = f->check.row,
                                     .threads = o->threads, .epochs = o->epochs, .window = o->window,
                                     .packing = o->packing, .augment = o->augment, .skip_bad = o->skip_bad };
     rc = 0;

@@ -6,7 +6,7 @@ struct feed {
     struct dataset data;
     struct check_result check;
     struct order order;
-    struct loader_opts opts;
+    struct loader_options options;
     struct batch_limits most; /* that no batch of it exceeds */
 };
 

@@ -37,7 +37,7 @@ struct waiting {
 };
 
 struct loader {
-    struct loader_opts o;
+    struct loader_options o;
     struct slot *slot;
     int n_slots, n_threads;
     pthread_t *thread;
@@ -165,7 +165,7 @@ static int start_threads(struct loader *l, struct err *e)
     return 0;
 }
 
-int loader_open(struct loader **ret, const struct loader_opts *o, struct err *e)
+int loader_open(struct loader **ret, const struct loader_options *o, struct err *e)
 {
     struct loader *l = calloc(1, sizeof *l);
     int rc = 0;
@@ -349,7 +349,7 @@ int loader_next(struct loader *l, const struct batch **ret, struct err *e)
 /* ---- planning */
 
 /* One epoch in its order. b: what the batch that gathers has, which with packing may reach over an epoch's end. */
-static void limit_epoch(struct batch_limits *m, const struct loader_opts *o, int epoch, struct batch_limits *b)
+static void limit_epoch(struct batch_limits *m, const struct loader_options *o, int epoch, struct batch_limits *b)
 {
     struct order *r = o->order;
     order_epoch(r, epoch);
@@ -387,7 +387,7 @@ static int sum_of_largest(int32_t *v, int64_t n, int64_t k)
 
 /* Whatever the order: of each measure the largest records, as many as a batch may have; of a packed one also no more
  * than what its positions have room for. */
-static int limit_any(struct batch_limits *m, const struct loader_opts *o, struct err *e)
+static int limit_any(struct batch_limits *m, const struct loader_options *o, struct err *e)
 {
     const int64_t n = o->order->o.n, most = (int64_t)o->order->o.batch * (o->packing ? o->order->o.accum : 1);
     int32_t *v = malloc((size_t)n * sizeof *v);
@@ -410,7 +410,7 @@ static int limit_any(struct batch_limits *m, const struct loader_opts *o, struct
     return 0;
 }
 
-int loader_limits(struct batch_limits *m, const struct loader_opts *o, struct err *e)
+int loader_limits(struct batch_limits *m, const struct loader_options *o, struct err *e)
 {
     enum { WALK_MAX = 50000000 }; /* records, which take seconds */
     const bool alike = o->order->o.kind == ORDER_SEQUENTIAL; /* all epochs */

@@ -12,7 +12,7 @@
 
 /* When an update happens, as in transformers 4.37: after every `accum` micro-batches counted from the beginning of the
  * run, across the ends of epochs; and at the end of an epoch that has no more than `accum` micro-batches. */
-struct loader_opts {
+struct loader_options {
     const struct dataset *data;
     const struct recipe *recipe;
     struct order *order;      /* used by the loader alone while it is open */
@@ -28,11 +28,11 @@ struct loader_opts {
 };
 struct loader;
 
-int loader_open(struct loader **ret, const struct loader_opts *o, struct err *e);
+int loader_open(struct loader **ret, const struct loader_options *o, struct err *e);
 void loader_close(struct loader *l); /* accepts NULL */
 /* The next batch, valid until the call after the next; 1, or 0 after the last one. Errors name the record. */
 int loader_next(struct loader *l, const struct batch **ret, struct err *e);
 
 /* What no batch of this run exceeds, for planning memory: from the counts of the check, over all epochs; where these
  * are too many to go through, what no batch of any order exceeds. Needs o->row. ERR_NOMEM. */
-int loader_limits(struct batch_limits *most, const struct loader_opts *o, struct err *e);
+int loader_limits(struct batch_limits *most, const struct loader_options *o, struct err *e);

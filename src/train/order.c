@@ -184,7 +184,7 @@ static void count(struct order *r)
     else r->n_micro = (n + round - 1) / round, r->n_index = r->n_micro * r->o.batch;
 }
 
-int order_init(struct order *r, const struct order_opts *o, struct err *e)
+int order_init(struct order *r, const struct order_options *o, struct err *e)
 {
     *r = (struct order){ .o = *o, .epoch = -1 };
     if (o->n < 1 || o->batch < 1 || o->accum < 1 || o->world < 1 || o->rank < 0 || o->rank >= o->world)

@@ -27,7 +27,7 @@
 
 enum order_kind { ORDER_SEQUENTIAL, ORDER_RANDOM, ORDER_GROUPED, ORDER_LENGTH };
 
-struct order_opts {
+struct order_options {
     enum order_kind kind;
     int64_t n;             /* records, at least 1 */
     const int32_t *length; /* [n] GROUPED: words, negative without picture (dataset_length); LENGTH: tokens; borrowed */
@@ -39,7 +39,7 @@ struct order_opts {
 };
 
 struct order {
-    struct order_opts o;
+    struct order_options o;
     int epoch;             /* whose list is in index; -1: none yet */
     int64_t n_micro;       /* micro-batches of this process in each epoch */
     int64_t *index;        /* [n_index] records of this process, micro-batch by micro-batch */
@@ -51,7 +51,7 @@ struct order {
 };
 
 /* ERR_USAGE for numbers below 1, ERR_LIMIT (too many records), ERR_NOMEM; ERR_FORMAT: GROUPED with a length 0. */
-int order_init(struct order *r, const struct order_opts *o, struct err *e);
+int order_init(struct order *r, const struct order_options *o, struct err *e);
 void order_fini(struct order *r); /* accepts a zeroed one */
 /* Makes the list of an epoch (from 0). Going forward by one is cheap; any other epoch draws all before it anew. */
 void order_epoch(struct order *r, int epoch);

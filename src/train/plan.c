@@ -110,9 +110,12 @@ static bool fits(const struct search *g, const struct states_how *how, struct st
 /* ---- how long a step takes */
 
 /* Where it is not measured: bytes a second over the link to a card, each way, of page-locked memory (PCIe 5, and what
- * is left of it pageable), and operations; the share of a matrix product's speed that a step has, and of its time that
- * the way back takes. */
-static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14, step_share = 0.68, back_share = 0.585;
+ * is left of it pageable), and operations. Of a step the way back's share, and the share of a product's speed that all
+ * of it has: a 13b on an H100, models of 5 M to 1 G numbers on processors. */
+static const double link_s = 50e9, pageable_s = 8e9, flops_s = 4e14;
+static const double back_share = 0.585, card_share = 0.68, host_share = 0.6;
+
+double plan_share(const struct plan *p) { return p->card ? card_share : host_share; }
 
 struct plan_speed plan_measure(struct step *s, enum dtype weights)
 {
@@ -127,7 +130,7 @@ static double link_speed(const struct plan *p, const struct states_how *how)
 
 static double seconds(const struct plan *p, double flops)
 {
-    return flops / (step_share * (p->speed.flops > 0 ? p->speed.flops : flops_s));
+    return flops / (plan_share(p) * (p->speed.flops > 0 ? p->speed.flops : flops_s));
 }
 
 /* Of a pass there and back, without what runs again. */

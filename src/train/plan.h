@@ -40,6 +40,8 @@ struct plan {
     struct plan_speed speed;
 };
 
+/* The share of a product's speed that a whole step has. */
+double plan_share(const struct plan *p);
 /* Runs a few products and copies with s's kernels, on its device if it has one. */
 struct plan_speed plan_measure(struct step *s, enum dtype weights);
 /* Plans for the largest batch, and has t->states and s keep what is chosen. ERR_USAGE for limits that are none.

@@ -130,10 +130,10 @@ static int open_feeds(struct trainer *r, struct err *e)
     if (!r->train.check.targets)
         return err_set(e, ERR_USAGE, "nothing would be learned of '%s': all answers are empty or beyond "
                        "--model_max_length %lld", a->data_path, (long long)a->model_max_length);
-    count_steps(r, &r->train.opts.epochs);
+    count_steps(r, &r->train.options.epochs);
     count_events(r);
     if ((rc = check_best(r, e)) < 0) return rc;
-    if ((rc = loader_limits(&r->train.most, &r->train.opts, e)) < 0) return rc;
+    if ((rc = loader_limits(&r->train.most, &r->train.options, e)) < 0) return rc;
     if (!a->eval_data_path) return 0;
     o.path = a->eval_data_path;
     o.kind = ORDER_SEQUENTIAL;
@@ -143,8 +143,8 @@ static int open_feeds(struct trainer *r, struct err *e)
     o.augment = 0;
     o.drop_last = false;
     rc = feed_open(&r->eval, &r->whole, &o, e);
-    r->eval.opts.epochs = 1;
-    return rc < 0 ? rc : loader_limits(&r->eval.most, &r->eval.opts, e);
+    r->eval.options.epochs = 1;
+    return rc < 0 ? rc : loader_limits(&r->eval.most, &r->eval.options, e);
 }
 
 /* The step and what it may keep where. */
@@ -165,7 +165,7 @@ static int describe_run(struct trainer *r, struct err *e)
     if (rc < 0) return rc;
     struct checkpoint *c = &r->snapshot.ck;
     c->max_steps = r->total;
-    c->epochs = r->train.opts.epochs;
+    c->epochs = r->train.options.epochs;
     c->logging_steps = r->every.log;
     c->save_steps = r->every.save;
     c->eval_steps = r->every.eval;
@@ -220,8 +220,8 @@ static int resume(struct trainer *r, struct err *e)
         TRY(err_set(e, ERR_FORMAT, "cannot resume from '%s': '%s' is infinite or not a number", dir,
                     r->t.p[broken].name));
     log_info("going on from '%s': step %lld of %lld", dir, (long long)r->at.step, (long long)r->total);
-    r->train.opts.epoch = (int)r->at.pass;
-    r->train.opts.micro = r->at.batch;
+    r->train.options.epoch = (int)r->at.pass;
+    r->train.options.micro = r->at.batch;
     r->seconds_before = r->at.seconds;
     r->saved = r->at.step;
     r->pass_used = r->at.batch; /* who knows how many, but of these micro-batches some */
@@ -283,7 +283,7 @@ static int evaluate(struct trainer *r, struct err *e)
     double sum = 0, n = 0, batches = 0;
     int rc;
     show_clear(&r->show);
-    TRY(loader_open(&l, &r->eval.opts, e));
+    TRY(loader_open(&l, &r->eval.options, e));
     while (!stop_asked() && (rc = loader_next(l, &b, e)) > 0) {
         sum += step_run(&r->step, b, false, 0) * b->n;
         keep_features(r, b);
@@ -432,9 +432,6 @@ static int finish(struct trainer *r, const struct batch *b, struct err *e)
 
 /* ---- the run */
 
-/* Share of the matrix products' speed that a whole training step reaches: measured on models of 5 M to 1 G numbers. */
-static const double step_share = 0.6;
-
 static void print_data(const char *what, const struct check_result *c)
 {
     printf("%s: %lld records (%lld without picture, %lld left out), %lld pictures, %lld positions, %lld learned\n",
@@ -471,9 +468,9 @@ static void print_plan(struct trainer *r)
     printf("memory:\n");
     plan_print(&r->plan, stdout);
     if (peak <= 0) return; /* a device that is not here */
-    const double flops = flops_pass(&r->t.model, r->t.tower_trains, &all);
-    show_time(time, passes * (double)c->n_row / 1000 * flops / (peak * step_share));
-    printf("time: about %s, at %.0f%% of the %.0f GFLOP/s that matrix products reach here\n", time, 100 * step_share,
+    const double flops = flops_pass(&r->t.model, r->t.tower_trains, &all), share = plan_share(&r->plan);
+    show_time(time, passes * (double)c->n_row / 1000 * flops / (peak * share));
+    printf("time: about %s, at %.0f%% of the %.0f GFLOP/s that matrix products reach here\n", time, 100 * share,
            peak * 1e-9);
 }
 
@@ -511,7 +508,7 @@ static int loop(struct trainer *r, struct err *e)
     const struct batch *next;
     struct err why = { 0 };
     int rc, more;
-    TRY(loader_open(&l, &r->train.opts, e));
+    TRY(loader_open(&l, &r->train.options, e));
     more = loader_next(l, &next, &why);
     while (more > 0 && r->at.step < r->total) {
         const struct batch *b = next;

@@ -38,10 +38,10 @@ static void must(int rc, const struct err *e)
     exit(0);
 }
 
-static struct order_opts order_of(int64_t n, const int32_t *length)
+static struct order_options order_of(int64_t n, const int32_t *length)
 {
     const char *kind = text_of("kind", "sequential");
-    return (struct order_opts){
+    return (struct order_options){
         .kind = kind[0] == 's' ? ORDER_SEQUENTIAL : kind[0] == 'r' ? ORDER_RANDOM
               : kind[0] == 'l' ? ORDER_LENGTH : ORDER_GROUPED,
         .n = n, .length = length, .seed = (uint64_t)number("seed", 42), .batch = (int)number("batch", 1),
@@ -58,7 +58,7 @@ static void show_order(void)
     struct err e;
     int64_t n = 0;
     while (n < MOST && scanf("%d", &length[n]) == 1) n++;
-    struct order_opts o = order_of(n, length);
+    struct order_options o = order_of(n, length);
     must(order_init(&r, &o, &e), &e);
     long back = number("back", -1); /* an epoch to make first, to come back from */
     if (back >= 0) order_epoch(&r, (int)back);
@@ -187,9 +187,9 @@ static void show_batches(bool check_only)
     for (int i = 0; i < N_CHECK_NOTES; i++) printf(" %lld", (long long)r.note[i]);
     printf(" / %d %d %d\n", r.most.images, r.most.positions, r.most.targets);
     if (check_only) exit(0);
-    struct order_opts oo = order_of(r.n_row, r.length);
+    struct order_options oo = order_of(r.n_row, r.length);
     must(order_init(&order, &oo, &e), &e);
-    struct loader_opts lo = {
+    struct loader_options lo = {
         .data = &d, .recipe = &c, .order = &order, .row = r.row, .threads = threads,
         .epochs = (int)number("epochs", 1), .epoch = (int)number("epoch", 0), .micro = number("micro", 0),
         .window = (int)number("window", 0), .packing = (int)number("packing", 0), .skip_bad = skip,

@@ -358,7 +358,7 @@ static void rig_open(struct rig *r, const char *more, int packing, int accum)
     const struct feed_options o = { .path = tmp_path("records.json"), .kind = ORDER_RANDOM, .seed = 5, .batch = 2,
                                     .accum = accum, .epochs = 1, .packing = packing };
     if (feed_open(&r->feed, &r->t.recipe, &o, &e) < 0) fail_msg("%s", e.msg);
-    if (loader_limits(&r->feed.most, &r->feed.opts, &e) < 0) fail_msg("%s", e.msg);
+    if (loader_limits(&r->feed.most, &r->feed.options, &e) < 0) fail_msg("%s", e.msg);
     struct plan plan;
     if (step_open(&r->step, &r->t, &r->a, &r->feed.most, &r->feed.most, &e) < 0) fail_msg("%s", e.msg);
     const struct plan_speed speed = { 1e11, 0 };
@@ -385,7 +385,7 @@ static double gradients(struct rig *r, uint64_t drop_key)
     const struct batch *b = NULL;
     struct err e = { 0 };
     double loss = 0;
-    if (loader_open(&l, &r->feed.opts, &e) < 0) fail_msg("%s", e.msg);
+    if (loader_open(&l, &r->feed.options, &e) < 0) fail_msg("%s", e.msg);
     do {
         const int rc = loader_next(l, &b, &e);
         if (rc <= 0) fail_msg("no batch: %s", e.msg);
