@@ -292,7 +292,7 @@ def test_turns():
             for _ in range(7):
                 release.release()
             good = [b'"done"' in a.result() for a in asked]
-        ok(good == [True] * 7 and order.index("other") == 2 and not [x for x in order if "gone" in x],
+        ok(good == [True] * 7 and order.index("other") in (2, 3) and not [x for x in order if "gone" in x],
            "who waits has turns by client", order)
         ok(held > 6 * 300 * 300 and wait_for(lambda: metric(s.port, "llava_http_body_bytes") == 0),
            "what they hold is counted while they do", held)
