@@ -1,7 +1,8 @@
 """A stand-in for the server behind the page: the files of a build, and answers that the question itself asks for.
 
-A word in the last question chooses what happens: "slow" (50 ms a word or line), "hostile", "busy", "worker", "context", "broken"
-(the stream ends without a word), "queue"; otherwise a short answer. What came is kept in .chats, .votes, .gone, .sent.
+A word in the last question chooses what happens: "slow" (50 ms a word or line), "hostile", "arabic", "busy", "worker",
+"context", "broken" (the stream ends without a word), "queue"; otherwise a short answer. What came is kept in .chats, .votes,
+.gone, .sent. A path in .slow takes so many seconds.
 """
 import http.server
 import json
@@ -46,17 +47,34 @@ def f(x):
 """
 
 
+ARABIC = """مرحبا بكم في **LLaVA**: هذه صورة.
+
+> اقتباس
+
+```python
+print("x")
+```
+
+| أ | ب |
+|---|---|
+| 1 | 2 |
+
+This is English.
+"""
+
+
 class Server:
-    def __init__(self, folder):
-        self.folder, self.chats, self.votes, self.sent, self.gone = folder, [], [], {}, 0
+    def __init__(self, folder, port=0):
+        self.folder, self.chats, self.votes, self.sent, self.gone, self.slow = folder, [], [], {}, 0, {}
         self.models = ["llava-v1.5-13b", "llava-v1.5-7b"]
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", port), self.handler())
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def close(self):
         self.http.shutdown()
+        self.http.server_close()
 
     def config(self):
         return {
@@ -82,6 +100,8 @@ class Server:
         words = SHORT * (20 if "slow" in question else 1)
         if "hostile" in question:
             words = (HOSTILE * 3).splitlines(True) if "slow" in question else [HOSTILE]
+        if "arabic" in question:
+            words = [ARABIC]
         for word in words:
             event({"text": word})
             time.sleep(0.05 if "slow" in question else 0.01)
@@ -108,6 +128,7 @@ class Server:
 
             def do_GET(self):
                 path = self.path.split("?")[0]
+                time.sleep(outer.slow.get(path, 0))
                 if path == "/api/config":
                     return self.reply(200, "application/json", json.dumps(outer.config()).encode())
                 file = outer.folder + ("/index.html" if path == "/" else path)

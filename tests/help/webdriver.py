@@ -24,9 +24,11 @@ class Gone(Exception):
 
 
 class Browser:
-    """with Browser(width=1280, height=800) as b: b.open(url); b.js("return document.title")"""
+    """with Browser(width=1280, height=800) as b: b.open(url); b.js("return document.title")
 
-    def __init__(self, width=1280, height=800, dark=False, language="en", touch=False):
+    patient: open() comes back when all has been loaded; otherwise at once."""
+
+    def __init__(self, width=1280, height=800, dark=False, language="en", touch=False, patient=True):
         self.home = tempfile.mkdtemp(prefix="llava-browser-")
         self.port = free_port()
         self.driver = subprocess.Popen(
@@ -66,6 +68,7 @@ class Browser:
                                 "goog:chromeOptions": options,
                                 "goog:loggingPrefs": {"browser": "ALL"},
                                 "unhandledPromptBehavior": "ignore",
+                                "pageLoadStrategy": "normal" if patient else "none",
                             }
                         }
                     },
@@ -155,6 +158,22 @@ class Browser:
     def picture(self, path):
         with open(path, "wb") as f:
             f.write(base64.b64decode(self.call("GET", "/screenshot", None)))
+
+    def tab(self):
+        """Another tab, which is the one that is spoken to from now on."""
+        handle = self.call("POST", "/window/new", {"type": "tab"})["handle"]
+        self.switch(handle)
+        return handle
+
+    def here(self):
+        return self.call("GET", "/window", None)
+
+    def switch(self, handle):
+        self.call("POST", "/window", {"handle": handle})
+
+    def devtools(self, command, **parameters):
+        """A command of Chromium's own protocol, for what WebDriver has no words for."""
+        return self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def console(self):
         """What the page complained about since the last call."""

@@ -10,27 +10,7 @@ import page_server  # noqa: E402
 from cli import BUILD, ROOT, finish, ok  # noqa: E402
 from serving import DEMO, Server as Real  # noqa: E402
 from webdriver import Browser, Gone, available  # noqa: E402
-
-SEEN = os.path.join(ROOT, "build", "web")
-READY = "document.documentElement.dataset.ready"
-END = "(s => s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroll'))"
-IDLE = "document.querySelector('#stop').hidden && document.querySelector('.timing, .failure')"
-
-
-def ask(b, text, key="Enter"):
-    b.type("#question", text)
-    b.press(key)
-
-
-def settled(b):
-    b.wait(IDLE, what="an answer that has ended")
-
-
-def file_event(kind, name, mime, data="[137,80]"):
-    """A paste or a drop of one file, as the browser would send it."""
-    return f"""const d = new DataTransfer(); d.items.add(new File([new Uint8Array({data})], {name!r}, {{type: {mime!r}}}));
-        document.dispatchEvent(new {'ClipboardEvent' if kind == 'paste' else 'DragEvent'}({kind!r},
-            {{{'clipboardData' if kind == 'paste' else 'dataTransfer'}: d, bubbles: true, cancelable: true}}))"""
+from webpage import END, READY, SEEN, ask, file_event, settled  # noqa: E402
 
 
 def first_look(b, s):
@@ -106,6 +86,7 @@ def conversation(b, s):
     b.wait(READY)
     ok(len(b.text("#list li")) == 1 and b.text(".user") == [], "after a reload the conversation is at the side")
     b.click("#list .open")
+    b.wait("document.querySelector('.bubble')")
     ok(
         b.text(".bubble") == ["Edited?"] and b.js("return document.querySelectorAll('.thumbs img').length") == 1,
         "and opens whole",
