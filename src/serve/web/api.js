@@ -2,8 +2,8 @@
 import * as store from "./store.js";
 
 export class Failure extends Error {
-  /* kind: nobody, offline, broken, worker, busy, context, moderation, key or failed: which sentence the page says. cause: the
-   * server's own line. */
+  /* kind: nobody, offline, broken, worker, model, large, busy, context, moderation, key or failed: which sentence the page
+   * says. cause: the server's own line. */
   constructor(kind, cause = "") {
     super(cause || kind);
     this.kind = kind;
@@ -33,6 +33,8 @@ async function request(path, options = {}) {
 
 function kind(status, cause) {
   if (status === 401) return "key";
+  if (status === 404) return "model";
+  if (status === 413) return "large";
   if (/moderation/i.test(cause)) return "moderation";
   if (/context|max token length/i.test(cause)) return "context";
   if (status === 429 || (status === 503 && /queue|busy|full/i.test(cause))) return "busy";

@@ -1,21 +1,23 @@
-/* The page: one conversation at a time, the earlier ones at the side. State is the conversation that is open; every change goes
- * into it first, is shown, and is stored. */
-import { $, h, icon, save } from "./dom.js";
+/* The page: one conversation at a time, the others at the side. State is the conversation that is open; every change goes
+ * into it first, is shown, and is stored. Answers go on streaming into conversations that are not open. */
+import { $, h, save, say } from "./dom.js";
 import { current, preferred, speak, t } from "./i18n.js";
 import * as api from "./api.js";
+import * as composer from "./composer.js";
+import * as files from "./files.js";
 import * as store from "./store.js";
-import * as pictures from "./pictures.js";
 import * as view from "./view.js";
 import { prepare } from "./markdown.js";
+
+const RETRY_MS = 5000; // between questions for a model when there is none
 
 let config = {
   models: [],
   examples: [],
   limits: { text: 1536, text_with_image: 1200, image_bytes: 20 << 20, images: 8 },
 };
-let conversation,
-  pending = [],
-  running = null; // running: AbortController of the answer that streams
+let conversation;
+const answers = new Map(); // conversation id: { conversation, message, stop: AbortController } of an answer that streams
 
 const id = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, "0")).join("");
 const fresh = () => ({
@@ -26,174 +28,177 @@ const fresh = () => ({
   changed: Date.now(),
   messages: [],
 });
+const busy = () => answers.has(conversation.id);
 
 /* ---- showing */
-const actions = {
-  busy: () => !!running,
+const messageActions = {
+  busy,
+  streaming: m => [...answers.values()].some(a => a.message === m),
   last: m => m === conversation.messages.at(-1),
-  model: () => conversation.model,
   regenerate,
   resend,
   vote,
 };
+const titleActions = {
+  current: id => id === conversation.id,
+  answering: id => answers.has(id),
+  open: openKept,
+  remove,
+};
 
 function showAll() {
-  view.show($("#log"), conversation, actions);
-  $("#welcome").hidden = conversation.messages.length > 0;
-  $("#log").hidden = conversation.messages.length === 0;
-  $("#clear").disabled = conversation.messages.length === 0;
-  $("#export").hidden = conversation.messages.length === 0;
-  $("#question").dataset.i18nPlaceholder = conversation.messages.length ? "placeholder_more" : "placeholder";
+  const empty = conversation.messages.length === 0,
+    title = conversation.title || (empty ? "" : t("untitled"));
+  view.show($("#log"), conversation, messageActions);
+  $("#welcome").hidden = !empty;
+  for (const part of ["#log", "#export", "#clear"]) $(part).hidden = empty;
+  $("#question").dataset.i18nPlaceholder = empty ? "placeholder" : "placeholder_more";
   $("#question").placeholder = t($("#question").dataset.i18nPlaceholder);
-  document.title = conversation.title ? `${conversation.title} – LLaVA` : "LLaVA";
+  document.title = title ? `${title} – LLaVA` : "LLaVA";
+  $("h1").textContent = title || "LLaVA";
+  history.replaceState(null, "", location.pathname + location.search + (empty ? "" : "#" + conversation.id));
+  showRunning();
   showList();
 }
 
 function showList() {
-  $("#list").replaceChildren(
-    ...store
-      .list()
-      .map(c =>
-        h(
-          "li",
-          { "aria-current": c.id === conversation.id && "true" },
-          h(
-            "button",
-            { class: "open", type: "button", title: c.title, onclick: () => open(c) },
-            c.title || t("untitled"),
-          ),
-          h(
-            "button",
-            {
-              class: "remove",
-              type: "button",
-              "aria-label": t("remove_conversation", { title: c.title || t("untitled") }),
-              onclick: () => remove(c),
-            },
-            icon("close"),
-          ),
-        ),
-      ),
-  );
+  view.showTitles($("#list"), store.list(), titleActions);
 }
 
-function showPending() {
-  $("#pictures").replaceChildren(
-    ...pending.map(src =>
-      h(
-        "li",
-        {},
-        h("img", { src, alt: t("picture") }),
-        h(
-          "button",
-          {
-            type: "button",
-            class: "icon",
-            "aria-label": t("remove"),
-            onclick: () => {
-              pending = pending.filter(p => p !== src);
-              showPending();
-              $("#question").focus();
-            },
-          },
-          icon("close"),
-        ),
-      ),
-    ),
-  );
-}
-
+/* Send or stop; the button that goes away leaves the focus to the other, or to the question. */
 function showRunning() {
-  $("#send").hidden = !!running;
-  $("#stop").hidden = !running;
-  $("#log").setAttribute("aria-busy", String(!!running));
-}
-
-let notice;
-function say(text) {
-  $("#notice").textContent = text;
-  $("#notice").hidden = !text;
-  clearTimeout(notice);
-  if (text) notice = setTimeout(say, 8000, "");
+  const focus = document.activeElement,
+    nowhere = focus === document.body && getSelection().isCollapsed,
+    lost = nowhere || focus === $("#send") || focus === $("#stop");
+  $("#send").hidden = busy();
+  $("#stop").hidden = !busy();
+  $("#log").parentElement.setAttribute("aria-busy", String(busy()));
+  if (lost && !composer.coarse()) (busy() ? $("#stop") : $("#question")).focus();
 }
 
 /* The end of the conversation stays in sight while it grows, unless the reader has scrolled away from it. */
 let following = true;
-const down = () => {
+function down() {
   const s = $("#scroll");
   following = true;
   s.scrollTop = s.scrollHeight;
-};
+  $("#down").hidden = true;
+}
 
 function wireScroll() {
   const s = $("#scroll");
-  s.addEventListener(
-    "scroll",
-    () => {
-      following = s.scrollHeight - s.scrollTop - s.clientHeight < 80;
-    },
-    { passive: true },
-  );
-  const sizes = new ResizeObserver(() => {
-    if (following) down();
-  });
+  const look = () => {
+    following = s.scrollHeight - s.scrollTop - s.clientHeight < 80;
+    $("#down").hidden = following;
+  };
+  s.addEventListener("scroll", look, { passive: true });
+  const sizes = new ResizeObserver(() => (following ? down() : look()));
   sizes.observe($("#log"));
   sizes.observe(s);
+  $("#down").addEventListener("click", down);
 }
 
 /* ---- conversations */
-async function keep() {
-  if (!(await store.put(conversation))) say(t("storage"));
+async function keep(which) {
+  const kept = store.put(which);
   showList();
+  if (!(await kept)) say(t("storage"));
 }
 
 function open(c) {
-  running?.abort();
   conversation = c;
   if (config.models.includes(c.model)) $("#model").value = c.model;
-  document.body.classList.remove("open");
+  menu(false);
   showAll();
   down();
-  $("#question").focus();
+  composer.focus();
 }
 
-async function remove(c) {
-  if (!confirm(t("clear_sure"))) return;
-  if (c === conversation) running?.abort();
-  await store.remove(c.id);
-  if (c === conversation) open(fresh());
-  else showList();
+async function openKept(id) {
+  const c = id === conversation.id ? conversation : (answers.get(id)?.conversation ?? (await store.get(id)));
+  if (c) open(c);
+}
+
+async function remove(id) {
+  if (!confirm(t("clear_sure", { title: store.title(id)?.title || t("untitled") }))) return;
+  answers.get(id)?.stop.abort();
+  answers.delete(id); /* what comes yet is for nobody */
+  const next = $("#list [aria-current]")?.nextElementSibling;
+  await store.remove(id);
+  if (id === conversation.id) return open(fresh());
+  showList();
+  (next ?? $("#new")).querySelector?.(".open")?.focus();
+}
+
+/* What another tab has stored or removed. */
+async function changedElsewhere(id) {
+  showList();
+  if (id !== conversation.id || busy()) return;
+  const c = await store.get(id);
+  if (id !== conversation.id || busy()) return;
+  if (!c) return open(fresh());
+  conversation = c;
+  showAll();
+}
+
+async function importFiles(chosen) {
+  let n = 0,
+    last;
+  try {
+    for (const file of chosen) {
+      for (const c of await files.read(file)) {
+        const there = store.title(c.id);
+        if (there?.changed !== c.changed) {
+          if (there || !c.id) c.id = id(); /* another one of the same origin: both stay */
+          await keep(c);
+        }
+        last = c.id;
+        n++;
+      }
+    }
+    say(t("imported", { n }), true);
+  } catch (error) {
+    say(error.message);
+  }
+  if (last) openKept(last);
+}
+
+async function exportAs(format) {
+  if (format === "md") save(files.name(conversation) + ".md", "text/markdown", files.markdown(conversation));
+  if (format === "json") save(files.name(conversation) + ".json", "application/json", files.json(conversation));
+  if (format === "all") {
+    const all = await Promise.all(store.list().map(c => answers.get(c.id)?.conversation ?? store.get(c.id)));
+    const day = new Date().toISOString().slice(0, 10);
+    save(`llava-${day}-all.json`, "application/json", files.json(all.filter(Boolean)));
+  }
 }
 
 /* ---- asking */
 async function ask() {
-  if (running) return;
-  const text = $("#question").value.trim(),
-    limit = pending.length ? config.limits.text_with_image : config.limits.text;
-  if (!text && !pending.length) return;
-  if (text.length > limit) return say(t("too_long", { n: limit }));
-  conversation.messages.push({ role: "user", text, images: pending });
-  conversation.title ||= text.slice(0, 80);
-  conversation.model = $("#model").value;
-  pending = [];
-  $("#question").value = "";
-  grow();
-  showPending();
-  say("");
-  await answer(false);
+  const to = conversation;
+  if (answers.has(to.id)) return;
+  const question = await composer.take();
+  if (!question) return;
+  to.messages.push({ role: "user", ...question });
+  to.title ||= [...question.text.replace(/\s+/g, " ")].slice(0, 80).join("");
+  await answer(to, false);
 }
 
-function resend(message, text) {
-  if (running || !(text.trim() || message.images?.length)) return;
+/* A question once more, with another text; what came after it goes. */
+async function resend(message, text) {
+  const words = text.trim(),
+    limit = message.images?.length ? config.limits.text_with_image : config.limits.text;
+  if (busy() || !(words || message.images?.length)) return;
+  if (composer.length(words) > limit) return say(t("too_long", { n: limit }));
   conversation.messages.length = conversation.messages.indexOf(message);
-  conversation.messages.push({ role: "user", text: text.trim(), images: message.images });
-  return answer(false);
+  conversation.messages.push({ role: "user", text: words, images: message.images });
+  await answer(conversation, false);
 }
 
-function regenerate(message) {
-  if (running) return;
+async function regenerate(message) {
+  if (busy()) return;
   conversation.messages.length = conversation.messages.indexOf(message);
-  return answer(true);
+  await answer(conversation, true);
 }
 
 /* What the model is told: questions that got no answer are left out, but for the last. */
@@ -209,140 +214,95 @@ function told(messages) {
 function parameters() {
   const value = name => $(`#parameters [name="${name}"]`).value;
   return {
-    temperature: +value("temperature"),
-    top_p: +value("top_p"),
-    max_new_tokens: +value("max_new_tokens"),
+    temperature: Number(value("temperature")),
+    top_p: Number(value("top_p")),
+    max_new_tokens: Number(value("max_new_tokens")),
     image_process_mode: value("image_process_mode"),
   };
 }
 
-/* Streams the answer to the last question into the conversation it was asked in, whatever is shown meanwhile. */
-async function answer(again) {
-  const asked = conversation,
-    message = { role: "assistant", text: "" };
-  const body = {
-    conversation: asked.id,
-    messages: told(asked.messages),
-    ...parameters(),
-    regenerate: again,
-  };
-  asked.messages.push(message);
-  running = new AbortController();
-  const mine = running,
+/* Streams the answer to the last question into the conversation it was asked in, whatever is shown meanwhile. It is stored
+ * at the beginning too, as one that was stopped: so the question outlives a tab that is closed. */
+async function answer(to, again) {
+  const message = { role: "assistant", text: "", stopped: true },
+    mine = { conversation: to, message, stop: new AbortController() },
+    body = { conversation: to.id, messages: told(to.messages), ...parameters(), regenerate: again },
     started = performance.now();
+  to.model = $("#model").value;
+  to.changed = Date.now();
+  to.messages.push(message);
+  answers.set(to.id, mine);
+  const shown = () => view.of(message, messageActions);
   showAll();
-  showRunning();
-  const shown = new view.Answer(message, actions);
-  shown.wait(t("thinking"));
-  $("#log").lastElementChild.replaceWith(shown.node);
   down();
+  keep(to);
   let drawn = 0,
     first = 0;
   const draw = () => {
     drawn = 0;
-    shown.show(false);
+    shown().show();
   };
   try {
-    if (!asked.model) await configure(); /* a worker may have come since */
-    asked.model ||= $("#model").value;
-    if (!asked.model) throw new api.Failure("nobody");
-    await api.chat({ model: asked.model, ...body }, mine.signal, event => {
-      if (event.queue > 0 && !message.text) shown.wait(t("queued", { n: event.queue }));
+    if (!to.model) await configure(); /* a worker may have come since */
+    to.model ||= $("#model").value;
+    if (!to.model) throw new api.Failure("nobody");
+    await api.chat({ model: to.model, ...body }, mine.stop.signal, event => {
+      if (event.queue > 0) shown().waiting = t("queued", { n: event.queue });
       if (event.text) {
         first ||= performance.now() - started;
         message.text += event.text;
-        drawn ||= requestAnimationFrame(draw);
       }
       if (event.done)
         message.done = { first_s: first / 1000, seconds: (performance.now() - started) / 1000, ...event.done };
+      drawn ||= requestAnimationFrame(draw);
     });
+    delete message.stopped;
   } catch (error) {
-    if (error.name === "AbortError") message.stopped = true;
-    else message.error = { kind: error.kind ?? "failed", cause: error.cause || error.message };
-    if (error.kind === "key") unlock();
+    if (error.name !== "AbortError") {
+      delete message.stopped;
+      message.error = { kind: error.kind ?? "failed", cause: error.cause || error.message, model: to.model };
+    }
   }
   cancelAnimationFrame(drawn);
-  if (running === mine) running = null;
-  showRunning();
-  if (asked === conversation) showAll();
-  await store.put(asked).then(kept => kept || say(t("storage")));
-  showList();
+  if (answers.get(to.id) !== mine) return; /* removed */
+  answers.delete(to.id);
+  to.changed = Date.now();
+  shown().show();
+  if (to === conversation) showAll();
+  await keep(to);
+  if (message.error?.kind === "key") unlock();
+  else if (message.error) configure(); /* the models may be others by now */
 }
 
 async function vote(message, type) {
-  const messages = told(conversation.messages.slice(0, conversation.messages.indexOf(message) + 1)).map(
-    ({ role, text }) => ({ role, text }),
-  );
+  const on = conversation,
+    { id, model, messages } = on,
+    soFar = told(messages.slice(0, messages.indexOf(message) + 1)).map(({ role, text }) => ({ role, text }));
   try {
-    await api.vote({ type, model: conversation.model, conversation: conversation.id, messages });
+    await api.vote({ type, model, conversation: id, messages: soFar });
   } catch (error) {
-    return say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? ""));
+    say(trouble(error));
+    return false;
   }
   message.vote = type;
+  say(t("voted"), true);
   showAll();
-  await keep();
+  await keep(on);
+  return true;
 }
 
-/* ---- pictures */
-async function attach(files) {
-  for (const file of files) {
-    if (pending.length >= config.limits.images) return say(t("too_many", { n: config.limits.images }));
-    try {
-      pending.push(await pictures.read(file, config.limits));
-    } catch (error) {
-      say(error.message);
-    }
-    showPending();
-  }
-  $("#question").focus();
-}
-
-async function camera() {
-  if (matchMedia("(pointer: coarse)").matches) {
-    const input = h("input", {
-      type: "file",
-      accept: "image/*",
-      capture: "environment",
-      onchange: () => attach(input.files),
-    });
-    return input.click();
-  }
-  try {
-    const src = await pictures.photograph();
-    if (src) pending.push(src);
-    showPending();
-  } catch {
-    say(t("no_camera"));
-  }
-}
+/* ---- what the server offers */
+const trouble = error => t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? "");
 
 async function example(e) {
-  const blob = await api.picture(e.image);
-  pending = [];
-  $("#question").value = e.text;
-  grow();
-  await attach([new File([blob], e.image.split("/").pop(), { type: blob.type })]);
-}
-
-/* ---- settings */
-function theme(choice) {
-  const dark = choice === "dark" || (choice !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("#theme").dataset.choice = choice;
-  $("#theme").textContent = t("theme_" + choice);
-}
-
-function say_in(language) {
-  speak(language);
-  $("#language").textContent = t("language");
-  $("#language").lang = language === "zh" ? "en" : "zh";
-  theme($("#theme").dataset.choice ?? "auto");
-}
-
-function grow() {
-  const area = $("#question");
-  area.style.height = "auto";
-  area.style.height = area.scrollHeight + "px";
+  try {
+    const blob = await api.picture(e.image);
+    composer.clear();
+    composer.write(e.text);
+    await composer.attach([new File([blob], e.image.split("/").pop(), { type: blob.type })]);
+  } catch (error) {
+    say(trouble(error));
+  }
 }
 
 /* The server refused the key, or there was none: asks for one until it opens. */
@@ -359,176 +319,199 @@ function unlock() {
   if (!$("#lock").open) $("#lock").showModal();
 }
 
-async function configure() {
-  try {
-    config = { ...config, ...(await api.config()) };
-  } catch (error) {
-    if (error.kind === "key") unlock();
-    else say(t(error.kind === "offline" ? "failed_offline" : "failed") + " " + (error.cause ?? ""));
-  }
+function showModels() {
   const asked = new URLSearchParams(location.search).get("model"),
-    before = $("#model").value;
-  $("#model").replaceChildren(...config.models.map(name => h("option", { value: name }, name)));
-  if (!config.models.length) $("#model").append(h("option", { value: "" }, t("no_model")));
+    before = $("#model").value,
+    names = config.models.length ? config.models : [""];
+  if ([...$("#model").options].map(o => o.value).join("\n") === names.join("\n") && before) return;
+  $("#model").replaceChildren(...names.map(name => h("option", { value: name }, name || t("no_model"))));
   const want = [before, asked, store.setting("model")].find(name => config.models.includes(name));
   if (want) $("#model").value = want;
-  document.documentElement.classList.toggle("embed", !!config.embed);
-  $("#files").multiple = config.limits.images > 1;
+}
+
+let examples = "";
+async function showExamples() {
+  const now = JSON.stringify(config.examples);
+  if (now === examples) return;
+  examples = now;
   const sources = await Promise.all(config.examples.map(e => api.shown(e.image).catch(() => e.image)));
+  const small = event => event.target.classList.toggle("small", event.target.naturalWidth < 200);
   $("#examples").replaceChildren(
     ...config.examples.map((e, i) =>
       h(
         "button",
         { type: "button", onclick: () => example(e) },
-        h("img", {
-          src: sources[i],
-          alt: "",
-          onload: event => event.target.classList.toggle("small", event.target.naturalWidth < 200),
-        }),
-        h("span", {}, e.text),
+        h("img", { src: sources[i], alt: "", onload: small }),
+        h("span", { dir: "auto" }, e.text),
       ),
     ),
   );
 }
 
+/* Asks for models, examples and limits; as long as there is no server or no model, again and again. */
+let retry,
+  said = false;
+async function configure() {
+  let failed = false;
+  clearTimeout(retry);
+  try {
+    config = { ...config, ...(await api.config()) };
+    if (said) say("");
+    said = false;
+  } catch (error) {
+    if (error.kind === "key") {
+      showModels();
+      return unlock();
+    }
+    failed = true;
+    if (!said && !config.models.length) say(trouble(error));
+    said = !config.models.length;
+  }
+  showModels();
+  if (failed || !config.models.length) retry = setTimeout(configure, RETRY_MS);
+  document.documentElement.classList.toggle("embed", !!config.embed);
+  $("#files").multiple = config.limits.images > 1;
+  await showExamples();
+}
+
+/* ---- settings */
+function theme(choice) {
+  paint(choice);
+  $("#theme").dataset.choice = choice;
+  $("#theme").textContent = t("theme_" + choice);
+}
+
+function sayIn(language) {
+  speak(language);
+  $("#language").textContent = t("language");
+  $("#language").lang = language === "zh" ? "en" : "zh";
+  theme($("#theme").dataset.choice ?? "auto");
+  view.forget();
+}
+
 function wireParameters() {
-  for (const input of document.querySelectorAll("#parameters [name]")) {
-    const kept = store.setting(input.name),
-      output = input.parentElement.querySelector("output");
-    if (kept !== null && [...(input.options ?? [])].every(o => o.value !== undefined)) input.value = kept;
-    const show = () => {
-      if (output) output.value = input.value;
-    };
+  const inputs = [...document.querySelectorAll("#parameters [name]")];
+  const show = () => {
+    for (const { value, parentElement } of inputs) {
+      const output = $("output", parentElement);
+      if (output) output.value = value;
+    }
+  };
+  for (const input of inputs) {
+    const first = input.value,
+      kept = store.setting(input.name);
+    input.value = kept ?? first;
+    if (!input.value) input.value = first; /* a choice that there is no more */
     input.addEventListener("input", () => {
       store.setting(input.name, input.value);
       show();
     });
-    show();
+    $("#defaults").addEventListener("click", () => {
+      input.value = first;
+      store.setting(input.name, first);
+      show();
+    });
   }
+  show();
 }
 
-function wireComposer() {
-  const area = $("#question");
-  area.addEventListener("input", grow);
-  area.addEventListener("keydown", event => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
-      event.preventDefault();
-      ask();
-    }
-  });
-  $("#composer").addEventListener("submit", event => {
-    event.preventDefault();
-    ask();
-  });
-  $("#stop").addEventListener("click", () => {
-    running?.abort();
-    area.focus();
-  });
-  $("#attach").addEventListener("click", () => $("#files").click());
-  $("#files").addEventListener("change", event =>
-    attach([...event.target.files]).then(() => {
-      event.target.value = "";
-    }),
-  );
-  $("#camera").addEventListener("click", camera);
-  document.addEventListener("paste", event => {
-    const files = [...(event.clipboardData?.files ?? [])].filter(f => f.type.startsWith("image/"));
-    if (files.length) {
-      event.preventDefault();
-      attach(files);
-    }
-  });
-  let depth = 0;
-  const over = on => {
-    $("#drop").hidden = !on;
-    if (!on) depth = 0;
-  };
-  const carries = event => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  document.addEventListener("dragenter", event => {
-    if (carries(event)) {
-      depth++;
-      over(true);
-    }
-  });
-  document.addEventListener("dragleave", () => {
-    if (depth && --depth === 0) over(false);
-  });
-  document.addEventListener("dragover", event => {
-    if (carries(event)) event.preventDefault();
-  });
-  document.addEventListener("drop", event => {
-    if (carries(event)) {
-      event.preventDefault();
-      over(false);
-      attach([...event.dataTransfer.files]);
-    }
-  });
+/* ---- wiring */
+function menu(on) {
+  document.body.classList.toggle("open", on);
+  $("#main").inert = on;
+  $("#menu").setAttribute("aria-expanded", String(on));
+  if (on) $("#new").focus();
 }
 
-function wireRest() {
+function wireHeader() {
   $("#new").addEventListener("click", () => {
     open(fresh());
     configure();
   });
-  $("#clear").addEventListener("click", () => remove(conversation));
-  $("#model").addEventListener("change", event => {
-    store.setting("model", event.target.value);
-    conversation.model = event.target.value;
+  $("#clear").addEventListener("click", () => remove(conversation.id));
+  $("#model").addEventListener("change", event => store.setting("model", event.target.value));
+  $("#menu").addEventListener("click", () => menu(true));
+  $("#scrim").addEventListener("click", () => menu(false));
+  matchMedia("(max-width: 48rem)").addEventListener("change", () => menu(false));
+  $("#export").addEventListener("click", event => {
+    const format = event.target.dataset.format;
+    if (!format) return;
+    $("#export").open = false;
+    $("#export summary").focus();
+    exportAs(format);
   });
-  $("#menu").addEventListener("click", () => menu(!document.body.classList.contains("open")));
-  $("#main").addEventListener("click", event => {
-    if (!event.target.closest("#menu")) menu(false);
+  document.addEventListener("click", event => {
+    if (!event.target.closest("#export")) $("#export").open = false;
   });
+}
+
+function wireSettings() {
   $("#theme").addEventListener("click", () => {
     const all = ["auto", "light", "dark"];
     theme(store.setting("theme", all[(all.indexOf($("#theme").dataset.choice) + 1) % 3]));
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme($("#theme").dataset.choice));
   $("#language").addEventListener("click", () => {
-    say_in(store.setting("language", current() === "zh" ? "en" : "zh"));
+    sayIn(store.setting("language", current() === "zh" ? "en" : "zh"));
+    showModels();
     showAll();
   });
-  $("#export").addEventListener("click", event => {
-    const format = event.target.dataset.format,
-      name = `llava-${new Date(conversation.created).toISOString().slice(0, 10)}`;
-    if (format === "json") save(name + ".json", "application/json", JSON.stringify(conversation, null, 2));
-    if (format === "md") save(name + ".md", "text/markdown", view.markdown(conversation));
-    if (format) $("#export").open = false;
+  $("#import").addEventListener("click", () => {
+    const input = h("input", { type: "file", accept: ".json,application/json", multiple: true });
+    input.addEventListener("change", () => importFiles([...input.files]));
+    input.click();
   });
-  document.addEventListener("click", event => {
-    if (!event.target.closest("#export")) $("#export").open = false;
-  });
+}
+
+function wirePage() {
+  const stop = () => answers.get(conversation.id)?.stop.abort();
+  $("#stop").addEventListener("click", stop);
   document.addEventListener("keydown", event => {
-    if (event.key !== "Escape") return;
-    $("#export").open = false;
-    if (document.body.classList.contains("open")) {
+    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    if ($("#export").open) {
+      $("#export").open = false;
+      $("#export summary").focus();
+    } else if (document.body.classList.contains("open")) {
       menu(false);
       $("#menu").focus();
-    } else if (!$("#viewer").open && !$("#shutter").open) running?.abort();
+    } else stop();
   });
-  addEventListener("beforeunload", () => running?.abort());
+  addEventListener("hashchange", () => openKept(location.hash.slice(1)));
+  addEventListener("online", configure);
+  /* A page that goes away takes along what has come of its answers. */
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) for (const a of answers.values()) store.put(a.conversation);
+  });
+  addEventListener("beforeunload", () => {
+    for (const a of answers.values()) a.stop.abort();
+  });
 }
 
-function menu(on) {
-  document.body.classList.toggle("open", on);
-  $("#menu").setAttribute("aria-expanded", String(on));
-  if (on) $("#new").focus();
-}
-
+/* Works as soon as it is wired; conversations, models and Markdown come when they come. */
 async function start() {
-  say_in(new URLSearchParams(location.search).get("lang") ?? store.setting("language") ?? preferred());
+  sayIn(new URLSearchParams(location.search).get("lang") ?? store.setting("language") ?? preferred());
   theme(store.setting("theme") ?? "auto");
-  wireParameters();
-  wireComposer();
-  wireRest();
-  wireScroll();
   conversation = fresh();
-  const [, kept] = await Promise.all([prepare(), store.load(), configure()]);
-  conversation.model = $("#model").value;
-  if (!kept.lasting) say(t("storage"));
+  wireParameters();
+  composer.wire({ limits: () => config.limits, ask, import: importFiles });
+  wireHeader();
+  wireSettings();
+  wirePage();
+  wireScroll();
+  const wanted = location.hash.slice(1);
   showAll();
-  showRunning();
-  $("#question").focus();
+  composer.focus();
+  const marked = prepare().then(() => {
+    view.forget();
+    showAll();
+  });
+  const kept = store.load().then(async lasting => {
+    store.watch(changedElsewhere);
+    if (!lasting) say(t("storage"));
+    showList();
+    if (wanted && !conversation.messages.length) await openKept(wanted);
+  });
+  await Promise.all([marked, kept, configure()]);
   document.documentElement.dataset.ready = "true";
 }
 

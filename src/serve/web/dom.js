@@ -16,8 +16,8 @@ export function h(tag, props = {}, ...children) {
 }
 
 const drawings = {
-  up: "M7 11v9M7 11l4-8c1.5 0 2.6 1.2 2.4 2.7L13 9h5.5a1.8 1.8 0 0 1 1.8 2.1l-1.2 7a2 2 0 0 1-2 1.9H7M7 11H4v9h3",
-  down: "M17 13V4M17 13l-4 8c-1.5 0-2.6-1.2-2.4-2.7L11 15H5.5a1.8 1.8 0 0 1-1.8-2.1l1.2-7A2 2 0 0 1 6.9 4H17M17 13h3V4h-3",
+  upvote: "M7 11v9M7 11l4-8c1.5 0 2.6 1.2 2.4 2.7L13 9h5.5a1.8 1.8 0 0 1 1.8 2.1l-1.2 7a2 2 0 0 1-2 1.9H7M7 11H4v9h3",
+  downvote: "M17 13V4M17 13l-4 8c-1.5 0-2.6-1.2-2.4-2.7L11 15H5.5a1.8 1.8 0 0 1-1.8-2.1l1.2-7A2 2 0 0 1 6.9 4H17M17 13h3V4h-3",
   flag: "M5 21V4M5 4h12l-2.5 4.5L17 13H5",
   again: "M20 11a8 8 0 1 0-2.3 6.3M20 5v6h-6",
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",
@@ -35,6 +35,24 @@ export function icon(name) {
   path.setAttribute("d", drawings[name]);
   svg.append(path);
   return svg;
+}
+
+/* Makes nodes the children of list, in their order. Those that stay are not touched: the focus stays in them, and a screen
+ * reader reads only what is new. */
+export function sync(list, nodes) {
+  nodes.forEach((node, i) => list.children[i] !== node && list.insertBefore(node, list.children[i] ?? null));
+  while (list.children.length > nodes.length) list.lastElementChild.remove();
+}
+
+/* A line above the composer, for a while; mild: no trouble. "" takes it away. */
+let notice;
+export function say(text, mild = false) {
+  const line = $("#notice");
+  line.textContent = text;
+  line.className = mild ? "mild" : "";
+  line.hidden = !text;
+  clearTimeout(notice);
+  if (text) notice = setTimeout(say, 8000, "");
 }
 
 /* Puts text on the clipboard; false: the browser does not let us. Over plain http, as in most local networks, there is no

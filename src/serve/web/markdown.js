@@ -87,16 +87,8 @@ function table(token) {
       {},
       cells.map((cell, i) => h(tag, { align: token.align[i] }, all(cell.tokens))),
     );
-  return h(
-    "table",
-    {},
-    h("thead", {}, row(token.header, "th")),
-    h(
-      "tbody",
-      {},
-      token.rows.map(cells => row(cells, "td")),
-    ),
-  );
+  const body = token.rows.map(cells => row(cells, "td"));
+  return h("div", { class: "wide" }, h("table", {}, h("thead", {}, row(token.header, "th")), h("tbody", {}, body)));
 }
 
 const makers = {

@@ -59,14 +59,16 @@ export async function read(file, limits) {
   return again;
 }
 
-export function enlarge(src) {
-  const viewer = $("#viewer");
-  $("img", viewer).src = src;
+export function enlarge(src, alt) {
+  const viewer = $("#viewer"),
+    image = $("img", viewer);
+  image.src = src;
+  image.alt = alt;
   viewer.onclick = () => viewer.close();
   viewer.showModal();
 }
 
-/* A photograph as a data URI, or null. Phones have a camera program of their own behind <input capture>. */
+/* A photograph as a file, or null. Phones have a camera program of their own behind <input capture>. */
 export async function photograph() {
   const dialog = $("#shutter"),
     video = $("video", dialog);
@@ -77,12 +79,13 @@ export async function photograph() {
   try {
     video.srcObject = stream;
     dialog.showModal();
-    return await new Promise(resolve => {
-      $("#shoot").onclick = () =>
-        resolve(draw(video, video.videoWidth, video.videoHeight).toDataURL("image/jpeg", 0.95));
+    const canvas = await new Promise(resolve => {
+      $("#shoot").onclick = () => video.videoWidth && resolve(draw(video, video.videoWidth, video.videoHeight));
       $("#unshoot").onclick = () => resolve(null);
       dialog.onclose = () => resolve(null);
     });
+    const blob = canvas && (await new Promise(resolve => canvas.toBlob(resolve, "image/jpeg", 0.95)));
+    return blob && new File([blob], "photograph.jpg", { type: blob.type });
   } finally {
     for (const track of stream.getTracks()) track.stop();
     video.srcObject = null;
