@@ -164,11 +164,17 @@ $(B)/obj/kern/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512
 # Comparisons and roots become vectors only where nobody asks for floating-point traps and errno; the results are the same.
 $(B)/obj/kern/cpu/adamw8_%.o: CFLAGS += -fno-trapping-math -fno-math-errno
 
-# Debian's hipcc knows AMD's cards; Hygon's are known to the hipcc of their own toolkit, DTK.
-known    = $(if $(filter hip,$(GPU)),for a in $1; do \
+# Is there the GPUs' compiler, and does it know these? Asked when the flags change, before anything is built. Debian's hipcc
+# knows AMD's cards; Hygon's are known to the hipcc of their own toolkit, DTK.
+known    = $(if $(filter hip,$(GPU)),$(call there,$(HIPCC),HIPCC=/opt/rocm/bin/hipcc) && for a in $1; do \
                if $(HIPCC) -x hip --offload-arch=$$a -fsyntax-only /dev/null 2>&1 | grep -q 'invalid target ID'; then \
                    echo "make: '$(HIPCC)' does not know '$$a'; for Hygon take DTK: make HIPCC=/opt/dtk/bin/hipcc"; exit 1; \
-               fi; done,:)
+               fi; done,$(if $(filter cuda,$(GPU)),$(call there,$(CUDA)/bin/nvcc,CUDA=/usr/local/cuda) && \
+               for a in $1; do n=$${a%a}; \
+               $(CUDA)/bin/nvcc --list-gpu-code | grep -qx "sm_$$n" && [ $$n -ge 80 ] || { \
+                   echo "make: '$(CUDA)/bin/nvcc' and this source do not both know '$$a': ARCH is 80 or later"; \
+                   exit 1; }; done,:))
+there    = { command -v $1 >/dev/null || { echo "make: there is no '$1': say where it is, as in make $2"; exit 1; }; }
 
 # Changes only when the flags do: then everything is built again.
 $(B)/flags: FORCE | $(B)/

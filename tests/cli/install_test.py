@@ -64,6 +64,16 @@ def main():
     if shutil.which("hipcc"):
         r = make("GPU=hip", "SAN=", "ARCH=gfx906,gfx1", "build/hip/flags")
         ok(r.code != 0 and "does not know 'gfx1'" in r.out, "a GPU that the compiler does not know is named", r.text)
+    with Temp() as t:
+        os.mkdir(os.path.join(t.path, "bin"))
+        nvcc = t.file("bin/nvcc", b"#!/bin/sh\necho sm_75\necho sm_80\necho sm_90\n")
+        os.chmod(nvcc, 0o755)
+        for arch in ("80,75", "80,100"):
+            r = make("GPU=cuda", "SAN=", f"CUDA={t.path}", f"ARCH={arch}", "build/cuda/flags")
+            ok(r.code != 0 and f"do not both know '{arch[3:]}'" in r.out, "a card that one of them does not know", r.text)
+        for how, said in ((("GPU=cuda", "CUDA=/no"), "'/no/bin/nvcc'"), (("GPU=hip", "HIPCC=/no/hipcc"), "'/no/hipcc'")):
+            r = make(*how, "SAN=", "ARCH=", f"build/{how[0][4:]}/flags")
+            ok(r.code != 0 and f"there is no {said}: say where it is" in r.out, "a compiler that is not there is named", r.text)
     if os.path.basename(BUILD) != "main":
         skip("installation", "the main build only")
         finish()
