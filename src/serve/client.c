@@ -3,6 +3,7 @@
 
 #include <curl/curl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -189,7 +190,10 @@ static void stream_end(struct client *c, struct stream *t, CURLcode rc)
 
 static void stream_begin(struct client *c, struct stream *t)
 {
+    char hops[40];
+    snprintf(hops, sizeof hops, CLIENT_HOPS ": %d", t->s.hops);
     t->headers = t->s.body ? json_headers() : NULL;
+    if (t->headers && t->s.hops) t->headers = curl_slist_append(t->headers, hops);
     t->easy = easy(t->s.url, t->s.body, t->headers);
     t->next = c->streams;
     c->streams = t;

@@ -23,6 +23,7 @@ void client_ask_all(struct client_ask *a, int n, double timeout_s);
  * (also where it takes longer than timeout_s), FORMAT. */
 int client_post_json(json_t **ret, const char *url, const json_t *v, double timeout_s, struct err *e);
 
+#define CLIENT_HOPS "X-LLaVA-Hops"
 enum { CLIENT_SILENT_S = 5, CLIENT_PROBE_S = 5 }; /* without a byte before a probe; most time for that */
 
 struct client;
@@ -33,6 +34,7 @@ void client_close(struct client *c);
 
 struct client_stream {
     const char *url, *body;       /* copied; the body is JSON to POST, NULL: GET */
+    int hops;                     /* of servers that passed it on; not 0: said in CLIENT_HOPS */
     double connect_s, stall_s;    /* most time to connect; without a byte */
     const char *probe;            /* copied: where a POST with no body must be answered while nothing comes, or the
                                      stream breaks off: who hangs is told from who is slow. NULL: none is */

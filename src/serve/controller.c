@@ -13,7 +13,7 @@
 #include "serve/fields.h"
 #include "serve/protocol.h"
 
-enum { WORKERS_MAX = 1024, MODELS_MAX = 256, NAME_MAX_ = 512, TRIES = 4 };
+enum { WORKERS_MAX = 1024, MODELS_MAX = 256, NAME_MAX_ = 512, TRIES = 4, HOPS_MAX = 4 };
 
 struct worker {
     struct worker *next; /* in the order they came */
@@ -402,7 +402,7 @@ struct proxy {
     struct exchange *x;
     char *body, model[256];
     char tried[TRIES][NAME_MAX_];
-    int n_tried;
+    int n_tried, hops;        /* hops: controllers that it came through, this one included */
     struct buf part;          /* of a message whose NUL has not come yet */
     bool any;                 /* a message has been passed on */
     pthread_mutex_t lock;     /* all below */
@@ -490,7 +490,7 @@ static void proxy_begin(struct proxy *p)
     snprintf(url, sizeof url, "%s/worker_generate_stream", name);
     snprintf(probe, sizeof probe, "%s/worker_get_status", name);
     struct client_stream s = { .url = url, .body = p->body, .connect_s = PROTOCOL_ASK_S, .stall_s = PROTOCOL_STALL_S,
-                               .probe = probe, .on_data = proxy_data, .on_end = proxy_done, .ctx = p };
+                               .probe = probe, .hops = p->hops, .on_data = proxy_data, .on_end = proxy_done, .ctx = p };
     /* With the lock: the stream may end before its number is known here, but p only after. */
     pthread_mutex_lock(&p->lock);
     bool gone = p->gone;
@@ -522,6 +522,8 @@ static void on_generate(void *ctx, struct exchange *x)
         json_decref(v);
         return;
     }
+    const char *hops = exchange_header(x, CLIENT_HOPS);
+    p->hops = hops ? (int)strtol(hops, NULL, 10) + 1 : 1;
     p->c = ctx;
     p->x = x;
     p->part = buf_make(CLIENT_REPLY_MAX);
@@ -531,7 +533,8 @@ static void on_generate(void *ctx, struct exchange *x)
     exchange_note(x, p->model);
     exchange_stream(x, "application/octet-stream", PROTOCOL_PING);
     exchange_on_gone(x, proxy_gone, p);
-    proxy_begin(p);
+    if (p->hops > HOPS_MAX) proxy_end(p, PROTOCOL_UNREACHABLE, "controllers are each other's workers, in a circle");
+    else proxy_begin(p);
 }
 
 const struct route controller_routes[] = {

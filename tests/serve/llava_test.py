@@ -67,6 +67,11 @@ def test_controller():
         ok(generate(c.port, {"model": "two", "prompt": ""})[1][-1]["error_code"] == 3, "no other: code 3")
         ok(post(c.port, "/refresh_all_workers") == (200, None) and
            sorted(post(c.port, "/list_models")[1]["models"]) == ["both", "one"], "a refresh drops it")
+        itself = {"worker_name": f"http://127.0.0.1:{c.port}", "check_heart_beat": False, "worker_status":
+                  {"model_names": ["circle"], "speed": 1, "queue_length": 0}}
+        post(c.port, "/register_worker", itself)
+        said = generate(c.port, {"model": "circle", "prompt": ""})[1][-1]
+        ok(said["error_code"] == 3 and "circle" in said["error"], "a controller that is its own worker", said)
         with open(os.path.join(c.folder.name, "controller.log")) as f:
             log = f.read()
         ok(" | INFO | controller | Register a new worker: " in log, "the log is in LLaVA's form", log[:300])
