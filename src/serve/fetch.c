@@ -15,7 +15,8 @@
 #include "base/buf.h"
 #include "serve/client.h"
 
-enum { CONNECT_S = 10 };
+/* SHARE: connections that one client may have for each that is free. */
+enum { CONNECT_S = 10, SHARE = 7 };
 
 /* ---- addresses */
 
@@ -62,10 +63,14 @@ struct fetcher {
     struct fetch_limits limits;
     struct client *client; /* NULL: nothing is allowed */
     _Atomic size_t bytes;  /* held for all requests */
+    pthread_mutex_t lock;  /* all below */
+    struct item *running, *waiting; /* in no order; as they came */
+    int n_running;
 };
 
 struct item {
     struct fetches *all;
+    struct item *next;     /* in one of the fetcher's lists */
     char *url;
     uint64_t id;
     struct buf body;
@@ -75,8 +80,10 @@ struct item {
 
 struct fetches {
     struct fetcher *f;
-    pthread_mutex_t lock; /* of left and the ids */
+    uint64_t client;
+    pthread_mutex_t lock; /* of left, the ids and cancelled */
     int left;
+    bool cancelled;
     void (*on_end)(void *ctx);
     void *ctx;
     int n, n_max;
@@ -128,6 +135,82 @@ static void one_less(struct fetches *s)
     if (over) s->on_end(s->ctx);
 }
 
+/* ---- turns */
+
+static bool take(struct item **at, const struct item *t)
+{
+    while (*at && *at != t) at = &(*at)->next;
+    if (!*at) return false;
+    *at = t->next;
+    return true;
+}
+
+/* Called with f->lock held. */
+static void run(struct fetcher *f, struct item *t)
+{
+    t->next = f->running;
+    f->running = t;
+    f->n_running++;
+}
+
+/* The first of those that wait whose client has the fewest connections, and now has one more; NULL: nobody may. */
+static struct item *run_next(struct fetcher *f)
+{
+    const int left = FETCH_CONNECTIONS - f->n_running;
+    struct item *best = NULL;
+    int least = SHARE * left;
+    for (struct item *t = f->waiting; t; t = t->next) {
+        int n = 0;
+        for (const struct item *o = f->running; o; o = o->next) n += o->all->client == t->all->client;
+        if (n >= least) continue;
+        best = t;
+        least = n;
+    }
+    if (best && take(&f->waiting, best)) run(f, best);
+    return best;
+}
+
+static void over(struct item *t);
+static void on_end(void *ctx, long status, const char *what);
+
+static void begin(struct item *t)
+{
+    struct fetches *s = t->all;
+    struct client_stream one = { .url = t->url, .connect_s = CONNECT_S, .stall_s = CONNECT_S, .setup = setup,
+                                 .on_data = on_data, .on_end = on_end, .ctx = t };
+    pthread_mutex_lock(&s->lock); /* it may end before its number is known here */
+    const uint64_t id = t->id = client_stream(s->f->client, &one);
+    if (id && s->cancelled) client_cancel(s->f->client, id);
+    if (!id) err_set(&t->err, ERR_NOMEM, "no memory for fetching");
+    pthread_mutex_unlock(&s->lock);
+    if (!id) over(t);
+}
+
+static void begin_those_who_may(struct fetcher *f)
+{
+    for (;;) {
+        pthread_mutex_lock(&f->lock);
+        struct item *t = run_next(f);
+        pthread_mutex_unlock(&f->lock);
+        if (!t) return;
+        begin(t);
+    }
+}
+
+/* It has ended; all of which it is one may be gone afterwards. */
+static void over(struct item *t)
+{
+    struct fetcher *f = t->all->f;
+    pthread_mutex_lock(&f->lock);
+    take(&f->running, t);
+    f->n_running--;
+    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&t->all->lock);
+    t->id = 0;
+    one_less(t->all);
+    begin_those_who_may(f);
+}
+
 static void on_end(void *ctx, long status, const char *what)
 {
     struct item *t = ctx;
@@ -137,9 +220,7 @@ static void on_end(void *ctx, long status, const char *what)
     else if (t->crowded) err_set(e, ERR_BUSY, "too many pictures are fetched at a time, try again later");
     else if (what) err_set(e, ERR_IO, "cannot fetch '%.200s': %s", t->url, what);
     else if (status != 200) err_set(e, ERR_IO, "cannot fetch '%.200s': status %ld", t->url, status);
-    pthread_mutex_lock(&t->all->lock);
-    t->id = 0;
-    one_less(t->all);
+    over(t);
 }
 
 /* ---- several */
@@ -149,6 +230,7 @@ int fetcher_open(struct fetcher **ret, const struct fetch_limits *l, struct err 
     struct fetcher *f = *ret = calloc(1, sizeof *f);
     if (!f) return err_set(e, ERR_NOMEM, "no memory for fetching");
     f->limits = *l;
+    pthread_mutex_init(&f->lock, NULL);
     return l->allowed ? client_open(&f->client, FETCH_CONNECTIONS, FETCH_HOST, e) : 0;
 }
 
@@ -156,14 +238,16 @@ void fetcher_close(struct fetcher *f)
 {
     if (!f) return;
     client_close(f->client);
+    pthread_mutex_destroy(&f->lock);
     free(f);
 }
 
-int fetches_new(struct fetches **ret, struct fetcher *f, int n, size_t most, struct err *e)
+int fetches_new(struct fetches **ret, struct fetcher *f, uint64_t client, int n, size_t most, struct err *e)
 {
     struct fetches *s = *ret = calloc(1, sizeof *s + (size_t)n * sizeof *s->item);
     if (!s) return err_set(e, ERR_NOMEM, "no memory for fetching");
     s->f = f;
+    s->client = client;
     s->n_max = n;
     s->most = most;
     pthread_mutex_init(&s->lock, NULL);
@@ -186,27 +270,37 @@ int fetches_add(struct fetches *s, const char *url, struct err *e)
 
 void fetches_start(struct fetches *s, void (*fn)(void *ctx), void *ctx)
 {
-    pthread_mutex_lock(&s->lock);
+    struct fetcher *f = s->f;
     s->on_end = fn;
     s->ctx = ctx;
-    s->left = s->n + 1; /* none ends all while others are begun */
+    s->left = s->n;
+    pthread_mutex_lock(&f->lock);
+    struct item **end = &f->waiting;
+    while (*end) end = &(*end)->next;
     for (int i = 0; i < s->n; i++) {
-        struct client_stream one = { .url = s->item[i].url, .connect_s = CONNECT_S, .stall_s = CONNECT_S,
-                                     .setup = setup, .on_data = on_data, .on_end = on_end, .ctx = &s->item[i] };
-        s->item[i].id = client_stream(s->f->client, &one);
-        if (s->item[i].id) continue;
-        err_set(&s->item[i].err, ERR_NOMEM, "no memory for fetching");
-        s->left--;
+        *end = &s->item[i];
+        end = &s->item[i].next;
     }
-    one_less(s);
+    *end = NULL;
+    pthread_mutex_unlock(&f->lock);
+    begin_those_who_may(f); /* afterwards s may be gone */
 }
 
 void fetches_cancel(struct fetches *s)
 {
+    struct fetcher *f = s->f;
     pthread_mutex_lock(&s->lock);
+    s->cancelled = true;
     for (int i = 0; i < s->n; i++)
-        if (s->item[i].id) client_cancel(s->f->client, s->item[i].id);
+        if (s->item[i].id) client_cancel(f->client, s->item[i].id);
     pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < s->n; i++) { /* what waits begins, to be broken off: its end is the client's thread's */
+        pthread_mutex_lock(&f->lock);
+        const bool waits = take(&f->waiting, &s->item[i]);
+        if (waits) run(f, &s->item[i]);
+        pthread_mutex_unlock(&f->lock);
+        if (waits) begin(&s->item[i]);
+    }
 }
 
 int fetches_take(const void **bytes, size_t *n, const struct fetches *s, int i, struct err *e)

@@ -4,6 +4,7 @@
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/socket.h>
 
 #include "base/err.h"
@@ -20,10 +21,12 @@ int fetcher_open(struct fetcher **ret, const struct fetch_limits *l, struct err 
 void fetcher_close(struct fetcher *f); /* breaks off what is under way; accepts NULL */
 
 /* Some addresses that are fetched side by side. So many connections are open at a time, so many to one host, and so
- * many bytes are held for all requests: whoever is slow takes none of them from the others' hosts. */
+ * many bytes are held for all requests. What waits for a connection has turns by client, of whom none may have all:
+ * whoever is slow takes none of them from the others. The seconds of an address begin with its connection. */
 enum { FETCH_CONNECTIONS = 64, FETCH_HOST = 8, FETCH_BYTES = 512 << 20 };
 struct fetches;
-int fetches_new(struct fetches **ret, struct fetcher *f, int n, size_t most, struct err *e); /* most: bytes of one */
+/* client: a number for whoever asks; most: bytes of one. */
+int fetches_new(struct fetches **ret, struct fetcher *f, uint64_t client, int n, size_t most, struct err *e);
 /* Is url one that may be fetched, as far as can be seen by looking at it? USAGE: it is no address; UNSUPPORTED: not
  * allowed. Then it will be the next that fetches_start asks for. */
 int fetches_add(struct fetches *s, const char *url, struct err *e);

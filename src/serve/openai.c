@@ -149,7 +149,8 @@ static void list_addresses(struct ask *a, struct fetcher *f)
         struct err e = { 0 };
         int rc = 0;
         if (is_data(p)) continue;
-        if (!a->fetches) rc = fetches_new(&a->fetches, f, a->chat.n_pictures, GEN_PICTURE_BYTES, &e);
+        if (!a->fetches)
+            rc = fetches_new(&a->fetches, f, exchange_client(a->task.x), a->chat.n_pictures, GEN_PICTURE_BYTES, &e);
         if (rc >= 0) rc = fetches_add(a->fetches, p->url, &e);
         if (rc < 0) bad_set(b, 400, p->param, "invalid_image_url", "'%s': %s", p->param, e.msg);
     }

@@ -496,6 +496,36 @@ def test_realms(port):
     ok(cached("second", "apple and") > 8, "but one's own are")
 
 
+def test_slow_crowd():
+    """One client who names many hosts that do not answer does not get all connections."""
+    class Web(ThreadingHTTPServer):
+        daemon_threads, request_queue_size = True, 256
+    web = Web(("0.0.0.0", 0), Pictures)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    Pictures.release.clear()
+
+    def ask(who, *hosts, path="/slow"):
+        content = [text()] + [picture(f"http://{h}:{web.server_port}{path}") for h in hosts]
+        body = {"messages": [{"role": "user", "content": content}], "temperature": 0}
+        return post(s.port, "/v1/chat/completions", body, headers={"X-Forwarded-For": who})
+    with Server("serve", "--model-path", DEMO, "--allow-private-urls", "--trust-forwarded") as s:
+        before = Pictures.asked
+        crowd = [threading.Thread(target=ask, args=("10.0.0.1", *[f"127.0.{r}.{i}" for i in range(1, 31)])) for r in range(1, 5)]
+        for t in crowd:
+            t.start()
+        wait_for(lambda: Pictures.asked >= before + 56)
+        start = time.time()
+        r = ask("10.0.0.2", "127.0.0.1", path="/x.png")
+        taken = time.time() - start
+        ok(said(r) == "red apple" and taken < 5 and Pictures.asked <= before + 60,
+           f"120 slow addresses of one client: another's is fetched in {taken:.2f} s", (r, Pictures.asked - before))
+        Pictures.release.set()
+        for t in crowd:
+            t.join()
+        ok(wait_for(lambda: metric(s.port, "llava_http_requests_active") == 1) and s.stop() == 0, "and all end", s.text())
+    web.shutdown()
+
+
 def test_keys():
     with Server("serve", "--model-path", DEMO, "--cors", "https://a.example", env={"LLAVA_API_KEY": "sesame"}) as s:
         ok(request(s.port, "GET", "/health")[0] == 200, "health needs no key")
@@ -557,5 +587,6 @@ with Server("serve", "--model-path", DEMO) as server:
     test_metrics(server.port)
     ok(server.stop() == 0, "an orderly end", server.text())
 test_addresses()
+test_slow_crowd()
 test_keys()
 finish()
