@@ -1,9 +1,12 @@
 #!/usr/bin/python3
 """Whom the page reaches: keyboards, screen readers, right-to-left text, the system's colours, small and enlarged screens, slow
 networks; and pictures that come all at once."""
+import base64
 import os
+import struct
 import sys
 import time
+import zlib
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "help"))
 import page_server  # noqa: E402
@@ -20,6 +23,15 @@ PASTE = """const paste = (files, text) => { const d = new DataTransfer(); for (c
 FOCUS = "(n => n.id || n.getAttribute('aria-label') || n.className || n.tagName)(document.activeElement)"
 STICKS = "document.documentElement.scrollWidth > innerWidth || document.documentElement.scrollHeight > innerHeight"
 SHOWN = "document.querySelectorAll('#pictures img').length"
+
+
+def black(side):
+    """A square PNG of one bit a pixel."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) + chunk(b"IDAT", rows)
+            + chunk(b"IEND", b""))
 
 
 def start(b, url):
@@ -230,6 +242,11 @@ def pictures(b, s):
        "a large one has its place at once")
     b.wait(SHOWN + " === 2", 60)
     ok(b.js("return document.querySelectorAll('#pictures img')[1].src").startswith("data:image/jpeg"), "and is made smaller")
+    b.js(PASTE + "paste([new File([Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0))], 'wide.png', "
+         "{type: 'image/png'})])", base64.b64encode(black(14000)).decode())
+    b.wait(SHOWN + " === 3", 60)
+    size = b.js("return (i => [i.naturalWidth, i.naturalHeight])(document.querySelectorAll('#pictures img')[2])")
+    ok(size == [2048, 2048], "so is one of more pixels than the server takes", size)
 
 
 def slow_network(b, s):

@@ -117,6 +117,7 @@ function open(c) {
 async function openKept(id) {
   const c = id === conversation.id ? conversation : (answers.get(id)?.conversation ?? (await store.get(id)));
   if (c) open(c);
+  else if (store.title(id)) say(t("lost"));
 }
 
 async function remove(id) {

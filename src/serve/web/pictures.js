@@ -4,7 +4,8 @@ import { $, h } from "./dom.js";
 import { t } from "./i18n.js";
 
 const readable = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"];
-const LARGEST_SIDE = 2048; // of a picture that has to be drawn again
+const LARGEST_SIDE = 2048, // of a picture that has to be drawn again
+  MOST_PIXELS = 178956970; // that the server decodes, as Pillow does
 
 function uri(blob) {
   return new Promise((resolve, reject) => {
@@ -50,7 +51,7 @@ export async function read(file, limits) {
   } catch {
     throw new Error(t("not_picture", { name: file.name }));
   }
-  const small = file.size <= limits.image_bytes;
+  const small = file.size <= limits.image_bytes && image.naturalWidth * image.naturalHeight <= MOST_PIXELS;
   if (small && readable.includes(file.type)) return uri(file);
   const canvas = draw(image, image.naturalWidth || 512, image.naturalHeight || 512);
   const again = small ? canvas.toDataURL("image/png") : canvas.toDataURL("image/jpeg", 0.92);

@@ -36,6 +36,9 @@ function open() {
     request.onupgradeneeded = event => upgrade(request, event.oldVersion);
     request.onsuccess = () => {
       request.result.onversionchange = () => request.result.close();
+      request.result.onclose = async () => {
+        database = await open(); /* a browser that is short of memory closes it */
+      };
       resolve(request.result);
     };
     request.onerror = request.onblocked = () => resolve(null);
