@@ -76,6 +76,9 @@ struct llava_request {
     uint64_t realm;                     /* what was computed of a prompt is found by requests of its realm alone */
     bool (*on_text)(void *ctx, int choice, const char *text, size_t n); /* as llava_text_fn */
     void (*on_token)(void *ctx, int choice, const struct llava_token *t); /* every token, before its text */
+    /* Every token of the prompt, before all others, as what came before it makes it likely; the first's logprob is NaN,
+     * and it has no top. A prompt without pictures, of which then nothing is reused. */
+    void (*on_prompt)(void *ctx, int choice, const struct llava_token *t);
     /* Exactly once for each of the n answers; after the last of them the batch has forgotten the request.
      * e NULL: done, *r says how. Else it failed; what had come until then stands. r is never NULL. */
     void (*on_end)(void *ctx, int choice, const struct llava_result *r, const struct llava_error *e);

@@ -128,6 +128,7 @@ static int check_request(const struct llava_request *r, struct err *e)
     if (r->ids && r->n_images) return err_set(e, ERR_USAGE, "a prompt of tokens has no pictures");
     if (r->n < 1 || r->n > LLAVA_CHOICES_MAX)
         return err_set(e, ERR_USAGE, "%d answers are not between 1 and %d", r->n, LLAVA_CHOICES_MAX);
+    if (r->on_prompt && r->n_images) return err_set(e, ERR_USAGE, "a prompt with pictures is not told by its tokens");
     if (r->top_logprobs < 0 || r->top_logprobs > LLAVA_TOP_MAX)
         return err_set(e, ERR_USAGE, "%d top logprobs are not between 0 and %d", r->top_logprobs, LLAVA_TOP_MAX);
     if (r->n_images < 0 || r->n_images > IMAGES_MAX)
@@ -309,6 +310,12 @@ static bool on_text(void *ctx, const char *text, size_t n)
     return a->q->r.on_text(a->q->r.ctx, a->i, text, n);
 }
 
+static void on_prompt(void *ctx, const struct llava_token *t)
+{
+    const struct answer *a = ctx;
+    a->q->r.on_prompt(a->q->r.ctx, a->i, t);
+}
+
 static void on_token(void *ctx, const struct llava_token *t)
 {
     const struct answer *a = ctx;
@@ -366,6 +373,7 @@ static void answer_begin(struct llava_batch *b, struct request *q)
     a->seq->ctx = a;
     if (q->r.on_text) a->seq->on_text = on_text;
     if (q->r.on_token) a->seq->on_token = on_token;
+    if (q->r.on_prompt) a->seq->on_prompt = on_prompt;
     b->active[b->n_active++] = a;
     sched_add(&b->sched, a->seq);
 }

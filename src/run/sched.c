@@ -86,7 +86,7 @@ static void publish(struct sched *s, struct seq *q, int n)
 {
     struct seq_pages *p = &q->pages;
     const int last = store_pages(n) - 1, page = p->at[last];
-    if (p->off_tree || q->all || s->store.page[page].known) return;
+    if (p->off_tree || seq_is_bare(q) || s->store.page[page].known) return;
     if (!store_know(&s->store, p->node, page, q->at + last * KV_PAGE, n - last * KV_PAGE)) p->off_tree = true;
     else if (n % KV_PAGE == 0) p->node = page;
 }
@@ -417,12 +417,13 @@ struct reading {
 
 static void add_part(struct build *b, struct reading *p, struct seq *q, int rows, int number)
 {
-    const int most = q->all && rows > ENGINE_SEQS ? ENGINE_SEQS : rows; /* logits of all rows */
-    const int from = q->n, left = most - b->step.n;
-    *p = (struct reading){ q, q->n_prompt - from < left ? q->n_prompt : from + left };
+    const bool whole = seq_is_whole(q);
+    const int most = whole && rows > ENGINE_SEQS ? ENGINE_SEQS : rows; /* logits of all rows */
+    const int from = q->n, left = most - b->step.n, end = q->n_prompt - (whole && !q->all);
+    *p = (struct reading){ q, end - from < left ? end : from + left };
     for (int i = from; i < p->to; i++) build_row(b, q, i, number);
-    b->whole = q->all != NULL; /* then it is alone in the step */
-    if (p->to == q->n_prompt && !q->all) build_output(b, q);
+    b->whole = whole; /* then it is alone in the step */
+    if (p->to == q->n_prompt && !whole) build_output(b, q);
     build_features(b, q, from, p->to);
 }
 
@@ -448,13 +449,13 @@ static int gather_parts(struct build *b, struct reading *part, int rows, struct 
     int n = 0;
     gallery_begin(&s->gallery);
     for (struct seq *q = s->first; q && b->step.n < rows && !b->whole; q = q->next) {
-        if (q->state != SEQ_READING || another_reads(s, q) || (q->all && n)) continue;
+        if (q->state != SEQ_READING || another_reads(s, q) || (seq_is_whole(q) && n)) continue;
         turn_begin(s, q);
-        if (!q->all) reuse(s, q);
+        if (!seq_is_bare(q)) reuse(s, q);
         const struct image *im = picture_missing(s, q, rows - b->step.n);
         if (im && n) continue;
         if (im) return *first = (struct unseen){ q, im }, 0;
-        if (!q->all) copy_beginning(s, q);
+        if (!seq_is_bare(q)) copy_beginning(s, q);
         add_part(b, &part[n], q, rows, n);
         n++;
     }
@@ -476,6 +477,9 @@ static void parts_done(struct sched *s, const struct reading *part, int n, const
     for (int i = 0; i < n; i++) {
         struct seq *q = part[i].q;
         if (q->all) memcpy(q->all + (size_t)q->n * V, whole, (size_t)(part[i].to - q->n) * V * sizeof *whole);
+        if (q->on_prompt && !q->n) seq_tell_prompt(q, 0, NULL);
+        for (int k = q->n; q->on_prompt && whole && k < part[i].to; k++)
+            seq_tell_prompt(q, k + 1, whole + (size_t)(k - q->n) * V);
         q->n = part[i].to;
         settle(s, q);
         if (q->n == q->n_prompt) prompt_begun(s, q);

@@ -89,7 +89,7 @@ bool seq_goes_on(const struct seq *q)
 
 bool seq_waits(const struct seq *q)
 {
-    return chooser_here(&q->chooser) || q->on_token || q->all || (q->logits && !q->most);
+    return chooser_here(&q->chooser) || q->on_token || seq_is_bare(q) || (q->logits && !q->most);
 }
 
 /* Puts candidate id into top[0..*n), which falls and has at most `most`. */
@@ -103,13 +103,15 @@ static void rank(int32_t *top, int *n, int most, const float *logits, int32_t id
     top[i] = id;
 }
 
-static void tell_token(struct seq *q, int32_t token, const float *logits)
+/* logits NULL: nothing came before. */
+static void tell_token(struct seq *q, void (*tell)(void *ctx, const struct llava_token *t), int32_t token,
+                       const float *logits)
 {
     int32_t top[LLAVA_TOP_MAX + 1];
     struct llava_candidate said[LLAVA_TOP_MAX + 1];
     struct buf text = buf_make(TEXT_MAX);
     size_t end[LLAVA_TOP_MAX + 1];
-    int n = 0, V = q->g->model.cfg.llama.V;
+    int n = 0, V = logits ? q->g->model.cfg.llama.V : 0;
     double most = -INFINITY, sum = 0;
     for (int32_t i = 0; i < V; i++) {
         most = fmax(most, logits[i]);
@@ -118,7 +120,8 @@ static void tell_token(struct seq *q, int32_t token, const float *logits)
     for (int i = 0; i < V; i++) sum += exp(logits[i] - most);
     top[n] = token;
     for (int i = 0; i <= n; i++) {
-        said[i] = (struct llava_candidate){ .id = top[i], .logprob = (float)(logits[top[i]] - most - log(sum)) };
+        said[i] = (struct llava_candidate){ .id = top[i] };
+        said[i].logprob = logits ? (float)(logits[top[i]] - most - log(sum)) : NAN;
         said[i].silent = chooser_ends(&q->chooser, top[i]) || tokenizer_is_special(q->g->tok, top[i]);
         tokenizer_bytes(q->g->tok, top[i], &text);
         end[i] = text.n;
@@ -127,8 +130,13 @@ static void tell_token(struct seq *q, int32_t token, const float *logits)
         said[i].text = text.p ? text.p + (i ? end[i - 1] : 0) : "";
         said[i].n = end[i] - (i ? end[i - 1] : 0);
     }
-    q->on_token(q->ctx, &(struct llava_token){ said[n], said, n });
+    tell(q->ctx, &(struct llava_token){ said[n], said, n });
     buf_free(&text);
+}
+
+void seq_tell_prompt(struct seq *q, int i, const float *logits)
+{
+    tell_token(q, q->on_prompt, q->at[i].token, logits);
 }
 
 /* What the stream has ready goes through the stopper. True: at a stop string. */
@@ -158,7 +166,7 @@ void seq_push(struct seq *q, int32_t token, const float *logits)
     q->r.n_new++;
     q->token_s = plat_now_s();
     if (q->r.n_new == 1) q->r.first_s = q->token_s - q->start_s + q->r.image_s + q->r.prompt_s;
-    if (q->on_token) tell_token(q, token, logits);
+    if (q->on_token) tell_token(q, q->on_token, token, logits);
     if (chooser_ends(&q->chooser, token)) {
         seq_finish(q, LLAVA_FINISH_END);
         return;

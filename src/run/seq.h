@@ -49,6 +49,7 @@ struct seq {
     struct seq_text text;
     bool (*on_text)(void *ctx, const char *text, size_t n); /* false: enough */
     void (*on_token)(void *ctx, const struct llava_token *t);
+    void (*on_prompt)(void *ctx, const struct llava_token *t); /* of the prompt; then nothing of it is reused */
     void *ctx;
 
     struct llava_result r;
@@ -70,6 +71,12 @@ int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e);
 bool seq_goes_on(const struct seq *q);
 /* Does it need each token, or its logits, before the next can be computed? */
 bool seq_waits(const struct seq *q);
+/* Is its prompt computed anew, whatever others have of it? For the logits of all of its rows. */
+static inline bool seq_is_bare(const struct seq *q) { return q->all || q->on_prompt; }
+/* Are the logits of the next rows wanted? on_prompt wants those of all but the last, which choose the first token. */
+static inline bool seq_is_whole(const struct seq *q) { return q->all || (q->on_prompt && q->n + 1 < q->n_prompt); }
+/* Tells on_prompt of position i: logits[V] are of the row before, NULL before the first. */
+void seq_tell_prompt(struct seq *q, int i, const float *logits);
 /* Takes the chosen token (-1: the logits were no numbers, CHOOSER_STUCK: none may follow): text, callbacks, the end.
  * logits: for on_token. */
 void seq_push(struct seq *q, int32_t token, const float *logits);

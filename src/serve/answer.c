@@ -1,5 +1,6 @@
 /* Answers of /v1/chat/completions and /v1/completions, whole and as streams, and what all answers have: logprobs. */
 #include <ctype.h>
+#include <math.h>
 
 #include "serve/openai_in.h"
 
@@ -36,7 +37,8 @@ static json_t *candidate(const struct llava_candidate *c)
     json_t *bytes = json_array();
     for (size_t i = 0; i < c->n; i++) json_array_append_new(bytes, json_integer((unsigned char)c->text[i]));
     double lp = c->logprob > -9999 ? c->logprob : -9999; /* JSON has no infinity */
-    return json_pack("{so,sf,so}", "token", loose_string(c->text, c->n), "logprob", lp, "bytes", bytes);
+    return json_pack("{so,so,so}", "token", loose_string(c->text, c->n), "logprob",
+                     isnan(c->logprob) ? json_null() : json_real(lp), "bytes", bytes);
 }
 
 /* What a candidate for this place would add to the text, so that the chosen ones joined are the text: a chat's has no
@@ -50,12 +52,8 @@ static struct llava_candidate shown(const struct ask *a, const struct choice *c,
     return v;
 }
 
-void answer_token(void *ctx, int i, const struct llava_token *t)
+static void add_token(const struct ask *a, struct choice *c, const struct llava_token *t)
 {
-    const struct part *p = ctx;
-    struct ask *a = p->a;
-    i += p->first;
-    struct choice *c = &a->choice[i];
     const struct llava_candidate said = shown(a, c, &t->chosen, t);
     json_t *v = candidate(&said), *top = json_array();
     for (int k = 0; k < t->n_top; k++) {
@@ -66,6 +64,23 @@ void answer_token(void *ctx, int i, const struct llava_token *t)
     json_object_set_new(v, "top_logprobs", top);
     if (!c->tokens) c->tokens = json_array();
     json_array_append_new(c->tokens, v);
+}
+
+void answer_token(void *ctx, int i, const struct llava_token *t)
+{
+    const struct part *p = ctx;
+    add_token(p->a, &p->a->choice[i + p->first], t);
+}
+
+void answer_prompt(void *ctx, int i, const struct llava_token *t)
+{
+    const struct part *p = ctx;
+    struct choice *c = &p->a->choice[i + p->first];
+    struct llava_token own = *t;
+    /* The first word's space is the tokenizer's, not the text's, which is in c->text until the answer begins. */
+    if (!c->said && !own.chosen.silent && own.chosen.n && *own.chosen.text == ' ' && c->text.n && *c->text.p != ' ')
+        own.chosen.text++, own.chosen.n--;
+    add_token(p->a, c, &own);
 }
 
 /* What completions call logprobs: parallel arrays. The token that was drawn is among the likeliest in any case. */
@@ -80,9 +95,11 @@ static json_t *flat_logprobs(struct choice *c, json_t *list)
             json_object_set(top, json_string_value(json_object_get(t, "token")), json_object_get(t, "logprob"));
         json_object_update_missing(top, chosen);
         json_decref(chosen);
+        const bool none = json_is_null(json_object_get(v, "logprob")); /* nothing came before it */
         json_array_append(tokens, token);
         json_array_append(values, json_object_get(v, "logprob"));
-        json_array_append_new(tops, top);
+        json_array_append_new(tops, none ? json_null() : json_incref(top));
+        json_decref(top);
         json_array_append_new(offsets, json_integer((json_int_t)c->offset));
         json_array_foreach(json_object_get(v, "bytes"), k, t)
             c->offset += (json_integer_value(t) & 0xc0) != 0x80; /* where a character begins */

@@ -563,8 +563,7 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b)
     read_sampling(c, &f);
     read_most(c, &f, 16);
     c->logprobs = fields_int(&f, "logprobs", &top, 0, LLAVA_TOP_MAX);
-    if (fields_bool(&f, "echo", &c->echo) && c->echo && c->logprobs)
-        fields_bad(&f, "echo", "goes without 'logprobs' only: those of the prompt are not known");
+    fields_bool(&f, "echo", &c->echo);
     c->top_logprobs = (int)top;
     read_forms(c, &f);
     fields_refuse(&f, "tools");

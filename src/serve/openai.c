@@ -249,6 +249,7 @@ static int ask_prepare(struct ask *a, struct llava_request *r, struct buf *promp
         r[i].top_logprobs = a->chat.top_logprobs;
         r[i].on_text = on_text;
         r[i].on_token = a->chat.logprobs ? answer_token : NULL;
+        r[i].on_prompt = a->chat.logprobs && a->chat.echo ? answer_prompt : NULL;
         r[i].on_end = on_end;
         r[i].schema = a->chat.schema;
         r[i].grammar = a->chat.grammar;

@@ -63,7 +63,8 @@ extern const struct shape shape_chat, shape_completion, shape_response;
 /* Makes an array of a response's input, with what it names of earlier ones; a->bad says what is not there. */
 void response_recall(struct ask *a);
 
-/* One token more of choice i, as llava_request.on_token has it; ctx is a part. */
+/* One token more of choice i, or of its prompt, as llava_request.on_token and on_prompt have it; ctx is a part. */
 void answer_token(void *ctx, int i, const struct llava_token *t);
+void answer_prompt(void *ctx, int i, const struct llava_token *t);
 /* The logprobs of a choice since last time as an array, which may be empty: a new reference. */
 json_t *answer_logprobs(struct choice *c);

@@ -143,6 +143,37 @@ def test_logprobs(port):
     ok(r[1]["choices"][0]["text"].startswith(" "), "a completion follows its prompt: the first word keeps its space", r)
 
 
+def test_prompt_logprobs(port):
+    """echo with logprobs: what evaluation harnesses score texts by."""
+    prompt = "USER: What is this? ASSISTANT: It is a red apple"
+    ids = post(port, "/tokenize", {"prompt": prompt})[1]["tokens"]
+    how = {"max_tokens": 3, "temperature": 0, "logprobs": 2}
+    r = post(port, "/v1/completions", {"prompt": prompt, "echo": True, **how})
+    c, lp = r[1]["choices"][0], r[1]["choices"][0]["logprobs"]
+    n = len(ids)
+    ok(c["text"].startswith(prompt) and len(lp["tokens"]) == n + r[1]["usage"]["completion_tokens"] ==
+       len(lp["token_logprobs"]) == len(lp["top_logprobs"]) == len(lp["text_offset"]), "echo with logprobs", r)
+    ok(lp["token_logprobs"][0] is None and lp["top_logprobs"][0] is None and all(x <= 0 for x in lp["token_logprobs"][1:]) and
+       all(2 <= len(t) <= 3 for t in lp["top_logprobs"][1:n]), "of each but the first", lp)
+    ok("".join(lp["tokens"]) == c["text"] and all(c["text"][at:].startswith(t) for at, t in zip(lp["text_offset"], lp["tokens"])),
+       "the tokens are the text, each at its place", lp)
+    for k in (3, n // 2, n - 1):  # each is as likely as an answer's first token is after what stands before it
+        one = post(port, "/v1/completions", {"prompt": ids[:k], "max_tokens": 1, "temperature": 0, "logprobs": 20,
+                                             "logit_bias": {str(ids[k]): 100}})
+        got = one[1]["choices"][0]["logprobs"]["token_logprobs"][0]
+        ok(abs(got - lp["token_logprobs"][k]) < 1e-3, f"position {k}: {got}", lp["token_logprobs"][k])
+    bare = post(port, "/v1/completions", {"prompt": prompt, **how})[1]["choices"][0]
+    ok(c["text"] == prompt + bare["text"] and lp["token_logprobs"][n] == bare["logprobs"]["token_logprobs"][0],
+       "the answer is as without", (c, bare))
+    again = post(port, "/v1/completions", {"prompt": ids, "echo": True, "n": 2, **how})
+    ok([x["logprobs"]["token_logprobs"] for x in again[1]["choices"]] == [lp["token_logprobs"]] * 2, "of tokens, twice", again)
+    _, _, parts, _ = events(port, "/v1/completions", {"prompt": prompt, "echo": True, **how})
+    joined = [t for p in parts if p["choices"][0]["logprobs"] for t in p["choices"][0]["logprobs"]["token_logprobs"]]
+    ok("".join(p["choices"][0]["text"] for p in parts) == c["text"] and joined == lp["token_logprobs"], "in a stream", parts)
+    one = post(port, "/v1/completions", {"prompt": ids[:1], "echo": True, "max_tokens": 1, "logprobs": 1})
+    ok(one[1]["choices"][0]["logprobs"]["token_logprobs"][0] is None, "a prompt of one token", one)
+
+
 def test_schema(port):
     r = chat(port, [text(), picture()], response_format={"type": "json_object"}, max_tokens=60)
     ok(r[0] == 200 and (r[1]["choices"][0]["finish_reason"] == "length" or isinstance(json.loads(said(r)), dict)),
@@ -578,6 +609,7 @@ with Server("serve", "--model-path", DEMO) as server:
     test_chat(server.port)
     test_tilt(server.port)
     test_logprobs(server.port)
+    test_prompt_logprobs(server.port)
     test_schema(server.port)
     test_forms(server.port)
     test_others(server.port)
