@@ -8,7 +8,7 @@
  * A grammar becomes a machine with a stack over bytes. The sets of stacks that it can be in after some bytes are
  * numbered as they appear, with a table of what each byte leads to, so that a token is as many table look-ups as it has
  * bytes; and each set's answer to "which tokens?" is kept. A set that was met before costs nothing; the number kept is
- * bounded.
+ * bounded, and so is the work that new ones make.
  */
 #pragma once
 #include "text/tokenizer.h"
@@ -37,7 +37,8 @@ void match_follow(struct match *m);
 const uint64_t *match_tokens(struct match *m);
 /* The text goes on with this token. False: it may not (or no memory); nothing has changed then. */
 bool match_push(struct match *m, int32_t token);
-/* There are more ways to go on than is kept of them (some 20 MB). */
+/* There are more ways to go on than is kept of them (some 20 MB), or than may be looked at: about a second's worth, and
+ * some milliseconds more for each token, for whoever computes answers waits. */
 bool match_failed(const struct match *m);
 /* The text may end here. */
 bool match_may_end(const struct match *m);

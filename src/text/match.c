@@ -6,7 +6,7 @@
 #include "text/grammar_in.h"
 
 enum { NODES_MAX = 1 << 18, NODE_BUCKETS = 1 << 16, STATE_BUCKETS = 1 << 12, STATES_BYTES = 16 << 20, WORD_MAX = 4096,
-       DEAD = -1, UNKNOWN = -2 };
+       WORK_FIRST = 1 << 23, WORK_TOKEN = 1 << 16, DEAD = -1, UNKNOWN = -2 };
 
 /* ---- vocabulary */
 
@@ -96,7 +96,8 @@ struct match {
     int32_t n_states, cap_states, now;
     int32_t state_bucket[STATE_BUCKETS]; /* number + 1 */
     size_t bytes;                        /* of states, at most STATES_BYTES */
-    bool begun, failed;                  /* failed: there was no room, or no memory */
+    bool begun, failed;                  /* failed: there was no room, no memory, or work is spent */
+    int64_t work, work_max;              /* stacks that were looked at, some 0.1 us each */
     uint64_t *first;                     /* mask of the first token, whose space in front is not text */
     /* the set of stacks that is being found, and what is still to be looked at */
     uint32_t round;
@@ -147,6 +148,7 @@ static void look_at(struct match *m, int32_t elem, int32_t below)
 static void close_one(struct match *m, struct ahead at)
 {
     const struct elem *x = &m->g->elem[at.elem];
+    m->failed |= ++m->work > m->work_max;
     while (x->kind == ELEM_END && at.below) { /* the rule is over: what comes after it */
         x = &m->g->elem[m->node[at.below].elem];
         at.below = m->node[at.below].below;
@@ -231,6 +233,8 @@ static int32_t state_after(struct match *m, int32_t from, unsigned char b)
     if (s->lead[b] != UNKNOWN) return s->lead[b];
     const int32_t *nodes = s->node, n = set_has(&s->reads, b) ? s->n : 0;
     set_begin(m);
+    m->work += n;
+    m->failed |= m->work > m->work_max;
     for (int32_t i = 0; i < n && !m->failed; i++) {
         const struct node at = m->node[nodes[i]];
         if (nodes[i] && set_has(&m->g->set[m->g->elem[at.elem].arg], b)) close_over(m, at.elem + 1, at.below);
@@ -243,6 +247,7 @@ static int32_t state_after(struct match *m, int32_t from, unsigned char b)
 /* Forgets all states but the one that the text is in. */
 static bool states_begin_anew(struct match *m)
 {
+    if (m->work > m->work_max) return false;
     set_begin(m);
     m->failed = false;
     for (int32_t i = 0; i < m->state[m->now].n; i++) {
@@ -263,6 +268,7 @@ int match_new(struct match **ret, const struct grammar *g, const struct vocabula
     if (m) {
         m->g = g;
         m->v = v;
+        m->work_max = WORK_FIRST;
         m->node_bucket = calloc(NODE_BUCKETS, sizeof *m->node_bucket);
     }
     if (!m || !m->node_bucket || !room(m, (void **)&m->node, 0, &m->cap_nodes, sizeof *m->node)) {
@@ -353,6 +359,7 @@ bool match_push(struct match *m, int32_t token)
     if (to == DEAD) return false;
     m->now = to;
     m->begun = true;
+    m->work_max += WORK_TOKEN;
     return true;
 }
 
