@@ -203,9 +203,15 @@ def long_ones(b, s):
     b.wait("document.querySelector('#notice').innerText.includes('1536')")
     ok(len(s.chats) == asked, "a changed question may not be longer than another")
     b.click(".edit .quiet")
-    for _ in range(3):
-        ask(b, "hostile")
-        settled(b)
+    ask(b, "slow hostile")
+    b.wait("document.querySelectorAll('.streaming pre').length === 1 && document.querySelector('.streaming table')")
+    b.js("const range = document.createRange(); window.pre = document.querySelector('.streaming pre');"
+         "range.selectNodeContents(pre.firstChild); getSelection().removeAllRanges(); getSelection().addRange(range)")
+    ok(b.text(".streaming pre > button") == ["Copy"], "a listing that is whole can be copied while more comes")
+    b.wait("document.querySelectorAll('.streaming pre').length === 3")
+    settled(b)
+    ok(b.js("return pre.isConnected && getSelection().toString().startsWith('def f')"), "nor does what is marked in it get lost")
+    ok(b.js("return document.querySelectorAll('.assistant:last-child pre > button').length") == 3, "each listing has one button")
     b.js("document.querySelector('#scroll').scrollTop = 0")
     b.wait("!document.querySelector('#down').hidden")
     b.click("#down")

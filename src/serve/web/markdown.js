@@ -2,7 +2,7 @@
  * exists that would have to be cleaned, and what looks like HTML in an answer is shown as the text that it is. Code is
  * coloured and formulas are set by libraries that are fetched when the first of them is seen. Without the libraries text
  * stays text. */
-import { clip, h, icon } from "./dom.js";
+import { clip, h, icon, sync } from "./dom.js";
 import { t } from "./i18n.js";
 
 const once = new Map(),
@@ -121,20 +121,38 @@ const makers = {
 };
 const node = token => (makers[token.type] ?? makers.html)(token);
 
-/* Fills target with text; final: no more comes, and listings have a button to copy them. */
-export function render(target, text, final) {
-  if (!window.marked) {
-    target.replaceChildren(h("p", { class: "plain" }, text));
-    return;
-  }
-  target.replaceChildren(...all(marked.lexer(text)).filter(n => n !== ""));
-  for (const code of target.querySelectorAll("pre > code")) {
-    if (code.dataset.language) dress(code, code.dataset.language, "/vendor/highlight.js", colour);
-    if (final) code.parentElement.append(copier(code));
-  }
-  for (const formula of target.querySelectorAll(".formula"))
+/* A paragraph, list, listing, ... as an element, with its code coloured and its formulas set. */
+function block(token) {
+  const made = node(token),
+    root = h("div", {}, typeof made === "string" ? h("p", { class: "plain" }, made) : made);
+  for (const code of root.querySelectorAll("pre > code[data-language]"))
+    dress(code, code.dataset.language, "/vendor/highlight.js", colour);
+  for (const formula of root.querySelectorAll(".formula"))
     dress(formula, formula.className, "/vendor/katex.js", typeset);
+  return root.firstChild;
 }
+
+/* Fills target with text; final: no more comes. Blocks that are as they were the last time stay, and with them what the reader
+ * has marked or scrolled in them. Listings that have ended have a button to copy them. */
+export function render(target, text, final) {
+  if (!window.marked) return target.replaceChildren(h("p", { class: "plain" }, text));
+  if (!drawn.has(target)) target.replaceChildren();
+  const before = drawn.get(target) ?? [],
+    blocks = marked
+      .lexer(text)
+      .filter(token => token.type !== "space")
+      .map((token, i) => {
+        const key = JSON.stringify(token);
+        return before[i]?.key === key ? before[i] : { key, node: block(token) };
+      });
+  drawn.set(target, blocks);
+  const nodes = blocks.map(b => b.node);
+  sync(target, nodes);
+  for (const code of target.querySelectorAll("pre > code:only-child"))
+    if (final || !nodes.at(-1).contains(code)) code.parentElement.append(copier(code));
+}
+
+const drawn = new WeakMap(); // target: [{ key, node }] of its blocks
 
 function copier(code) {
   const copied = async () => (await clip(code.textContent)) && copy.replaceChildren(icon("done"), t("copied"));

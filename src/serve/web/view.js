@@ -128,6 +128,7 @@ class Answer {
     this.message = message;
     this.actions = actions;
     this.waiting = t("thinking");
+    this.cursor = h("span", { class: "cursor" });
     this.body = h("div", { class: "answer", dir: "auto" });
     this.foot = h("div", { "aria-live": "off" });
     this.node = h("li", { class: "assistant" }, h("span", { class: "hidden" }, t("it")), this.body, this.foot);
@@ -144,9 +145,10 @@ class Answer {
       return;
     }
     this.body.className = "answer" + (final ? "" : " streaming");
+    this.cursor.remove();
     render(this.body, message.text, final);
     if (final) this.close();
-    else lastLine(this.body).append(h("span", { class: "cursor" }));
+    else lastLine(this.body).append(this.cursor);
   }
 
   /* Sets what stands below an answer that has ended. */
