@@ -92,13 +92,14 @@ static double product_time(const struct kern *k, struct kctx *kc, enum dtype x, 
 
 double ceiling_product(const struct kern *k, struct kctx *kc, enum dtype x, enum dtype w)
 {
-    double s = 0;
-    int64_t side = kc->dev ? LEAST_SIDE : HOST_SIDE;
-    for (int64_t n = side; n <= MOST_SIDE; n *= 4) {
-        s = product_time(k, kc, x, w, side = n);
-        if (!kc->dev || s <= 0 || s >= long_enough_s) break;
+    double best = 0;
+    for (int64_t side = kc->dev ? LEAST_SIDE : HOST_SIDE; side <= MOST_SIDE; side *= 4) {
+        const double s = product_time(k, kc, x, w, side);
+        if (s <= 0) break; /* too large: what the one before said stands */
+        best = 2 * pow((double)side, 3) / s;
+        if (!kc->dev || s >= long_enough_s) break;
     }
-    return s > 0 ? 2 * pow((double)side, 3) / s : 0;
+    return best;
 }
 
 double ceiling_memory(const struct kern *k, struct kctx *kc)
