@@ -84,7 +84,7 @@ struct emu_state {
     const void *stack_bottom;
     size_t stack_bytes;
     /* What tests set: how counting the cards ends, the driver's version; calls until one of those that a card's fault
-     * ends fails, 0: none, and how. */
+     * ends fails, 0: none, and how. With emuErrorMemoryAllocation those count that take memory. */
     int count_rc = 0, driver = 1000, fails_in = 0, fails_with = 0;
 };
 inline emu_state emu;
@@ -351,7 +351,11 @@ static inline emuError_t emuGetLastError() { return emuSuccess; }
 static inline emuError_t emuGetDeviceCount(int *n) { return *n = !emu.count_rc, emu.count_rc; }
 static inline emuError_t emuDriverGetVersion(int *v) { return *v = emu.driver, emuSuccess; }
 static inline emuError_t emuRuntimeGetVersion(int *v) { return *v = 1000, emuSuccess; }
-static inline emuError_t emu_fault() { return emu.fails_in > 0 && --emu.fails_in == 0 ? emu.fails_with : emuSuccess; }
+static inline emuError_t emu_fault(bool takes = false)
+{
+    if (!takes && emu.fails_with == emuErrorMemoryAllocation) return emuSuccess;
+    return emu.fails_in > 0 && --emu.fails_in == 0 ? emu.fails_with : emuSuccess;
+}
 static inline emuError_t emuSetDevice(int) { return emu_fault(); }
 static inline emuError_t emuGetDeviceProperties(emuDeviceProp *p, int)
 {
@@ -370,7 +374,7 @@ static inline emuError_t emuMemGetInfo(size_t *free_bytes, size_t *total)
 
 static inline emuError_t emuMalloc(void **ret, size_t bytes)
 {
-    if (const emuError_t rc = emu_fault()) return rc;
+    if (const emuError_t rc = emu_fault(true)) return rc;
     const size_t page = 4096, size = (bytes + page - 1) / page * page;
     size_t left, total;
     emuMemGetInfo(&left, &total);

@@ -35,7 +35,7 @@ extern "C" {
 typedef emuDeviceProp gpu_properties;
 static inline emuError_t gpu_host_alloc(void **p, size_t n)
 {
-    if (const emuError_t rc = emu_fault()) return rc;
+    if (const emuError_t rc = emu_fault(true)) return rc;
     return (*p = malloc(n)) ? emuSuccess : emuErrorMemoryAllocation;
 }
 static inline emuError_t gpu_host_free(void *p) { return free(p), emuSuccess; }

@@ -247,8 +247,9 @@ static bool refuses(int count_rc, int driver, const char *want)
     return rc < 0 && !other && strstr(e.msg, want);
 }
 
-/* Every call that opening a card makes fails once: each is said, and what was taken is given back. */
-static bool opening_fails(int with, int code)
+/* Every call that opening a card makes, or every one that takes memory, fails once: each is said, and what was taken is
+ * given back. */
+static bool opening_fails(int with, int code, int least)
 {
     const size_t blocks = emu.memory.size();
     int n = 0;
@@ -260,13 +261,54 @@ static bool opening_fails(int with, int code)
         emu.fails_in = n + 1;
         struct dev *any = NULL;
         if (!other && (dev_open(&any, "auto", &e) < 0 || any)) break; /* the processor */
-        if (other && rc >= 0 && n >= 6 && emu.memory.size() == blocks) {
+        if (other && rc >= 0 && n >= least && emu.memory.size() == blocks) {
             emu.fails_in = 0;
             dev_close(other);
             return true;
         }
     }
     emu.fails_in = 0;
+    return false;
+}
+
+/* Opens a model, asks about a picture and closes all, where the nth taking of memory fails. A question that failed so
+ * can be asked again. < 0: it was said that there is none; 1: something else; 0: nothing failed. */
+static int ask_without(int nth, bool quantised)
+{
+    struct llava_options o = llava_options_default();
+    struct llava_engine *engine = NULL;
+    struct llava_session *session = NULL;
+    struct llava_image *image = NULL;
+    struct llava_error e = {};
+    static const char question[] = "<image> What is this?";
+    o.model_path = "tests/golden/models/llava-liuhaotian";
+    o.device = GPU_KIND;
+    o.quiet = true;
+    o.load_4bit = quantised;
+    emu.fails_in = nth, emu.fails_with = emuErrorMemoryAllocation;
+    int rc = llava_open(&engine, &o, &e);
+    if (rc >= 0) rc = llava_session_open(&session, engine, &e);
+    if (rc >= 0) rc = llava_image_open(&image, engine, "tests/golden/pictures/wide-37x23.png", &e);
+    if (rc >= 0 && (rc = llava_session_prompt(session, question, &image, 1, &e)) < 0) {
+        struct llava_error none = {};
+        if (llava_session_prompt(session, question, &image, 1, &none) < 0) rc = 1;
+    }
+    if (rc < 0 && (rc != ERR_NOMEM || !*e.message)) rc = 1;
+    emu.fails_in = 0;
+    llava_image_close(image);
+    llava_session_close(session);
+    llava_close(engine);
+    return rc;
+}
+
+static bool memory_ends(bool quantised)
+{
+    const size_t blocks = emu.memory.size();
+    for (int n = 1; n < 100; n++) {
+        const int rc = ask_without(n, quantised);
+        if (rc > 0 || emu.memory.size() != blocks) return false;
+        if (rc == 0) return n > 15;
+    }
     return false;
 }
 
@@ -277,8 +319,10 @@ static void faults(void)
     const char *line = strstr(said, "llava: the " GPU_KIND " device has failed: ");
     report(status == 70 && line == said && strchr(said, '\n') == said + strlen(said) - 1,
            "a card that is lost in mid-step ends the program with 70 and one line");
-    report(opening_fails(emuErrorMemoryAllocation, ERR_NOMEM), "a card whose memory is full cannot be opened");
-    report(opening_fails(emuErrorLaunchFailure, ERR_UNSUPPORTED), "nor one that fails");
+    report(opening_fails(emuErrorMemoryAllocation, ERR_NOMEM, 2), "a card whose memory is full cannot be opened");
+    report(opening_fails(emuErrorLaunchFailure, ERR_UNSUPPORTED, 6), "nor one that fails");
+    report(memory_ends(false), "no memory, wherever a model that answers takes some, is said");
+    report(memory_ends(true), "the same in 4 bits");
     report(refuses(emuErrorNoDevice, 1000, "no " GPU_KIND " device on this machine"), "no card is said");
     report(refuses(emuErrorInsufficientDriver, 0, "no driver for " GPU_KIND " on this machine"), "no driver is said");
     report(refuses(emuErrorInsufficientDriver, 900, "is version 0.90, this build needs 1.0"),
