@@ -2,7 +2,7 @@
 
 A word in the last question chooses what happens: "slow" (50 ms a word or line), "hostile", "arabic", "busy", "worker",
 "context", "broken" (the stream ends without a word), "queue"; otherwise a short answer. What came is kept in .chats, .votes,
-.gone, .sent. A path in .slow takes so many seconds.
+.gone, .sent. A path in .held is answered once its event is set.
 """
 import http.server
 import json
@@ -65,7 +65,7 @@ This is English.
 
 class Server:
     def __init__(self, folder, port=0):
-        self.folder, self.chats, self.votes, self.sent, self.gone, self.slow = folder, [], [], {}, 0, {}
+        self.folder, self.chats, self.votes, self.sent, self.gone, self.held = folder, [], [], {}, 0, {}
         self.models = ["llava-v1.5-13b", "llava-v1.5-7b"]
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", port), self.handler())
         self.http.daemon_threads = True
@@ -128,7 +128,8 @@ class Server:
 
             def do_GET(self):
                 path = self.path.split("?")[0]
-                time.sleep(outer.slow.get(path, 0))
+                if path in outer.held:
+                    outer.held[path].wait(60)
                 if path == "/api/config":
                     return self.reply(200, "application/json", json.dumps(outer.config()).encode())
                 file = outer.folder + ("/index.html" if path == "/" else path)

@@ -5,6 +5,7 @@ import base64
 import os
 import struct
 import sys
+import threading
 import time
 import zlib
 
@@ -257,26 +258,27 @@ def pictures(b, s):
 
 def slow_network(b, s):
     lit(b, prefers_color_scheme="dark")
-    s.slow["/app.js"] = 1
+    s.held["/app.js"] = threading.Event()
     b.open(s.url)
     b.wait("document.querySelector('#terms')")
     early = b.js("return [document.documentElement.dataset.theme, document.querySelector('#theme').textContent]")
     ok(early == ["dark", ""], "who likes it dark sees no light page first", early)
+    s.held["/app.js"].set()
     b.wait(READY)
     ask(b, "kept")
     settled(b)
-    s.slow = {"/vendor/marked.js": 4}
+    s.held["/vendor/marked.js"] = threading.Event()
     b.open("about:blank")
     b.wait("location.href === 'about:blank'")
     b.open(s.url)
-    b.wait("document.querySelector('#list li') && document.querySelector('#model').value", 3.5, "titles and models")
+    b.wait("document.querySelector('#list li') && document.querySelector('#model').value", what="titles and models")
     ok(not b.js("return " + READY), "titles and models do not wait for Markdown")
     ask(b, "early?")
     b.wait("document.querySelector('.timing')")
     ok(b.text(".answer") == ["A man is **ironing** clothes."], "nor does an answer")
+    s.held["/vendor/marked.js"].set()
     b.wait("document.querySelector('.answer strong')", what="Markdown")
     ok(b.text(".answer") == ["A man is ironing clothes."], "which is dressed when Markdown has come")
-    s.slow.clear()
     loads = b.js("return [...document.querySelectorAll('link[rel=modulepreload]')].map(n => new URL(n.href).pathname).sort()")
     names = b.js("return performance.getEntriesByType('resource').map(r => new URL(r.name).pathname)")
     used = sorted({n for n in names if n.endswith(".js") and "/vendor/" not in n} - {"/app.js", "/theme.js"})
