@@ -41,8 +41,10 @@ int adapters_find(struct engine *g, const char *const *list, int n, struct err *
         int rc = find_one(g, list[i], e);
         if (rc < 0) return err_prefix(e, "adapter '%s'", list[i]);
     }
-    for (struct adapter *a = g->adapter; a < g->adapter + g->n_adapters; a++)
+    for (int i = 0; i < g->n_adapters; i++) {
+        struct adapter *a = &g->adapter[i];
         if (lora_open(&a->set, a->dir, e) < 0) return err_prefix(e, "adapter '%s'", a->name);
+    }
     return 0;
 }
 
