@@ -226,13 +226,14 @@ static inline void gpu_fence() {}
 __device__ inline void gpu_fence() { __threadfence(); }
 #endif
 
-/* ---- shared memory whose size the launch gives: GPU_SHARED(float, part) declares part[], 16-byte aligned */
+/* ---- shared memory whose size the launch gives: GPU_SHARED(float, part) declares part[], aligned to 16 bytes, on
+ * a card to 128 */
 
 #if defined(GPU_EMU)
 #define GPU_SHARED(T, name) T *name = (T *)(void *)emu.shared
 #else
-#define GPU_SHARED(T, name)                                          \
-    extern __shared__ __align__(16) unsigned char gpu_shared_bytes[]; \
+#define GPU_SHARED(T, name)                                           \
+    extern __shared__ __align__(128) unsigned char gpu_shared_bytes[]; \
     T *name = (T *)(void *)gpu_shared_bytes
 #endif
 
@@ -290,16 +291,15 @@ __device__ inline void gpu_let_next()
 #endif
 }
 /* Clusters of blocks, neighbours in a row of the grid, that run at the same time (sm_90): gpu_rank, which of them this
- * block is; gpu_meet, where all threads of all wait for each other and then see what was put; gpu_arrive and gpu_wait,
- * the two halves of that, one that has left having arrived; gpu_put, *p = v in the shared memory of block `rank`, which
- * has started; gpu_of_first, the place in the first block's that p is in this one's. */
+ * block is; gpu_meet, where all threads of all wait for each other and, if `put`, then see what was put before; else
+ * all have what they read before. gpu_arrive and gpu_wait, the two halves of the former, one that has left having
+ * arrived; gpu_peer, the place in the shared memory of block `rank`, which has started, that p is in this one's. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 __device__ inline int gpu_rank() { return 0; }
-__device__ inline void gpu_meet() {}
-__device__ inline void gpu_put(float *, int, float) {}
+__device__ inline void gpu_meet(bool) {}
 __device__ inline void gpu_arrive() {}
 __device__ inline void gpu_wait() {}
-template <class T> __device__ inline T *gpu_of_first(T *p) { return p; }
+template <class T> __device__ inline T *gpu_peer(T *p, int) { return p; }
 #else
 __device__ inline int gpu_rank()
 {
@@ -307,24 +307,20 @@ __device__ inline int gpu_rank()
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
     return (int)r;
 }
-__device__ inline void gpu_meet()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 __device__ inline void gpu_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ inline void gpu_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-template <class T> __device__ inline T *gpu_of_first(T *p)
+__device__ inline void gpu_meet(bool put)
 {
-    asm("mapa.u64 %0, %0, 0;" : "+l"(p));
-    return p;
+    if (put)
+        gpu_arrive();
+    else
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    gpu_wait();
 }
-__device__ inline void gpu_put(float *p, int rank, float v)
+template <class T> __device__ inline T *gpu_peer(T *p, int rank)
 {
-    uint32_t at;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(at)
-                 : "r"((uint32_t)__cvta_generic_to_shared(p)), "r"(rank));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
+    asm("mapa.u64 %0, %0, %1;" : "+l"(p) : "r"(rank));
+    return p;
 }
 #endif
 static inline bool gpu_is_sm90(void)
@@ -360,7 +356,7 @@ __device__ inline void gpu_wait_for_previous() {}
 __device__ inline void gpu_let_next() {}
 __device__ inline void gpu_arrive() {}
 __device__ inline void gpu_wait() {}
-template <class T> __device__ inline T *gpu_of_first(T *p) { return p; }
+template <class T> __device__ inline T *gpu_peer(T *p, int) { return p; }
 static inline bool gpu_is_sm90(void) { return false; }
 template <class... P, class... A>
 static inline void gpu_launch_clusters(void (*kernel)(P...), unsigned, dim3 grid, dim3 block, size_t shared,

@@ -677,7 +677,7 @@ __global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares ou
     if (out.meeting == MEMORY) parts = out.at + ((int64_t)t * a.H + head) * out.n * width;
     if (out.meeting == CLUSTER) {
         gpu_wait(); /* the first block is there */
-        parts = gpu_of_first(parts);
+        parts = gpu_peer(parts, 0);
     }
     partial_clear(p);
     for (int slot = 0; get.share < n; slot = (slot + 1) % W::ROUNDS) {
