@@ -85,7 +85,8 @@ __device__ inline const int32_t *attn_table(const attn &a, int t)
 /* Where key s of a sequence is in the store. */
 __device__ inline int64_t attn_row(const int32_t *table, int s)
 {
-    return table ? (int64_t)table[s / KV_PAGE] * KV_PAGE + s % KV_PAGE : s;
+    const unsigned at = (unsigned)s; /* so that to divide is to shift */
+    return table ? (int64_t)table[at / KV_PAGE] * KV_PAGE + at % KV_PAGE : s;
 }
 
 /* Queries [t0, t1) of one sequence: at least one of them sees each of the keys [lo, hi), all see [in, out).

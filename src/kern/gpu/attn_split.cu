@@ -135,12 +135,24 @@ template <class W> struct own_key {
     gpu_f16 scale[2][HEAD_MAX / W::COLS];
 };
 
-/* How a block goes about a head's columns: lanes of a key, a power of two that covers them; this one's number; its
- * first column, in the head and of all heads; together: a head's scales are in one word. */
+/* How a block goes about a head's columns: 2^bits lanes of a key cover them; this one's number, and its group's among
+ * all groups; its first column in the head; together: a head's scales are in one word; half: this one's in a word. */
 struct split_shape {
-    int lanes, lane, c, col;
+    int bits, lane, group, groups, c, half;
     bool together;
 };
+
+template <class W> __device__ inline split_shape shape_of(const attn &a, int kv, int bits)
+{
+    const int thread = (int)threadIdx.x, lane = thread & ((1 << bits) - 1), c = lane * W::COLS;
+    return { bits, lane, thread >> bits, W::THREADS >> bits, c, (kv * a.D + c) / QUANT_GROUP % 2 * 16,
+             2 * QUANT_GROUP % a.D == 0 };
+}
+
+__device__ inline float scale_half(uint32_t word, const split_shape &h)
+{
+    return gpu_float(gpu_f16{ (uint16_t)(word >> h.half) });
+}
 
 /* In 16-byte pieces. */
 template <class C> __device__ inline piece<C> piece_load(const piece<C> &from)
@@ -164,11 +176,11 @@ __device__ inline void partial_add(partial<G, W::COLS> &p, const float (&s)[G][W
         float top = p.top[g], e[W::AT_ONCE];
 #pragma unroll
         for (int i = 0; i < W::AT_ONCE; i++) top = fmaxf(top, s[g][i]);
-        const float base = top > -INFINITY ? top : 0.0f, fade = exp2f(p.top[g] - base);
+        const float base = top > -INFINITY ? top : 0.0f, fade = exp2_fast(p.top[g] - base);
         p.top[g] = top, p.sum[g] *= fade;
 #pragma unroll
         for (int i = 0; i < W::AT_ONCE; i++) {
-            p.sum[g] += e[i] = exp2f(s[g][i] - base);
+            p.sum[g] += e[i] = exp2_fast(s[g][i] - base);
             if (W::SCALED) e[i] *= scale[i];
         }
 #pragma unroll
@@ -180,39 +192,35 @@ __device__ inline void partial_add(partial<G, W::COLS> &p, const float (&s)[G][W
     }
 }
 
-/* Row `at` of a store, this lane's columns. Without WIDE one by one, and zeros beyond the head; with it what is beyond
- * is something: q is 0 there, and what becomes of v is not read. */
-template <bool WIDE, class C>
-__device__ inline void row_copy(piece<C> *to, const attn &a, view t, const quant_view &, int64_t at,
-                                const split_shape &h)
+/* What a thread reads of the stores' first rows: its columns, and the words with scales, its own or, together, its
+ * head's. Columns beyond the head are others in their place: q is 0 there, and what becomes of v is not read. */
+struct stores {
+    const char *k, *v, *k_scale, *v_scale;
+    int pitch; /* bytes of a row */
+};
+
+template <class W, bool WIDE>
+__device__ inline stores stores_of(const attn &a, int kv, const split_shape &h)
 {
-    const C *row = (const C *)t.p + at * a.K * a.D + (h.col - h.c);
-    if constexpr (WIDE) {
-        row += h.c < a.D ? h.c : 0;
-#pragma unroll
-        for (int i = 0; i < (int)(sizeof *to / 16); i++)
-            bytes_copy((gpu_16bytes *)to + i, (const gpu_16bytes *)row + i);
-    } else {
-#pragma unroll
-        for (int j = 0; j < LANES; j++) to->p.v[j] = h.c + j < a.D ? row[h.c + j] : gpu_from<C>(0.0f);
+    const int head = kv * a.D, col = head + (!WIDE || h.c < a.D ? h.c : 0);
+    if constexpr (W::SCALED) {
+        const int word = a.kq.scales_at + (h.together ? head : col) / QUANT_GROUP / 2 * 4;
+        return { a.kq.p + col, a.vq.p + col, a.kq.p + word, a.vq.p + word, (int)a.kq.pitch };
     }
-}
-__device__ inline int q8_column(const attn &a, const split_shape &h) { return h.c < a.D ? h.col : h.col - h.c; }
-template <bool WIDE>
-__device__ inline void row_copy(piece<q8> *to, const attn &a, view, const quant_view &t, int64_t at,
-                                const split_shape &h)
-{
-    bytes_copy((gpu_16bytes *)to->q, t.p + at * t.pitch + q8_column(a, h));
+    const int size = (int)sizeof(typename W::C);
+    return { (const char *)a.k.p + col * size, (const char *)a.v.p + col * size, NULL, NULL, a.K * a.D * size };
 }
 
-/* Where row `at` has the word with a column's scale; which of its halves that is. */
-__device__ inline const char *scale_word(const quant_view &t, int64_t at, int col)
+/* Of a row from a thread's first column on. Without WIDE one by one, and zeros beyond the head. */
+template <bool WIDE, class C>
+__device__ inline void row_copy(piece<C> *to, const char *row, const split_shape &h, int D)
 {
-    return t.p + at * t.pitch + t.scales_at + col / QUANT_GROUP / 2 * 4;
-}
-__device__ inline float scale_half(uint32_t word, int col)
-{
-    return gpu_float(gpu_f16{ (uint16_t)(word >> 16 * (col / QUANT_GROUP % 2)) });
+    if constexpr (WIDE)
+#pragma unroll
+        for (int i = 0; i < (int)(sizeof *to / 16); i++) bytes_copy((gpu_16bytes *)to + i, row + 16 * i);
+    else
+#pragma unroll
+        for (int j = 0; j < LANES; j++) to->p.v[j] = h.c + j < D ? ((const C *)row)[j] : gpu_from<C>(0.0f);
 }
 
 /* The keys of a query: the last one is the token's own; keys of a share. */
@@ -220,11 +228,12 @@ struct keys {
     int from, own, length;
 };
 
-/* A share is whole rounds of `step` keys, but for the last: a round that is not full takes as long as one that is. */
+/* A share is whole rounds of `step` keys, a power of two, but for the last: a round that is not full takes as long as
+ * one that is. */
 __device__ inline keys keys_of(int2 range, int shares, int step)
 {
     const int n = range.y - range.x, each = (n + shares - 1) / shares;
-    return { range.x, range.y - 1, (each + step - 1) / step * step };
+    return { range.x, range.y - 1, (each + step - 1) & -step };
 }
 
 /* Where a block is in its keys: the next round's first, the end of its share. */
@@ -247,10 +256,10 @@ __device__ inline bool keys_advance(keys_place &p, int step, const keys &k)
     return true;
 }
 
-/* Key i of a thread in a round. */
-template <class W> __device__ inline int round_key(const keys_place &p, int thread, int i, int lanes)
+/* Key i of a group in a round. */
+__device__ inline int round_key(const keys_place &p, int i, int group, const split_shape &h)
 {
-    return p.at + thread / lanes + i * (W::THREADS / lanes);
+    return p.at + group + i * h.groups;
 }
 
 /* The rows of the store that a thread asks for in a round. They are looked up together, and early: to look one up takes
@@ -259,10 +268,19 @@ template <class W> struct round_rows {
     int at[W::AT_ONCE], scale[W::SCALED ? (int)W::SCALES : 1];
 };
 
-/* Which key's scale a lane fetches as its number e, where a head's are in one word: that of the first lane of a key. */
-template <class W> __device__ inline int scale_thread(int e, int lanes)
+/* Where a head's scales are in one word, the lanes of a warp fetch those of its keys, this one these: whether there is
+ * one, whose, of which of its keys and of the value or the key, by the group's first thread. */
+struct scale_turn {
+    bool there;
+    int group, key, of, thread;
+};
+
+template <class W> __device__ inline scale_turn scale_turn_of(int i, const split_shape &h)
 {
-    return (int)threadIdx.x / GPU_WARP * GPU_WARP + e / (2 * W::AT_ONCE) * lanes;
+    const int lane = (int)threadIdx.x % GPU_WARP + i * GPU_WARP, turn = lane / (2 * W::AT_ONCE);
+    const int first = (int)threadIdx.x / GPU_WARP * GPU_WARP;
+    return { lane < 2 * W::AT_ONCE * GPU_WARP >> h.bits, (first >> h.bits) + turn, lane / 2 % W::AT_ONCE, lane % 2,
+             first + (turn << h.bits) };
 }
 
 template <class W>
@@ -271,55 +289,53 @@ __device__ inline void round_find(round_rows<W> &r, const keys &k, const keys_pl
 {
     const int last = max(min(p.to, k.own) - 1, k.from);
 #pragma unroll
-    for (int i = 0; i < W::AT_ONCE; i++)
-        r.at[i] = (int)attn_row(table, min(round_key<W>(p, (int)threadIdx.x, i, h.lanes), last));
+    for (int i = 0; i < W::AT_ONCE; i++) r.at[i] = (int)attn_row(table, min(round_key(p, i, h.group, h), last));
 #pragma unroll
     for (int i = 0; W::SCALED && i < W::SCALES; i++) {
-        const int e = (int)threadIdx.x % GPU_WARP + i * GPU_WARP;
-        if (h.together && e < 2 * W::AT_ONCE * (GPU_WARP / h.lanes))
-            r.scale[i] = (int)attn_row(table, min(round_key<W>(p, scale_thread<W>(e, h.lanes), e / 2 % W::AT_ONCE,
-                                                               h.lanes), last));
+        const scale_turn s = scale_turn_of<W>(i, h);
+        if (h.together && s.there) r.scale[i] = (int)attn_row(table, min(round_key(p, s.key, s.group, h), last));
     }
 }
 
-/* The scales of a round; together: a lane fetches those of one key after the other, for all that share the key. */
 template <class W>
-__device__ inline void scales_copy(round_of<W> *to, const attn &a, const round_rows<W> &r, const split_shape &h)
+__device__ inline void scales_copy(round_of<W> *to, const stores &from, const round_rows<W> &r, const split_shape &h)
 {
     if (h.together)
 #pragma unroll
         for (int i = 0; i < W::SCALES; i++) {
-            const int e = (int)threadIdx.x % GPU_WARP + i * GPU_WARP, key = e / 2 % W::AT_ONCE;
-            if (e < 2 * W::AT_ONCE * (GPU_WARP / h.lanes))
-                words_copy<1>(&to->scale[2 * key + e % 2][scale_thread<W>(e, h.lanes)],
-                              scale_word(e % 2 ? a.vq : a.kq, r.scale[i], h.col - h.c));
+            const scale_turn s = scale_turn_of<W>(i, h);
+            if (s.there)
+                words_copy<1>(&to->scale[2 * s.key + s.of][s.thread],
+                              (s.of ? from.v_scale : from.k_scale) + (int64_t)r.scale[i] * from.pitch);
         }
     else
 #pragma unroll
         for (int i = 0; i < W::AT_ONCE; i++) {
-            words_copy<1>(&to->scale[2 * i][threadIdx.x], scale_word(a.kq, r.at[i], q8_column(a, h)));
-            words_copy<1>(&to->scale[2 * i + 1][threadIdx.x], scale_word(a.vq, r.at[i], q8_column(a, h)));
+            const int64_t at = (int64_t)r.at[i] * from.pitch;
+            words_copy<1>(&to->scale[2 * i][threadIdx.x], from.k_scale + at);
+            words_copy<1>(&to->scale[2 * i + 1][threadIdx.x], from.v_scale + at);
         }
 }
 
 /* A thread's part of a round of keys, if there is one. The token's own is not among them. */
 template <class W, bool WIDE>
-__device__ inline void round_copy(round_of<W> *to, const attn &a, const keys &k, const keys_place &p,
-                                  const round_rows<W> &r, const split_shape &h)
+__device__ inline void round_copy(round_of<W> *to, const stores &from, const keys &k, const keys_place &p,
+                                  const round_rows<W> &r, const split_shape &h, int D)
 {
     if (p.at >= min(p.to, k.own)) return;
 #pragma unroll
     for (int i = 0; i < W::AT_ONCE; i++) {
-        row_copy<WIDE>(&to->p[2 * i][threadIdx.x], a, a.k, a.kq, r.at[i], h);
-        row_copy<WIDE>(&to->p[2 * i + 1][threadIdx.x], a, a.v, a.vq, r.at[i], h);
+        const int64_t at = (int64_t)r.at[i] * from.pitch;
+        row_copy<WIDE>(&to->p[2 * i][threadIdx.x], from.k + at, h, D);
+        row_copy<WIDE>(&to->p[2 * i + 1][threadIdx.x], from.v + at, h, D);
     }
-    if constexpr (W::SCALED) scales_copy<W>(to, a, r, h);
+    if constexpr (W::SCALED) scales_copy<W>(to, from, r, h);
 }
 
 /* A thread's part of the first rounds, and the rows of the one behind them. */
 template <class W, bool WIDE>
-__device__ inline void rounds_begin(round_of<W> *mem, round_rows<W> &next, const attn &a, const keys &k,
-                                    keys_place &put, int step, const split_shape &h, const int32_t *table)
+__device__ inline void rounds_begin(round_of<W> *mem, round_rows<W> &next, const stores &from, const keys &k,
+                                    keys_place &put, const split_shape &h, const int32_t *table, int D)
 {
     keys_place place[W::ROUNDS];
     round_rows<W> rows[W::ROUNDS];
@@ -327,40 +343,59 @@ __device__ inline void rounds_begin(round_of<W> *mem, round_rows<W> &next, const
     for (int i = 0; i < W::ROUNDS; i++) {
         place[i] = put;
         round_find<W>(rows[i], k, put, h, table);
-        keys_advance(put, step, k);
+        keys_advance(put, h.groups * W::AT_ONCE, k);
     }
 #pragma unroll
     for (int i = 0; i < W::ROUNDS; i++) {
-        round_copy<W, WIDE>(mem + i, a, k, place[i], rows[i], h);
+        round_copy<W, WIDE>(mem + i, from, k, place[i], rows[i], h, D);
         copy_commit();
     }
     round_find<W>(next, k, put, h, table);
 }
 
+/* The token's own key in its place in a round, and in those behind it, which count for nothing. By the threads that
+ * read it, when the round is there. */
+template <class W>
+__device__ inline void round_own(round_of<W> &to, const own_key<W> &own, const keys &k, const keys_place &place,
+                                 const split_shape &h, int D)
+{
+    const int thread = (int)threadIdx.x, lane = h.c < D ? h.lane : 0;
+    if (place.to <= k.own) return;
+#pragma unroll
+    for (int i = 0; i < W::AT_ONCE; i++) {
+        if (round_key(place, i, h.group, h) < k.own) continue;
+#pragma unroll
+        for (int of = 0; of < 2; of++) {
+            to.p[2 * i + of][thread] = own.p[of][lane];
+            if constexpr (W::SCALED) {
+                const int first = h.together ? 0 : lane, last = h.together ? (1 << h.bits) - 1 : lane;
+                to.scale[2 * i + of][h.together ? thread - h.lane : thread] =
+                    own.scale[of][first].bits | (uint32_t)own.scale[of][last].bits << 16;
+            }
+        }
+    }
+}
+
 /* A round of keys when it is there. */
 template <int G, class W, class Q>
-__device__ inline void round_add(partial<G, W::COLS> &p, const round_of<W> &from, const own_key<W> &own,
-                                 const Q (&q)[G], const keys &k, const keys_place &place,
-                                 const split_shape &h)
+__device__ inline void round_add(partial<G, W::COLS> &p, const round_of<W> &from, const Q (&q)[G],
+                                 const keys_place &place, const split_shape &h)
 {
     const int thread = (int)threadIdx.x, with_scale = h.together ? thread - h.lane : thread;
     float s[G][W::AT_ONCE], scale[W::AT_ONCE] = {};
     piece<typename W::C> v[W::AT_ONCE];
 #pragma unroll
     for (int i = 0; i < W::AT_ONCE; i++) {
-        const bool old = place.to <= k.own || round_key<W>(place, thread, i, h.lanes) < k.own;
-        const piece<typename W::C> key = piece_load(old ? from.p[2 * i][thread] : own.p[0][h.lane]);
-        v[i] = piece_load(old ? from.p[2 * i + 1][thread] : own.p[1][h.lane]);
-        if (W::SCALED)
-            scale[i] = old ? scale_half(from.scale[2 * i + 1][with_scale], h.col) : gpu_float(own.scale[1][h.lane]);
+        const piece<typename W::C> key = piece_load(from.p[2 * i][thread]);
+        v[i] = piece_load(from.p[2 * i + 1][thread]);
+        if (W::SCALED) scale[i] = scale_half(from.scale[2 * i + 1][with_scale], h);
 #pragma unroll
         for (int g = 0; g < G; g++) {
             s[g][i] = q[g].dot(key);
-            if (W::SCALED)
-                s[g][i] *= old ? scale_half(from.scale[2 * i][with_scale], h.col) : gpu_float(own.scale[0][h.lane]);
+            if (W::SCALED) s[g][i] *= scale_half(from.scale[2 * i][with_scale], h);
         }
     }
-    for (int m = h.lanes / 2; m > 0; m /= 2)
+    for (int m = 1 << h.bits >> 1; m > 0; m >>= 1)
 #pragma unroll
         for (int g = 0; g < G; g++)
 #pragma unroll
@@ -369,7 +404,7 @@ __device__ inline void round_add(partial<G, W::COLS> &p, const round_of<W> &from
     for (int g = 0; g < G; g++)
 #pragma unroll
         for (int i = 0; i < W::AT_ONCE; i++)
-            if (round_key<W>(place, thread, i, h.lanes) >= place.to) s[g][i] = -INFINITY;
+            if (round_key(place, i, h.group, h) >= place.to) s[g][i] = -INFINITY;
     partial_add<G, W>(p, s, v, scale);
 }
 
@@ -384,11 +419,12 @@ template <int G, int COLS> __device__ inline void partial_clear(partial<G, COLS>
 }
 
 /* What a warp's groups have of query g becomes the first one's. */
-template <int G, int COLS> __device__ inline void partial_gather(partial<G, COLS> &p, int g, int lanes)
+template <int G, int COLS> __device__ inline void partial_gather(partial<G, COLS> &p, int g, int bits)
 {
-    for (int m = lanes; m < GPU_WARP; m *= 2) {
+    for (int m = 1 << bits; m < GPU_WARP; m *= 2) {
         const float other = gpu_shfl_xor(p.top[g], m), top = fmaxf(p.top[g], other);
-        const float base = top > -INFINITY ? top : 0.0f, mine = exp2f(p.top[g] - base), its = exp2f(other - base);
+        const float base = top > -INFINITY ? top : 0.0f;
+        const float mine = exp2_fast(p.top[g] - base), its = exp2_fast(other - base);
         p.top[g] = top;
         p.sum[g] = p.sum[g] * mine + gpu_shfl_xor(p.sum[g], m) * its;
 #pragma unroll
@@ -409,7 +445,7 @@ __device__ inline sums_of parts_add(const float *parts, int n, int width, int c,
     const float base = r.top > -INFINITY ? r.top : 0.0f;
 #pragma unroll 8
     for (int i = 0; i < n; i++) {
-        const float w = exp2f(parts[i * width + D + 1] - base);
+        const float w = exp2_fast(parts[i * width + D + 1] - base);
         r.column += w * parts[i * width + c], r.sum += w * parts[i * width + D];
     }
     return r;
@@ -422,9 +458,9 @@ __device__ inline void share_store(const attn &a, float *to, partial<G, W::COLS>
 {
     const int width = a.D + 2, warp = (int)threadIdx.x / GPU_WARP;
     float *mine = mem + warp * width;
-    partial_gather(p, g, h.lanes);
+    partial_gather(p, g, h.bits);
     __syncthreads();
-    if ((int)threadIdx.x % GPU_WARP < h.lanes) {
+    if ((int)threadIdx.x % GPU_WARP < 1 << h.bits) {
 #pragma unroll
         for (int j = 0; j < W::COLS; j++)
             if (h.c + j < a.D) mine[h.c + j] = p.acc[g][j];
@@ -645,19 +681,20 @@ __device__ inline void shares_join(const attn &a, const float *parts, int most, 
     }
 }
 
-/* Block (turn, key/value head and its queries, token). lanes: see split_shape. */
+/* Block (turn, key/value head and its queries, token). bits: see split_shape. */
 template <int G, class W, class A, bool WIDE>
-__global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares out, int lanes)
+__global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares out, int bits)
 {
     __shared__ own_key<W> own;
     GPU_SHARED(round_of<W>, mem);
     const int head = (int)blockIdx.y * G, kv = head / (a.H / a.K), t = (int)blockIdx.z, width = a.D + 2;
     if (out.meeting == CLUSTER) gpu_arrive();
-    const int step = W::THREADS / lanes * W::AT_ONCE, lane = (int)threadIdx.x % lanes, c = lane * W::COLS;
+    const split_shape h = shape_of<W>(a, kv, bits);
+    const int step = h.groups * W::AT_ONCE;
     const keys k = keys_of(attn_range(a, t), out.n, step);
+    const stores from = stores_of<W, WIDE>(a, kv, h);
     const int32_t *table = attn_table(a, t);
     const int n = (k.own - k.from + k.length) / k.length; /* shares that there are */
-    const split_shape h = { lanes, lane, c, kv * a.D + c, 2 * QUANT_GROUP % a.D == 0 };
     keys_place get = keys_from((int)blockIdx.x, k), put = get;
     float *sums = (float *)(mem + W::ROUNDS), *parts = sums + W::WARPS * width;
     query<typename W::C, W::SCALED && sizeof(A) == 2> q[G];
@@ -666,7 +703,7 @@ __global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares ou
     partial<G, W::COLS> p;
     int done = 0;
     if (out.meeting == MEMORY && get.share >= n) return;
-    rounds_begin<W, WIDE>(mem, next, a, k, put, step, h, table);
+    rounds_begin<W, WIDE>(mem, next, from, k, put, h, table, a.D);
     const int64_t row = head % (a.H / a.K) == 0 ? in.idx[t] : -1;
     angles_load<W::COLS, WIDE>(turn, in.table + (int64_t)in.pos[t] * a.D, h, a.D);
     gpu_wait_for_previous();
@@ -684,9 +721,10 @@ __global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares ou
         const int share = get.share;
         copy_wait<W::ROUNDS - 1>();
         if (W::SCALED) gpu_sync_warp();
-        round_add<G, W>(p, mem[slot], own, q, k, get, h);
+        round_own<W>(mem[slot], own, k, get, h, a.D);
+        round_add<G, W>(p, mem[slot], q, get, h);
         if (W::SCALED) gpu_sync_warp();
-        round_copy<W, WIDE>(mem + slot, a, k, put, next, h);
+        round_copy<W, WIDE>(mem + slot, from, k, put, next, h, a.D);
         copy_commit();
         keys_advance(put, step, k);
         round_find<W>(next, k, put, h, table);
@@ -703,8 +741,8 @@ template <class W, class A>
 static void split_launch(struct kctx *kc, const struct attn *a, const tokens *in, int group, int blocks,
                          const struct shares *out)
 {
-    int lanes = 1;
-    while (lanes * W::COLS < a->D) lanes *= 2;
+    int bits = 0;
+    while (W::COLS << bits < a->D) bits++;
     const int parts = W::WARPS + (out->meeting == MEMORY ? 0 : group * out->n);
     const size_t shared = W::ROUNDS * sizeof(round_of<W>) + (size_t)(parts * (a->D + 2)) * sizeof(float);
     const dim3 grid((unsigned)blocks, (unsigned)(a->H / group), (unsigned)a->T);
@@ -714,7 +752,7 @@ static void split_launch(struct kctx *kc, const struct attn *a, const tokens *in
     if constexpr (!W::SCALED)
         if (!a->wide) kernel = split<1, W, A, false>;
     gpu_launch_clusters(kernel, out->meeting == CLUSTER ? (unsigned)blocks : 1, grid, W::THREADS, shared, stream_of(kc),
-                        *a, *in, *out, lanes);
+                        *a, *in, *out, bits);
 }
 
 void attn_split_fwd(struct kctx *kc, const struct attn *a, const struct tokens *in)

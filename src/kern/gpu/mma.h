@@ -207,11 +207,4 @@ template <int D> __device__ inline void tile_bt(uint32_t (&b)[4], uint32_t at, i
     ldmatrix_t(b, tile_step<D>(at, m, n));
 }
 
-__device__ inline float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 #endif

@@ -147,6 +147,18 @@ __device__ inline void copy_commit() {}
 template <int n> __device__ inline void copy_wait() {}
 #endif
 
+/* 2^x; what is too small for a normal number may be 0. */
+__device__ inline float exp2_fast(float x)
+{
+#if GPU_HAS_MMA
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+
 /* ---- numbers of a type that is known at run time. p NULL: absent */
 
 struct view {
