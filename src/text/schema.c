@@ -366,18 +366,28 @@ static const char *implied(const json_t *s)
 
 /* ---- schemas */
 
+/* Is there nothing that it allows? So some write what may be left out: {"not": {}}. */
+static bool is_nothing(const json_t *s)
+{
+    const json_t *not = json_object_get(s, "not");
+    return json_is_false(s) || json_is_true(not) || (json_is_object(not) && !json_object_size(not));
+}
+
 static int either(struct writer *w, struct buf *b, const char *key, const json_t *list)
 {
     size_t i;
     const json_t *v;
+    bool any = false;
     if (!json_is_array(list) || !json_array_size(list)) return wrong(w, key, "is no list of schemas");
     json_array_foreach(list, i, v)
     {
-        int rule = schema(w, v);
+        int rule = is_nothing(v) ? 0 : schema(w, v);
         if (rule < 0) return rule;
-        buf_fmt(b, "%sr%d", i ? " | " : "", rule);
+        if (is_nothing(v)) continue;
+        buf_fmt(b, "%sr%d", any ? " | " : "", rule);
+        any = true;
     }
-    return 0;
+    return any ? 0 : err_set(w->e, ERR_UNSUPPORTED, "schema: '%s' of parts that allow nothing", key);
 }
 
 /* The bytes that a URI's %41 stands for. False: they are none, or too many. */

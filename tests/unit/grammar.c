@@ -170,6 +170,8 @@ static void test_schemas(void **state)
         { "{\"type\":\"object\",\"propertyNames\":{\"type\":\"string\"},\"additionalProperties\":{\"type\":\"null\"}}",
           { "+{\"a\":null}", "5{\"a\":1" } },
         { "{\"items\":[{\"type\":\"integer\"}],\"additionalItems\":false}", { "+[1]", "2[1,", "1[]" } },
+        { "{\"anyOf\":[{\"anyOf\":[{\"not\":{}},{\"type\":\"boolean\"}]},false,{\"type\":\"null\"}]}",
+          { "+true", "+null", "0x" } },
         { "{\"minLength\":2}", { "+\"ab\"", "2\"a\"", "05" } },
     };
     (void)state;
@@ -206,6 +208,8 @@ static void test_schemas_refused(void **state)
         { "{\"type\":\"string\",\"pattern\":\"(?=a)b\"}", "looking around" },
         { "{\"type\":\"string\",\"pattern\":\"a\",\"maxLength\":2}", "'pattern' beside a length" },
         { "{\"type\":\"string\",\"pattern\":\"[\\\\x01]\"}", "control characters only" },
+        { "{\"anyOf\":[{\"not\":{}},false]}", "allow nothing" },
+        { "{\"not\":{\"type\":\"null\"}}", "'not'" },
         { "{\"enum\":[\"x\"],\"pattern\":\"x\"}", "'pattern' beside 'enum'" },
         { "{\"type\":\"object\",\"propertyNames\":{\"pattern\":\"a\"}}", "'propertyNames'" },
         { "{\"type\":\"text\"}", "'text'" },
