@@ -10,8 +10,8 @@
 #include "text/number.h"
 #include "text/regex.h"
 
-enum { NEST_MAX = 64, RULES_MAX = SCHEMA_PARTS_MAX, REFS_MAX = 1024, COUNT_MAX = 4096, PREFIX_MAX = 256,
-       TEXT_MAX = 1 << 24 };
+enum { NEST_MAX = 64, RULES_MAX = SCHEMA_PARTS_MAX, REFS_MAX = 1024, RANGES_MAX = 64, COUNT_MAX = 4096,
+       PREFIX_MAX = 256, TEXT_MAX = 1 << 24 };
 
 struct writer {
     struct buf *out;
@@ -19,6 +19,8 @@ struct writer {
     int n_rules, nest;
     struct { const json_t *schema; int rule; } ref[REFS_MAX]; /* what $ref has led to */
     int n_refs;
+    struct { int64_t lo, hi, from, to; bool integer; int rule; } range[RANGES_MAX]; /* of numbers that were met */
+    int n_ranges;
     struct err *e;
 };
 
@@ -193,6 +195,28 @@ static int bound(struct writer *w, const json_t *s, const char *key, const char 
     return json_is_number(at) || json_is_number(past);
 }
 
+/* The rule of a range, which is written once: some write the same around every number. */
+static int range(struct writer *w, int64_t lo, int64_t hi, bool integer, int64_t from, int64_t to)
+{
+    for (int i = 0; i < w->n_ranges; i++)
+        if (w->range[i].lo == lo && w->range[i].hi == hi && w->range[i].integer == integer &&
+            w->range[i].from == from && w->range[i].to == to)
+            return w->range[i].rule;
+    struct buf body = buf_make(TEXT_MAX);
+    const bool any = number_write(&body, lo, hi, !integer, from, to);
+    const int rule = any ? rule_new(w) : wrong(w, "minimum", "and 'maximum' leave no number");
+    if (rule >= 0) rule_write(w, rule, &body);
+    buf_free(&body);
+    if (rule < 0 || w->n_ranges == RANGES_MAX) return rule;
+    w->range[w->n_ranges].lo = lo;
+    w->range[w->n_ranges].hi = hi;
+    w->range[w->n_ranges].integer = integer;
+    w->range[w->n_ranges].from = from;
+    w->range[w->n_ranges].to = to;
+    w->range[w->n_ranges++].rule = rule;
+    return rule;
+}
+
 static int numbers(struct writer *w, struct buf *b, const json_t *s, bool integer)
 {
     const double most = (double)NUMBER_MOST;
@@ -210,8 +234,9 @@ static int numbers(struct writer *w, struct buf *b, const json_t *s, bool intege
     high = fmax(-most, fmin(high, most));
     const int64_t lo = (int64_t)(above ? floor(low) + 1 : ceil(low));
     const int64_t hi = (int64_t)(below ? ceil(high) - 1 : floor(high));
-    return number_write(b, lo, hi, !integer, (int64_t)low, (int64_t)high)
-               ? 0 : wrong(w, "minimum", "and 'maximum' leave no number");
+    const int rule = range(w, lo, hi, integer, (int64_t)low, (int64_t)high);
+    if (rule >= 0) buf_fmt(b, "r%d", rule);
+    return rule < 0 ? rule : 0;
 }
 
 /* The rule of `"name": value`. */

@@ -406,6 +406,8 @@ static void test_large(void **state)
 {
     static const char object[] = "{\"type\":\"object\",\"properties\":{",
                       key[] = "\"key of many #\":{\"type\":\"integer\"}", value[] = "\"a value of some length, #\"",
+                      bounded[] = "\"key of many #\":{\"type\":\"integer\",\"minimum\":-9007199254740991,"
+                                  "\"maximum\":9007199254740991}",
                       way[] = "{\"type\":\"object\",\"properties\":{\"kind\":{\"const\":\"k#\"},\"name\":{}},"
                               "\"required\":[\"kind\"]}";
     static const struct { int n; const char *what; } cases[] = {
@@ -415,6 +417,8 @@ static void test_large(void **state)
     (void)state;
     for (int n = 150; n <= 5000; n *= 5)
         follow(list(&b, object, key, n, "}}"), "{\"key of many 3\": 3, \"key of many 77\": 1,\"key of many 149\": 0}");
+    for (int n = 500; n <= 2000; n *= 4) /* every number of zod's has these bounds */
+        follow(list(&b, object, bounded, n, "}}"), "{\"key of many 3\": 9007199254740991, \"key of many 77\": -1}");
     for (int n = 300; n <= 5000; n *= 4)
         follow(list(&b, "{\"enum\":[", value, n, "]}"), "\"a value of some length, 299\"");
     for (int n = 100; n <= 1600; n *= 4)
