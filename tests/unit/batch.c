@@ -1,5 +1,6 @@
 /* Many requests at once through llava_batch.h: answers are those of a session alone, every accepted request ends
  * exactly once, the queue is bounded, cancelling ends, and what is wrong is refused. */
+#include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -446,6 +447,69 @@ static void test_tokens(void **state)
     free(s);
 }
 
+struct told {
+    struct heard h; /* first */
+    double logprob[512];
+    int n;
+};
+
+static void on_prompt(void *ctx, int i, const struct llava_token *t)
+{
+    struct told *s = ctx;
+    assert_int_equal(i, 0);
+    assert_int_equal(t->n_top, s->n ? 2 : 0);
+    if (s->n) assert_true(t->top[0].logprob >= t->chosen.logprob);
+    s->logprob[s->n++] = t->chosen.logprob;
+}
+
+/* A prompt's tokens are as likely as the logits of all positions say, more of them than fit one step, and the answer is
+ * the one without. */
+static void test_prompt(void **state)
+{
+    struct place p;
+    struct told *s = calloc(1, sizeof *s);
+    struct heard plain;
+    struct llava_error e;
+    struct llava_forward f;
+    char prompt[1200] = "USER:";
+    (void)state;
+    for (int i = 0; i < 100; i++) snprintf(prompt + strlen(prompt), sizeof prompt - strlen(prompt), " why %d", i % 7);
+    place_engine(&p);
+    must(llava_engine_forward(&f, p.engine, prompt, NULL, 0, &e), &e);
+    place_batch(&p, 2, 0);
+    heard_init(&s->h);
+    heard_init(&plain);
+    struct llava_request r = question(&p, &plain, 1);
+    r.prompt = prompt;
+    r.sampling.temperature = 0;
+    r.sampling.max_new_tokens = 5;
+    must(llava_batch_submit(p.batch, &r, &e), &e);
+    await(&plain, 1);
+    r.ctx = s;
+    r.on_prompt = on_prompt;
+    r.top_logprobs = 2;
+    must(llava_batch_submit(p.batch, &r, &e), &e);
+    await(&s->h, 1);
+    assert_string_equal(s->h.text[0], plain.text[0]);
+    assert_int_equal(s->h.r.n_cached, 0); /* though it was read before */
+    assert_int_equal(s->n, f.n_ids);
+    assert_true(s->n > 128 && isnan(s->logprob[0]));
+    for (int k = 1; k < s->n; k++) {
+        const float *logits = f.logits + (size_t)(k - 1) * (size_t)f.vocab;
+        double most = -INFINITY, sum = 0;
+        for (int i = 0; i < f.vocab; i++) most = fmax(most, logits[i]);
+        for (int i = 0; i < f.vocab; i++) sum += exp(logits[i] - most);
+        const double want = logits[f.ids[k]] - most - log(sum);
+        if (fabs(s->logprob[k] - want) > 1e-4) fail_msg("position %d: %g, not %g", k, s->logprob[k], want);
+    }
+    r.images = p.image;
+    r.n_images = 1;
+    assert_int_equal(llava_batch_submit(p.batch, &r, &e), LLAVA_USAGE);
+    llava_forward_free(&f);
+    place_close(&p);
+    free(s);
+}
+
 static void test_constrained(void **state)
 {
     static const char schema[] =
@@ -658,6 +722,7 @@ int main(void)
         cmocka_unit_test(test_together),
         cmocka_unit_test(test_small_cache),
         cmocka_unit_test(test_tokens),
+        cmocka_unit_test(test_prompt),
         cmocka_unit_test(test_constrained),
         cmocka_unit_test(test_adapters),
         cmocka_unit_test(test_sight),
