@@ -189,7 +189,7 @@ int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_
         r[i].images = t->image;
         r[i].n_images = t->n_images;
         r[i].client = exchange_client(t->x);
-        r[i].realm = exchange_realm(t->x);
+        r[i].realm = exchange_realm(t->x) ? exchange_realm(t->x) : r[i].client;
         t->left += r[i].n;
     }
     for (int i = 0; i < n; i++) {

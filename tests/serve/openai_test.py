@@ -514,17 +514,16 @@ def test_slow_addresses(s, slow):
     other.shutdown()
 
 
-def test_realms(port):
-    """What one key's prompts have left in the cache is no other's to find: how much of a guess is cached would tell it, a token
-    at a time."""
-    def cached(key, end, **more):
-        body = {"prompt": "USER: The word that opens the door is " + end, "max_tokens": 1, **more}
-        r = post(port, "/v1/completions", body, headers={"Authorization": f"Bearer {key}"})
-        return r[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
-    cached("first", "apple and pear. ASSISTANT:")
-    own, others = cached("first", "apple and"), cached("second", "apple and")
+def test_realms(port, one, other):
+    """What one key's, or address's, prompts have left in the cache is no other's to find: how much of a guess is cached would
+    tell it, a token at a time."""
+    def cached(who, end):
+        body = {"prompt": "USER: The word that opens the door is " + end, "max_tokens": 1}
+        return post(port, "/v1/completions", body, headers=who)[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+    cached(one, "apple and pear. ASSISTANT:")
+    own, others = cached(one, "apple and"), cached(other, "apple and")
     ok(own > 8 and others == 0, "nobody else's prompts are cached", (own, others))
-    ok(cached("second", "apple and") > 8, "but one's own are")
+    ok(cached(other, "apple and") > 8, "but one's own are")
 
 
 def test_slow_crowd():
@@ -582,7 +581,9 @@ def test_keys():
                ("first", "second", "third", "fourth", "#fourth", "last", "fifth", "", "\t")}
         ok([k for k, v in got.items() if v == 200] == ["first", "second", "last", "fifth"],
            "keys of a file as an editor on Windows leaves it", got)
-        test_realms(s.port)
+        test_realms(s.port, {"Authorization": "Bearer first"}, {"Authorization": "Bearer second"})
+    with Server("serve", "--model-path", DEMO, "--trust-forwarded") as s:
+        test_realms(s.port, {"X-Forwarded-For": "10.0.0.1"}, {"X-Forwarded-For": "10.0.0.2"})
     for name, data, word in (("none", b"# none\n \n", "no API key"), ("utf-16", "key".encode("utf-16"), "UTF-8")):
         with open(place("keys"), "wb") as f:
             f.write(data)
