@@ -11,8 +11,9 @@
  *   llava_batch_close(batch);
  *
  * A batch owns one thread, which computes: answers advance side by side, a token each in turn, while prompts of new
- * requests are read in chunks between these steps. What a prompt has in common with earlier ones, pictures included,
- * is not computed again. A greedy answer is the same alone and in company; a drawn one depends on its seed only.
+ * requests are read in chunks between these steps. What a prompt has in common with earlier ones of its realm, pictures
+ * included, is not computed again. A greedy answer is the same alone and in company; a drawn one depends on its seed
+ * only.
  *
  * While a batch is open its engine belongs to it: no session, no forward, no llava_image_* but opening, decoding and
  * closing, no llava_close. These, conversations and everything below may be used from any thread.
