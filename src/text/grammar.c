@@ -397,18 +397,50 @@ static int alternatives(struct parser *p, int32_t rule)
 
 /* ---- whole grammars */
 
-/* Which rules may be nothing: repeated until no more are found, from the last on: what a rule names mostly follows. */
-static void find_empty(const struct grammar *g, bool *empty)
+/* Rules that may be nothing, on their way to being found: an alternative waits at the first rule in it that is not
+ * known to be one, and goes on when that turns out to be. So each element is looked at once. */
+struct empties {
+    const struct grammar *g;
+    bool *empty;                              /* [rules] */
+    struct wait { int32_t next, rule; } *wait; /* [elements] the alternative of `rule` waits here; next + 1 does too */
+    int32_t *first;                           /* [rules] element + 1 of an alternative that waits for it */
+    int32_t *todo, n_todo;                    /* [rules] found, and not yet told to who waits */
+};
+
+static void go_on(struct empties *s, int32_t rule, int32_t at)
 {
-    for (bool more = true; more;) {
-        more = false;
-        for (int32_t r = g->n_rules - 1; r >= 0; r--)
-            for (int32_t a = 0; a < g->rule[r].n_alts && !empty[r]; a++) {
-                const struct elem *x = &g->elem[g->rule[r].alt[a]];
-                while (x->kind == ELEM_RULE && empty[x->arg]) x++;
-                if (x->kind == ELEM_END) more = empty[r] = true;
-            }
+    const struct elem *x = &s->g->elem[at];
+    while (x->kind == ELEM_RULE && s->empty[x->arg]) x++;
+    if (x->kind == ELEM_RULE) {
+        at = (int32_t)(x - s->g->elem);
+        s->wait[at] = (struct wait){ s->first[x->arg], rule };
+        s->first[x->arg] = at + 1;
+    } else if (x->kind == ELEM_END && !s->empty[rule]) {
+        s->empty[rule] = true;
+        s->todo[s->n_todo++] = rule;
     }
+}
+
+/* Which rules may be nothing: [rules], the caller's to free; NULL: no memory. */
+static bool *find_empty(const struct grammar *g)
+{
+    const size_t n = (size_t)g->n_rules;
+    struct empties s = { g, calloc(n, 1), malloc((size_t)g->n_elems * sizeof *s.wait), calloc(n, sizeof *s.first),
+                         malloc(n * sizeof *s.todo), 0 };
+    const bool ok = s.empty && s.wait && s.first && s.todo;
+    for (int32_t r = 0; r < g->n_rules && ok; r++)
+        for (int32_t a = 0; a < g->rule[r].n_alts; a++) go_on(&s, r, g->rule[r].alt[a]);
+    while (s.n_todo)
+        for (int32_t at = s.first[s.todo[--s.n_todo]], next; at; at = next) {
+            next = s.wait[at - 1].next;
+            go_on(&s, s.wait[at - 1].rule, at);
+        }
+    free(s.wait);
+    free(s.first);
+    free(s.todo);
+    if (ok) return s.empty;
+    free(s.empty);
+    return NULL;
 }
 
 /* Does a rule come back to itself before any byte was read? state: 0 not seen, 1 on the way, 2 done. A rule that calls
@@ -439,10 +471,9 @@ static int check(struct parser *p)
         if (g->rule[r].name && !strcmp(g->rule[r].name, "root")) g->root = r;
     }
     if (g->root < 0) return err_set(p->e, ERR_FORMAT, "a grammar without a rule 'root'");
-    bool *empty = calloc((size_t)g->n_rules, sizeof *empty);
+    bool *empty = find_empty(g);
     char *state = calloc((size_t)g->n_rules, 1);
     int rc = empty && state ? 0 : err_set(p->e, ERR_NOMEM, "no memory for a grammar");
-    if (rc >= 0) find_empty(g, empty);
     for (int32_t r = 0; r < g->n_rules && rc >= 0; r++)
         if (turns_left(g, empty, state, r, 0))
             rc = err_set(p->e, ERR_FORMAT, "grammar line %d: a rule that begins with itself", g->rule[r].line);
