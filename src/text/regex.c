@@ -75,10 +75,11 @@ static bool set_has(const struct set *s, uint32_t c)
 /* What \d, \w, \s stand for; in capitals, everything else. False: `kind` is none of them. */
 static bool set_of_kind(struct reader *r, struct set *s, char kind, int *rc)
 {
-    static const struct { char kind; struct range r[8]; } kinds[] = {
+    static const struct { char kind; struct range r[12]; } kinds[] = {
         { 'd', { { '0', '9' } } },
         { 'w', { { '0', '9' }, { 'A', 'Z' }, { '_', '_' }, { 'a', 'z' } } },
-        { 's', { { '\t', '\r' }, { ' ', ' ' }, { 0xa0, 0xa0 }, { 0x2028, 0x2029 } } },
+        { 's', { { '\t', '\r' }, { ' ', ' ' }, { 0xa0, 0xa0 }, { 0x1680, 0x1680 }, { 0x2000, 0x200a },
+                 { 0x2028, 0x2029 }, { 0x202f, 0x202f }, { 0x205f, 0x205f }, { 0x3000, 0x3000 }, { 0xfeff, 0xfeff } } },
     };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         if (tolower((unsigned char)kind) != kinds[i].kind) continue;
