@@ -219,10 +219,13 @@ static void put_string(struct buf *out, const char *at)
 
 void call_read(struct call *c, const struct tools *t, const char *text)
 {
-    const char *at = text, *name;
+    static const char answer[] = "\"response\"";
+    const char *at, *name;
     *c = (struct call){ .text = buf_make(1 << 24) };
-    if (t->mode == TOOLS_AUTO && (at = behind(text, "\"response\"")) != NULL && !strstr(text, "\"tool_call\"")) {
-        put_string(&c->text, at);
+    const char *key = text + (*text == '{');
+    key += strspn(key, " \t\n");
+    if (t->mode == TOOLS_AUTO && !strncmp(key, answer, strlen(answer))) {
+        if ((at = behind(key, answer)) != NULL) put_string(&c->text, at);
         return;
     }
     if (t->mode == TOOLS_ONE) {
@@ -231,10 +234,11 @@ void call_read(struct call *c, const struct tools *t, const char *text)
         return;
     }
     name = behind(text, "\"name\"");
-    at = name ? behind(name, "\"arguments\"") : NULL;
-    if (!at || *name != '"') return; /* cut before there was a call */
-    snprintf(c->name, sizeof c->name, "%.*s", (int)strcspn(name + 1, "\""), name + 1);
-    size_t n = strlen(at);
+    if (!name || *name++ != '"') return; /* cut before there was a call */
+    size_t n = strcspn(name, "\"");
+    if (!(at = behind(name + n, "\"arguments\""))) return;
+    snprintf(c->name, sizeof c->name, "%.*s", (int)n, name);
+    n = strlen(at);
     json_t *v = json_loads(text, 0, NULL);
     for (int braces = v ? (t->mode == TOOLS_AUTO) + 1 : 0; braces; braces--) /* of what is around the arguments */
         while (n && at[--n] != '}') {}
