@@ -615,25 +615,31 @@ static void read_included(struct chat *c, const struct fields *f)
     c->top_logprobs = (int)top;
 }
 
-/* What it is asked for is part of a response. */
+/* What it is asked for is part of a response, so that it is kept until that is written: little, and as text. */
 static void keep_repeated(struct chat *c, const json_t *body, struct bad *b)
 {
+    enum { REPEATED_MAX = 1 << 20 };
     static const char *const keys[] = {
         "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
         "previous_response_id", "prompt_cache_key", "safety_identifier", "temperature", "text", "tool_choice", "tools",
         "top_logprobs", "top_p", "user",
     };
-    c->repeated = json_object();
+    json_t *all = json_object();
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         json_t *v = json_object_get(body, keys[i]);
-        if (v && !json_is_null(v)) json_object_set(c->repeated, keys[i], v);
+        if (v && !json_is_null(v)) json_object_set(all, keys[i], v);
     }
-    if (!c->repeated) bad_set(b, 503, NULL, "no_memory", "no memory");
+    if (json_dumpb(all, NULL, 0, JSON_COMPACT) > REPEATED_MAX)
+        bad_set(b, 400, NULL, "invalid_value",
+                "what a response repeats of its request, such as 'metadata' and 'tools', is more than %d bytes",
+                REPEATED_MAX);
+    else if (!(c->repeated = json_dumps(all, JSON_COMPACT))) bad_set(b, 503, NULL, "no_memory", "no memory");
+    json_decref(all);
 }
 
 void response_read(struct chat *c, const json_t *body, struct bad *b)
 {
-    struct fields f = fields_at(body, b), text;
+    struct fields f = fields_at(body, b), text, metadata;
     json_t *input = json_object_get(body, "input");
     const char *first = NULL;
     int64_t most = INT32_MAX;
@@ -641,6 +647,7 @@ void response_read(struct chat *c, const json_t *body, struct bad *b)
     if (!input || json_is_null(input)) fields_need(&f, "input");
     else if (!json_is_array(input)) fields_bad(&f, "input", "is %s, want a string or an array", fields_kind(input));
     refuse_more(&f);
+    fields_object(&f, "metadata", &metadata);
     read_sampling(c, &f);
     fields_int(&f, "max_output_tokens", &most, 1, INT32_MAX);
     c->sampling.max_new_tokens = (int)most;
@@ -656,6 +663,18 @@ void response_read(struct chat *c, const json_t *body, struct bad *b)
     if (!b->status) keep_repeated(c, body, b);
 }
 
+struct chat chat_part(struct chat *c)
+{
+    struct chat asked = *c;
+    asked.repeated = NULL;
+    c->turn = NULL;
+    c->n_turns = c->n_prompts = 0;
+    c->schema = c->grammar = NULL;
+    c->bias = NULL;
+    c->system = c->tools.words = (struct buf){ 0 };
+    return asked;
+}
+
 void chat_free(struct chat *c)
 {
     for (int i = 0; i < c->n_turns; i++) buf_free(&c->turn[i].text);
@@ -665,7 +684,7 @@ void chat_free(struct chat *c)
     free(c->grammar);
     free(c->bias);
     tools_fini(&c->tools);
-    json_decref(c->repeated);
+    free(c->repeated);
     buf_free(&c->system);
     c->turn = NULL;
     c->schema = c->grammar = NULL;

@@ -51,7 +51,7 @@ struct chat {
     char *schema, *grammar;       /* what answers must be, as llava_request has it: one of them or none; owned */
     const char *form;             /* the field that says so */
     struct tools tools;
-    json_t *repeated;             /* what a response repeats of its request, an object; owned */
+    char *repeated;               /* what a response repeats of its request: a JSON object; owned */
 };
 
 /* Each fills *c from a request's body, which must outlive it; complaints go to *b. chat_free releases all. */
@@ -60,6 +60,9 @@ void completion_read(struct chat *c, const json_t *body, struct bad *b);
 void response_read(struct chat *c, const json_t *body, struct bad *b); /* whose input is an array: response_recall */
 void tokens_read(struct chat *c, const json_t *body, struct bad *b); /* {"tokens": [...]}, as a prompt; none: none */
 void chat_free(struct chat *c);
+/* Takes out of *c what is read before the answer begins, which may be much: the turns, the words, the schema. What is
+ * left is what writing the answer needs. Both are to be freed. */
+struct chat chat_part(struct chat *c);
 
 /* The last turn is the beginning of the answer. */
 bool chat_begins(const struct chat *c);

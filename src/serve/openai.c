@@ -265,15 +265,18 @@ static void ask_submit(struct ask *a)
     struct llava_request r[CHAT_ANSWERS_MAX];
     struct llava_error e = { 0 };
     struct buf prompt = buf_make(1 << 25);
-    json_t *body = a->body; /* r borrows from it; it may be large, and an answer does without */
+    struct chat asked = { .n_turns = 0 };
+    json_t *body = a->body; /* r borrows from both; they may be large, and an answer does without */
     int n = 0, rc = -1;
     a->body = NULL;
     read_pictures(a);
     if (!a->bad.status) n = ask_prepare(a, r, &prompt);
     if (!a->bad.status && a->chat.stream) exchange_stream(a->task.x, EVENT_TYPE, EVENT_PING);
     exchange_body_drop(a->task.x); /* now, as a is gone afterwards */
+    if (!a->bad.status) asked = chat_part(&a->chat);
     if (!a->bad.status && (rc = gen_submit(&a->task, r, n, &e)) < 0) blame(a, rc, e.message);
     buf_free(&prompt);
+    chat_free(&asked);
     json_decref(body);
     if (rc < 0) fail(a); /* else it is ask_finish's */
 }

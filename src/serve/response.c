@@ -34,11 +34,11 @@ static json_t *response(const struct ask *a, const char *status, json_t *output)
                              "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", 1,
                              "prompt_cache_key", "safety_identifier", "temperature", 1.0, "text", "format", "type",
                              "text", "tool_choice", "auto", "tools", "top_logprobs", 0, "top_p", 1.0, "user");
-    json_t *text = json_deep_copy(json_object_get(a->chat.repeated, "text"));
-    json_object_update_missing(text, json_object_get(more, "text"));
+    json_t *repeated = json_loads(a->chat.repeated, 0, NULL);
+    json_object_update_missing(json_object_get(repeated, "text"), json_object_get(more, "text"));
     json_object_update(v, more);
-    json_object_update(v, a->chat.repeated);
-    if (text) json_object_set_new(v, "text", text);
+    json_object_update(v, repeated);
+    json_decref(repeated);
     json_decref(more);
     return v;
 }
@@ -208,8 +208,10 @@ static json_t *referred(struct ask *a, const char *name)
 
 void response_recall(struct ask *a)
 {
+    struct fields f = fields_at(a->body, &a->bad);
     json_t *input = json_object_get(a->body, "input"), *v;
-    const char *before = json_string_value(json_object_get(a->body, "previous_response_id"));
+    const char *before = NULL;
+    fields_str(&f, "previous_response_id", &before);
     json_t *items = before ? shelf_items(a->shelf, exchange_realm(a->task.x), before) : json_array();
     size_t i;
     if (!items)
