@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -173,6 +174,10 @@ static void test_schemas(void **state)
         { "{\"anyOf\":[{\"anyOf\":[{\"not\":{}},{\"type\":\"boolean\"}]},false,{\"type\":\"null\"}]}",
           { "+true", "+null", "0x" } },
         { "{\"minLength\":2}", { "+\"ab\"", "2\"a\"", "05" } },
+        { "{\"type\":\"string\"}", /* no NUL, and no half of a pair, which alone is no character */
+          { "+\"\\u00e9\\u0020\\u0001\"", "6\"\\u0000", "+\"\\ud7ff\\uE000\\u0100\\u1000\"", "4\"\\ud83c",
+            "4\"\\uDf4e" } },
+        { "{\"type\":\"number\"}", { "+1e99", "+-0.5E-07", "41e999" } }, /* which many read as infinity */
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -254,7 +259,7 @@ static void test_regexes(void **state)
         { "((25[0-5]|(2[0-4]|1\\d|[1-9]|)\\d)\\.){3}(25[0-5]|(2[0-4]|1\\d|[1-9]|)\\d)",
           { "+192.168.0.1", "+0.0.0.0", "2256", "~1.2.3." } },
         { "\\w+@\\w+\\.com\\n", { "+alan@enigma.com\n", "~alan@enigma.com", "0@" } },
-        { "[^a-y]\\D\\S", { "+zzz", "1z1", "0a", "2zz " } },
+        { "[^a-y]\\D\\S", { "+zzz", "1z1", "0a", "2zz ", "4zz\xe3\x80\x80", "4zz\xef\xbb\xbf" } },
         { ".\\.[.]", { "+a..", "+\xc3\xa9..", "0\n", "1aa" } },
         { "a{2}b{1,}c{,3}", { "+aabc{,3}", "1ab" } },
         { "a*?b+?", { "+aab", "+b", "~a" } },
@@ -433,6 +438,26 @@ static void test_large(void **state)
     buf_free(&b);
 }
 
+/* Rules of which each may be nothing as the one before may: found in one go over them, not in one for each. */
+static void test_chain(void **state)
+{
+    enum { RULES = 120000 };
+    struct buf b = buf_make(1 << 24);
+    struct grammar *g;
+    struct err e = { 0 };
+    (void)state;
+    buf_str(&b, "a0 ::= \"\"\n");
+    for (int i = 1; i < RULES; i++) buf_fmt(&b, "a%d ::= a%d\n", i, i - 1);
+    buf_fmt(&b, "root ::= a%d \"x\"\n", RULES - 1);
+    const clock_t start = clock();
+    if (grammar_parse(&g, b.p, b.n, &e) < 0) fail_msg("%s", e.msg);
+    const double s = (double)(clock() - start) / CLOCKS_PER_SEC;
+    if (s > 8) fail_msg("%d rules took %.1f s", RULES, s);
+    assert_int_equal(verdict(g, "x"), '+');
+    grammar_free(g);
+    buf_free(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -440,6 +465,7 @@ int main(void)
         cmocka_unit_test(test_schemas),  cmocka_unit_test(test_schemas_refused),
         cmocka_unit_test(test_regexes),  cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_tokens),   cmocka_unit_test(test_large),
+        cmocka_unit_test(test_chain),
     };
     return cmocka_run_group_tests_name("grammar", tests, begin, end);
 }

@@ -206,6 +206,9 @@ static void calls(void **state)
         { TOOLS_AUTO, "{\"tool_call\": {\"name\": \"f", "", "" },
         { TOOLS_SOME, "{\"name\":\"name\",\"arguments\":{\"name\":\"arguments\"}}",
           "name", "{\"name\":\"arguments\"}" },
+        { TOOLS_SOME, "{\"name\": \"arguments\", \"arguments\": {}}", "arguments", "{}" },
+        { TOOLS_AUTO, "{ \"response\": \"tool_call\" }", "", "tool_call" },
+        { TOOLS_AUTO, "{\"tool_call\": {\"name\": \"response\", \"arguments\": {} } }", "response", "{}" },
         { TOOLS_ONE, "{\"a\": 1", "g", "{\"a\": 1" },
     };
     (void)state;
@@ -220,9 +223,29 @@ static void calls(void **state)
     }
 }
 
+/* While an answer is written nothing is held that grows with its request. */
+static void parts(void **state)
+{
+    static const char text[] = "{\"input\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"instructions\":\"Be brief.\","
+                               "\"tools\":[{\"type\":\"function\",\"name\":\"f\"}],\"logit_bias\":{\"7\":1}}";
+    struct bad b = { 0 };
+    struct chat c;
+    json_t *body = fields_body(text, strlen(text), false, &b);
+    (void)state;
+    response_read(&c, body, &b);
+    if (b.status) fail_msg("%s", b.message);
+    struct chat asked = chat_part(&c);
+    assert_true(asked.schema && asked.turn && asked.bias && asked.system.n && asked.tools.words.n && !asked.repeated);
+    assert_true(!c.schema && !c.turn && !c.bias && !c.system.p && !c.tools.words.p && c.tools.mode == TOOLS_AUTO);
+    assert_non_null(strstr(c.repeated, "Be brief."));
+    chat_free(&asked);
+    chat_free(&c);
+    json_decref(body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(base64), cmocka_unit_test(addresses), cmocka_unit_test(trims),
-                                        cmocka_unit_test(prompts), cmocka_unit_test(calls) };
+                                        cmocka_unit_test(prompts), cmocka_unit_test(calls), cmocka_unit_test(parts) };
     return cmocka_run_group_tests_name("serve", tests, NULL, NULL);
 }
