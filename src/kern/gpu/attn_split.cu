@@ -22,23 +22,27 @@ enum {
     CLUSTER_MOST = 8,
     COUNTED = 1 << 12,
     HEAD_MAX = LANES * 32,
+    ROUND_MOST = 4, /* keys of a group in a round */
 };
 
-/* How a type of keys and values is read: threads of a block, a lane's columns, keys of a group in a round, rounds under
- * way, which change no bit; whether rows have scales, how many of a round's a lane fetches. */
+/* How a type of keys and values is read: threads of a block, a lane's columns, keys of a group that are added up
+ * together; whether rows have scales. */
 struct q8 {};
 template <class C> struct stored {
-    enum { THREADS = 256, COLS = LANES };
+    enum { THREADS = 256, COLS = LANES, TOGETHER = 4 };
     static const bool SCALED = false;
 };
 template <> struct stored<q8> {
-    enum { THREADS = 128, COLS = 2 * LANES };
+    enum { THREADS = 128, COLS = 2 * LANES, TOGETHER = 2 };
     static const bool SCALED = true;
 };
-template <class C_, int ROUNDS_ = 2> struct way {
+/* And, which changes no bit: keys of a group in a round, rounds under way, how many of a round's scales a lane fetches;
+ * blocks of a multiprocessor that registers must do for, where a block has one query (0: the compiler's choice). */
+template <class C_, int AT_ONCE_ = ROUND_MOST, int ROUNDS_ = 2, int BESIDE_ = 0> struct way {
     typedef C_ C;
     static const bool SCALED = stored<C>::SCALED;
-    enum { THREADS = stored<C>::THREADS, WARPS = THREADS / GPU_WARP, COLS = stored<C>::COLS, AT_ONCE = 4,
+    enum { THREADS = stored<C>::THREADS, WARPS = THREADS / GPU_WARP, COLS = stored<C>::COLS, AT_ONCE = AT_ONCE_,
+           TOGETHER = stored<C>::TOGETHER, BESIDE = BESIDE_,
            ROUNDS = GPU_COPIES ? ROUNDS_ : 1, LEAST_LANES = QUANT_GROUP / COLS,
            SCALES = (2 * AT_ONCE + LEAST_LANES - 1) / LEAST_LANES };
 };
@@ -166,28 +170,28 @@ template <class C> __device__ inline piece<C> piece_load(const piece<C> &from)
     return u.p;
 }
 
-/* AT_ONCE keys more: s are their scores, -infinity where there is no key. */
+/* TOGETHER keys more, from `first` on: s are scores, -infinity where there is no key. */
 template <int G, class W>
-__device__ inline void partial_add(partial<G, W::COLS> &p, const float (&s)[G][W::AT_ONCE],
+__device__ inline void partial_add(partial<G, W::COLS> &p, int first, const float (&s)[G][W::AT_ONCE],
                                    const piece<typename W::C> (&v)[W::AT_ONCE], const float (&scale)[W::AT_ONCE])
 {
 #pragma unroll
     for (int g = 0; g < G; g++) {
-        float top = p.top[g], e[W::AT_ONCE];
+        float top = p.top[g], e[W::TOGETHER];
 #pragma unroll
-        for (int i = 0; i < W::AT_ONCE; i++) top = fmaxf(top, s[g][i]);
+        for (int i = 0; i < W::TOGETHER; i++) top = fmaxf(top, s[g][first + i]);
         const float base = top > -INFINITY ? top : 0.0f, fade = exp2_fast(p.top[g] - base);
         p.top[g] = top, p.sum[g] *= fade;
 #pragma unroll
-        for (int i = 0; i < W::AT_ONCE; i++) {
-            p.sum[g] += e[i] = exp2_fast(s[g][i] - base);
-            if (W::SCALED) e[i] *= scale[i];
+        for (int i = 0; i < W::TOGETHER; i++) {
+            p.sum[g] += e[i] = exp2_fast(s[g][first + i] - base);
+            if (W::SCALED) e[i] *= scale[first + i];
         }
 #pragma unroll
         for (int j = 0; j < W::COLS; j++) {
             p.acc[g][j] *= fade;
 #pragma unroll
-            for (int i = 0; i < W::AT_ONCE; i++) p.acc[g][j] += e[i] * v[i].get(j);
+            for (int i = 0; i < W::TOGETHER; i++) p.acc[g][j] += e[i] * v[first + i].get(j);
         }
     }
 }
@@ -228,8 +232,8 @@ struct keys {
     int from, own, length;
 };
 
-/* A share is whole rounds of `step` keys, a power of two, but for the last: a round that is not full takes as long as
- * one that is. */
+/* A share is whole rounds, the largest that there are, but for the last: a round that is not full takes as long as one
+ * that is. step: keys of such a round, a power of two. */
 __device__ inline keys keys_of(int2 range, int shares, int step)
 {
     const int n = range.y - range.x, each = (n + shares - 1) / shares;
@@ -405,7 +409,8 @@ __device__ inline void round_add(partial<G, W::COLS> &p, const round_of<W> &from
 #pragma unroll
         for (int i = 0; i < W::AT_ONCE; i++)
             if (round_key(place, i, h.group, h) >= place.to) s[g][i] = -INFINITY;
-    partial_add<G, W>(p, s, v, scale);
+#pragma unroll
+    for (int i = 0; i < W::AT_ONCE; i += W::TOGETHER) partial_add<G, W>(p, i, s, v, scale);
 }
 
 template <int G, int COLS> __device__ inline void partial_clear(partial<G, COLS> &p)
@@ -683,7 +688,7 @@ __device__ inline void shares_join(const attn &a, const float *parts, int most, 
 
 /* Block (turn, key/value head and its queries, token). bits: see split_shape. */
 template <int G, class W, class A, bool WIDE>
-__global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares out, int bits)
+__global__ __launch_bounds__(W::THREADS, G == 1 ? W::BESIDE : 0) void split(attn a, tokens in, shares out, int bits)
 {
     __shared__ own_key<W> own;
     GPU_SHARED(round_of<W>, mem);
@@ -691,7 +696,7 @@ __global__ __launch_bounds__(W::THREADS) void split(attn a, tokens in, shares ou
     if (out.meeting == CLUSTER) gpu_arrive();
     const split_shape h = shape_of<W>(a, kv, bits);
     const int step = h.groups * W::AT_ONCE;
-    const keys k = keys_of(attn_range(a, t), out.n, step);
+    const keys k = keys_of(attn_range(a, t), out.n, h.groups * ROUND_MOST);
     const stores from = stores_of<W, WIDE>(a, kv, h);
     const int32_t *table = attn_table(a, t);
     const int n = (k.own - k.from + k.length) / k.length; /* shares that there are */
@@ -769,7 +774,9 @@ void attn_split_fwd(struct kctx *kc, const struct attn *a, const struct tokens *
         s.at = (float *)arena_take(kc->scratch, (size_t)(a->T * a->H * s.n * (a->D + 2)) * sizeof(float));
     }
     if (a->k.type == DT_Q8 && blocks > 1) /* of few blocks each has more under way */
-        GPU_BY_TYPE(a->q.type, A, split_launch<way<q8, 4>, A>(kc, a, in, group, blocks, &s));
+        GPU_BY_TYPE(a->q.type, A, split_launch<way<q8, 4, 4>, A>(kc, a, in, group, blocks, &s));
+    else if (a->k.type == DT_Q8 && heads * a->T >= 4 * units)
+        GPU_BY_TYPE(a->q.type, A, split_launch<way<q8, 2, 2, 5>, A>(kc, a, in, group, blocks, &s));
     else if (a->k.type == DT_Q8)
         GPU_BY_TYPE(a->q.type, A, split_launch<way<q8>, A>(kc, a, in, group, blocks, &s));
     else
