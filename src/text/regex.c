@@ -79,13 +79,16 @@ static bool set_of_kind(struct reader *r, struct set *s, char kind, int *rc)
         { 'd', { { '0', '9' } } },
         { 'w', { { '0', '9' }, { 'A', 'Z' }, { '_', '_' }, { 'a', 'z' } } },
         { 's', { { '\t', '\r' }, { ' ', ' ' }, { 0xa0, 0xa0 }, { 0x1680, 0x1680 }, { 0x2000, 0x200a },
-                 { 0x2028, 0x2029 }, { 0x202f, 0x202f }, { 0x205f, 0x205f }, { 0x3000, 0x3000 }, { 0xfeff, 0xfeff } } },
+                 { 0x2028, 0x2029 }, { 0x202f, 0x202f }, { 0x205f, 0x205f }, { 0x3000, 0x3000 } } },
     };
+    static const struct range doubtful[] = { { 0x1c, 0x1f }, { 0x85, 0x85 }, { 0xfeff, 0xfeff } }; /* white to some */
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         if (tolower((unsigned char)kind) != kinds[i].kind) continue;
         struct set own = { .n = 0 };
         *rc = 0;
         for (const struct range *k = kinds[i].r; k->hi && *rc >= 0; k++) *rc = set_add(r, &own, k->lo, k->hi);
+        for (const struct range *k = doubtful; kind == 'S' && k < doubtful + 3 && *rc >= 0; k++)
+            *rc = set_add(r, &own, k->lo, k->hi);
         if (isupper((unsigned char)kind) && *rc >= 0) *rc = set_turn(r, &own);
         for (int k = 0; k < own.n && *rc >= 0; k++) *rc = set_add(r, s, own.r[k].lo, own.r[k].hi);
         return true;
