@@ -295,11 +295,11 @@ int llava_session_generate(struct llava_session *s, const struct llava_sampling 
 static int forward_features(float *out, struct gallery *y, const struct image *im, struct err *err)
 {
     gallery_begin(y);
-    while (!gallery_find(y, im, SIGHT_MODEL).p) {
-        int rc = gallery_add_tile(y, im, SIGHT_MODEL, err);
+    while (!gallery_find(y, im, SIGHT_MODEL, 0).p) {
+        int rc = gallery_add_tile(y, im, SIGHT_MODEL, 0, err);
         if (rc < 0) return rc;
     }
-    engine_values(y->g, out, gallery_find(y, im, SIGHT_MODEL));
+    engine_values(y->g, out, gallery_find(y, im, SIGHT_MODEL, 0));
     return 0;
 }
 

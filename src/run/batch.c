@@ -369,6 +369,7 @@ static void answer_begin(struct llava_batch *b, struct request *q)
         return;
     }
     a->seq->submitted_s = q->submitted_s;
+    a->seq->realm = q->r.realm;
     a->seq->top = q->r.top_logprobs;
     a->seq->ctx = a;
     if (q->r.on_text) a->seq->on_text = on_text;

@@ -29,17 +29,22 @@ void gallery_fini(struct gallery *y)
     while (y->n) drop(y, y->kept);
 }
 
-static struct kept *find(struct gallery *y, const struct image *im, int sight)
+static uint64_t key_of(const struct image *im, int sight, uint64_t realm)
 {
     const uint64_t key = sight == SIGHT_MODEL ? im->key : key_mix(im->key, (uint64_t)sight + 1);
+    return realm ? key_mix(realm, key) : key;
+}
+
+static struct kept *find(struct gallery *y, uint64_t key)
+{
     for (struct kept *k = y->kept; k < y->kept + y->n; k++)
         if (k->key == key) return k->used = ++y->clock, k;
     return NULL;
 }
 
-struct tensor gallery_find(struct gallery *y, const struct image *im, int sight)
+struct tensor gallery_find(struct gallery *y, const struct image *im, int sight, uint64_t realm)
 {
-    const struct kept *k = find(y, im, sight);
+    const struct kept *k = find(y, key_of(im, sight, realm));
     return k ? k->features : (struct tensor){ 0 };
 }
 
@@ -63,7 +68,7 @@ static int take(struct gallery *y, struct tensor *t, int64_t rows, struct err *e
     return rc;
 }
 
-static int add(struct gallery *y, const struct image *im, int sight, struct err *e)
+static int add(struct gallery *y, const struct image *im, uint64_t key, struct err *e)
 {
     struct kept *k = oldest(y);
     struct tensor tiles;
@@ -72,8 +77,7 @@ static int add(struct gallery *y, const struct image *im, int sight, struct err 
     const int64_t rows = (int64_t)im->pixels.n * llava_tile_rows(&y->g->model);
     int rc = take(y, &tiles, rows + !image_is_plain(im, y->g), e);
     if (rc < 0) return rc;
-    y->kept[y->n++] = (struct kept){ .key = sight == SIGHT_MODEL ? im->key : key_mix(im->key, (uint64_t)sight + 1),
-                                     .used = ++y->clock, .tiles = tiles };
+    y->kept[y->n++] = (struct kept){ .key = key, .used = ++y->clock, .tiles = tiles };
     return 0;
 }
 
@@ -100,12 +104,13 @@ static int arrange(struct gallery *y, struct kept *k, const struct image *im, in
     return rc;
 }
 
-int gallery_add_tile(struct gallery *y, const struct image *im, int sight, struct err *e)
+int gallery_add_tile(struct gallery *y, const struct image *im, int sight, uint64_t realm, struct err *e)
 {
-    struct kept *k = find(y, im, sight);
+    const uint64_t key = key_of(im, sight, realm);
+    struct kept *k = find(y, key);
     const size_t side = (size_t)y->g->model.cfg.clip.image;
     const int64_t rows = llava_tile_rows(&y->g->model);
-    int rc = k ? 0 : add(y, im, sight, e);
+    int rc = k ? 0 : add(y, im, key, e);
     if (rc < 0) return rc;
     if (!k) k = &y->kept[y->n - 1];
     engine_encode(y->g, sight, im->pixels.data + (size_t)k->n_done * 3 * side * side,

@@ -179,7 +179,8 @@ static const struct image *picture_missing(struct sched *s, struct seq *q, int r
     for (int i = q->n; i < q->n_prompt && i < q->n + rows; i++) {
         if (q->at[i].token >= 0 || q->at[i].image == last) continue;
         const struct image *im = q->images[last = q->at[i].image];
-        const bool there = gallery_find(&s->gallery, im, q->sight).p != NULL; /* and all are asked for, so they stay */
+        /* all are asked for, so they stay */
+        const bool there = gallery_find(&s->gallery, im, q->sight, q->realm).p != NULL;
         if (!there && !missing) missing = im;
         if (last < q->n_seen || (!there && missing != im)) continue;
         q->n_seen = last + 1;
@@ -192,7 +193,7 @@ static const struct image *picture_missing(struct sched *s, struct seq *q, int r
 static void see(struct sched *s, struct seq *q, const struct image *im)
 {
     const double start = plat_now_s();
-    if (gallery_add_tile(&s->gallery, im, q->sight, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
+    if (gallery_add_tile(&s->gallery, im, q->sight, q->realm, &q->err) < 0) seq_finish(q, LLAVA_FINISH_END);
     q->r.image_s += plat_now_s() - start;
 }
 
@@ -271,7 +272,8 @@ static void build_features(struct build *b, const struct seq *q, int from, int t
         if (q->at[i].token >= 0) continue;
         const struct image *im = q->images[q->at[i].image];
         if (im != last || q->at[i].row != next)
-            s->features[b->step.n_features++] = tensor_slice(gallery_find(&s->gallery, im, q->sight), q->at[i].row, 0);
+            s->features[b->step.n_features++] =
+                tensor_slice(gallery_find(&s->gallery, im, q->sight, q->realm), q->at[i].row, 0);
         s->features[b->step.n_features - 1].n[0]++;
         last = im;
         next = q->at[i].row + 1;

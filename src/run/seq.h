@@ -39,6 +39,7 @@ struct seq {
     struct image *const *images;  /* borrowed */
     int n_seen;                   /* of them, those that were asked of the gallery */
     int adapter, sight;           /* number, -1: none; whose projector its pictures go through */
+    uint64_t realm;               /* whose pictures it may find computed; 0: everybody's */
     float *all;                   /* NULL, or [n_prompt,V] that gets all logits (then nothing is reused); borrowed */
     float *logits;                /* [V] room for those of the prompt's last position, or NULL; owned */
 

@@ -525,6 +525,14 @@ def test_realms(port, one, other):
     ok(own > 8 and others == 0, "nobody else's prompts are cached", (own, others))
     ok(cached(other, "apple and") > 8, "but one's own are")
 
+    def pictures(who):
+        body = {"messages": [{"role": "user", "content": [picture(), text()]}], "max_tokens": 1}
+        post(port, "/v1/chat/completions", body, headers=who)
+        data = request(port, "GET", "/metrics", headers=who)[2].decode()
+        return int(re.search(r"^llava_pictures_cached_total (\d+)", data, re.M)[1])
+    before = pictures(one)
+    ok(pictures(other) == before, "nor are their pictures found computed", before)
+
 
 def test_slow_crowd():
     """One client who names many hosts that do not answer does not get all connections."""
