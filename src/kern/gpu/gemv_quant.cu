@@ -2,10 +2,11 @@
  * exact, and is scaled and added in f32. The integers start from a number near 2^23, so that they end as the bits of a
  * float.
  *
- * For one token a warp has some rows of w at a time, whose bytes go through a ring of its own in shared memory; that
- * is filled before x is there, and x rounded (and normed) by each block for itself. Four lanes share a group, whose
- * bytes are multiplied four at a time. Blocks have equal parts of the rows, and as many warps as divide those evenly.
- * The next kernel may start when the last bytes are asked for: it asks for its own while they come.
+ * For one token, where the card's engine does not copy (else see gemv_quant_bulk.cu), a warp has some rows of w at a
+ * time, whose bytes go through a ring of its own in shared memory; that is filled before x is there, and x rounded (and
+ * normed) by each block for itself. Four lanes share a group, whose bytes are multiplied four at a time. Blocks have
+ * equal parts of the rows, and as many warps as divide those evenly. The next kernel may start when the last bytes are
+ * asked for: it asks for its own while they come.
  *
  * On matrix units a warp has a strip of w's rows for many tokens, and every CHAINS-th group, whose bytes go from memory
  * to registers, where 4 bits become 8, and on. Their x is rounded by a kernel before it, in the same way.
@@ -384,7 +385,7 @@ template <int TYPE> static void run_rows(struct kctx *kc, struct quant_args *a, 
     const int64_t groups = ceil_div(a->w.groups, ROUND_GROUPS) * ROUND_GROUPS;
     if (n == 1 && a->g.I <= INSIDE) {
         a->x = { NULL, NULL, NULL, (int)groups, 1, TYPE == DT_Q4, MAGIC };
-        if (quant_bulk_takes(a))
+        if (quant_bulk_takes())
             quant_bulk_run(kc, a);
         else
             rows_launch<rows_shape<TYPE, 2, 1, DEPTH>>(kc, a);

@@ -49,6 +49,6 @@ __device__ inline rounded rounded_inside(rounded x, float *&mem)
     return x;
 }
 
-/* Rows of 8 bits for one token, where the card's engine copies: gemv_quant_bulk.cu. Of a all but x. */
-bool quant_bulk_takes(const struct quant_args *a);
+/* One token, where the card's engine copies: gemv_quant_bulk.cu. Of a all but x's memory. */
+bool quant_bulk_takes(void);
 void quant_bulk_run(struct kctx *kc, const struct quant_args *a);

@@ -199,6 +199,17 @@ __device__ inline void load8(float (&v)[LANES], view a, int64_t i, int64_t n, bo
         load8(v, (const gpu_f16 *)a.p, i, n, wide);
 }
 
+/* Numbers of a known type, in rows that may be moved 16 bytes at a time. */
+template <class T> struct plain_row {
+    const T *p;
+};
+template <class T> __device__ inline void load8(float (&v)[LANES], plain_row<T> a, int64_t i, int64_t n, bool)
+{
+    load8(v, a.p, i, n, true);
+}
+template <class X> __device__ inline X row_as(view a) { return { (decltype(X::p))a.p }; }
+template <> __device__ inline view row_as<view>(view a) { return a; }
+
 __device__ inline void store8(view a, const float (&v)[LANES], int64_t i, int64_t n, bool wide)
 {
     if (a.type == DT_F32)

@@ -182,16 +182,17 @@ __device__ inline void round_store(const rounded &r, int t, const float (&v)[LAN
     if (lane == 0) r.s[group * r.stride + t] = { s.s, s.start + r.start };
 }
 
-/* The norm's weights for a thread's first 8 numbers, if it is there: they need not wait for x. */
-__device__ inline void round_ahead(float (&g)[LANES], view norm, int I, bool wide)
+/* The norm's weights for a thread's first 8 numbers, if it is there: they need not wait for x. X is view or, for less
+ * code, plain_row. */
+template <class X> __device__ inline void round_ahead(float (&g)[LANES], X norm, int I, bool wide)
 {
     if (norm.p) load8(g, norm, LANES * (int)threadIdx.x, I, wide);
 }
 
 /* A row x of I numbers, times norm if that is there, becomes token t of r: by a block's first `threads`. How many those
  * are changes no bit. g: round_ahead's. */
-__device__ inline void round_row(const rounded &r, int t, view x, view norm, float (&g)[LANES], int I, bool wide,
-                                 int threads)
+template <class X>
+__device__ inline void round_row(const rounded &r, int t, X x, X norm, float (&g)[LANES], int I, bool wide, int threads)
 {
     const int n = r.groups * QUANT_GROUP, step = LANES * threads;
     float v[LANES], next[LANES];
