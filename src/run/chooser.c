@@ -182,6 +182,7 @@ int32_t chooser_choose(struct chooser *c, const float *logits)
     struct choice how = c->next;
     int32_t token;
     how.slot = 0;
+    if (c->match && !match_ready(c->match)) return CHOOSER_LATER;
     if (masked && !mask(c, logits)) return CHOOSER_STUCK;
     void *p = (void *)(uintptr_t)(masked ? c->masked : logits); /* only read */
     kern_ref.choose(&kc, tensor_1d(&token, DT_I32, 1), tensor_2d(p, DT_F32, 1, c->V),

@@ -42,8 +42,8 @@ bool chooser_here(const struct chooser *c);
 /* How the next token is chosen, which counts as drawn from here on. slot: where it goes. */
 struct choice chooser_draw(struct chooser *c, int slot);
 /* Chooses as the last draw says, by logits[V] on the host; changes nothing that others see. CHOOSER_STUCK: none may
- * follow. */
-enum { CHOOSER_STUCK = -2 };
+ * follow. CHOOSER_LATER: what may follow takes long to find; some of it was done, ask again with the same logits. */
+enum { CHOOSER_STUCK = -2, CHOOSER_LATER = -3 };
 int32_t chooser_choose(struct chooser *c, const float *logits);
 /* The error of an answer that is stuck. */
 void chooser_blame(const struct chooser *c, struct err *e);

@@ -351,6 +351,39 @@ static void choose(const struct under_way *w, int32_t *token, size_t V, int thre
             token[i] = chooser_choose(&w->of[i]->chooser, logits + (size_t)i * V);
 }
 
+/* The token of q is not chosen yet: it sits out steps until it is, for others are not to wait. */
+static void hold(struct seq *q, const float *logits)
+{
+    const size_t bytes = (size_t)q->g->model.cfg.llama.V * sizeof *logits;
+    if (!(q->held = malloc(bytes))) {
+        err_set(&q->err, ERR_NOMEM, "no memory for a sequence");
+        seq_finish(q, LLAVA_FINISH_END);
+        return;
+    }
+    memcpy(q->held, logits, bytes);
+}
+
+/* Goes on choosing the tokens that were held. False: there are none. */
+static bool choose_held(struct sched *s)
+{
+    struct seq *of[ENGINE_SEQS];
+    int32_t token[ENGINE_SEQS];
+    int n = 0;
+    for (struct seq *q = s->first; q; q = q->next)
+        if (q->held && q->state == SEQ_WRITING) of[n++] = q;
+#pragma omp parallel for num_threads(s->g->kc.n_threads) if (n > 1) schedule(dynamic)
+    for (int i = 0; i < n; i++) token[i] = chooser_choose(&of[i]->chooser, of[i]->held);
+    for (int i = 0; i < n; i++) {
+        float *logits = of[i]->held;
+        if (token[i] == CHOOSER_LATER || of[i]->state == SEQ_DONE) continue;
+        of[i]->held = NULL;
+        take_token(s, of[i], token[i], logits);
+        settle(s, of[i]);
+        free(logits);
+    }
+    return n > 0;
+}
+
 /* Waits for a step that has begun; its tokens are taken in turn, for callbacks come one by one. */
 static void finish(struct sched *s, struct under_way *w)
 {
@@ -369,7 +402,8 @@ static void finish(struct sched *s, struct under_way *w)
         const float *logits = w->logits ? engine_logits(s->g) + (size_t)i * V : NULL;
         if (!q || q->state == SEQ_DONE) continue;
         if (q->r.n_new == 0) prompt_read(q);
-        if (q->state == SEQ_WRITING) take_token(s, q, token[i], logits);
+        if (q->state == SEQ_WRITING && token[i] == CHOOSER_LATER) hold(q, logits);
+        else if (q->state == SEQ_WRITING) take_token(s, q, token[i], logits);
         else if (q->logits) memcpy(q->logits, logits, V * sizeof *logits);
         settle(s, q);
     }
@@ -537,8 +571,8 @@ bool sched_step(struct sched *s)
     const bool waits = sched_waits(s);
     if (waits) finish(s, before);
     s->now = s->under_way + (s->now == s->under_way);
-    const bool did = begin_step(s), was = before->there;
+    const bool chose = choose_held(s), did = begin_step(s), was = before->there;
     finish(s, before);
     if (waits) finish(s, s->now);
-    return did || was;
+    return chose || did || was;
 }

@@ -59,6 +59,7 @@ void seq_free(struct seq *q)
     buf_free(&q->text.shown);
     chooser_fini(&q->chooser);
     free(q->logits);
+    free(q->held);
     free(q->pages.at);
     free(q->at);
     free(q);
@@ -84,7 +85,7 @@ int seq_ask(struct seq *q, const struct llava_sampling *o, struct err *e)
 
 bool seq_goes_on(const struct seq *q)
 {
-    return q->state == SEQ_WRITING && q->chooser.n_drawn < q->most && q->n < q->n_max;
+    return q->state == SEQ_WRITING && !q->held && q->chooser.n_drawn < q->most && q->n < q->n_max;
 }
 
 bool seq_waits(const struct seq *q)

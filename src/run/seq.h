@@ -44,6 +44,7 @@ struct seq {
     float *logits;                /* [V] room for those of the prompt's last position, or NULL; owned */
 
     struct chooser chooser;
+    float *held;                  /* [V] logits of a token that takes several steps to choose; NULL: none; owned */
     int slot;                     /* where the engine puts the chosen token; a sched's */
     int most;                     /* tokens to choose; 0: nobody has asked */
     int top;                      /* candidates that on_token wants */

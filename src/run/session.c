@@ -62,7 +62,9 @@ int session_generate(struct session *s, const struct llava_sampling *o, llava_te
     q->ctx = ctx;
     q->state = SEQ_WRITING;
     chooser_draw(&q->chooser, q->slot);
-    seq_push(q, chooser_choose(&q->chooser, q->logits), q->logits);
+    int32_t token;
+    while ((token = chooser_choose(&q->chooser, q->logits)) == CHOOSER_LATER) {}
+    seq_push(q, token, q->logits);
     while (q->state == SEQ_WRITING) sched_step(&s->sched);
     *r = q->r;
     return q->err.code ? err_set(e, q->err.code, "%s", q->err.msg) : 0;

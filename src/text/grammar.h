@@ -35,10 +35,13 @@ void match_free(struct match *m);
 void match_follow(struct match *m);
 /* Bit i of the result: token i may come next. Valid until the next call with m. NULL: no memory, or match_failed. */
 const uint64_t *match_tokens(struct match *m);
+/* Does a part of the work of match_tokens, some 5 ms of it. False: there is more, ask again. True: match_tokens knows
+ * what it says. */
+bool match_ready(struct match *m);
 /* The text goes on with this token. False: it may not (or no memory); nothing has changed then. */
 bool match_push(struct match *m, int32_t token);
 /* There are more ways to go on than is kept of them (some 20 MB), or than may be looked at: about a second's worth, and
- * some milliseconds more for each token, for whoever computes answers waits. */
+ * some milliseconds more for each token. */
 bool match_failed(const struct match *m);
 /* The text may end here. */
 bool match_may_end(const struct match *m);

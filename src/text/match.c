@@ -6,7 +6,7 @@
 #include "text/grammar_in.h"
 
 enum { NODES_MAX = 1 << 18, NODE_BUCKETS = 1 << 16, STATE_BUCKETS = 1 << 12, STATES_BYTES = 16 << 20, WORD_MAX = 4096,
-       WORK_FIRST = 1 << 23, WORK_TOKEN = 1 << 16, DEAD = -1, UNKNOWN = -2 };
+       WORK_FIRST = 1 << 23, WORK_TOKEN = 1 << 16, WORK_STEP = 1 << 15, DEAD = -1, UNKNOWN = -2 };
 
 /* ---- vocabulary */
 
@@ -98,6 +98,7 @@ struct match {
     size_t bytes;                        /* of states, at most STATES_BYTES */
     bool begun, failed;                  /* failed: there was no room, no memory, or work is spent */
     int64_t work, work_max;              /* stacks that were looked at, some 0.1 us each */
+    int64_t work_now;                    /* where match_tokens is to stop */
     uint64_t *first;                     /* mask of the first token, whose space in front is not text */
     /* the set of stacks that is being found, and what is still to be looked at */
     uint32_t round;
@@ -269,6 +270,7 @@ int match_new(struct match **ret, const struct grammar *g, const struct vocabula
         m->g = g;
         m->v = v;
         m->work_max = WORK_FIRST;
+        m->work_now = INT64_MAX;
         m->node_bucket = calloc(NODE_BUCKETS, sizeof *m->node_bucket);
     }
     if (!m || !m->node_bucket || !room(m, (void **)&m->node, 0, &m->cap_nodes, sizeof *m->node)) {
@@ -302,7 +304,7 @@ void match_free(struct match *m)
 
 static int32_t walk(struct match *m, int32_t s, const char *p, size_t n)
 {
-    for (size_t i = 0; i < n && s != DEAD; i++) s = state_after(m, s, (unsigned char)p[i]);
+    for (size_t i = 0; i < n && s != DEAD && m->work <= m->work_now; i++) s = state_after(m, s, (unsigned char)p[i]);
     return s;
 }
 
@@ -314,7 +316,7 @@ static void mask_fill(struct match *m, uint64_t *mask, int32_t from)
     int32_t at[WORD_MAX + 1];
     uint32_t known = 0; /* at[0..known] are right for the word before; at[known] may be DEAD */
     at[0] = from;
-    for (int32_t i = 0; i < m->v->n && !m->failed; i++) {
+    for (int32_t i = 0; i < m->v->n && !m->failed && m->work <= m->work_now; i++) {
         const struct word *w = &m->v->word[i];
         const size_t skip = space_of_first(m, w->p);
         if (skip) {
@@ -323,7 +325,7 @@ static void mask_fill(struct match *m, uint64_t *mask, int32_t from)
             continue;
         }
         if (w->common < known) known = w->common;
-        while (known < w->n && at[known] != DEAD) {
+        while (known < w->n && at[known] != DEAD && m->work <= m->work_now) {
             at[known + 1] = state_after(m, at[known], (unsigned char)w->p[known]);
             known++;
         }
@@ -341,12 +343,21 @@ const uint64_t *match_tokens(struct match *m)
         if (!p) return NULL;
         m->bytes += n * sizeof *p;
         mask_fill(m, p, m->now);
-        if (!m->failed) return *(m->begun ? &m->state[m->now].mask : &m->first) = p;
+        if (!m->failed && m->work <= m->work_now) return *(m->begun ? &m->state[m->now].mask : &m->first) = p;
         free(p);
-        if (again || m->n_nodes == NODES_MAX || !states_begin_anew(m)) return NULL;
+        if (!m->failed) m->bytes -= n * sizeof *p;
+        if (!m->failed || again || m->n_nodes == NODES_MAX || !states_begin_anew(m)) return NULL;
         /* there were too many states: once more with room */
     }
     return NULL;
+}
+
+bool match_ready(struct match *m)
+{
+    m->work_now = m->work + WORK_STEP;
+    const bool ready = match_tokens(m) || m->failed || m->work <= m->work_now;
+    m->work_now = INT64_MAX;
+    return ready;
 }
 
 bool match_push(struct match *m, int32_t token)

@@ -232,6 +232,10 @@ def test_forms(port):
                 {"structured_outputs": {"regex": "pear|plum"}}, {"structured_outputs": {"grammar": 'root ::= "pear"'}}):
         r = chat(port, [text(), picture()], **how)
         ok(r[0] == 200 and said(r) in ("pear", "plum"), f"an answer of a form: {how}", r)
+    r = chat(port, [text(), picture()], guided_regex="([ -~]?){1500}")
+    ok(said(r) == "red apple", "what takes several steps to choose is what would have come anyway", r)
+    r = chat(port, "Hi", guided_regex="(.?){4096}", n=64)
+    ok(r[0] == 400 and "too many ways" in r[1]["error"]["message"], "one that takes too long", r)
     for how in ({"json_schema": {"const": "42"}}, {"guided_json": {"const": "42"}}, {"guided_json": '{"const": "42"}'},
                 {"structured_outputs": {"json": {"const": "42"}}}):
         ok(said(chat(port, [text(), picture()], **how)) == '"42"', f"a schema: {how}")

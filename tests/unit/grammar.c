@@ -438,6 +438,29 @@ static void test_large(void **state)
     buf_free(&b);
 }
 
+/* What may follow is found in parts where it takes long, and is the same then. */
+static void test_parts(void **state)
+{
+    static const char text[] = "root ::= ([^x]? [a-z]? [a-f ]?){700}";
+    struct grammar *g;
+    struct match *m, *whole;
+    struct err e = { 0 };
+    int parts = 0;
+    (void)state;
+    if (grammar_parse(&g, text, strlen(text), &e) < 0) fail_msg("%s", e.msg);
+    assert_int_equal(match_new(&m, g, vocabulary, &e), 0);
+    assert_int_equal(match_new(&whole, g, vocabulary, &e), 0);
+    while (!match_ready(m)) assert_true(++parts < 10000);
+    if (parts < 2) fail_msg("%d parts", parts);
+    const uint64_t *a = match_tokens(m), *b = match_tokens(whole);
+    assert_non_null(a);
+    assert_memory_equal(a, b, (size_t)size / 8);
+    assert_true(match_ready(m));
+    match_free(m);
+    match_free(whole);
+    grammar_free(g);
+}
+
 /* Rules of which each may be nothing as the one before may: found in one go over them, not in one for each. */
 static void test_chain(void **state)
 {
@@ -465,7 +488,7 @@ int main(void)
         cmocka_unit_test(test_schemas),  cmocka_unit_test(test_schemas_refused),
         cmocka_unit_test(test_regexes),  cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_tokens),   cmocka_unit_test(test_large),
-        cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_parts),    cmocka_unit_test(test_chain),
     };
     return cmocka_run_group_tests_name("grammar", tests, begin, end);
 }
