@@ -213,6 +213,14 @@ int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_
     return 0;
 }
 
+void gen_cancel(struct gen_task *t)
+{
+    pthread_mutex_lock(&t->lock);
+    const bool all = t->submitted; /* else not all ids are known yet */
+    pthread_mutex_unlock(&t->lock);
+    if (all) cancel(t);
+}
+
 void gen_ended(struct gen_task *t)
 {
     struct gen *g = t->g;

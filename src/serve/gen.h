@@ -53,6 +53,8 @@ int gen_text(const struct gen *g, struct buf *out, const int32_t *ids, int n, st
 /* Submits r[0..n), whose pictures, client and realm are set here. 0: finish will be called, from another thread or from
  * within; x has its on_gone, which cancels. < 0: the first was refused already, and nothing will be called. */
 int gen_submit(struct gen_task *t, struct llava_request *r, int n, struct llava_error *e);
+/* One of the task's answers has failed: the others end soon, each with its on_end. From callbacks. */
+void gen_cancel(struct gen_task *t);
 /* To be called at the end of on_end; t may be gone afterwards. */
 void gen_ended(struct gen_task *t);
 

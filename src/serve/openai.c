@@ -83,6 +83,7 @@ static void on_end(void *ctx, int i, const struct llava_result *r, const struct 
     a->choice[i].finish = r->finish;
     if (a->chat.tools.mode) settle(a, &a->choice[i]);
     if (e) blame(a, e->code, e->message);
+    if (e) gen_cancel(&a->task); /* what the others say would not be told */
     else if (r->finish == LLAVA_FINISH_CANCELLED)
         bad_set(&a->bad, 503, NULL, "shutting_down", "the server is shutting down");
     if (!a->bad.status && a->chat.stream) a->shape->over(a, i);
