@@ -419,7 +419,7 @@ static void read_message(struct chat *c, const struct fields *m)
     if (read_item(c, m)) return;
     if (!fields_str(m, "role", &role)) fields_need(m, "role");
     bool is_system = !strcmp(role, "system") || !strcmp(role, "developer"), user = !strcmp(role, "user");
-    if (!is_system && !user && strcmp(role, "assistant") != 0 && *role)
+    if (!is_system && !user && strcmp(role, "assistant") != 0)
         fields_bad(m, "role", "is '%.40s', want system, user, assistant or tool", role);
     if (m->bad->status) return;
     t = is_system ? &system : add_turn(c, user ? CONV_USER : CONV_ASSISTANT);

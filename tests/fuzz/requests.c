@@ -25,9 +25,10 @@ static void chats(const json_t *body, read_fn *read, unsigned pick)
     const bool is_chat = read != completion_read;
     read(&c, body, &b);
     struct buf out = buf_make(1 << 25), bytes = buf_make(1 << 20);
-    const char *stop;
-    if (!b.status && is_chat) chat_prompt(&out, &stop, &c, conv_key(pick % 16), pick & 64, &b);
-    if (!b.status && is_chat && !out.n) abort();
+    const char *stop, *name = conv_key(pick % 16);
+    const bool plain = conv_find(name)->style == CONV_PLAIN; /* of nothing it makes nothing */
+    if (!b.status && is_chat) chat_prompt(&out, &stop, &c, name, pick & 64, &b);
+    if (!b.status && is_chat && !plain && !out.n) abort();
     for (int i = 0; i < c.n_pictures; i++) base64_picture(&bytes, c.picture[i].url);
     const bool stops = c.sampling.n_stop >= 0 && c.sampling.n_stop <= CHAT_STOPS_MAX;
     if (!b.status && ((c.schema && c.grammar) || c.n < 1 || !stops)) abort();

@@ -387,6 +387,7 @@ WRONG = [  # name, members (... takes one away), status, field, a word of the me
         "enum": ["x" * 40 + str(i) for i in range(9000)]}}}}, 400, "response_format", "more than 262144 bytes"),
     ("a name that is no list", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
         "type": "object", "properties": {"a": {}}, "required": "a"}}}}, 400, "response_format", "'required' is no list"),
+    ("a speaker without a name", {"messages": [{"role": "", "content": "Hi"}]}, 400, "messages[0].role", "is '', want system"),
     ("a penalty past its range", {"presence_penalty": 3}, 400, "presence_penalty", "-2 to 2"),
     ("a bias for no token", {"logit_bias": {"x": 1}}, 400, "logit_bias", "no token's number"),
     ("a bias for a token past the last", {"logit_bias": {"1536": 1}}, 400, "logit_bias", "1536"),
