@@ -126,8 +126,9 @@ void serving_run(struct serving *s, const char *what)
     int sig;
     const char *host = s->options.host;
     bool any = !strcmp(host, "0.0.0.0") || !strcmp(host, "::");
-    log_info("%s: open %s://%s:%d", what, server_is_tls(s->server) ? "https" : "http", any ? "localhost" : host,
-             server_port(s->server));
+    bool v6 = !any && strchr(host, ':'); /* whose colons an address keeps in brackets */
+    log_info("%s: open %s://%s%s%s:%d", what, server_is_tls(s->server) ? "https" : "http", v6 ? "[" : "",
+             any ? "localhost" : host, v6 ? "]" : "", server_port(s->server));
     stop_signals(&stop);
     sigwait(&stop, &sig);
     journal_info(s->journal, "stopping: answers under way get %g s", s->grace_s);

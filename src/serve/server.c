@@ -401,8 +401,11 @@ static int take_address(struct server *s, struct err *e)
     int fd = -1, bad = 0;
     snprintf(port, sizeof port, "%d", s->o.port);
     int no = getaddrinfo(s->o.host, port, &hints, &list);
+    /* a bare root without /etc/hosts: the name means the loopback all the same (RFC 6761) */
+    if (no && strcmp(s->o.host, "localhost") == 0) no = getaddrinfo("127.0.0.1", port, &hints, &list);
     if (no) return err_set(e, ERR_USAGE, "cannot listen at '%s': %s", s->o.host, gai_strerror(no));
-    for (int v6 = 0; v6 < 2 && fd < 0; v6++) { /* IPv4 first: "localhost" is both */
+    /* IPv4 first: "localhost" is both. A port taken there is taken: on IPv6 alone few would find this server. */
+    for (int v6 = 0; v6 < 2 && fd < 0 && bad != EADDRINUSE; v6++) {
         for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
             if ((a->ai_family == AF_INET6) != v6) continue;
             fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
