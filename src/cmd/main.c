@@ -35,8 +35,8 @@ static void usage(FILE *f)
                "LLaVA in one program: look at pictures and answer questions about them.\n\nCommands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(f, "  %-11s %s\n", commands[i].name, commands[i].summary);
     fprintf(f, "\n`llava COMMAND --help` explains each. Try:\n"
-               "  llava run --model-path models/demo --image-file cat.png --query \"What is "
-               "this?\"\n\n" CMD_EXIT_STATUS "\n");
+               "  llava run --model-path models/demo \\\n"
+               "      --image-file models/demo/pictures/dog.png --query \"What is this?\"\n\n" CMD_EXIT_STATUS "\n");
 }
 
 static int unknown(const char *name)

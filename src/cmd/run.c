@@ -77,8 +77,8 @@ static const struct argp argp = {
     options, option, NULL,
     "Answers one question about one or more pictures, on standard output.\v"
     "Examples:\n"
-    "  llava run --model-path models/demo --image-file cat.png \\\n"
-    "      --query \"What is this?\"\n"
+    "  llava run --model-path models/demo \\\n"
+    "      --image-file models/demo/pictures/dog.png --query \"What is this?\"\n"
     "  llava run --model-path liuhaotian/llava-v1.5-7b --temperature 0 \\\n"
     "      --image-file a.jpg,b.jpg \\\n"
     "      --query \"<image-placeholder>, <image-placeholder>: what differs?\"\n"
