@@ -76,6 +76,9 @@ class Browser:
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
+            except Gone:
+                self.close()
+                raise
         else:
             self.close()
             raise Gone("chromedriver does not answer")
