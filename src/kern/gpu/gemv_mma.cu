@@ -345,9 +345,10 @@ template <class E, int M, int N, bool PAIR> static void gemv_mma_launch(struct k
 {
     typedef groups<PAIR> G;
     enum { SHIFT_MOST = 6, BLOCKS = PAIR ? 2 : 1, RINGS = G::N * STAGES, TILES_LEAST = M == 1 ? 3 : 8, SHARE = 16 / M,
-           TILE_SUMS = UNIT * sums<M>::ROW * SEGMENTS };
+           TILE_SUMS = UNIT * sums<M>::ROW * SEGMENTS,
+           BEYOND = (ring_copies::AT_ONCE - 1) * (G::MEMBERS >> 3) /* looked up behind the last row */ };
     const int64_t parts = parts_of(kc, a, BLOCKS), each = ceil_div(ceil_div(a->rows, UNIT), parts),
-                  table = (a->T + UNIT * each) * (int64_t)sizeof(char *), most = shared_most();
+                  table = (a->T + UNIT * each + BEYOND) * (int64_t)sizeof(char *), most = shared_most();
     struct ring_shape s = {};
     int64_t rows, room;
     for (int64_t passes = ceil_div(each, N * G::BY_ROW);; passes++) {
