@@ -413,6 +413,17 @@ static struct trainee trainee_new(const struct train_args *a, struct dev *dev)
                              .bits = a->bits == 16 ? 0 : (int)a->bits };
 }
 
+/* What follows once there is a model: how long it may read, what of it is trained, which patches are left out. */
+static int prepare(struct trainee *t, const struct train_args *a, struct err *e)
+{
+    int rc;
+    TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
+    TRY(choose_all(t, a, e));
+    TRY(drop_patches(t, a, e));
+out:
+    return rc;
+}
+
 int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev, struct err *e)
 {
     int rc;
@@ -426,9 +437,7 @@ int trainee_open(struct trainee *t, const struct train_args *a, struct dev *dev,
     if (a->model_max_length > t->model.cfg.llama.max_pos)
         log_warn("--model_max_length %lld is more than the %d positions that the model was made for",
                  (long long)a->model_max_length, t->model.cfg.llama.max_pos);
-    TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
-    TRY(choose_all(t, a, e));
-    TRY(drop_patches(t, a, e));
+    TRY(prepare(t, a, e));
 out:
     if (rc < 0) trainee_close(t);
     return rc;
@@ -447,9 +456,7 @@ int trainee_random(struct trainee *t, const struct train_args *a, struct dev *de
     TRY(llava_config_preset(&c, a->model_name_or_path, e));
     TRY(llava_model_random(&t->model, &c, &s, (uint64_t)a->seed, e));
     t->recipe = (struct recipe){ .pad = -1, .vision = true, .side = c.clip.image, .rows = llava_tile_rows(&t->model) };
-    TRY(llava_model_context(&t->model, (int)a->model_max_length, e));
-    TRY(choose_all(t, a, e));
-    TRY(drop_patches(t, a, e));
+    TRY(prepare(t, a, e));
 out:
     if (rc < 0) trainee_close(t);
     return rc;
